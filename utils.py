@@ -1,0 +1,377 @@
+"""Files, sizes, devices and errors: all that is not texture.
+
+Pictures are `(B, C, H, W)` float32 tensors in [0, 1]; sizes are (height, width) in code and
+WIDTHxHEIGHT for the user. Nothing here prints: what the user should hear is returned or raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+TEXTURES = Path(__file__).resolve().parent / "textures"
+MAX_SIDE = 16383  # WebP's limit
+COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
+
+# What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
+# WebP is lossless because its lossy mode always halves the chroma.
+_JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
+_TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"})
+_FORMATS = {
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+}
+SUFFIXES = tuple(_FORMATS)
+
+# EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
+_DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
+_RECORD_KEY = "synthesis"
+_RECORD_BYTES = 60_000
+
+
+class UserError(Exception):
+    """What the user can fix: main prints it as one line on stderr and exits 2."""
+
+    def __str__(self) -> str:
+        # File names and Pillow's messages may hold line breaks.
+        return " ".join(super().__str__().splitlines())
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def find_picture(name: str) -> Path:
+    """Return where the picture is: as given, or in the `textures/` folder beside this file.
+
+    Raises UserError when it is in neither place, is a folder or may not be read.
+    """
+    for path in (Path(name), TEXTURES / name):
+        try:
+            path.open("rb").close()
+            return path
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            reason = "a folder, not a picture" if path.is_dir() else _reason(error)
+            raise UserError(f"{name!r}: {reason}") from error
+    pictures = {p.stem.lower(): p.name for p in TEXTURES.glob("*") if p.suffix.lower() in SUFFIXES}
+    close = difflib.get_close_matches(Path(name).stem.lower(), pictures)
+    hint = f"; nearest there: {', '.join(pictures[stem] for stem in close)}" if close else ""
+    raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
+
+
+def read_picture(path: Path) -> tuple[Tensor, list[str]]:
+    """Return a picture as (1, 3, H, W) sRGB in [0, 1], and what had to be done to it.
+
+    Takes whatever Pillow reads: grey, palette, transparent, CMYK, 16-bit, rotated, with a colour
+    profile. The notes are one line each and begin with the file's name.
+
+    Raises UserError when the file cannot be read, is damaged, is beyond Pillow's limit on
+    pixels, is wholly transparent, or holds floats outside [0, 1].
+    """
+    notes: list[str] = []
+    with _opened(path) as picture:
+        picture.load()
+        if getattr(picture, "is_animated", False):
+            notes.append("several frames, only the first is used")
+        picture = _upright(picture, notes)
+        alpha = None
+        if picture.mode[0] in "IF":
+            pixels = _deep_grey(picture, notes)
+        else:
+            if picture.has_transparency_data:
+                alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255
+            pixels = np.asarray(_srgb(picture, notes), np.float32) / 255
+    if alpha is not None and alpha.min() < 1:
+        if alpha.max() == 0:
+            raise UserError(f"{path}: every pixel is transparent")
+        pixels = _over_mean(pixels, alpha)
+        notes.append("transparent pixels painted over the mean colour")
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+    return image, [f"{path.name}: {note}" for note in notes]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever Pillow raises inside the block becomes a UserError."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow grumbles about files that it then reads well; but between one and two times
+            # its limit on pixels it only warns, and that we refuse.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                yield picture
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise UserError(f"{path}: too large, at most {limit} pixels are read") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture of a kind that Pillow reads") from error
+    except Exception as error:
+        # Damaged bytes come back as OSError, SyntaxError, struct.error, IndexError and more.
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # as many kinds as there are ways to write EXIF wrongly
+        notes.append("unreadable EXIF, orientation ignored")
+        return picture
+
+
+def _deep_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
+    """Return grey of 16 bits or float as (H, W, 3); ValueError when it is out of range."""
+    if "icc_profile" in picture.info:
+        notes.append("colour profile of a grey picture of more than 8 bits, ignored")
+    # Pillow calls a 32-bit integer file "I" as well as some 16-bit ones; only the latter have a
+    # white that we know.
+    white = 1 if picture.mode == "F" else 65535
+    grey = np.asarray(picture).astype(np.float64)
+    if not (grey.min() >= 0 and grey.max() <= white):  # so that NaN is refused
+        raise ValueError(f"values {grey.min():g} to {grey.max():g}, allowed are 0 to {white}")
+    return np.repeat(grey[..., None] / white, 3, axis=2).astype(np.float32)
+
+
+def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
+    """Return an 8-bit picture as RGB in sRGB, through its own colour profile if it has one."""
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+    plain = picture.convert("RGB")
+    profile = picture.info.get("icc_profile")
+    if not profile:
+        return plain
+    try:
+        srgb = ImageCms.createProfile("sRGB")
+        managed = ImageCms.profileToProfile(picture, BytesIO(profile), srgb, outputMode="RGB")
+    except ImageCms.PyCMSError:
+        notes.append("unusable colour profile, ignored")
+        return plain
+    # One level is rounding: the profile is sRGB under any of its names, so keep the exact pixels.
+    extrema = ImageChops.difference(plain, managed).getextrema()
+    return managed if max(high for _, high in extrema) > 1 else plain
+
+
+def _over_mean(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Composite (H, W, 3) by alpha (H, W) over the picture's own alpha-weighted mean colour."""
+    alpha = alpha[..., None]
+    mean = (pixels * alpha).sum((0, 1), np.float64) / alpha.sum(dtype=np.float64)
+    return (pixels * alpha + mean * (1 - alpha)).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------- saving
+
+
+def check_save_path(path: Path) -> None:
+    """Create the folder of a picture to come, so that slow work does not end in an error.
+
+    Raises UserError when the suffix is not one of SUFFIXES, the path is a folder, or its folder
+    cannot be created or written to.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: unknown suffix {path.suffix!r}, use one of {' '.join(SUFFIXES)}")
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a folder, not a file to save to")
+        folder = _real(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
+
+
+def save_picture(image: Tensor, path: Path, record: dict[str, object]) -> None:
+    """Save (1, 3, H, W) in [0, 1] at 8 bits, as the suffix says, with `record` inside the file.
+
+    The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
+    for another shape or for values that are not finite.
+    """
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ValueError(f"expected a picture of shape (1, 3, H, W), got {tuple(image.shape)}")
+    if not image.isfinite().all():
+        raise ValueError("the picture holds values that are not finite")
+    # The clamp keeps 1.0000001 from wrapping round to black.
+    levels = image.detach()[0].float().mul(255).round().clamp(0, 255).to("cpu", torch.uint8)
+    picture = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+    kind, options = _FORMATS[path.suffix.lower()]
+    # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
+    temporary = _real(path).with_name(f".{uuid4().hex}.tmp")
+    try:
+        # Encoded in memory because libtiff writes complaints of its own to stderr.
+        encoded = BytesIO()
+        picture.save(encoded, kind, **options, **_record_options(kind, record))
+        temporary.write_bytes(encoded.getbuffer())
+        os.replace(temporary, _real(path))
+    except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
+        raise UserError(f"{path}: cannot be saved ({_reason(error)})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def read_record(path: Path) -> dict[str, object]:
+    """Return what `save_picture` recorded in the file, {} when it carries no record.
+
+    Raises UserError when the file cannot be read as a picture.
+    """
+    with _opened(path) as picture:
+        text = picture.info.get(_RECORD_KEY)
+        with suppress(Exception):  # somebody else's broken EXIF is no record
+            exif = picture.getexif()
+            if exif.get(_SOFTWARE) == _RECORD_KEY:
+                text = exif.get(_DESCRIPTION)
+    try:
+        record = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _real(path: Path) -> Path:
+    # Replacing a link would leave the file that it points to as it was.
+    return Path(os.path.realpath(path))
+
+
+def _record_options(kind: str, record: dict[str, object]) -> dict[str, object]:
+    """Return the arguments to Pillow's `save` that put a record inside the file."""
+    record = {str(key): value for key, value in record.items()}
+    # JSON escapes to ASCII, all that EXIF descriptions hold, and so keeps any file name.
+    dump = partial(json.dumps, default=str, skipkeys=True)
+    while len(text := dump(record)) > _RECORD_BYTES:
+        del record[max(record, key=lambda key: len(dump(record[key])))]
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text(_RECORD_KEY, text)
+        return {"pnginfo": chunks}
+    exif = Image.Exif()
+    exif[_SOFTWARE], exif[_DESCRIPTION] = _RECORD_KEY, text
+    return {"exif": exif}
+
+
+# ----------------------------------------------------------------------- arguments and devices
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
+
+    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels, and for more
+    pixels in all than Pillow reads back.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
+    width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
+    most = Image.MAX_IMAGE_PIXELS
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= most):
+        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels and {most} pixels in all"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
+    return height, width
+
+
+def parse_bool(text: str) -> bool:
+    """Return True or False for the words for it; `type=bool` would read 'False' as true.
+
+    Raises argparse.ArgumentTypeError for any other word.
+    """
+    word = text.strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+
+
+def pick_device(name: str | None) -> tuple[torch.device, str | None]:
+    """Return the device of that name; None means cuda:0, or the CPU and a note that says so.
+
+    Raises UserError when a device that was asked for is not on this machine.
+    """
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    if name is None:
+        if "cuda:0" in devices:
+            return torch.device("cuda:0"), None
+        return torch.device("cpu"), "no CUDA device on this machine, running on the CPU"
+    # Compared with names, never parsed: torch.device takes 'meta', 'cuda:7' and a dozen more.
+    wanted = name.strip().lower()
+    wanted = "cuda:0" if wanted == "cuda" else wanted
+    if wanted not in devices:
+        raise UserError(f"no device {name!r} on this machine, which has {', '.join(devices)}")
+    return torch.device(wanted), None
+
+
+# --------------------------------------------------------------------------------------- sizes
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (B, C, H, W) in [0, 1] resized to (height, width), antialiased, still in [0, 1].
+
+    The very same tensor comes back when it has that size already.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    # Bicubic overshoots at edges.
+    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def pyramid(
+    exemplar: tuple[int, int], output: tuple[int, int], scales: int | None, least: int
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return the sizes of (exemplar, output) from coarse to fine, each twice the one before.
+
+    `scales` is how many; None takes as many as bring the exemplar's shorter side nearest to
+    COARSEST. It is the exemplar that decides: when it is seen whole in fewer pixels, its layout
+    is pinned and the output turns into a copy.
+
+    Raises UserError when a shorter side would fall below `least` pixels.
+    """
+    for name, size in (("exemplar", exemplar), ("output", output)):
+        if min(size) < least:
+            told = f"{size[1]}x{size[0]}"
+            raise UserError(f"{name} of {told}: the shorter side must have {least} pixels or more")
+    most = 1 + math.floor(math.log2(min(*exemplar, *output) / least))
+    if scales is None:
+        scales = min(max(1, 1 + round(math.log2(min(exemplar) / COARSEST))), most)
+    if not 1 <= scales <= most:
+        raise UserError(f"--scales {scales}: allowed here are auto and 1 to {most}")
+    factors = [2**k for k in reversed(range(scales))]
+    return [
+        tuple(tuple(round(s / k) for s in size) for size in (exemplar, output)) for k in factors
+    ]
+
+
+def split_steps(steps: int, scales: int) -> list[int]:
+    """Return how many of the steps each scale gets, coarse to fine, half as many each time.
+
+    A step costs four times as much at every finer scale, and finds four times less to do there.
+    """
+    shares = [2 ** (scales - 1 - k) / (2**scales - 1) for k in range(scales)]
+    ends = [round(steps * sum(shares[: k + 1])) for k in range(scales)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
