@@ -1,0 +1,312 @@
+"""The trunk against torchvision's own VGG, rescaling, borders, and where weights come from."""
+
+import errno
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import models
+from models import BUNDLE, NETS, Extractor, layer_table, load_weights, resolve_layers
+from utils import UserError
+
+LAYERS = ["relu1_1", "relu2_1", "pool2", "relu3_1"]
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return load_weights("vgg16-hed", None, ["relu4_1"])[0]
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty weight cache and a network that is not there."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def unreachable(*arguments):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    return tmp_path / "checkpoints"
+
+
+def small_weights(net: str, last: int) -> dict[str, torch.Tensor]:
+    """Weights of the right shapes and constant values, through torchvision's index `last`."""
+    channels, weights = 3, {}
+    for layer, index in layer_table(NETS[net]).items():
+        if index is not None and index <= last:
+            wide = models.WIDTHS[int(layer[4]) - 1]
+            weights[f"features.{index}.weight"] = torch.full((wide, channels, 3, 3), 0.01)
+            weights[f"features.{index}.bias"] = torch.zeros(wide)
+            channels = wide
+    return weights
+
+
+def refusal(*arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        load_weights(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("name, kind", [("vgg19", "vgg19"), ("vgg16", "vgg16")])
+def test_layer_table_is_torchvisions(name, kind):
+    with torch.device("meta"):
+        trunk = getattr(torchvision.models, kind)().features
+    convs = [i for i, module in enumerate(trunk) if isinstance(module, nn.Conv2d)]
+    assert [i for i in layer_table(NETS[name]).values() if i is not None] == convs
+    assert len(layer_table(NETS[name])) == sum(not isinstance(m, nn.ReLU) for m in trunk)
+
+
+@pytest.mark.parametrize("name", ["vgg19", "vgg16"])
+def test_file_name_is_torchvisions(name):
+    url = torchvision.models.get_weight(NETS[name].torchvision).url
+    assert url.endswith("/" + NETS[name].file)
+
+
+def test_resolve_layers():
+    names = ["pool4", "conv1_1", "relu3_4", "RELU1_1"]
+    assert resolve_layers(names, "vgg19") == ["relu1_1", "relu3_4", "pool4"]
+
+
+@pytest.mark.parametrize("typo, nearest", [("conv4-1", "relu4_1"), ("pool6", "pool5")])
+def test_a_typo_gets_the_nearest_names(typo, nearest):
+    with pytest.raises(UserError, match=f"{typo}.*{nearest}"):
+        resolve_layers(["conv1_1", typo], "vgg19")
+    with pytest.raises(UserError, match="vgg16 has no"):
+        resolve_layers(["conv3_4"], "vgg16")
+
+
+def test_least_side_is_the_least_that_runs(bundle):
+    for layer in ("relu1_1", "pool1", "relu2_1", "relu3_1", "pool3", "relu4_1"):
+        side = models.least_side([layer])
+        extractor = Extractor(bundle, "vgg16-hed", [layer])
+        assert layer in extractor(torch.rand(1, 3, side, side))
+        with pytest.raises(RuntimeError, match="[Pp]adding"):
+            extractor(torch.rand(1, 3, side - 1, side - 1))
+
+
+# ------------------------------------------------------------------------------------ extractor
+
+
+def test_features_are_those_of_torchvision(bundle, picture):
+    with torch.device("meta"):
+        trunk = torchvision.models.vgg16().features[:12]
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "reflect"
+            module._reversed_padding_repeated_twice = [1, 1, 1, 1]
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    state = {k.removeprefix("features."): v for k, v in bundle.items()}
+    trunk.load_state_dict({k: state[k].float() for k in trunk.state_dict()}, assign=True)
+    mean, std = torch.tensor(models.IMAGENET_MEAN), torch.tensor(models.IMAGENET_STD)
+    x = (picture - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    expected = {}
+    for index, module in enumerate(trunk):
+        x = module(x)
+        expected[index] = x
+    features = Extractor(bundle, "vgg16-hed", LAYERS, pool="max")(picture)
+    assert list(features) == ["image", *LAYERS]
+    for layer, index in zip(LAYERS, (1, 6, 9, 11), strict=True):
+        torch.testing.assert_close(features[layer], expected[index], rtol=1e-3, atol=1e-3)
+
+
+def test_pooling_by_hand(bundle, picture):
+    for pool, function in (("avg", nn.functional.avg_pool2d), ("max", nn.functional.max_pool2d)):
+        features = Extractor(bundle, "vgg16-hed", ["relu1_2", "pool1"], pool)(picture)
+        torch.testing.assert_close(features["pool1"], function(features["relu1_2"], 2))
+
+
+def test_cut_after_the_deepest_layer_and_frozen(bundle):
+    extractor = Extractor(bundle, "vgg16-hed", ["relu1_1", "relu2_1"])
+    names = [name for name, _ in extractor.trunk.named_children()]
+    assert names == ["conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "conv2_1", "relu2_1"]
+    assert not any(p.requires_grad for p in extractor.parameters())
+
+
+def test_a_new_dict_each_call_that_later_layers_leave_alone(bundle, picture):
+    extractor = Extractor(bundle, "vgg16-hed", LAYERS)
+    first = extractor(picture)
+    kept = {layer: tensor.clone() for layer, tensor in first.items()}
+    second = extractor(1 - picture)
+    assert first is not second
+    for layer, tensor in kept.items():
+        assert torch.equal(first[layer], tensor)
+        assert not torch.equal(first[layer], second[layer])
+
+
+def test_grey_is_three_equal_channels(bundle, picture):
+    extractor = Extractor(bundle, "vgg16-hed", ["relu2_1"])
+    grey = picture[:, :1]
+    assert torch.equal(extractor(grey)["relu2_1"], extractor(grey.repeat(1, 3, 1, 1))["relu2_1"])
+    assert extractor(grey)["image"].shape == picture.shape
+
+
+def test_batch_is_stacked_singles(bundle):
+    extractor = Extractor(bundle, "vgg16-hed", LAYERS)
+    batch = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    singles = [extractor(batch[i : i + 1]) for i in range(2)]
+    for layer, features in extractor(batch).items():
+        expected = torch.cat([single[layer] for single in singles])
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_circular_extractor_commutes_with_roll(bundle, picture):
+    extractor = Extractor(bundle, "vgg16-hed", LAYERS, padding="circular")
+    rolled = extractor(picture.roll((8, 16), (2, 3)))
+    for layer, features in extractor(picture).items():
+        stride = picture.shape[-1] // features.shape[-1]
+        expected = features.roll((8 // stride, 16 // stride), (2, 3))
+        torch.testing.assert_close(rolled[layer], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", models.POOLS)
+def test_rescaling_changes_the_scale_of_each_filter_and_nothing_else(bundle, picture, pool):
+    plain = Extractor(bundle, "vgg16-hed", LAYERS, pool)
+    scaled = Extractor(bundle, "vgg16-hed", LAYERS, pool)
+    scaled.rescale(picture)
+    other = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+    gains = {}
+    for layer in ("relu1_1", "relu2_1", "relu3_1"):
+        means = plain(picture)[layer].mean((0, 2, 3))
+        gains[layer] = 1 / means.clamp(min=means.mean() / models.RESCALE_CAP)
+        gain = gains[layer].view(1, -1, 1, 1)
+        torch.testing.assert_close(
+            scaled(other)[layer], plain(other)[layer] * gain, rtol=1e-3, atol=1e-3
+        )
+        common = means > means.mean() / models.RESCALE_CAP
+        assert 0 < common.sum() < len(common)
+        unit = scaled(picture)[layer].mean((0, 2, 3))[common]
+        torch.testing.assert_close(unit, torch.ones_like(unit), rtol=1e-3, atol=1e-3)
+
+
+def test_rescaling_survives_dead_filters_and_dead_layers(bundle, picture):
+    weights = dict(bundle)
+    weights["features.0.bias"] = bundle["features.0.bias"].clone()
+    weights["features.0.bias"][5] = -1e4  # never fires
+    weights["features.5.bias"] = torch.full_like(bundle["features.5.bias"], -6e4)  # nor do these
+    extractor = Extractor(weights, "vgg16-hed", LAYERS)
+    extractor.rescale(picture)
+    for layer, features in extractor(picture).items():
+        assert features.isfinite().all(), layer
+    assert (extractor(picture)["relu2_1"] == 0).all()
+
+
+# -------------------------------------------------------------------------------------- weights
+
+
+def test_bundle_is_used_where_nothing_else_can_be_had_and_said(cache):
+    weights, net, notes = load_weights(None, None, ["relu4_1"])
+    assert net == "vgg16-hed" and len(notes) == 1
+    assert "vgg19" in notes[0] and "no route to host" in notes[0] and "vgg16-hed" in notes[0]
+    assert weights["features.0.weight"].shape == (64, 3, 3, 3)
+
+
+def test_a_net_asked_for_is_never_replaced(cache):
+    line = refusal("vgg19", None, ["relu4_1"])
+    assert "network" in line and "--weights PATH" in line and "--model vgg16-hed" in line
+
+
+def test_bundle_needs_no_network_and_no_note(cache):
+    assert load_weights("vgg16-hed", None, ["relu4_1"])[1:] == ("vgg16-hed", [])
+
+
+def test_a_layer_beyond_the_bundle_is_the_users_to_fix(cache):
+    assert "relu5_2" in refusal("vgg16-hed", None, ["relu5_2"])
+    assert "relu3_4" in refusal(None, None, ["relu3_4"])
+
+
+def test_torchvisions_file_is_read_once_and_then_its_copy(cache):
+    cache.mkdir()
+    full = small_weights("vgg19", 34) | {"classifier.0.weight": torch.zeros(3)}
+    file = cache / NETS["vgg19"].file
+    torch.save(full, file)
+    weights, net, notes = load_weights(None, None, ["relu4_1"])
+    assert (net, notes) == ("vgg19", []) and "classifier.0.weight" not in weights
+    file.unlink()
+    again, net, _ = load_weights("vgg19", None, ["relu4_1"])
+    assert net == "vgg19" and again.keys() == weights.keys()
+    assert all(torch.equal(again[k], weights[k]) for k in weights)
+    assert len(list(cache.iterdir())) == 1  # no temporary files
+
+
+def test_a_damaged_copy_is_made_again(cache):
+    cache.mkdir()
+    torch.save(small_weights("vgg19", 34), cache / NETS["vgg19"].file)
+    copy = cache / "vgg19-dcbb9e9d.features.pth"
+    copy.write_bytes(b"half a file")
+    load_weights("vgg19", None, ["relu1_1"])
+    assert "features.0.bias" in torch.load(copy, weights_only=True)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_copy(cache, monkeypatch):
+    cache.mkdir()
+    torch.save(small_weights("vgg19", 34), cache / NETS["vgg19"].file)
+
+    def full_disk(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(models.torch, "save", full_disk)
+    assert load_weights("vgg19", None, ["relu1_1"])[1] == "vgg19"
+
+
+def test_download_checks_the_hash(cache, monkeypatch):
+    calls = []
+
+    def download(url, path, hash_prefix, progress):
+        calls.append((url.rsplit("/")[-1], hash_prefix))
+        torch.save(small_weights("vgg19", 34), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert load_weights(None, None, ["relu4_1"])[1:] == ("vgg19", [])
+    assert load_weights(None, None, ["relu4_1"])[1] == "vgg19"
+    assert calls == [("vgg19-dcbb9e9d.pth", "dcbb9e9d")]
+
+
+def test_any_state_dict_tells_its_own_net(tmp_path):
+    for net, last in (("vgg19", 34), ("vgg16", 28)):
+        path = tmp_path / f"{net}.pth"
+        torch.save(small_weights(net, last), path)
+        assert load_weights(None, path, ["relu4_1"])[1:] == (net, [])
+    assert load_weights(None, BUNDLE, ["relu4_1"])[1] == "vgg16"
+    assert load_weights("vgg16-hed", BUNDLE, ["relu4_1"])[1] == "vgg16-hed"
+    assert "features.16" in refusal("vgg19", BUNDLE, ["relu4_1"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", BUNDLE.read_bytes()[:5000]])
+def test_a_file_that_is_no_state_dict(tmp_path, content):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    assert str(path) in refusal(None, path, ["relu1_1"])
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = tmp_path / "w.pth"
+    assert "No such file" in refusal(None, path, ["relu1_1"])
+    assert str(tmp_path) in refusal(None, tmp_path, ["relu1_1"])
+    torch.save({"conv.weight": torch.zeros(1)}, path)
+    assert "VGG-19" in refusal(None, path, ["relu1_1"])
+    torch.save([1, 2], path)
+    assert "state dict" in refusal(None, path, ["relu1_1"])
+    wrong = small_weights("vgg19", 34)
+    wrong["features.5.weight"] = torch.zeros(128, 64, 5, 5)
+    torch.save(wrong, path)
+    line = refusal(None, path, ["relu2_1"])
+    assert "features.5.weight" in line and "(128, 64, 5, 5)" in line and "relu2_1" in line
+    assert load_weights(None, path, ["relu1_2"])[1] == "vgg19"  # needs no deeper layer
+
+
+def test_bundle_is_there():
+    assert Path(BUNDLE).stat().st_size < 25e6
