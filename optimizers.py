@@ -1,0 +1,197 @@
+"""Bring a loss to its minimum over pictures in the box [0, 1]; knows no texture model.
+
+Every evaluation of loss and gradient is one step, whichever optimiser asks for it. The box is
+part of the problem: a picture is saved in [0, 1], and one that was optimised outside of it and
+clamped afterwards is another picture, with another loss.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from losses import Features
+
+Report = Callable[[int, Tensor, float], None]
+
+
+class _OutOfSteps(Exception):
+    """The evaluations that were paid for are used up."""
+
+
+class _Evaluator:
+    """The loss of a picture: counts its evaluations and remembers the best picture."""
+
+    def __init__(
+        self,
+        extractor: Callable[[Tensor], Features],
+        criterion: Callable[[Features], Tensor],
+        steps: int,
+        report: Report | None,
+    ) -> None:
+        self.extractor, self.criterion, self.report = extractor, criterion, report
+        self.taken, self.steps = 0, steps
+        self.best: Tensor | None = None
+        self.best_loss = math.inf
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
+        """(B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sum of the losses."""
+        if self.taken == self.steps:
+            raise _OutOfSteps
+        self.taken += 1
+        image = image.detach().requires_grad_()
+        losses = self.criterion(self.extractor(image))
+        (gradient,) = torch.autograd.grad(losses.sum(), image)
+        total = losses.sum().item()  # CPU-GPU sync point
+        if not math.isfinite(gradient.sum().item()):
+            total = math.nan
+        if total < self.best_loss:
+            self.best, self.best_loss = image.detach(), total
+        elif self.best is None:
+            raise FloatingPointError(f"the loss of the first picture is {total}")
+        if self.report:
+            self.report(self.taken, self.best, self.best_loss)
+        return losses.detach(), gradient, total
+
+
+def optimize(
+    image: Tensor,
+    extractor: Callable[[Tensor], Features],
+    criterion: Callable[[Features], Tensor],
+    steps: int,
+    optimizer: str = "Adam",
+    lr: float | None = None,
+    report: Report | None = None,
+) -> Tensor:
+    """The best of the pictures seen in `steps` evaluations, starting from `image`.
+
+    Args:
+        image: (B, C, H, W) in [0, 1]; it is not changed.
+        extractor: pictures -> features.
+        criterion: features -> losses (B,); their sum is minimised.
+        steps: evaluations of loss and gradient; with 0 the picture comes back as it is.
+        optimizer: a name in `OPTIMIZERS`.
+        lr: step size; None means the optimiser's own default, `LEARNING_RATES`.
+        report: called after every step with its number, from 1, the best picture and its loss.
+
+    Raises:
+        FloatingPointError: the loss of `image` itself is not finite.
+    """
+    evaluate = _Evaluator(extractor, criterion, steps, report)
+    lr = LEARNING_RATES[optimizer] if lr is None else lr
+    try:
+        OPTIMIZERS[optimizer](evaluate, image, steps, lr)
+    except _OutOfSteps:
+        pass
+    return image if evaluate.best is None else evaluate.best
+
+
+def _adam(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
+    """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
+
+    The loss falls by four orders of magnitude and its gradient with it. Adam divides by a mean of
+    past gradients, so that on the loss itself the steps freeze soon after the start; on its
+    logarithm the gradient keeps its size. A long first moment, a second one as short-lived, and a
+    cosine decay do the rest: figures in the README.
+    """
+    first, second = torch.zeros_like(image), torch.zeros_like(image)
+    age = 0
+    for step in range(steps):
+        losses, gradient, total = evaluate(image)
+        if not math.isfinite(total):
+            image, lr, age = evaluate.best, lr / 2, 0
+            first.zero_()
+            second.zero_()
+            continue
+        gradient = gradient / losses.clamp(min=torch.finfo(losses.dtype).tiny).view(-1, 1, 1, 1)
+        age += 1
+        first = first.lerp(gradient, 1 - ADAM_BETA1)
+        second = second.lerp(gradient.square(), 1 - ADAM_BETA2)
+        mean = first / (1 - ADAM_BETA1**age)
+        direction = mean / ((second / (1 - ADAM_BETA2**age)).sqrt() + 1e-12)
+        rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        image = (image - rate * direction).clamp(0, 1)
+
+
+def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
+    """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
+
+    Pixels that are at a bound and whose gradient pushes them out of the box are held; the others
+    take the quasi-Newton step, are clamped, and a backtracking line search asks the clamped
+    picture, not the free one, for a sufficient decrease (Armijo). The line search makes every
+    accepted step a descent: it cannot diverge, and a value that is not finite is one more step
+    that was too long.
+    """
+    history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=LBFGS_MEMORY)
+    _, gradient, loss = evaluate(image)
+    while True:
+        held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
+        free_gradient = gradient.masked_fill(held, 0)
+        direction = _quasi_newton(free_gradient, history).masked_fill_(held, 0)
+        accepted = None
+        if _dot(free_gradient, direction) < 0:
+            accepted = _line_search(evaluate, image, direction, gradient, loss, lr)
+        if accepted is None:
+            if not history:
+                return  # the gradient itself leads nowhere: a minimum
+            history.clear()
+            continue
+        new_image, new_gradient, loss = accepted
+        moved, turned = new_image - image, new_gradient - gradient
+        curvature = (moved * turned).sum()
+        if curvature > 1e-10 * turned.square().sum():
+            history.append((moved, turned, 1 / curvature))
+        image, gradient = new_image, new_gradient
+
+
+def _quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The direction `-H gradient` by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
+    if not history:
+        return gradient * (-LBFGS_FIRST_MOVE / gradient.abs().mean().clamp(min=1e-30))
+    direction, weights = -gradient, []
+    for moved, turned, inverse_curvature in reversed(history):
+        weights.append(inverse_curvature * (moved * direction).sum())
+        direction = direction - weights[-1] * turned
+    _, turned, inverse_curvature = history[-1]
+    direction = direction / (inverse_curvature * turned.square().sum())
+    for (moved, turned, inverse_curvature), weight in zip(history, reversed(weights), strict=True):
+        direction = direction + (weight - inverse_curvature * (turned * direction).sum()) * moved
+    return direction
+
+
+def _line_search(
+    evaluate: _Evaluator,
+    image: Tensor,
+    direction: Tensor,
+    gradient: Tensor,
+    loss: float,
+    rate: float,
+) -> tuple[Tensor, Tensor, float] | None:
+    """The first picture along the clamped path that decreases the loss enough, or None."""
+    for _ in range(LINE_SEARCH_TRIALS):
+        trial = (image + rate * direction).clamp(0, 1)
+        _, trial_gradient, trial_loss = evaluate(trial)
+        expected = _dot(gradient, trial - image)
+        if trial_loss <= loss + 1e-4 * min(expected, 0):
+            return trial, trial_gradient, trial_loss
+        if math.isfinite(trial_loss):
+            # The minimum of the parabola through both losses and the slope at the start.
+            shrink = -expected / (2 * (trial_loss - loss - expected))
+            rate *= min(max(shrink, 0.1), 0.5)
+        else:
+            rate *= 0.1
+    return None
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return (a * b).sum().item()  # CPU-GPU sync point
+
+
+ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
+LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
+LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
+LINE_SEARCH_TRIALS = 10
+OPTIMIZERS = {"Adam": _adam, "LBFGS": _lbfgs}
+LEARNING_RATES = {"Adam": 0.05, "LBFGS": 1.0}
