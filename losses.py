@@ -17,8 +17,11 @@ def gram(features: Tensor) -> Tensor:
 
     Always in float32: in half precision deep layers overflow.
     """
-    flat = features.float().flatten(2)  # (B, C, H W)
-    return flat @ flat.mT / flat.shape[2]
+    flat = features.float().movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
+    half = flat.detach().mT @ flat / flat.shape[1]
+    # Both factors are the same tensor, so the gradient of one, made symmetric, is all of it; this
+    # saves one of two large products on the way back.
+    return half + (half - half.detach()).mT
 
 
 def relative_error(output: Tensor, source: Tensor) -> Tensor:

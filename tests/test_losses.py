@@ -12,6 +12,15 @@ def test_gram_by_hand():
     assert gram(features).tolist() == [[[2.5, 5.5], [5.5, 12.5]]]
 
 
+def test_gram_has_the_gradient_of_the_plain_product():
+    features = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1))  # not symmetric
+    flat = features.flatten(2)
+    (expected,) = torch.autograd.grad((weights * (flat @ flat.mT) / 12).sum(), features)
+    (found,) = torch.autograd.grad((weights * gram(features)).sum(), features)
+    torch.testing.assert_close(found, expected)
+
+
 def test_gram_of_half_precision_is_float32_and_does_not_overflow():
     features = torch.full((1, 2, 4, 4), 300.0, dtype=torch.float16)
     assert gram(features).dtype == torch.float32
