@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from losses import METHODS, TINY, Colour, Criterion, Gram, gram, relative_error
+from losses import (
+    COLOUR_WEIGHT,
+    METHODS,
+    TINY,
+    Colour,
+    Criterion,
+    Gram,
+    gram,
+    relative_error,
+    resampled,
+)
 
 
 def test_gram_by_hand():
@@ -60,14 +70,28 @@ def test_gram_term_is_the_same_for_any_scale_of_a_layer(tiny, checkerboard):
     )
 
 
+def test_resampled_by_hand():
+    # Four quantiles of two values lie at -0.25, 0.25, 0.75 and 1.25 of the way from 0 to 1.
+    assert resampled(torch.tensor([0.0, 1.0]), 4).tolist() == [0, 0.25, 0.75, 1]
+    # Two quantiles of four values lie between the first two, and between the last two.
+    assert resampled(torch.tensor([0.0, 2.0, 4.0, 8.0]), 2).tolist() == [1, 6]
+    assert resampled(torch.tensor([5.0, 7.0]), 2).tolist() == [5, 7]
+
+
 def test_colour_by_hand():
-    # The source's mean is 0.5 in each channel, its covariance 0.25 everywhere.
+    # Half 0, half 1 in each channel: variance 0.25, covariance 0.25 everywhere.
     source = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
-    brighter = {"image": source / 2 + 0.5}  # mean 0.75, covariance 0.0625
-    mean = 3 * 0.25**2 / (3 * 0.5**2)
+    brighter = {"image": source / 2 + 0.5}  # half 0.5, half 1: covariance 0.0625
+    transport = (0.5**2 + 0**2) / 2 / 0.25
     covariance = 9 * (0.25 - 0.0625) ** 2 / (9 * 0.25**2)
-    assert Colour({"image": source})(brighter).item() == pytest.approx(mean + covariance)
+    assert Colour({"image": source})(brighter).item() == pytest.approx(transport + covariance)
     assert Colour({"image": source})({"image": source.flip(3)}).item() == 0
+
+
+def test_colour_of_a_flat_exemplar_is_finite(checkerboard):
+    flat = {"image": torch.full((1, 3, 4, 4), 0.5)}
+    assert Colour(flat)(flat).item() == 0
+    assert Colour(flat)({"image": checkerboard}).isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,6 +121,6 @@ def test_batches_never_mix(method, tiny, checkerboard):
 
 def test_criterion_adds_the_colours(tiny, checkerboard):
     source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
-    expected = Gram(source, tiny.layers)(output) + Colour(source)(output)
+    expected = Gram(source, tiny.layers)(output) + COLOUR_WEIGHT * Colour(source)(output)
     torch.testing.assert_close(Criterion("gram", source, tiny.layers)(output), expected)
     assert Colour(source)(output).item() > 0.01
