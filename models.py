@@ -104,31 +104,34 @@ def load_weights(
         UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
             a model that was asked for can be neither found nor downloaded.
     """
-    if path is not None:
-        weights = _read_weights(path)
-        net_name = model or _guess_net(weights, path)
-        _check(weights, net_name, layers, path)
-        return weights, net_name, []
     notes = []
-    if model is None:
-        try:
-            return load_weights(DEFAULT_NET, None, layers, progress)
-        except _Unreachable as error:
-            model = BUNDLED_NET
-            notes.append(f"{error}; using the bundled {BUNDLED_NET}")
-    if NETS[model].torchvision is None:
-        weights, source = _read_weights(BUNDLE), BUNDLE
+    if path is not None:
+        weights, source = _read_weights(path), path
+        net_name = model or _guess_net(weights, path)
     else:
-        weights, source = _from_torchvision(model, progress)
-    _check(weights, model, layers, source)
-    return weights, model, notes
+        net_name = model or DEFAULT_NET
+        try:
+            weights, source = _find_weights(net_name, progress)
+        except _Unreachable as error:
+            if model is not None:
+                raise UserError(
+                    f"{error}: connect to the network once, or give --weights PATH, "
+                    f"or --model {BUNDLED_NET}, which is bundled"
+                ) from error
+            net_name = BUNDLED_NET
+            weights, source = _find_weights(net_name, progress)
+            notes.append(f"{error}: using the bundled {BUNDLED_NET}")
+    _check(weights, net_name, layers, source)
+    return weights, net_name, notes
 
 
 class _Unreachable(UserError):
     """Weights that are neither in the cache nor to be downloaded now."""
 
 
-def _from_torchvision(model: str, progress: bool) -> tuple[Weights, Path]:
+def _find_weights(model: str, progress: bool) -> tuple[Weights, Path]:
+    if NETS[model].torchvision is None:
+        return _read_weights(BUNDLE), BUNDLE
     cache = Path(torch.hub.get_dir()) / "checkpoints" / NETS[model].file
     copy = cache.with_suffix(".features.pth")
     with suppress(UserError):
@@ -163,8 +166,7 @@ def _download(model: str, cache: Path, progress: bool) -> None:
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
         reason = getattr(error, "reason", None) or error
         raise _Unreachable(
-            f"no {model} weights: neither in {cache} nor to be downloaded now ({reason}); "
-            f"connect to the network once, or use --weights PATH or --model {BUNDLED_NET}"
+            f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
         ) from error
 
 

@@ -178,8 +178,8 @@ def _line_search(
             return trial, trial_gradient, trial_loss
         if math.isfinite(trial_loss):
             # The minimum of the parabola through both losses and the slope at the start.
-            shrink = -expected / (2 * (trial_loss - loss - expected))
-            rate *= min(max(shrink, 0.1), 0.5)
+            bend = trial_loss - loss - expected
+            rate *= min(max(-expected / (2 * bend), 0.1), 0.5) if bend > 0 else 0.1
         else:
             rate *= 0.1
     return None

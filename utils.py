@@ -6,12 +6,10 @@ WIDTHxHEIGHT for the user. Nothing here prints: what the user should hear is ret
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import math
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -28,7 +26,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
-MAX_SIDE = 16383  # WebP's limit
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
@@ -274,35 +271,7 @@ def _record_options(kind: str, record: dict[str, object]) -> dict[str, object]:
     return {"exif": exif}
 
 
-# ----------------------------------------------------------------------- arguments and devices
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
-
-    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels, and for more
-    pixels in all than Pillow reads back.
-    """
-    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
-    width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
-    most = Image.MAX_IMAGE_PIXELS
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= most):
-        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels and {most} pixels in all"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
-    return height, width
-
-
-def parse_bool(text: str) -> bool:
-    """Return True or False for the words for it; `type=bool` would read 'False' as true.
-
-    Raises argparse.ArgumentTypeError for any other word.
-    """
-    word = text.strip().lower()
-    if word in ("true", "yes", "on", "1"):
-        return True
-    if word in ("false", "no", "off", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+# ------------------------------------------------------------------------------------- devices
 
 
 def pick_device(name: str | None) -> tuple[torch.device, str | None]:
@@ -313,8 +282,6 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
     if name is None:
         if "cuda:0" in devices:
             return torch.device("cuda:0"), None

@@ -1,6 +1,5 @@
 """Hostile files, faithful saving and plain arguments; every expected value can be had by hand."""
 
-import argparse
 import errno
 import gc
 import json
@@ -404,10 +403,9 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, fai
                 file.write(b"half")
         raise error
 
-    owner, name = {
-        "encoder": (Image.Image, "save"),
-        "disk": (utils.Path, "write_bytes"),
-    }.get(failing, (utils.os, "replace"))
+    owner, name = {"encoder": (Image.Image, "save"), "disk": (utils.Path, "write_bytes")}.get(
+        failing, (utils.os, "replace")
+    )
     monkeypatch.setattr(owner, name, half_then_fail)
     with pytest.raises(KeyboardInterrupt if failing == "Ctrl-C" else UserError) as caught:
         utils.save_picture(GREY, path, {})
@@ -492,41 +490,13 @@ def test_same_picture_same_bytes(tmp_path):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
-# ----------------------------------------------------------------------- arguments and devices
-
-
-@pytest.mark.parametrize(
-    "text, size",
-    [("512", (512, 512)), ("512x256", (256, 512)), ("3X4", (4, 3)), ("16383x1", (1, 16383))],
-)
-def test_parse_size(text, size):
-    assert utils.parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text",
-    "16383x16383 0 0x8 8x0 -5 8x-5 16384 8x16384 8x x8 8x8x8 1.5 1e3 big 8*8".split()
-    + ["", "9" * 5000],
-)
-def test_parse_size_refuses(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="16383") as caught:
-        utils.parse_size(text)
-    assert repr(text) in str(caught.value)
-
-
-def test_parse_bool():
-    assert [utils.parse_bool(word) for word in ("True", "YES", "1", "on")] == [True] * 4
-    assert [utils.parse_bool(word) for word in ("False", "no", "0", "OFF")] == [False] * 4
-    for word in ("", "maybe", "2", "None"):
-        with pytest.raises(argparse.ArgumentTypeError, match=repr(word)):
-            utils.parse_bool(word)
+# ------------------------------------------------------------------------------------- devices
 
 
 @pytest.fixture(params=[0, 2], ids=["no GPU", "two GPUs"])
 def gpus(request, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     return request.param
 
 
@@ -549,12 +519,6 @@ def test_device_by_name(gpus):
 def test_device_that_is_not_there(gpus, name):
     line = refusal(utils.pick_device, name)
     assert repr(name) in line and line.endswith("cpu, cuda:0, cuda:1" if gpus else "has cpu")
-
-
-def test_mps_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert utils.pick_device("mps")[0] == torch.device("mps")
-    assert "mps" in refusal(utils.pick_device, "meta")
 
 
 # --------------------------------------------------------------------------------------- sizes

@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Neural texture synthesis: a picture of a texture -> new texture of any size."""
+
+import argparse
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from arguments import build_parser
+from losses import GRAM_LAYERS, Criterion, Gram
+from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
+from optimizers import LEARNING_RATES, optimize
+from scores import LEAST_SIDE, as_json, as_table, score
+from utils import (
+    UserError,
+    check_save_path,
+    find_picture,
+    pick_device,
+    pyramid,
+    read_picture,
+    resize,
+    save_picture,
+    split_steps,
+)
+
+VERSION = "0.1.0"
+
+
+class Progress(NamedTuple):
+    """Where a synthesis stands after a step."""
+
+    step: int  # 1 ... steps, over all scales
+    scale: int  # 1 ... scales
+    scales: int
+    fraction: float  # of the work that is done, 0 ... 1; a fine step is more work than a coarse one
+    image: Tensor  # the best so far, (1, 3 or 1, H, W) in [0, 1]
+    loss: float
+
+
+def synthesize(
+    exemplar: Tensor,
+    extractor: Extractor,
+    *,
+    size: tuple[int, int] | None = None,
+    method: str = "gram",
+    optimizer: str = "Adam",
+    steps: int = 1000,
+    lr: float | None = None,
+    scales: int | None = None,
+    seed: int = 0,
+    report: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """New texture like the exemplar, from white noise, coarse to fine.
+
+    The first scale starts from noise with the exemplar's mean and covariance of colours, every
+    other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022).
+
+    Args:
+        exemplar: (1, 3, H, W) in [0, 1], on the extractor's device.
+        extractor: picture -> features of the layers to be matched.
+        size: (height, width) of the output; None means the exemplar's.
+        method: texture model, a name in `losses.METHODS`.
+        optimizer: a name in `optimizers.OPTIMIZERS`.
+        steps: evaluations of loss and gradient, over all scales.
+        lr: step size; None means the optimiser's own.
+        scales: how many; None lets the exemplar's size decide.
+        seed: the same on one machine's CPU gives the same picture.
+        report: called after every step.
+
+    Returns:
+        (1, 3, height, width) in [0, 1].
+
+    Raises:
+        UserError: exemplar or size too small for the layers or the scales.
+    """
+    size = size or tuple(exemplar.shape[-2:])
+    sizes = pyramid(tuple(exemplar.shape[-2:]), size, scales, least_side(extractor.layers))
+    shares = split_steps(steps, len(sizes))
+    image = _noise_like(exemplar, sizes[0][1], seed)
+    for scale, (source_size, output_size) in enumerate(sizes):
+        with torch.no_grad():
+            source = extractor(resize(exemplar, source_size))
+        criterion = Criterion(method, source, extractor.layers)
+        on_step = partial(_tell, report, sizes, shares, scale) if report else None
+        image = resize(image, output_size)
+        image = optimize(image, extractor, criterion, shares[scale], optimizer, lr, on_step)
+    return image.expand(-1, 3, -1, -1)
+
+
+def _tell(
+    report: Callable[[Progress], None],
+    sizes: list[tuple[tuple[int, int], tuple[int, int]]],
+    shares: list[int],
+    scale: int,
+    step: int,
+    image: Tensor,
+    loss: float,
+) -> None:
+    work = [share * math.prod(size) for share, (_, size) in zip(shares, sizes, strict=True)]
+    done = sum(work[:scale]) + step * math.prod(sizes[scale][1])
+    step += sum(shares[:scale])
+    report(Progress(step, scale + 1, len(sizes), done / sum(work), image, loss))
+
+
+def _noise_like(exemplar: Tensor, size: tuple[int, int], seed: int) -> Tensor:
+    """Gaussian white noise with the exemplar's mean colour and colour covariance, clamped.
+
+    An exemplar whose channels are equal gives a picture of one channel, so that what is grey
+    stays grey. Drawn on the CPU, where a seed means the same on every machine.
+    """
+    pixels = exemplar[0].flatten(1).cpu()  # (3, H W)
+    if torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2]):
+        pixels = pixels[:1]
+    covariance = torch.cov(pixels).reshape(len(pixels), len(pixels))
+    root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(pixels)))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(pixels), size[0] * size[1], generator=generator)
+    image = (pixels.mean(1, keepdim=True) + root @ noise).clamp(0, 1)
+    return image.view(1, len(pixels), *size).to(exemplar.device)
+
+
+# ---------------------------------------------------------------------------------------- main
+
+
+class Job(NamedTuple):
+    """One exemplar, read and checked, and where its texture goes."""
+
+    name: str
+    exemplar: Tensor
+    size: tuple[int, int]
+    save_path: Path
+
+
+def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
+    """Read every exemplar and check every path and size, before any slow work.
+
+    Returns the jobs, and what was done to the exemplars that the user should hear.
+
+    Raises:
+        UserError: whatever of these cannot be.
+    """
+    paths = [find_picture(name) for name in args.gt_path]
+    jobs: list[Job] = []
+    notes: list[str] = []
+    for path in paths:
+        save_path = args.save_path
+        if len(paths) > 1:
+            save_path = save_path.with_stem(f"{save_path.stem}_{path.stem}")
+        if save_path in (job.save_path for job in jobs):
+            raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
+        check_save_path(save_path)
+        if any(save_path.exists() and save_path.samefile(exemplar) for exemplar in paths):
+            raise UserError(f"--save_path {save_path}: that is an exemplar, give another name")
+        exemplar, reading_notes = read_picture(path)
+        notes += reading_notes
+        size = args.size or tuple(exemplar.shape[-2:])
+        pyramid(tuple(exemplar.shape[-2:]), size, args.scales, least_side(layers))
+        jobs.append(Job(path.name, exemplar, size, save_path))
+    return jobs, notes
+
+
+class Display:
+    """Shows progress on stderr, saves snapshots, and keeps the picture as it stands."""
+
+    def __init__(self, args: argparse.Namespace, job: Job, record: dict[str, object]) -> None:
+        self.args, self.job, self.record = args, job, record
+        self.last: Progress | None = None
+        self.lines = not args.quiet and not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=1,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            dynamic_ncols=True,
+            disable=args.quiet or self.lines,
+            leave=False,
+        )
+
+    def __call__(self, progress: Progress) -> None:
+        height, width = progress.image.shape[-2:]
+        if self.last is None or self.last.scale != progress.scale:
+            told = f"scale {progress.scale}/{progress.scales} {width}x{height}"
+            self.bar.set_description(told, refresh=False)
+            if self.lines:
+                print(f"{self.job.name}: {told} from step {progress.step}", file=sys.stderr)
+        self.last = progress
+        told = f"step {progress.step}/{self.args.epoch}, error {progress.loss:.2g}"
+        self.bar.set_postfix_str(told, refresh=False)
+        self.bar.update(progress.fraction - self.bar.n)
+        if self.args.save_every and progress.step % self.args.save_every == 0:
+            path = self.job.save_path
+            path = path.with_stem(f"{path.stem}_{progress.step:06d}")
+            save_picture(self.picture(), path, self.record | {"step": progress.step})
+
+    def picture(self) -> Tensor:
+        """(1, 3, height, width) of the job's size: the best so far."""
+        return resize(self.last.image, self.job.size).expand(-1, 3, -1, -1)
+
+
+@torch.no_grad()
+def saved_error(path: Path, exemplar: Tensor, weights: Weights, net: str) -> float:
+    """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
+
+    Always of `GRAM_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
+    pictures made with different settings compare.
+    """
+    saved = read_picture(path)[0].to(exemplar.device)
+    least = min(*saved.shape[-2:], *exemplar.shape[-2:])
+    layers = [layer for layer in resolve_layers(GRAM_LAYERS, net) if least_side([layer]) <= least]
+    extractor = Extractor(weights, net, layers).to(exemplar.device)
+    return Gram(extractor(exemplar), layers)(extractor(saved)).item()
+
+
+@contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    """A second Ctrl-C, or one at the very end, must not cost the picture."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None:
+    """One exemplar -> one saved picture, and the line on stdout that says so.
+
+    Raises:
+        KeyboardInterrupt: again, once the picture as it stands is saved.
+    """
+    started = time.perf_counter()
+    exemplar = job.exemplar.to(args.device)
+    layers = resolve_layers(args.layers, net)
+    extractor = Extractor(weights, net, layers, args.pool).to(args.device)
+    if args.rescale:
+        extractor.rescale(exemplar)
+    settings = ("method", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "device")
+    record = {
+        "version": VERSION,
+        "exemplar": job.name,
+        "size": f"{job.size[1]}x{job.size[0]}",
+        "net": f"{net} from {args.weights.name}" if args.weights else net,
+        "layers": layers,
+        "lr": args.lr or LEARNING_RATES[args.optimizer],
+    } | {name: getattr(args, name) for name in settings}
+    display = Display(args, job, record)
+    interrupted = None
+    try:
+        image = synthesize(
+            exemplar,
+            extractor,
+            size=job.size,
+            method=args.method,
+            optimizer=args.optimizer,
+            steps=args.epoch,
+            lr=args.lr,
+            scales=args.scales,
+            seed=args.seed,
+            report=display,
+        )
+    except KeyboardInterrupt as interrupt:
+        if display.last is None:
+            raise
+        interrupted = interrupt
+        image = display.picture()
+        record["interrupted at step"] = display.last.step
+    finally:
+        display.bar.close()
+    with ctrl_c_ignored():
+        save_picture(image, job.save_path, record)
+        record["error"] = round(saved_error(job.save_path, exemplar, weights, net), 6)
+        save_picture(image, job.save_path, record)
+    seconds = time.perf_counter() - started
+    print(
+        f"{job.save_path}  {record['size']}  {seconds:.1f} s  Gram error {record['error']:.6f}  "
+        f"{record['net']}",
+        flush=True,
+    )
+    if interrupted:
+        raise interrupted
+
+
+def print_scores(args: argparse.Namespace) -> None:
+    """What `--score` asks for, as a table or as JSON."""
+    if len(args.gt_path) > 1:
+        raise UserError(f"--score compares with one exemplar, --gt_path has {len(args.gt_path)}")
+    paths = [find_picture(args.score), find_picture(args.gt_path[0])]
+    pictures = []
+    for path in paths:
+        picture, notes = read_picture(path)
+        height, width = picture.shape[-2:]
+        if min(height, width) < LEAST_SIDE:
+            raise UserError(f"{path}: {width}x{height}, scores need sides of {LEAST_SIDE} or more")
+        say(notes, args)
+        pictures.append(picture)
+    scores = score(*pictures)
+    print(as_json(scores) if args.json else as_table(scores))
+
+
+def say(notes: Iterable[str], args: argparse.Namespace) -> None:
+    """Print notes on stderr, unless the user wants it quiet."""
+    if not args.quiet:
+        for note in notes:
+            print(note, file=sys.stderr)
+
+
+def run(args: argparse.Namespace) -> None:
+    """The whole program, for parsed arguments."""
+    if args.json and not args.score:
+        raise UserError("--json is the format of --score PICTURE, which is missing")
+    if args.score:
+        return print_scores(args)
+    if args.style_image:
+        raise UserError(f"--style_image {args.style_image}: style transfer is not there yet")
+    args.device, device_note = pick_device(args.device)
+    # Spelling is checked before the weights are read; the net may turn out to be another one.
+    layers = resolve_layers(args.layers, args.model or DEFAULT_NET)
+    jobs, picture_notes = plan(args, layers)
+    weights, net, net_notes = load_weights(args.model, args.weights, layers, not args.quiet)
+    say(filter(None, (device_note, *picture_notes, *net_notes)), args)
+    for job in jobs:
+        make(job, args, weights, net)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, RuntimeError, MemoryError) as error:
+        # A GPU has an error of its own for this; the CPU's is known by its text alone.
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if full or "can't allocate memory" in str(error):
+            error = f"out of memory on {args.device}: give a smaller --size"
+        elif not isinstance(error, UserError):
+            raise
+        print(f"Synthesis.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The command line: every flag, its default, and what it means."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from PIL import Image
+
+from losses import GRAM_LAYERS, METHODS
+from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
+from optimizers import LEARNING_RATES, OPTIMIZERS
+from utils import SUFFIXES
+
+MAX_SIDE = 16383  # WebP's limit
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def number(kind: type, least: float, unit: str) -> Callable[[str], float]:
+    """A parser of finite numbers of at least `least`, for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} of {least} or more")
+        return value
+
+    return parse
+
+
+def parse_scales(text: str) -> int | None:
+    """Return None for 'auto', else the number."""
+    return None if text.lower() == "auto" else number(int, 1, "auto, or a number")(text)
+
+
+def parse_optimizer(text: str) -> str:
+    """Return the optimiser's name for any case of it, hyphen or none; unknown ones as they are."""
+    names = {name.lower(): name for name in OPTIMIZERS}
+    return names.get(text.lower().replace("-", ""), text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
+
+    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels, and for more
+    pixels in all than Pillow reads back.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
+    width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
+    most = Image.MAX_IMAGE_PIXELS
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= most):
+        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels and {most} pixels in all"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
+    return height, width
+
+
+def parse_bool(text: str) -> bool:
+    """Return True or False for the words for it; `type=bool` would read 'False' as true.
+
+    Raises argparse.ArgumentTypeError for any other word.
+    """
+    word = text.strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+
+
+def build_parser() -> Parser:
+    """The parser of `Synthesis.py`, and the only place where defaults are written."""
+    parser = Parser(
+        prog="Synthesis.py",
+        usage="python Synthesis.py --gt_path leaf.jpg --epoch 1000\n"
+        "       python Synthesis.py --gt_path pebbles.png --size 512x384 --optimizer LBFGS "
+        "--save_path out/pebbles.png",
+        description="A picture of a texture -> new texture of any size.",
+        allow_abbrev=False,
+    )
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
+
+    add = parser.add_argument_group("pictures").add_argument
+    add(
+        "--gt_path",
+        "--image_path",
+        nargs="+",
+        default=["leaf.jpg"],
+        metavar="PICTURE",
+        help="exemplar(s), looked up as given, then in textures/; default leaf.jpg",
+    )
+    add("--style_image", metavar="PICTURE", help="texture to paint the picture in: not yet")
+    add(
+        "--save_path",
+        default="result.jpg",
+        metavar="FILE",
+        type=Path,
+        help=f"result, format by suffix ({' '.join(SUFFIXES)}); with several exemplars each one's "
+        "name is added; default %(default)s",
+    )
+    add(
+        "--save_every",
+        type=number(int, 1, "a number of steps"),
+        metavar="N",
+        help="also save a snapshot beside the result every N steps; default none",
+    )
+    add(
+        "--size",
+        type=parse_size,
+        metavar="N|WxH",
+        help="of the output, in pixels; default the exemplar's",
+    )
+
+    add = parser.add_argument_group("texture model").add_argument
+    add(
+        "--method",
+        choices=METHODS,
+        type=str.lower,
+        default="gram",
+        help="one of %(choices)s; default %(default)s",
+    )
+    add(
+        "--layers",
+        nargs="+",
+        default=GRAM_LAYERS,
+        metavar="LAYER",
+        help="conv4_1 or relu4_1 (both after the ReLU), pool4, ...; "
+        f"default {' '.join(GRAM_LAYERS)}",
+    )
+    add("--pool", choices=POOLS, default="avg", help="pooling in the net; default %(default)s")
+    add(
+        "--rescale",
+        nargs="?",
+        const=True,
+        type=parse_bool,
+        default=True,
+        metavar="True|False",
+        help="scale filters to unit mean activation on the exemplar; default %(default)s",
+    )
+    add("--no-rescale", dest="rescale", action="store_false", help="the same as --rescale False")
+
+    add = parser.add_argument_group("net").add_argument
+    add(
+        "--model",
+        choices=NETS,
+        help=f"default {DEFAULT_NET}, and where it can be neither found nor downloaded the "
+        f"bundled {BUNDLED_NET}",
+    )
+    add(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="state dict in torchvision's layout, whole or features only; default torchvision's",
+    )
+    add(
+        "--device",
+        metavar="DEVICE",
+        help="cuda:0, cuda:1, ..., cpu; default cuda:0, or the CPU where there is none",
+    )
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        type=parse_optimizer,
+        default="Adam",
+        help="%(choices)s; default %(default)s",
+    )
+    add(
+        "--epoch",
+        type=number(int, 1, "a number of steps"),
+        default=1000,
+        metavar="N",
+        help="steps (evaluations of loss and gradient) over all scales; default %(default)s",
+    )
+    add(
+        "--lr",
+        type=number(float, 1e-12, "a step size"),
+        metavar="RATE",
+        help=f"step size, for Adam in units of the range [0, 1]; default {rates}",
+    )
+    add(
+        "--scales",
+        type=parse_scales,
+        metavar="auto|N",
+        help="how many sizes, coarse to fine by factors of two; default auto",
+    )
+    add(
+        "--seed",
+        type=number(int, 0, "a number"),
+        default=0,
+        metavar="N",
+        help="of the noise to start from; default %(default)s",
+    )
+    parser.add_argument_group("output").add_argument(
+        "--quiet", action="store_true", help="nothing on stderr but errors"
+    )
+
+    add = parser.add_argument_group("instead of a synthesis").add_argument
+    add(
+        "--score",
+        metavar="PICTURE",
+        help="print how far this picture is from the exemplar, beside how far the exemplar's two "
+        "halves are from each other",
+    )
+    add("--json", action="store_true", help="with --score: print it as JSON")
+    return parser

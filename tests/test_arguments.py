@@ -1,0 +1,43 @@
+"""What the command line takes and refuses; its errors as a whole are in test_synthesis.py."""
+
+import argparse
+
+import pytest
+
+import arguments
+from arguments import build_parser
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("512", (512, 512)), ("512x256", (256, 512)), ("3X4", (4, 3)), ("16383x1", (1, 16383))],
+)
+def test_parse_size(text, size):
+    assert arguments.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    "16383x16383 0 0x8 8x0 -5 8x-5 16384 8x16384 8x x8 8x8x8 1.5 1e3 big 8*8".split()
+    + ["", "9" * 5000],
+)
+def test_parse_size_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="16383") as caught:
+        arguments.parse_size(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_parse_bool():
+    assert [arguments.parse_bool(word) for word in ("True", "YES", "1", "on")] == [True] * 4
+    assert [arguments.parse_bool(word) for word in ("False", "no", "0", "OFF")] == [False] * 4
+    for word in ("", "maybe", "2", "None"):
+        with pytest.raises(argparse.ArgumentTypeError, match=repr(word)):
+            arguments.parse_bool(word)
+
+
+def test_help_shows_every_default():
+    text = " ".join(build_parser().format_help().split())
+    assert text.startswith("usage: python Synthesis.py --gt_path leaf.jpg --epoch 1000 python")
+    for default in ("leaf.jpg", "result.jpg", "gram", "avg", "True", "vgg19", "cuda:0", "1000"):
+        assert f"default {default}" in text
+    assert "Adam 0.05, LBFGS 1" in text

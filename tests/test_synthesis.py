@@ -1,0 +1,465 @@
+"""The program as its user meets it: real net, real pictures, tiny sizes."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+import Synthesis
+from arguments import build_parser
+from Synthesis import Progress, main, synthesize
+from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record
+
+ROOT = Path(__file__).resolve().parent.parent
+EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
+TINY = ["--model", "vgg16-hed", "--device", "cpu", "--epoch", "6", "--size", "32"]
+
+
+@pytest.fixture
+def pebbles(tmp_path):
+    """A 64 px corner of a real exemplar."""
+    path = tmp_path / "corner.png"
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
+    return path
+
+
+@pytest.fixture
+def result(tmp_path):
+    return tmp_path / "out" / "result.png"
+
+
+def make(exemplar, result, *options) -> dict:
+    assert main(["--gt_path", str(exemplar), "--save_path", str(result), *TINY, *options]) == 0
+    return read_record(result)
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+# -------------------------------------------------------------------------------- the main job
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+def test_a_real_run_makes_the_texture(optimizer, pebbles, result, capsys):
+    record = make(pebbles, result, "--size", "64", "--epoch", "150", "--optimizer", optimizer)
+    assert record["error"] < 0.02  # white noise of the same colours: 0.72
+    assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 2.5
+    path, size, seconds, unit, _, _, error, net = capsys.readouterr().out.split()
+    assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-hed")
+    assert float(seconds) > 0 and float(error) == record["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+@pytest.mark.parametrize("exemplar", EXEMPLARS)
+def test_every_exemplar_converges(optimizer, exemplar, result):
+    size = ["--size", "128", "--epoch", "200", "--optimizer", optimizer]
+    assert make(exemplar, result, *size)["error"] < 0.02
+    moments = [(pixels(path).mean(), pixels(path).std()) for path in (result, TEXTURES / exemplar)]
+    assert moments[0] == pytest.approx(moments[1], rel=0.1)
+
+
+def test_error_is_that_of_the_saved_file(pebbles, result):
+    record = make(pebbles, result.with_suffix(".jpg"))
+    weights = models.load_weights("vgg16-hed", None, ["relu4_1"])[0]
+    net = models.Extractor(weights, "vgg16-hed", ["relu1_1", "relu2_1", "relu3_1", "relu4_1"])
+    source, saved = (net(read_picture(p)[0]) for p in (pebbles, result.with_suffix(".jpg")))
+    errors = []
+    for layer in net.layers:
+        a, b = (f[layer][0].flatten(1).double() for f in (source, saved))
+        a, b = a @ a.T / a.shape[1], b @ b.T / b.shape[1]
+        errors.append((((a - b) ** 2).sum() / (a**2).sum()).item())
+    assert record["error"] == pytest.approx(sum(errors) / 4, rel=1e-3)
+
+
+def test_same_seed_same_bytes(pebbles, tmp_path):
+    a, b, c = (tmp_path / f"{name}.png" for name in "abc")
+    make(pebbles, a)
+    make(pebbles, b)
+    make(pebbles, c, "--seed", "1")
+    assert a.read_bytes() == b.read_bytes()
+    assert (pixels(a) != pixels(c)).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "size, shape", [("48x32", (32, 48)), ("16", (16, 16)), ("100", (100, 100))]
+)
+def test_any_size(size, shape, pebbles, result):
+    make(pebbles, result, "--size", size)
+    assert pixels(result).shape[:2] == shape
+
+
+def test_size_of_the_exemplar_by_default(tmp_path, result):
+    exemplar = tmp_path / "wide.png"
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 50, 33)).save(exemplar)
+    arguments = ["--gt_path", str(exemplar), "--save_path", str(result), "--epoch", "2"]
+    assert main([*arguments, "--model", "vgg16-hed"]) == 0
+    assert pixels(result).shape == (33, 50, 3)
+
+
+def test_grey_stays_grey(result):
+    make("brick.png", result)
+    grey = pixels(result)
+    assert (grey[..., 0] == grey[..., 1]).all() and (grey[..., 0] == grey[..., 2]).all()
+    assert grey.std() > 5
+
+
+def test_the_record_makes_the_picture_again(pebbles, result, tmp_path):
+    record = make(
+        pebbles, result, "--seed", "5", "--optimizer", "l-bfgs", "--no-rescale", "--pool", "max",
+        "--layers", "conv2_1", "relu1_1", "--scales", "2",
+    )  # fmt: skip
+    assert record["layers"] == ["relu1_1", "relu2_1"] and record["version"] == Synthesis.VERSION
+    assert record["net"] == "vgg16-hed" and record["exemplar"] == "corner.png"
+    assert record["device"] == "cpu" and record["lr"] == 1.0 and record["error"] > 0
+    arguments = ["--layers", *record["layers"]]
+    for flag in ("size", "method", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "lr"):
+        arguments += [f"--{flag}", str(record[flag])]
+    again = tmp_path / "again.png"
+    make(pebbles, again, *arguments)
+    assert again.read_bytes() == result.read_bytes()
+
+
+def test_flags_change_the_picture(pebbles, tmp_path):
+    plain = tmp_path / "plain.png"
+    make(pebbles, plain)
+    for i, options in enumerate(
+        ["--pool max", "--rescale False", "--no-rescale", "--optimizer LBFGS", "--lr 0.2",
+         "--scales 2", "--layers conv1_1", "--epoch 7", "--size 33"]
+    ):  # fmt: skip
+        other = tmp_path / f"{i}.png"
+        make(pebbles, other, *options.split())
+        assert pixels(other).shape != pixels(plain).shape or (pixels(other) != pixels(plain)).any()
+    same = tmp_path / "same.png"
+    for options in ("--rescale", "--rescale True", "--pool avg", "--optimizer adam --lr 0.05"):
+        make(pebbles, same, *options.split())
+        assert same.read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result):
+    record = make(pebbles, result, "--optimizer", optimizer, "--lr", "1e6", "--epoch", "20")
+    start = make(pebbles, result, "--epoch", "1")
+    assert record["error"] <= start["error"] * 1.5
+
+
+def test_epochs_fewer_than_scales(pebbles, result):
+    make(pebbles, result, "--scales", "2", "--epoch", "1")
+    assert pixels(result).shape == (32, 32, 3)
+
+
+# ------------------------------------------------------------------------------ batches, output
+
+
+def test_several_exemplars(pebbles, result):
+    make_all = ["--gt_path", str(pebbles), "brick.png", "--save_path", str(result), *TINY]
+    assert main(make_all) == 0
+    names = sorted(p.name for p in result.parent.iterdir())
+    assert names == ["result_brick.png", "result_corner.png"]
+    alone = result.with_name("alone.png")
+    make("brick.png", alone)
+    assert alone.read_bytes() == result.with_name("result_brick.png").read_bytes()
+
+
+def test_snapshots(pebbles, result):
+    make(pebbles, result, "--save_every", "2", "--scales", "2")
+    names = [f"result_{step:06d}.png" for step in (2, 4, 6)]
+    assert sorted(p.name for p in result.parent.iterdir()) == ["result.png", *names]
+    for name in names:
+        assert pixels(result.with_name(name)).shape == (32, 32, 3)
+    assert read_record(result.with_name(names[1]))["step"] == 4
+
+
+def test_what_is_printed(pebbles, result, capfd):
+    make(pebbles, result, "--scales", "2")
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err.splitlines() == [
+        "corner.png: scale 1/2 16x16 from step 1",
+        "corner.png: scale 2/2 32x32 from step 5",
+    ]
+    make(pebbles, result, "--quiet")
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 1 and err == ""
+
+
+def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    make(pebbles, result, "--epoch", "60")
+    err = capfd.readouterr().err
+    assert "\n" not in err
+    # scale, size, share of the work, time gone and left, step and error
+    assert re.search(r"scale 1/1 32x32: +\d+%\|.*\| 00:00<00:\d\d, step \d+/60, error 0\.\d+", err)
+
+
+def test_notes_are_said_once(tmp_path, result, capfd):
+    exemplar = tmp_path / "leaf alpha.png"
+    Image.open(TEXTURES / "leaf.jpg").crop((0, 0, 32, 32)).convert("RGBA").save(exemplar)
+    picture = Image.open(exemplar)
+    picture.putalpha(128)
+    picture.save(exemplar)
+    make(exemplar, result)
+    assert capfd.readouterr().err.count("painted over the mean colour") == 1
+
+
+def test_the_default_net_says_when_it_is_replaced(pebbles, result, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def unreachable(*arguments):
+        raise OSError("network unreachable")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--epoch", "2"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    (note, *scales) = capfd.readouterr().err.splitlines()
+    assert "using the bundled vgg16-hed" in note and all("scale" in line for line in scales)
+    assert read_record(result)["net"] == "vgg16-hed"
+    assert main([*arguments, "--model", "vgg19"]) == 2
+
+
+def test_weights_are_named_in_the_record(pebbles, result):
+    arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--epoch", "2"]
+    assert main([*arguments, "--weights", str(models.BUNDLE)]) == 0
+    assert read_record(result)["net"] == "vgg16 from vgg16_hed.pth"
+
+
+def test_ctrl_c_saves_the_picture_as_it_stands(pebbles, result):
+    command = [sys.executable, str(ROOT / "Synthesis.py"), "--gt_path", str(pebbles)]
+    command += ["--save_path", str(result), *TINY, "--scales", "2", "--epoch", "1000000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert b"scale 1/2" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert str(result).encode() in out and b"Traceback" not in err
+    assert read_record(result)["interrupted at step"] >= 1
+    assert pixels(result).shape == (32, 32, 3)
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Makes reading weights a failure: the user's errors come before slow work."""
+
+    def slow(*arguments, **options):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(Synthesis, "load_weights", slow)
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ("--gt_path missing.jpg", ["missing.jpg", "textures"]),
+        ("--gt_path leef.jpg", ["leaf.jpg"]),
+        ("--gt_path .", ["folder"]),
+        ("--gt_path README.md", ["README.md", "not a picture"]),
+        ("--image_path missing.jpg", ["missing.jpg"]),
+        ("--style_image leaf.jpg", ["--style_image", "not there yet"]),
+        ("--model vgg11", ["vgg11", "vgg19", "vgg16-hed"]),
+        ("--pool median", ["median", "avg", "max"]),
+        ("--rescale maybe", ["maybe", "True", "False"]),
+        ("--optimizer SGD", ["SGD", "Adam", "LBFGS"]),
+        ("--epoch 0", ["'0'", "1 or more"]),
+        ("--epoch many", ["many"]),
+        ("--epoch 1.5", ["1.5"]),
+        ("--lr -1", ["-1"]),
+        ("--lr nan", ["nan"]),
+        ("--lr inf", ["inf"]),
+        ("--device cuda:99", ["cuda:99", "cpu"]),
+        ("--device gpu", ["gpu", "cpu"]),
+        ("--save_path result.gif", [".gif", ".png"]),
+        ("--save_path result", ["''", ".png"]),
+        ("--save_path /proc/no/result.png", ["/proc/no"]),
+        ("--save_path textures/leaf.jpg", ["exemplar"]),
+        ("--method voronoi", ["voronoi", "gram"]),
+        ("--size 0", ["'0'", "WIDTHxHEIGHT"]),
+        ("--size 8", ["8x8", "16 pixels"]),
+        ("--scales 0", ["'0'", "auto"]),
+        ("--scales 9", ["--scales 9", "1 to 5"]),
+        ("--layers conv9_9", ["conv9_9", "nearest"]),
+        ("--layers conv4-1", ["conv4-1", "relu4_1"]),
+        ("--seed -1", ["-1"]),
+        ("--seed 99999999999999999999", ["99999999999999999999"]),
+        ("--save_every 0", ["'0'"]),
+        ("--epochs 3", ["--epochs"]),
+        ("leaf.jpg", ["leaf.jpg"]),
+        ("--gt_path leaf.jpg textures/leaf.jpg", ["leaf.jpg", "two exemplars"]),
+    ],
+)
+def test_the_users_errors_are_one_line(arguments, told, no_weights, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if "--save_path" not in arguments:
+        arguments += f" --save_path {tmp_path}/result.png"
+    try:
+        code = main(arguments.split())
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capfd.readouterr()
+    assert code == 2 and out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("Synthesis.py: ")
+    for part in told:
+        assert part in line
+
+
+@pytest.mark.parametrize("size, told", [((1, 1), "1x1"), ((200, 15), "200x15")])
+def test_a_tiny_exemplar_is_one_line(size, told, no_weights, tmp_path, capfd):
+    exemplar = tmp_path / "tiny.png"
+    Image.new("RGB", size).save(exemplar)
+    save_path = str(tmp_path / "r.png")
+    assert main(["--gt_path", str(exemplar), "--save_path", save_path, "--size", "64"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line and "16 pixels" in line
+
+
+def test_weights_that_cannot_be_read_are_one_line(capfd, tmp_path):
+    arguments = ["--weights", str(tmp_path / "no.pth"), "--save_path", str(tmp_path / "r.png")]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no.pth" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_one_line(error, pebbles, result, capfd, monkeypatch):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(Synthesis, "synthesize", full)
+    assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "out of memory on cpu" in line
+
+
+def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
+    for error in (IndexError("off by one"), RuntimeError("shapes differ")):
+
+        def bug(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(Synthesis, "synthesize", bug)
+        with pytest.raises(type(error)):
+            main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY])
+
+
+def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch):
+    make(pebbles, result)
+    before = result.read_bytes()
+    monkeypatch.setattr(Synthesis, "synthesize", lambda *a, **k: torch.full((1, 3, 8, 8), np.nan))
+    with pytest.raises(ValueError, match="finite"):
+        make(pebbles, result)
+    assert result.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------ as library
+
+
+def test_synthesize_in_a_notebook(tiny, checkerboard):
+    seen: list[Progress] = []
+    steps = {"steps": 60, "scales": 1, "size": (20, 28), "report": seen.append}
+    output = synthesize(checkerboard, tiny, **steps)
+    assert output.shape == (1, 3, 20, 28)
+    assert output.min() >= 0 and output.max() <= 1
+    assert [progress.step for progress in seen] == list(range(1, 61))
+    assert seen[-1].loss < seen[0].loss / 10
+    assert [progress.fraction for progress in seen] == pytest.approx([k / 60 for k in range(1, 61)])
+    assert torch.equal(output, synthesize(checkerboard, tiny, **steps))
+    with pytest.raises(UserError, match="exemplar"):
+        synthesize(checkerboard[..., :2], tiny)
+
+
+def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard):
+    seen: list[Progress] = []
+    synthesize(checkerboard, tiny, steps=6, scales=2, report=seen.append)
+    # Four steps at 8x8 and two at 16x16, each of which is four times the work.
+    assert [progress.scale for progress in seen] == [1, 1, 1, 1, 2, 2]
+    assert [progress.fraction * 12 for progress in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
+
+
+def test_noise_has_the_exemplars_colours():
+    exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 2 + 0.25  # clear of the bounds
+    noise = Synthesis._noise_like(exemplar, (200, 200), seed=0)
+    assert noise.shape == (1, 3, 200, 200)
+    source, drawn = exemplar[0].flatten(1), noise[0].flatten(1)
+    torch.testing.assert_close(drawn.mean(1), source.mean(1), atol=5e-3, rtol=0)
+    torch.testing.assert_close(drawn.cov(), source.cov(), atol=1e-3, rtol=0)
+    rows = noise[0, 0]
+    neighbours = torch.stack([rows[:, 1:].flatten(), rows[:, :-1].flatten()]).corrcoef()
+    assert abs(neighbours[0, 1]) < 0.03  # white
+
+
+# ---------------------------------------------------------------------- promises of the project
+
+
+def test_every_flag_has_a_reader():
+    source = (ROOT / "Synthesis.py").read_text()
+    for action in build_parser()._actions:
+        if action.dest != "help":
+            assert re.search(rf"\bargs\.{action.dest}\b", source), action.dest
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [m[1] for line in lines if (m := re.search(r"python Synthesis\.py (.*?)(?:;|$)", line))]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = command.replace("$(basename $f)", "leaf.jpg").replace("$seed", "1")
+    command = command.replace("$f", "textures/leaf.jpg")
+    arguments = shlex.split(command)
+    args = build_parser().parse_args(arguments)
+    if args.score:
+        assert main(arguments) == 0
+        return
+    save_path = tmp_path / args.save_path.name
+    cheaper = ["--epoch", "2", "--size", "32", "--save_path", str(save_path), "--device", "cpu"]
+    if not args.weights:
+        cheaper += ["--model", "vgg16-hed"]
+    assert main([*arguments, *cheaper]) == 0
+    assert list(tmp_path.glob(f"{save_path.stem}*"))
+
+
+def test_the_readme_has_commands():
+    assert "--gt_path leaf.jpg --epoch 1000" in readme_commands()
+
+
+def test_exemplars_are_listed_with_their_licences():
+    listed = (TEXTURES / "README.md").read_text()
+    assert len(EXEMPLARS) >= 6 and "leaf.jpg" in EXEMPLARS
+    for name in EXEMPLARS:
+        assert name in listed
+        with Image.open(TEXTURES / name) as picture:
+            assert 256 <= min(picture.size) <= max(picture.size) <= 512
+
+
+def test_json_of_a_record_is_plain(pebbles, result):
+    json.dumps(make(pebbles, result))
+
+
+def test_start_up_does_not_import_torchvision():
+    code = "import sys, Synthesis; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
