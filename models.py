@@ -23,17 +23,16 @@ class Net(NamedTuple):
     """A VGG trunk: convolutions per block, and where its weights are."""
 
     blocks: tuple[int, ...]
-    torchvision: str | None = None  # the name of torchvision's weights
-    file: str = ""
+    url: str | None = None  # torchvision's, written here since importing it takes two seconds
 
 
 NETS = {
-    "vgg19": Net((2, 2, 4, 4, 4), "VGG19_Weights.IMAGENET1K_V1", "vgg19-dcbb9e9d.pth"),
-    "vgg16": Net((2, 2, 3, 3, 3), "VGG16_Weights.IMAGENET1K_V1", "vgg16-397923af.pth"),
-    "vgg16-hed": Net((2, 2, 3, 3, 3), None, "vgg16_hed.pth"),
+    "vgg19": Net((2, 2, 4, 4, 4), "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),
+    "vgg16": Net((2, 2, 3, 3, 3), "https://download.pytorch.org/models/vgg16-397923af.pth"),
+    "vgg16-hed": Net((2, 2, 3, 3, 3)),
 }
 DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-hed"
-BUNDLE = Path(__file__).resolve().parent / "weights" / NETS[BUNDLED_NET].file
+BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_hed.pth"
 POOLS = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -130,14 +129,15 @@ class _Unreachable(UserError):
 
 
 def _find_weights(model: str, progress: bool) -> tuple[Weights, Path]:
-    if NETS[model].torchvision is None:
+    url = NETS[model].url
+    if url is None:
         return _read_weights(BUNDLE), BUNDLE
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / NETS[model].file
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/")[-1]
     copy = cache.with_suffix(".features.pth")
     with suppress(UserError):
         return _read_weights(copy), copy
     if not cache.exists():
-        _download(model, cache, progress)
+        _download(model, url, cache, progress)
     weights = _read_weights(cache)
     # Beside the cache because reading 548 MB costs every run of a loop; where nothing may be
     # written there, the run does without.
@@ -150,19 +150,12 @@ def _find_weights(model: str, progress: bool) -> tuple[Weights, Path]:
     return weights, cache
 
 
-def _download(model: str, cache: Path, progress: bool) -> None:
-    from torchvision.models import get_weight  # here because the import takes two seconds
-
+def _download(model: str, url: str, cache: Path, progress: bool) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with _network_timeout():
             # Checks the hash that the file's name carries; a half download never gets the name.
-            torch.hub.download_url_to_file(
-                get_weight(NETS[model].torchvision).url,
-                str(cache),
-                cache.stem.split("-")[1],
-                progress,
-            )
+            torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
         reason = getattr(error, "reason", None) or error
         raise _Unreachable(

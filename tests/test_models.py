@@ -70,9 +70,9 @@ def test_layer_table_is_torchvisions(name, kind):
 
 
 @pytest.mark.parametrize("name", ["vgg19", "vgg16"])
-def test_file_name_is_torchvisions(name):
-    url = torchvision.models.get_weight(NETS[name].torchvision).url
-    assert url.endswith("/" + NETS[name].file)
+def test_url_is_torchvisions(name):
+    weights = torchvision.models.get_weight(f"{name.upper()}_Weights.IMAGENET1K_V1")
+    assert NETS[name].url == weights.url
 
 
 def test_resolve_layers():
@@ -231,7 +231,7 @@ def test_a_layer_beyond_the_bundle_is_the_users_to_fix(cache):
 def test_torchvisions_file_is_read_once_and_then_its_copy(cache):
     cache.mkdir()
     full = small_weights("vgg19", 34) | {"classifier.0.weight": torch.zeros(3)}
-    file = cache / NETS["vgg19"].file
+    file = cache / "vgg19-dcbb9e9d.pth"
     torch.save(full, file)
     weights, net, notes = load_weights(None, None, ["relu4_1"])
     assert (net, notes) == ("vgg19", []) and "classifier.0.weight" not in weights
@@ -244,7 +244,7 @@ def test_torchvisions_file_is_read_once_and_then_its_copy(cache):
 
 def test_a_damaged_copy_is_made_again(cache):
     cache.mkdir()
-    torch.save(small_weights("vgg19", 34), cache / NETS["vgg19"].file)
+    torch.save(small_weights("vgg19", 34), cache / "vgg19-dcbb9e9d.pth")
     copy = cache / "vgg19-dcbb9e9d.features.pth"
     copy.write_bytes(b"half a file")
     load_weights("vgg19", None, ["relu1_1"])
@@ -253,7 +253,7 @@ def test_a_damaged_copy_is_made_again(cache):
 
 def test_a_cache_that_cannot_be_written_costs_only_the_copy(cache, monkeypatch):
     cache.mkdir()
-    torch.save(small_weights("vgg19", 34), cache / NETS["vgg19"].file)
+    torch.save(small_weights("vgg19", 34), cache / "vgg19-dcbb9e9d.pth")
 
     def full_disk(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
