@@ -1,8 +1,9 @@
 """Draw the colour exemplars of this folder: python textures/make_textures.py
 
-Hundreds of shaded things per picture (leaf, pebbles, dots, lichen) or one formula for all of it
-(cloth, wood), on the wrapped height field of scene.py. The pictures are therefore stationary:
-no frame, no vignette, nothing that happens at one place only. The same seed gives the same bytes.
+Dozens to hundreds of shaded things per picture (leaf, pebbles, dots, tiles, lichen) or one formula
+for all of it (cloth, weave, wood), on the wrapped height field of scene.py. The pictures are
+therefore stationary: no frame, no vignette, nothing that happens at one place only. The same seed
+gives the same bytes.
 """
 
 import argparse
@@ -262,9 +263,109 @@ def lichen(rng):
     return render(scene, ambient=0.42, reach=30)
 
 
+CANE_COLOURS = [linear(214, 172, 112), linear(196, 146, 86), linear(224, 190, 136)]
+DYED_COLOURS = [linear(134, 84, 50), linear(116, 66, 38), linear(152, 102, 62)]
+
+
+def weave(rng):
+    """Basket weave: split cane, two strands over two under two; one way of it dyed."""
+    strands = 36
+    pitch = S / strands
+    row, column = np.mgrid[:S, :S].astype(np.float32) / pitch
+    layers = []
+    for palette, along, across, sign, lengthwise in (
+        (DYED_COLOURS, row, column, 1, (9, 1)),
+        (CANE_COLOURS, column, row, -1, (1, 9)),
+    ):
+        across = across + 0.09 * noise(rng, 60, 14, 1.5) + 0.04 * noise(rng, 25, 6, 1.5, lengthwise)
+        along = along + 0.09 * noise(rng, 60, 14, 1.5)
+        fibre, streak = noise(rng, 6, 0.8, 0.4, lengthwise), noise(rng, 14, 2, 1, lengthwise)
+        number = np.floor(across).astype(int) % strands
+        offset = across - np.floor(across) - 0.5 + rng.normal(0, 0.03, strands)[number]
+        width = 0.9 + 0.03 * streak + rng.normal(0, 0.03, strands)[number]
+        s = 2 * offset / width  # -1 and 1 at the edges of a strand
+        profile = np.sqrt(np.clip(1 - np.abs(s) ** 2.6, 0, None) + 1e-3)
+        side = sign * (1 - 2 * (number // 2 % 2))
+        wave = side * np.cos(np.pi / 2 * (along - 1))  # over two, under two
+        lift = rng.normal(0, 0.04, strands)[number]
+        height = pitch * (0.30 * profile + 0.34 * wave + lift) + 0.25 * fibre + 0.3 * streak
+        height = np.where(np.abs(s) < 1, height, -0.9 * pitch)
+        tone = rng.lognormal(0, 0.16, strands)[number, None]
+        colour = np.asarray(palette)[rng.integers(3, size=strands)[number]] * tone
+        colour = colour * np.exp(0.16 * fibre + 0.14 * streak)[..., None]
+        rubbed = smoothstep(0.4, 1.0, wave) * smoothstep(-1, 2, streak)
+        colour = mix(colour, colour * 1.25 + linear(60, 52, 40), 0.35 * rubbed)
+        colour = mix(colour, colour * [0.42, 0.36, 0.3], smoothstep(0.6, 1.05, np.abs(s)))
+        node = smoothstep(2.0, 2.6, noise(rng, 10, 2.5, 1) + 0.2 * fibre)
+        colour = mix(colour, linear(70, 44, 26), 0.6 * node)
+        layers.append((height, colour, 0.10 * np.exp(0.5 * streak)))
+    (warp, warp_colour, warp_gloss), (weft, weft_colour, weft_gloss) = layers
+    over = warp > weft
+    speck, dust = noise(rng, 4, 0.8, 0.4), noise(rng, 30, 3, 1.2)
+    height = np.maximum(warp, weft) + 0.2 * speck
+    colour = np.where(over[..., None], warp_colour, weft_colour)
+    colour = colour * np.exp(0.07 * speck + 0.06 * dust)[..., None]
+    scene = Scene()
+    scene.fill(colour, blur(height, 0.25), np.where(over, warp_gloss, weft_gloss))
+    return render(scene, ambient=0.42, reach=24)
+
+
+GLAZE_COLOURS = [
+    linear(46, 102, 104), linear(56, 112, 104), linear(42, 92, 108), linear(80, 116, 94),
+    linear(52, 104, 82), linear(50, 84, 112), linear(98, 118, 88), linear(72, 106, 110),
+]  # fmt: skip
+
+
+def tiles(rng):
+    """A roof of glazed fish-scale tiles, each laid over the two below it."""
+    scene = Scene()
+    scene.fill(linear(30, 26, 22), np.full((S, S), -200, np.float32))
+    columns, rows = 7, 14
+    pitch, course = S / columns, S / rows
+    wear, cloud, grit = noise(rng, 18, 1.2, 1.0), noise(rng, 30, 4, 1.5), noise(rng, 4, 0.8, 0.5)
+    flow = noise(rng, 16, 1.5, 1.0, (4, 1))
+    pits = noise(rng, 3, 1.0, 0.4)
+    for i in range(rows * columns):
+        row, column = divmod(i, columns)
+        middle = np.array([(column + row % 2 / 2) * pitch, row * course])
+        middle = middle + rng.normal(0, 0.012 * pitch, 2)
+        window, x, y, elsewhere = window_at(rng, middle + pitch / 2, 1.3 * pitch)
+        turn = rng.normal(0, 0.015)
+        x, y = x + turn * y, y - turn * x
+        radius = 0.5 * pitch * rng.uniform(0.96, 1.0)
+        ragged = 0.004 * wear[elsewhere] + 0.003 * grit[elsewhere]
+        r = np.where(y > 0, np.hypot(x, y), np.abs(x)) / radius + ragged  # 1 at the rim
+        inside = (r < 1) & (y > -2.2 * course)
+
+        slope = 0.2
+        camber = rng.uniform(0.2, 0.27) * radius * (1 - np.clip(np.hypot(x, y) / radius, 0, 1) ** 2)
+        bevel = 0.05 * radius * np.sqrt(np.clip((1 - r) / 0.12, 0, 1) + 1e-3)
+        height = slope * y + camber + bevel + 1.1 * cloud[elsewhere] + 0.1 * grit[elsewhere]
+        height = height - 0.5 * smoothstep(1.8, 2.6, pits[elsewhere])
+
+        glaze = GLAZE_COLOURS[rng.integers(8)] * rng.lognormal(0, 0.09)
+        glaze = glaze * (1 + rng.normal(0, 0.04, 3))
+        pool = 0.5 * cloud[elsewhere] + 0.6 * flow[elsewhere]
+        colour = glaze * np.exp(0.10 * pool + 0.05 * grit[elsewhere])[..., None]
+        thin = smoothstep(0.86, 0.97, r + 0.02 * wear[elsewhere])  # glaze breaks over the rim
+        colour = mix(colour, linear(176, 132, 92) * rng.uniform(0.7, 1.1), 0.7 * thin)
+        chip = smoothstep(2.6, 2.9, wear[elsewhere] + 0.4 * grit[elsewhere] + 0.6 * thin)
+        colour = mix(colour, linear(150, 104, 76), 0.85 * chip)
+        bloom = smoothstep(0.6, 2.6, flow[elsewhere] + 0.5 * wear[elsewhere])
+        colour = mix(colour, linear(150, 156, 142), 0.28 * bloom)
+        grime = smoothstep(0.35, -0.6, y / course + 0.12 * wear[elsewhere])
+        colour = mix(colour, linear(40, 40, 30), 0.8 * grime)
+        colour = mix(colour, linear(30, 28, 22), 0.6 * smoothstep(1.8, 2.6, pits[elsewhere]))
+        gloss = rng.uniform(0.2, 0.5) * (1 - 0.8 * chip) * (1 - 0.6 * bloom) * (1 - grime)
+        tilt = rng.normal(0, 0.035, 2)
+        scene.stamp(window, inside, colour, height, gloss, tilt, z_test=True)
+    return render(scene, ambient=0.36, reach=40)
+
+
 EXEMPLARS = {
     "leaf.jpg": leaf, "pebbles.png": pebbles, "dots.png": dots,
     "cloth.png": cloth, "wood.png": wood, "lichen.png": lichen,
+    "weave.png": weave, "tiles.png": tiles,
 }  # fmt: skip
 
 
