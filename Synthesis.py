@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments import build_parser
-from losses import GRAM_LAYERS, Criterion, Gram
+from arguments import parse
+from losses import LONG_RANGE_WEIGHT, MAX_PATCHES, METHODS, Criterion, Settings
 from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
 from optimizers import LEARNING_RATES, optimize
 from scores import LEAST_SIDE, as_json, as_table, score
+from terms import GRAM_LAYERS, PERIODIC, TERMS, Gram, period
 from utils import (
     UserError,
     check_save_path,
@@ -31,6 +32,7 @@ from utils import (
     resize,
     save_picture,
     split_steps,
+    turned_and_resized,
 )
 
 VERSION = "0.1.0"
@@ -53,6 +55,12 @@ def synthesize(
     *,
     size: tuple[int, int] | None = None,
     method: str = "gram",
+    layers: list[str] | None = None,
+    weights: dict[str, float] | None = None,
+    match_every: int | None = None,
+    patch_rotations: Iterable[float] = (),
+    patch_scales: Iterable[float] = (),
+    max_patches: int = MAX_PATCHES,
     optimizer: str = "Adam",
     steps: int = 1000,
     lr: float | None = None,
@@ -67,9 +75,16 @@ def synthesize(
 
     Args:
         exemplar: (1, 3, H, W) in [0, 1], on the extractor's device.
-        extractor: picture -> features of the layers to be matched.
+        extractor: picture -> features, of the layers below and any that terms shall look at.
         size: (height, width) of the output; None means the exemplar's.
         method: texture model, a name in `losses.METHODS`.
+        layers: that the model looks at; None means all that the extractor has.
+        weights: of the terms beside it, by their names in `terms.TERMS`; None means the method's
+            own, without any that depends on the exemplar.
+        match_every: steps for which the model holds what it has matched; None means its own.
+        patch_rotations, patch_scales: degrees and factors, for models that take patches also from
+            the exemplar turned and resized.
+        max_patches: of a layer, for models that sample.
         optimizer: a name in `optimizers.OPTIMIZERS`.
         steps: evaluations of loss and gradient, over all scales.
         lr: step size; None means the optimiser's own.
@@ -86,11 +101,15 @@ def synthesize(
     size = size or tuple(exemplar.shape[-2:])
     sizes = pyramid(tuple(exemplar.shape[-2:]), size, scales, least_side(extractor.layers))
     shares = split_steps(steps, len(sizes))
+    settings = Settings(seed, match_every, max_patches)
     image = _noise_like(exemplar, sizes[0][1], seed)
     for scale, (source_size, output_size) in enumerate(sizes):
+        picture = resize(exemplar, source_size)
         with torch.no_grad():
-            source = extractor(resize(exemplar, source_size))
-        criterion = Criterion(method, source, extractor.layers)
+            source = extractor(picture)
+            others = turned_and_resized(picture, patch_rotations, patch_scales)
+            settings = settings._replace(variants=tuple(map(extractor, others)))
+        criterion = Criterion(source, layers or extractor.layers, method, weights, settings)
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
         image = resize(image, output_size)
         image = optimize(image, extractor, criterion, shares[scale], optimizer, lr, on_step)
@@ -139,6 +158,7 @@ class Job(NamedTuple):
     exemplar: Tensor
     size: tuple[int, int]
     save_path: Path
+    weights: dict[str, float]  # of the terms
 
 
 def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
@@ -164,9 +184,54 @@ def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[s
         exemplar, reading_notes = read_picture(path)
         notes += reading_notes
         size = args.size or tuple(exemplar.shape[-2:])
-        pyramid(tuple(exemplar.shape[-2:]), size, args.scales, least_side(layers))
-        jobs.append(Job(path.name, exemplar, size, save_path))
+        sizes = pyramid(tuple(exemplar.shape[-2:]), size, args.scales, least_side(layers))
+        check_variants(args, sizes[0][0], least_side(layers))
+        weights, weight_notes = term_weights(args, path.name, exemplar)
+        notes += weight_notes
+        jobs.append(Job(path.name, exemplar, size, save_path, weights))
     return jobs, notes
+
+
+def check_variants(args: argparse.Namespace, coarsest: tuple[int, int], least: int) -> None:
+    """Raise UserError when the exemplar, turned and resized, is too small for the layers."""
+    blank = torch.zeros(1, 1, *coarsest)
+    for other in turned_and_resized(blank, args.patch_rotations, args.patch_scales):
+        if min(other.shape[2:]) < least:
+            raise UserError(
+                f"--patch_rotations, --patch_scales: the exemplar becomes {other.shape[3]}x"
+                f"{other.shape[2]} at the coarsest scale, allowed are sides of {least} or more"
+            )
+
+
+def term_weights(
+    args: argparse.Namespace, name: str, exemplar: Tensor
+) -> tuple[dict[str, float], list[str]]:
+    """The weight of every term for this exemplar, and what the user should hear of them."""
+    weights = dict.fromkeys(TERMS, 0.0) | METHODS[args.method].weights
+    weights |= {t: getattr(args, t) for t in TERMS if getattr(args, t) is not None}
+    if args.spectrum is None:
+        height, y, x = period(exemplar)
+        if height > PERIODIC:
+            weights["spectrum"] = LONG_RANGE_WEIGHT
+            note = (
+                f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "
+                f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
+            )
+            return weights, [note]
+    return weights, []
+
+
+def layers_of(args: argparse.Namespace, net: str) -> tuple[list[str], list[str]]:
+    """The layers that the texture model looks at, and those that the extractor must have.
+
+    Raises:
+        UserError: a layer that the net does not have.
+    """
+    method = METHODS[args.method]
+    layers = resolve_layers(args.layers or method.layers, net)
+    weights = method.weights | {t: getattr(args, t) for t in TERMS if getattr(args, t) is not None}
+    of_features = any(weights.get(term) for term in ("gram", "moments", "autocorrelation"))
+    return layers, resolve_layers([*layers, *(GRAM_LAYERS if of_features else [])], net)
 
 
 class Display:
@@ -237,11 +302,12 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
     """
     started = time.perf_counter()
     exemplar = job.exemplar.to(args.device)
-    layers = resolve_layers(args.layers, net)
-    extractor = Extractor(weights, net, layers, args.pool).to(args.device)
+    layers, every = layers_of(args, net)
+    extractor = Extractor(weights, net, every, args.pool).to(args.device)
     if args.rescale:
         extractor.rescale(exemplar)
-    settings = ("method", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "device")
+    settings = ("method", "match_every", "max_patches", "patch_rotations", "patch_scales")
+    settings += ("pool", "rescale", "optimizer", "epoch", "scales", "seed", "device")
     record = {
         "version": VERSION,
         "exemplar": job.name,
@@ -250,6 +316,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
         "layers": layers,
         "lr": args.lr or LEARNING_RATES[args.optimizer],
     } | {name: getattr(args, name) for name in settings}
+    record |= job.weights
     display = Display(args, job, record)
     interrupted = None
     try:
@@ -258,6 +325,12 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
             extractor,
             size=job.size,
             method=args.method,
+            layers=layers,
+            weights=job.weights,
+            match_every=args.match_every,
+            patch_rotations=args.patch_rotations,
+            patch_scales=args.patch_scales,
+            max_patches=args.max_patches or MAX_PATCHES,
             optimizer=args.optimizer,
             steps=args.epoch,
             lr=args.lr,
@@ -311,6 +384,14 @@ def say(notes: Iterable[str], args: argparse.Namespace) -> None:
             print(note, file=sys.stderr)
 
 
+def check_uses(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag that the method has no use for, rather than ignore it."""
+    for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
+        if getattr(args, flag) and flag not in METHODS[args.method].takes:
+            takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
+            raise UserError(f"--{flag}: --method {args.method} has no use for it, but {takers}")
+
+
 def run(args: argparse.Namespace) -> None:
     """The whole program, for parsed arguments."""
     if args.json and not args.score:
@@ -320,8 +401,9 @@ def run(args: argparse.Namespace) -> None:
     if args.style_image:
         raise UserError(f"--style_image {args.style_image}: style transfer is not there yet")
     args.device, device_note = pick_device(args.device)
+    check_uses(args)
     # Spelling is checked before the weights are read; the net may turn out to be another one.
-    layers = resolve_layers(args.layers, args.model or DEFAULT_NET)
+    _, layers = layers_of(args, args.model or DEFAULT_NET)
     jobs, picture_notes = plan(args, layers)
     weights, net, net_notes = load_weights(args.model, args.weights, layers, not args.quiet)
     say(filter(None, (device_note, *picture_notes, *net_notes)), args)
@@ -331,7 +413,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C."""
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     try:
         run(args)
     except KeyboardInterrupt:

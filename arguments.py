@@ -9,12 +9,23 @@ from typing import NoReturn
 
 from PIL import Image
 
-from losses import GRAM_LAYERS, METHODS
+from losses import LONG_RANGE_WEIGHT, MAX_PATCHES, METHODS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from optimizers import LEARNING_RATES, OPTIMIZERS
 from utils import SUFFIXES
 
 MAX_SIDE = 16383  # WebP's limit
+
+TERM_HELP = {
+    "gram": "Gram matrices",
+    "histogram": "distribution of each colour channel, and their covariance",
+    "moments": "mean and standard deviation of each filter",
+    "spectrum": "power spectrum of the pixels, for what repeats; on by itself where the exemplar "
+    f"does, at {LONG_RANGE_WEIGHT:g}",
+    "autocorrelation": "autocorrelation of the features of the middle layer",
+    "patches": "distribution of 7x7 patches of pixels, on three sizes",
+    "tv": "total variation, for smooth pictures",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,8 +89,19 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
 
 
+PRESETS = {"best": {"optimizer": "LBFGS", "histogram": 0.5, "spectrum": 0.1, "patches": 3.0}}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments: what the user says, else what the preset says, else the defaults."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    parser.set_defaults(**PRESETS.get(args.preset, {}))
+    return parser.parse_args(argv)
+
+
 def build_parser() -> Parser:
-    """The parser of `Synthesis.py`, and the only place where defaults are written."""
+    """The parser of `Synthesis.py`, and the only place of defaults but for the methods' own."""
     parser = Parser(
         prog="Synthesis.py",
         usage="python Synthesis.py --gt_path leaf.jpg --epoch 1000\n"
@@ -122,6 +144,11 @@ def build_parser() -> Parser:
     )
 
     add = parser.add_argument_group("texture model").add_argument
+    presets = "; ".join(
+        f"{name} means {' '.join(f'--{k} {v}' for k, v in flags.items())}"
+        for name, flags in PRESETS.items()
+    )
+    add("--preset", choices=PRESETS, help=f"several flags in one, others go before it; {presets}")
     add(
         "--method",
         choices=METHODS,
@@ -132,10 +159,9 @@ def build_parser() -> Parser:
     add(
         "--layers",
         nargs="+",
-        default=GRAM_LAYERS,
         metavar="LAYER",
-        help="conv4_1 or relu4_1 (both after the ReLU), pool4, ...; "
-        f"default {' '.join(GRAM_LAYERS)}",
+        help="conv4_1 or relu4_1 (both after the ReLU), pool4, ...; default "
+        + "; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
     )
     add("--pool", choices=POOLS, default="avg", help="pooling in the net; default %(default)s")
     add(
@@ -148,6 +174,51 @@ def build_parser() -> Parser:
         help="scale filters to unit mean activation on the exemplar; default %(default)s",
     )
     add("--no-rescale", dest="rescale", action="store_false", help="the same as --rescale False")
+
+    add = parser.add_argument_group(
+        "terms beside the texture model", "weights, relative to the model's; 0 means without"
+    ).add_argument
+    for name, what in TERM_HELP.items():
+        defaults = {m: method.weights.get(name, 0) for m, method in METHODS.items()}
+        told = ", ".join(f"{m} {weight:g}" for m, weight in defaults.items() if weight) or "0"
+        add(
+            f"--{name}",
+            type=number(float, 0, "a weight"),
+            metavar="WEIGHT",
+            help=f"{what}; default {told}",
+        )
+
+    add = parser.add_argument_group("matching").add_argument
+    add(
+        "--match_every",
+        type=number(int, 1, "a number of steps"),
+        metavar="N",
+        help="steps for which matches (swd: directions, guided: samples) are held; default "
+        + ", ".join(f"{m} {method.match_every}" for m, method in METHODS.items() if method.takes),
+    )
+    add(
+        "--patch_rotations",
+        nargs="+",
+        default=[],
+        type=number(float, -360, "degrees"),
+        metavar="DEGREES",
+        help="cnnmrf: also take patches from the exemplar turned by these angles; default none",
+    )
+    add(
+        "--patch_scales",
+        nargs="+",
+        default=[],
+        type=number(float, 0.1, "a factor"),
+        metavar="FACTOR",
+        help="cnnmrf: also take patches from the exemplar resized by these; default none",
+    )
+    add(
+        "--max_patches",
+        type=number(int, 1, "a number of patches"),
+        metavar="N",
+        help="guided: most patches of a layer that are compared, of exemplar and output each; "
+        f"default {MAX_PATCHES}",
+    )
 
     add = parser.add_argument_group("net").add_argument
     add(

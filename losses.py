@@ -1,102 +1,309 @@
 """Features -> one number per picture: what it means for two pictures to be the same texture.
 
-A term is built once from the features of the source, and is then called with the features of the
-output: `term(output) -> (B,)`. Terms are zero at the source and never mix the pictures of a batch.
+Every texture model is a class here. It is built once from the features of the source, and is then
+called with the features of the output: `model(output) -> (B,)`; pictures of a batch never mix.
+
+A model whose objective holds something fixed for a while (matches, random directions, a sample)
+has `renew(output)`, which takes it anew, and says by `renewals` how often that should happen.
 """
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Features = dict[str, Tensor]
+from patches import ContextualScore, chunk_rows, nearest_patches, overlapped
+from terms import GRAM_LAYERS, TERMS, TINY, Features, Gram, resampled
 
-GRAM_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
-COLOUR_WEIGHT = 0.1
-TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
-
-
-def gram(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, C): products of feature maps, averaged over positions.
-
-    Always in float32: in half precision deep layers overflow.
-    """
-    flat = features.float().movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
-    half = flat.detach().mT @ flat / flat.shape[1]
-    # Both factors are the same tensor, so the gradient of one, made symmetric, is all of it; this
-    # saves one of two large products on the way back.
-    return half + (half - half.detach()).mT
+MAX_PATCHES = 10_000
 
 
-def relative_error(output: Tensor, source: Tensor) -> Tensor:
-    """(B, ...), (1, ...) -> (B,): squared distance over the squared norm of the source."""
-    distance = (output - source).flatten(1).square().sum(1)
-    return distance / source.square().sum().clamp(min=TINY)
+class Settings(NamedTuple):
+    """What texture models can be told; each takes what concerns it."""
+
+    seed: int = 0
+    match_every: int | None = None  # steps between renewals; None means the model's own
+    max_patches: int = MAX_PATCHES  # of a layer, for models that sample
+    variants: tuple[
+        Features, ...
+    ] = ()  # features of the exemplar rotated or scaled, as more source
+    guide: tuple[Tensor, Tensor] | None = None  # (1, G, h, w) of the source, (B, G, H, W) wanted
 
 
-class Gram:
-    """The texture model of Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural
-    Networks", 2015, equations 2 to 4: the Gram matrix of every layer.
+class Sliced:
+    """The sliced Wasserstein loss of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture
+    Synthesis", 2021, section 3: features projected on random unit directions, as many as a layer
+    has channels, sorted and compared.
 
-    We depart from equation 3 in the normalisation: each layer's error is relative to the norm of
-    the source's Gram matrix, and the layers are averaged. The weights then carry over between
-    nets, layers and sizes, and the loss reads as a relative error.
+    We depart from the paper: relative to the source's mean square, so that layers weigh the same;
+    directions stay for some steps, so that the objective is smooth in between; and other sizes
+    are compared through quantiles, where the paper repeats samples.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
-        self.grams = {layer: gram(source[layer]).detach() for layer in layers}
+    def __init__(self, source: Features, layers: list[str], settings: Settings) -> None:
+        self.source = {layer: source[layer].detach().float().flatten(2)[0] for layer in layers}
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.slices: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def renew(self, output: Features) -> None:
+        for layer, source in self.source.items():
+            C = len(source)
+            directions = torch.randn(C, C, generator=self.generator).to(source.device)
+            directions /= directions.norm(dim=1, keepdim=True)
+            ascending = (directions @ source).sort(1).values  # (C, h w)
+            self.slices[layer] = directions, resampled(ascending, output[layer][0, 0].numel())
 
     def __call__(self, output: Features) -> Tensor:
-        errors = [
-            relative_error(gram(output[layer]), wanted) for layer, wanted in self.grams.items()
-        ]
+        errors = []
+        for layer, (directions, wanted) in self.slices.items():
+            projected = directions @ output[layer].float().flatten(2)  # (B, C, H W)
+            distance = (projected.sort(2).values - wanted).square().mean((1, 2))
+            errors.append(distance / wanted.square().mean().clamp(min=TINY))
         return torch.stack(errors).mean(0)
 
 
-def resampled(ascending: Tensor, count: int) -> Tensor:
-    """(..., n) in ascending order -> (..., count): the same distribution in `count` quantiles."""
-    if ascending.shape[-1] == count:
-        return ascending
-    steps = torch.arange(count, device=ascending.device, dtype=torch.float64) + 0.5
-    position = (steps * (ascending.shape[-1] / count) - 0.5).clamp(0, ascending.shape[-1] - 1)
-    low = position.long()
-    high = (low + 1).clamp(max=ascending.shape[-1] - 1)
-    share = (position - low).to(ascending.dtype)
-    return torch.lerp(ascending[..., low], ascending[..., high], share)
+class CNNMRF:
+    """The Markov random field of Li and Wand, "Combining Markov Random Fields and Convolutional
+    Neural Networks for Image Synthesis", 2016, equations 2 and 3, solved by EM.
 
+    E-step, `renew`: every 3x3 patch of the output's features gets the source patch with which it
+    has the highest normalised correlation. M-step: descent with the matches held. The squared
+    distances of overlapping patches are then, up to a constant, the distance of every position
+    from the mean of what is laid over it: the sum over patches is exact, and costs no more than a
+    content loss.
 
-class Colour:
-    """The distribution of each colour channel of the pixels, and the covariance of the channels.
-
-    Gram matrices fix products of features and leave colour and contrast free to drift against
-    each other. Moments of all layers (Galerne et al., "Scaling Painting Style Transfer", 2024) hold
-    the drift back; we fix the pixels' distributions instead, by the squared Wasserstein distance,
-    in one dimension that of the sorted values (Rabin et al. 2011), relative to the variance.
+    We depart from the paper in the normalisation, relative to the source's norm, and in that
+    rotated and scaled patches come from features of the rotated and scaled exemplar.
     """
 
-    def __init__(self, source: Features) -> None:
-        image = source["image"].detach()
-        self.ascending = image.flatten(2).sort(2).values  # (1, 3, H W)
-        self.variance = image.var((2, 3), correction=0).mean().clamp(min=TINY)
-        self.covariance = gram(image - image.mean((2, 3), keepdim=True))
+    patch = 3
+
+    def __init__(self, source: Features, layers: list[str], settings: Settings) -> None:
+        self.sources = {
+            layer: [f[layer][0].detach().float().contiguous() for f in (source, *settings.variants)]
+            for layer in layers
+        }
+        self.found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def renew(self, output: Features) -> None:
+        for layer, sources in self.sources.items():
+            pictures = output[layer].detach().float()
+            laid = [self._laid(picture.contiguous(), sources) for picture in pictures]
+            self.found[layer] = tuple(torch.stack(parts) for parts in zip(*laid, strict=True))
+
+    def _laid(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(C, H, W) -> mean of the patches found, how many overlap, their squared spread."""
+        size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
+        start = height = stride = None
+        offset = 0
+        for source in sources:
+            index, correlation = nearest_patches(picture, source, size)
+            wide = torch.full_like(index, source.shape[2])
+            if start is None:
+                start, height, stride = index, correlation, wide
+            else:
+                better = correlation > height
+                start = torch.where(better, index + offset, start)
+                stride = torch.where(better, wide, stride)
+                height = torch.maximum(height, correlation)
+            offset += source[0].numel()
+        flat = torch.cat([source.flatten(1) for source in sources], 1)
+        return overlapped(flat, start, stride, size)
 
     def __call__(self, output: Features) -> Tensor:
-        image = output["image"]
-        ascending = image.flatten(2).sort(2).values  # (B, 3, H W)
-        wanted = resampled(self.ascending, ascending.shape[2])
-        transport = (ascending - wanted).square().mean((1, 2)) / self.variance
-        covariance = gram(image - image.mean((2, 3), keepdim=True))
-        return transport + relative_error(covariance, self.covariance)
+        errors = []
+        for layer, (mean, count, spread) in self.found.items():
+            distance = (output[layer].float() - mean).square().sum(1) * count  # (B, H, W)
+            energy = (distance.sum((1, 2)) + spread) / count.sum((1, 2))
+            norm = self.sources[layer][0].square().sum(0).mean().clamp(min=TINY)
+            errors.append(energy / norm)
+        return torch.stack(errors).mean(0)
 
 
-METHODS = {"gram": Gram}
+class Guided:
+    """Guided correspondence: Zhou et al., "Neural Texture Synthesis with Guided Correspondence",
+    2023, equations 1 to 5.
+
+    Patches of 7x7 positions at stride 3, by cosine distance about the source's mean feature, plus
+    a penalty for source patches that are used more often than their share, plus the distance of
+    guides; scored by contextual similarity, which wants every patch near one source patch and far
+    from all others.
+
+    We depart from the paper: sample, strides' origin and occurrences are held between renewals,
+    so that the objective is smooth in between; patches of the finest layer do not join, at ten
+    times the cost of all others.
+    """
+
+    patch, stride = 7, 3
+    occurrence_weight = 0.05
+    guide_weight = 10.0
+
+    def __init__(self, source: Features, layers: list[str], settings: Settings) -> None:
+        self.mean = {layer: source[layer].detach().float().mean((2, 3), True) for layer in layers}
+        self.source = {layer: source[layer].detach().float() - self.mean[layer] for layer in layers}
+        self.max_patches, self.guide = settings.max_patches, settings.guide
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.held: dict[str, list[_Held]] = {}
+
+    def renew(self, output: Features) -> None:
+        for layer in self.source:
+            pictures = output[layer].detach().float() - self.mean[layer]
+            self.held[layer] = [
+                self._hold(self.source[layer], pictures[i : i + 1], i) for i in range(len(pictures))
+            ]
+
+    def _hold(self, source: Tensor, picture: Tensor, i: int) -> "_Held":
+        size = min(self.patch, *source.shape[2:], *picture.shape[2:])
+        samples = [self._sample(maps, size) for maps in (source, picture)]
+        wanted, drawn = (s.unit_patches(m) for s, m in zip(samples, (source, picture), strict=True))
+        apart = self._guide_distance(samples, (source, picture), i)
+        used = wanted.new_zeros(len(wanted))
+        indices = torch.arange(len(drawn), device=drawn.device)
+        for rows in indices.split(chunk_rows(4 * len(wanted), wanted.device)):
+            nearest = (apart(rows) - drawn[rows] @ wanted.T).argmin(1)
+            used += nearest.bincount(minlength=len(wanted))
+        penalty = self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
+        return _Held(samples[1], wanted, lambda rows: penalty + apart(rows))
+
+    def _guide_distance(
+        self, samples: list["_Sample"], maps: tuple[Tensor, Tensor], i: int
+    ) -> Callable[[Tensor], Tensor | float]:
+        """Rows (n,) of picture i's patches -> their guides' distance from the source's, (n, M)."""
+        if self.guide is None:
+            return lambda rows: 0.0
+        wanted, drawn = (
+            sample.means(F.interpolate(guide, layer.shape[2:], mode="bilinear", antialias=True))
+            for sample, guide, layer in zip(
+                samples, (self.guide[0], self.guide[1][i : i + 1]), maps, strict=True
+            )
+        )
+        return lambda rows: self.guide_weight * torch.cdist(drawn[rows], wanted).square()
+
+    def _sample(self, maps: Tensor, size: int) -> "_Sample":
+        spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
+        origin = [torch.randint(n, (), generator=self.generator).item() for n in spare]
+        count = math.prod(
+            (side - start - size) // self.stride + 1
+            for side, start in zip(maps.shape[2:], origin, strict=True)
+        )
+        chosen = None
+        if count > self.max_patches:
+            chosen = torch.randperm(count, generator=self.generator)[: self.max_patches]
+            chosen = chosen.to(maps.device)
+        return _Sample(size, self.stride, origin, chosen)
+
+    def __call__(self, output: Features) -> Tensor:
+        errors = []
+        for layer, held in self.held.items():
+            maps = output[layer].float() - self.mean[layer]
+            scores = [
+                ContextualScore.apply(h.sample.unit_patches(m[None]), h.source, h.extra).mean()
+                for h, m in zip(held, maps, strict=True)
+            ]
+            errors.append(torch.stack(scores))
+        return torch.stack(errors).mean(0)
+
+
+class _Sample(NamedTuple):
+    """Which patches of a layer are looked at."""
+
+    size: int
+    stride: int
+    origin: list[int]  # y, x of the first one
+    chosen: Tensor | None  # of all patches at that stride; None means all of them
+
+    def columns(self, maps: Tensor) -> Tensor:
+        """(1, C, H, W) -> (C size^2, N)."""
+        y, x = self.origin
+        columns = F.unfold(maps[..., y:, x:], self.size, stride=self.stride)[0]
+        return columns if self.chosen is None else columns[:, self.chosen]
+
+    def unit_patches(self, maps: Tensor) -> Tensor:
+        """(1, C, H, W) -> (N, C size^2), each of norm 1."""
+        return F.normalize(self.columns(maps), dim=0).T
+
+    def means(self, guide: Tensor) -> Tensor:
+        """(1, G, H, W) -> (N, G): the mean of the guide over every patch."""
+        return self.columns(guide).view(guide.shape[1], self.size**2, -1).mean(1).T
+
+
+class _Held(NamedTuple):
+    """What the score of one layer of one picture holds between renewals."""
+
+    sample: _Sample
+    source: Tensor  # (M, D), of norm 1
+    extra: Callable[[Tensor], Tensor]  # rows (n,) -> added to their distances, (n, M) or (M,)
+
+
+class Method(NamedTuple):
+    """A texture model, and what goes with it unless the user says otherwise."""
+
+    model: type
+    layers: list[str]
+    weights: dict[str, float]  # of the terms beside it
+    match_every: int | None  # steps between renewals; None where nothing is held fixed
+    takes: tuple[str, ...] = ()  # flags that it has a use for
+
+
+METHODS = {
+    "gram": Method(Gram, GRAM_LAYERS, {"histogram": 0.1}, None),
+    "swd": Method(Sliced, GRAM_LAYERS, {}, 20, ("match_every",)),
+    "cnnmrf": Method(
+        CNNMRF,
+        ["conv3_1", "conv4_1"],
+        {"gram": 10.0, "histogram": 1.0},
+        10,
+        ("match_every", "patch_rotations", "patch_scales"),
+    ),
+    "guided": Method(
+        Guided,
+        ["conv2_1", "conv3_1", "conv4_1"],
+        {"gram": 10.0, "histogram": 0.5, "patches": 1.0},
+        10,
+        ("match_every", "max_patches"),
+    ),
+}
+LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars that repeat
 
 
 class Criterion:
-    """A texture model beside the colours: the sum that an optimiser brings to zero."""
+    """A texture model and the terms beside it: the sum that an optimiser brings to zero."""
 
-    def __init__(self, method: str, source: Features, layers: list[str]) -> None:
-        self.texture = METHODS[method](source, layers)
-        self.colour = Colour(source)
+    def __init__(
+        self,
+        source: Features,
+        layers: list[str],
+        method: str = "gram",
+        weights: dict[str, float] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """
+        Args:
+            source: features of the exemplar.
+            layers: the layers that the texture model looks at.
+            method: a name in `METHODS`.
+            weights: of the terms in `terms.TERMS`; the term of a weight that is 0 is not built.
+                None means the method's own. Terms look at every layer there is.
+            settings: what the texture model can be told.
+        """
+        settings = settings or Settings()
+        default = METHODS[method]
+        weights = default.weights if weights is None else weights
+        self.model = default.model(source, layers, settings)
+        every = [layer for layer in source if layer != "image"]
+        self.terms = [
+            (weight, TERMS[name](source, every)) for name, weight in weights.items() if weight
+        ]
+        self.match_every = default.match_every and (settings.match_every or default.match_every)
+
+    def renew(self, output: Features) -> None:
+        """Take anew what the model holds fixed, for these features of the output."""
+        if self.match_every:
+            self.model.renew(output)
 
     def __call__(self, output: Features) -> Tensor:
         """(B, ...) features -> (B,)."""
-        return self.texture(output) + COLOUR_WEIGHT * self.colour(output)
+        return self.model(output) + sum(weight * term(output) for weight, term in self.terms)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from losses import Features
+from terms import Features
 
 Report = Callable[[int, Tensor, float], None]
 
@@ -33,16 +33,33 @@ class _Evaluator:
     ) -> None:
         self.extractor, self.criterion, self.report = extractor, criterion, report
         self.taken, self.steps = 0, steps
+        self.match_every = getattr(criterion, "match_every", None)
+        self.renewed: int | None = None  # before which step
         self.best: Tensor | None = None
         self.best_loss = math.inf
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
-        """(B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sum of the losses."""
+    @property
+    def due(self) -> bool:
+        """Whether the criterion should take anew what it holds fixed."""
+        if self.match_every is None:
+            return False
+        return self.renewed is None or self.taken - self.renewed >= self.match_every
+
+    def __call__(self, image: Tensor, renew: bool = False) -> tuple[Tensor, Tensor, float]:
+        """(B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sum of the losses.
+
+        With `renew` the criterion is renewed for this picture first: another objective, for which
+        no earlier picture counts as the best.
+        """
         if self.taken == self.steps:
             raise _OutOfSteps
-        self.taken += 1
         image = image.detach().requires_grad_()
-        losses = self.criterion(self.extractor(image))
+        features = self.extractor(image)
+        if renew:
+            self.criterion.renew(features)
+            self.renewed, self.best_loss = self.taken, math.inf
+        self.taken += 1
+        losses = self.criterion(features)
         (gradient,) = torch.autograd.grad(losses.sum(), image)
         total = losses.sum().item()  # CPU-GPU sync point
         if not math.isfinite(gradient.sum().item()):
@@ -97,14 +114,19 @@ def _adam(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
     cosine decay do the rest: figures in the README.
     """
     first, second = torch.zeros_like(image), torch.zeros_like(image)
-    age = 0
+    age, losses = 0, None
     for step in range(steps):
-        losses, gradient, total = evaluate(image)
+        due, before = evaluate.due, losses
+        losses, gradient, total = evaluate(image, renew=due)
         if not math.isfinite(total):
             image, lr, age = evaluate.best, lr / 2, 0
             first.zero_()
             second.zero_()
             continue
+        if due and age:
+            # What is remembered was divided by losses of another height.
+            ratio = (before / losses.clamp(min=1e-12)).clamp(max=1e3).view(-1, 1, 1, 1)
+            first, second = first * ratio, second * ratio.square()
         gradient = gradient / losses.clamp(min=torch.finfo(losses.dtype).tiny).view(-1, 1, 1, 1)
         age += 1
         first = first.lerp(gradient, 1 - ADAM_BETA1)
@@ -125,8 +147,11 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
     that was too long.
     """
     history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=LBFGS_MEMORY)
-    _, gradient, loss = evaluate(image)
+    _, gradient, loss = evaluate(image, renew=evaluate.due)
     while True:
+        if evaluate.due:
+            # The curvature seen so far is kept: it is the features', hardly the held matches'.
+            _, gradient, loss = evaluate(image, renew=True)
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
         free_gradient = gradient.masked_fill(held, 0)
         direction = _quasi_newton(free_gradient, history).masked_fill_(held, 0)
@@ -134,8 +159,10 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
         if _dot(free_gradient, direction) < 0:
             accepted = _line_search(evaluate, image, direction, gradient, loss, lr)
         if accepted is None:
-            if not history:
+            if not history and evaluate.match_every is None:
                 return  # the gradient itself leads nowhere: a minimum
+            if not history:
+                _, gradient, loss = evaluate(image, renew=True)
             history.clear()
             continue
         new_image, new_gradient, loss = accepted

@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses import resampled
+from terms import (
+    PATCH,
+    PATCH_LEVELS,
+    PERIODIC,
+    luminance_autocorrelation,
+    period,
+    resampled,
+    unit_directions,
+)
 
 LEVELS = 255
-PATCH = 7  # px
-PYRAMID = 3  # levels of the patch distance and of the wavelet bands
 DIRECTIONS = 128
 BINS = 64
-NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
-PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
 LEAST_SIDE = 64  # px, so that a half of the exemplar still has three pyramid levels of patches
 QUERY_STRIDE = 4  # px between the output patches whose copies are looked for
 CHUNK = 2**25  # distances held at a time, 128 MiB
@@ -47,9 +51,8 @@ def patches(output: Tensor, source: Tensor) -> float:
     """
     generator = torch.Generator().manual_seed(0)
     distances = []
-    for level in range(PYRAMID):
-        directions = torch.randn(DIRECTIONS, 3, PATCH, PATCH, generator=generator)
-        directions /= directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    for level in range(PATCH_LEVELS):
+        directions = unit_directions(DIRECTIONS, generator)
         projected = [
             F.conv2d(F.avg_pool2d(x, 2**level), directions)[0].flatten(1) for x in (output, source)
         ]
@@ -66,7 +69,7 @@ def wavelet(output: Tensor, source: Tensor) -> float:
     # Averages and differences of 2x2 blocks: horizontal, vertical and diagonal detail.
     haar = torch.tensor([[[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 4
     divergences = []
-    for level in range(PYRAMID):
+    for level in range(PATCH_LEVELS):
         bands = []
         for image in (output, source):
             coarse = F.avg_pool2d(image, 2**level)[0][:, None]  # (3, 1, h, w)
@@ -83,21 +86,6 @@ def _histogram(values: Tensor) -> Tensor:
     return counts / counts.sum()
 
 
-def _autocorrelation(image: Tensor, reach: int) -> Tensor:
-    """(1, 3, H, W) -> (2 reach + 1, 2 reach + 1) of the luminance, 1 at the centre; not wrapped."""
-    grey = image[0].double().mean(0)
-    grey = grey - grey.mean()
-    shape = [2 * side for side in grey.shape]
-
-    def correlated(x: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(x, shape).abs().square(), shape)
-
-    pairs = correlated(torch.ones_like(grey))  # how many pixels each lag has
-    mean = correlated(grey) / pairs.clamp(min=1)
-    centred = mean.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
-    return centred / mean[0, 0].clamp(min=1e-12)
-
-
 def _reach(output: Tensor, source: Tensor) -> int:
     return min(*output.shape[-2:], *source.shape[-2:]) // 2
 
@@ -105,7 +93,7 @@ def _reach(output: Tensor, source: Tensor) -> int:
 def autocorrelation(output: Tensor, source: Tensor) -> float:
     """RMS difference of the autocorrelations, over lags up to half of the shorter side."""
     reach = _reach(output, source)
-    a, b = (_autocorrelation(x, reach) for x in (output, source))
+    a, b = (luminance_autocorrelation(x, reach) for x in (output, source))
     return (a - b).square().mean().sqrt().item()
 
 
@@ -116,16 +104,12 @@ def peak(output: Tensor, source: Tensor) -> float:
     where the source has no peak above 0.35: it is not regular.
     """
     reach = _reach(output, source)
-    a, b = (_autocorrelation(x, reach) for x in (output, source))
-    lags = torch.arange(-reach, reach + 1)
-    beyond = lags[:, None].square() + lags[None, :].square() > NEAREST_LAG**2
-    top = F.max_pool2d(b[None, None], 3, 1, 1)[0, 0] == b
-    height, where = torch.where(beyond & top, b, -torch.inf).flatten().max(0)
+    height, y, x = period(source, reach)
     if height < PERIODIC:
         return math.nan
-    y, x = divmod(where.item(), b.shape[1])
-    near = a[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]
-    return (near.max() / height).item()
+    lags = luminance_autocorrelation(output, reach)
+    y, x = y + reach, x + reach
+    return (lags[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3].max() / height).item()
 
 
 def copied(output: Tensor, source: Tensor) -> float:

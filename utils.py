@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
@@ -306,6 +306,41 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
         return image
     # Bicubic overshoots at edges.
     return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def turned_and_resized(
+    image: Tensor, degrees: Iterable[float], factors: Iterable[float]
+) -> list[Tensor]:
+    """Return (B, C, H, W) at every one of the angles and factors and every pair of the two.
+
+    Turned counter-clockwise and cut to the largest centred part of the same aspect that has no
+    empty corners; multiples of 90 degrees move pixels and change none. The picture as it is, at
+    0 degrees and factor 1, is left out.
+    """
+    found = []
+    for angle in (0, *degrees):
+        for factor in (1, *factors):
+            turned = _turned(image, angle)
+            size = [max(1, round(side * factor)) for side in turned.shape[2:]]
+            found.append(resize(turned, size))
+    return found[1:]
+
+
+def _turned(image: Tensor, degrees: float) -> Tensor:
+    quarters, rest = divmod(degrees, 90)
+    image = torch.rot90(image, int(quarters), (2, 3))
+    if rest == 0:
+        return image
+    height, width = image.shape[2:]
+    cos, sin = math.cos(math.radians(rest)), math.sin(math.radians(rest))
+    share = min(width / (width * cos + height * sin), height / (width * sin + height * cos))
+    h, w = max(1, int(share * height)), max(1, int(share * width))
+    y = torch.arange(h, device=image.device)[:, None] - (h - 1) / 2
+    x = torch.arange(w, device=image.device)[None, :] - (w - 1) / 2
+    # Counter-clockwise on a screen, where y points down.
+    grid = torch.stack(((cos * x - sin * y) * 2 / width, (sin * x + cos * y) * 2 / height), 2)
+    grid = grid.to(image.dtype).expand(len(image), -1, -1, -1)
+    return F.grid_sample(image, grid, "bicubic", "reflection", align_corners=False).clamp(0, 1)
 
 
 def pyramid(

@@ -35,6 +35,21 @@ def test_parse_bool():
             arguments.parse_bool(word)
 
 
+def test_a_preset_gives_way_to_what_is_said():
+    plain, best = arguments.parse([]), arguments.parse(["--preset", "best"])
+    assert (plain.optimizer, plain.patches, plain.histogram) == ("Adam", None, None)
+    assert (best.optimizer, best.patches, best.histogram) == ("LBFGS", 3.0, 0.5)
+    said = arguments.parse(["--histogram", "2", "--preset", "best", "--optimizer", "Adam"])
+    assert (said.optimizer, said.patches, said.histogram) == ("Adam", 3.0, 2)
+
+
+def test_presets_are_what_the_parser_takes():
+    for name, flags in arguments.PRESETS.items():
+        spelled = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        said, preset = arguments.parse(spelled), arguments.parse(["--preset", name])
+        assert vars(said) | {"preset": name} == vars(preset)
+
+
 def test_help_shows_every_default():
     text = " ".join(build_parser().format_help().split())
     assert text.startswith("usage: python Synthesis.py --gt_path leaf.jpg --epoch 1000 python")

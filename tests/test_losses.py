@@ -1,126 +1,450 @@
-"""Known answers and invariances of the texture terms."""
+"""Known answers and invariances of the texture models, and of the sum that is minimised."""
+
+import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from losses import (
-    COLOUR_WEIGHT,
-    METHODS,
-    TINY,
-    Colour,
-    Criterion,
-    Gram,
-    gram,
-    relative_error,
-    resampled,
-)
+import losses
+from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced
+from patches import BANDWIDTH, EPSILON
+from terms import TERMS, Gram, Histogram
 
 
-def test_gram_by_hand():
-    # Two maps of 1x2: [1, 2] and [3, 4]; products 1+4, 3+8, 9+16, over 2 positions.
-    features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-    assert gram(features).tolist() == [[[2.5, 5.5], [5.5, 12.5]]]
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_gram_has_the_gradient_of_the_plain_product():
-    features = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    weights = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(1))  # not symmetric
-    flat = features.flatten(2)
-    (expected,) = torch.autograd.grad((weights * (flat @ flat.mT) / 12).sum(), features)
-    (found,) = torch.autograd.grad((weights * gram(features)).sum(), features)
-    torch.testing.assert_close(found, expected)
+def picture(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_gram_of_half_precision_is_float32_and_does_not_overflow():
-    features = torch.full((1, 2, 4, 4), 300.0, dtype=torch.float16)
-    assert gram(features).dtype == torch.float32
-    assert gram(features).tolist() == [[[90000.0, 90000.0], [90000.0, 90000.0]]]
+def columns(maps, patch):
+    """(C, H, W) -> (N, C patch^2), patches in reading order."""
+    return F.unfold(maps[None], patch)[0].T
 
 
-def test_gram_does_not_see_where_things_are():
-    features = torch.rand(1, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    shuffled = features.flatten(2)[:, :, torch.randperm(42)].view_as(features)
-    torch.testing.assert_close(gram(shuffled), gram(features))
+@pytest.fixture
+def every_patch(monkeypatch):
+    """Guided correspondence of all patches, where it otherwise draws a ninth of them."""
+    monkeypatch.setattr(Guided, "stride", 1)
 
 
-def test_relative_error_by_hand():
-    output, source = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0]])
-    # ((1-3)^2 + (2-4)^2) / (9 + 16), and 0 for the picture that is the source
-    assert relative_error(output, source).tolist() == pytest.approx([8 / 25, 0])
+# ----------------------------------------------------------------------------- all the methods
 
 
-def test_relative_error_of_a_flat_source_is_finite():
-    error = relative_error(torch.full((1, 4), 1e-4), torch.zeros(1, 4))
-    assert error.item() == pytest.approx(4e-8 / TINY)
-
-
-def test_gram_term_averages_layers_by_hand():
-    source = {"a": torch.ones(1, 1, 2, 2), "b": torch.full((1, 1, 2, 2), 2.0)}
-    output = {"a": torch.full((1, 1, 2, 2), 2.0), "b": torch.full((1, 1, 2, 2), 2.0)}
-    # Grams 4 against 1: (4-1)^2 / 1 = 9; layer b is met: (9 + 0) / 2
-    assert Gram(source, ["a", "b"])(output).tolist() == [4.5]
-    assert Gram(source, ["b"])(output).tolist() == [0]
-
-
-def test_gram_term_is_the_same_for_any_scale_of_a_layer(tiny, checkerboard):
-    source, output = tiny(checkerboard), tiny(checkerboard.flip(1))
-    scaled = [{k: 7 * v for k, v in features.items()} for features in (source, output)]
-    torch.testing.assert_close(
-        Gram(source, tiny.layers)(output), Gram(scaled[0], tiny.layers)(scaled[1])
-    )
-
-
-def test_resampled_by_hand():
-    # Four quantiles of two values lie at -0.25, 0.25, 0.75 and 1.25 of the way from 0 to 1.
-    assert resampled(torch.tensor([0.0, 1.0]), 4).tolist() == [0, 0.25, 0.75, 1]
-    # Two quantiles of four values lie between the first two, and between the last two.
-    assert resampled(torch.tensor([0.0, 2.0, 4.0, 8.0]), 2).tolist() == [1, 6]
-    assert resampled(torch.tensor([5.0, 7.0]), 2).tolist() == [5, 7]
-
-
-def test_colour_by_hand():
-    # Half 0, half 1 in each channel: variance 0.25, covariance 0.25 everywhere.
-    source = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
-    brighter = {"image": source / 2 + 0.5}  # half 0.5, half 1: covariance 0.0625
-    transport = (0.5**2 + 0**2) / 2 / 0.25
-    covariance = 9 * (0.25 - 0.0625) ** 2 / (9 * 0.25**2)
-    assert Colour({"image": source})(brighter).item() == pytest.approx(transport + covariance)
-    assert Colour({"image": source})({"image": source.flip(3)}).item() == 0
-
-
-def test_colour_of_a_flat_exemplar_is_finite(checkerboard):
-    flat = {"image": torch.full((1, 3, 4, 4), 0.5)}
-    assert Colour(flat)(flat).item() == 0
-    assert Colour(flat)({"image": checkerboard}).isfinite().all()
-
-
+@pytest.mark.parametrize("weights", [None, {}])
 @pytest.mark.parametrize("method", METHODS)
-def test_criterion_is_zero_at_the_source_and_has_gradients_elsewhere(method, tiny, checkerboard):
-    criterion = Criterion(method, tiny(checkerboard), tiny.layers)
-    assert criterion(tiny(checkerboard)).item() == 0
-    output = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    criterion(tiny(output)).backward()
+def test_zero_at_the_source_and_gradients_elsewhere(method, weights, tiny, every_patch):
+    source = tiny(picture(1, 3, 16, 16))
+    criterion = Criterion(source, tiny.layers, method, weights)
+    criterion.renew(source)
+    assert criterion(source).item() == pytest.approx(0, abs=1e-6)
+    output = picture(1, 3, 24, 20, seed=1).requires_grad_()
+    criterion.renew(tiny(output))
+    value = criterion(tiny(output))
+    assert value.item() > 1e-3
+    value.backward()
     assert output.grad.isfinite().all()
     assert (output.grad != 0).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_batches_never_mix(method, tiny, checkerboard):
-    criterion = Criterion(method, tiny(checkerboard), tiny.layers)
-    batch = torch.rand(3, 3, 24, 20, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    losses = criterion(tiny(batch))
-    assert losses.shape == (3,)
-    (together,) = torch.autograd.grad(losses.sum(), batch)
+def test_batches_never_mix(method, tiny, checkerboard, every_patch):
+    def fresh(images):
+        criterion = Criterion(tiny(checkerboard), tiny.layers, method)
+        criterion.renew(tiny(images))
+        return criterion
+
+    batch = picture(3, 3, 24, 20, seed=2).requires_grad_()
+    values = fresh(batch)(tiny(batch))
+    assert values.shape == (3,)
+    (together,) = torch.autograd.grad(values.sum(), batch)
     for i in range(3):
         single = batch[i : i + 1].detach().requires_grad_()
-        loss = criterion(tiny(single))
-        (alone,) = torch.autograd.grad(loss.sum(), single)
-        torch.testing.assert_close(loss[0], losses[i])
+        value = fresh(single)(tiny(single))
+        (alone,) = torch.autograd.grad(value.sum(), single)
+        torch.testing.assert_close(value[0], values[i])
         torch.testing.assert_close(alone, together[i : i + 1])
 
 
-def test_criterion_adds_the_colours(tiny, checkerboard):
+@pytest.mark.parametrize("method", METHODS)
+def test_flat_pictures_are_finite(method, tiny, checkerboard):
+    flat = torch.full((1, 3, 16, 16), 0.5)
+    for source, output in ((flat, checkerboard), (checkerboard, flat), (flat, flat)):
+        output = output.clone().requires_grad_()
+        criterion = Criterion(tiny(source), tiny.layers, method)
+        criterion.renew(tiny(output))
+        value = criterion(tiny(output))
+        value.backward()
+        assert value.isfinite().all() and output.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_held_stays_until_it_is_renewed(method, tiny):
+    source, output = tiny(picture(1, 3, 32, 32)), tiny(picture(1, 3, 30, 34, seed=1))
+    criterion = Criterion(source, tiny.layers, method, {})
+    criterion.renew(tiny(picture(1, 3, 30, 34, seed=2)))
+    before = criterion(output)
+    assert torch.equal(criterion(output), before)
+    criterion.renew(output)
+    assert torch.equal(criterion(output), before) == (method == "gram")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_holds_the_same(method, tiny):
+    source, output = tiny(picture(1, 3, 40, 40)), tiny(picture(1, 3, 40, 40, seed=1))
+
+    def value(seed):
+        settings = Settings(seed, max_patches=20)
+        criterion = Criterion(source, tiny.layers, method, {}, settings)
+        criterion.renew(output)
+        first = criterion(output).item()
+        criterion.renew(output)
+        return first, criterion(output).item()
+
+    assert value(3) == value(3)
+    assert (value(3) != value(4)) == (method in ("swd", "guided"))
+
+
+# ------------------------------------------------------------------------------- the criterion
+
+
+def test_criterion_adds_weighted_terms(tiny, checkerboard):
     source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
-    expected = Gram(source, tiny.layers)(output) + COLOUR_WEIGHT * Colour(source)(output)
-    torch.testing.assert_close(Criterion("gram", source, tiny.layers)(output), expected)
-    assert Colour(source)(output).item() > 0.01
+    plain = Gram(source, tiny.layers)(output)
+    histogram = Histogram(source, tiny.layers)(output)
+    tv = TERMS["tv"](source, tiny.layers)(output)
+    assert histogram.item() > 0.01 and tv.item() > 0.01
+    weights = {"histogram": 0.5, "tv": 3.0}
+    criterion = Criterion(source, tiny.layers, "gram", weights)
+    torch.testing.assert_close(criterion(output), plain + 0.5 * histogram + 3 * tv)
+    own = METHODS["gram"].weights["histogram"]
+    torch.testing.assert_close(Criterion(source, tiny.layers)(output), plain + own * histogram)
+
+
+def test_terms_look_at_every_layer_and_models_at_theirs(tiny, checkerboard):
+    source, output = tiny(checkerboard), tiny(checkerboard.flip(1))
+    model, term = (Gram(source, layers)(output) for layers in (["relu2_1"], tiny.layers))
+    assert model.item() != term.item()
+    criterion = Criterion(source, ["relu2_1"], "gram", {"gram": 2.0})
+    torch.testing.assert_close(criterion(output), model + 2 * term)
+
+
+def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
+    def forbidden(source, layers):
+        raise AssertionError("built")
+
+    source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
+    for name in TERMS:
+        monkeypatch.setitem(losses.TERMS, name, forbidden)
+    criterion = Criterion(source, tiny.layers, "gram", dict.fromkeys(TERMS, 0.0))
+    assert criterion.terms == []
+    assert torch.equal(criterion(output), Gram(source, tiny.layers)(output))
+    with pytest.raises(AssertionError, match="built"):
+        Criterion(source, tiny.layers, "gram", {"tv": 1e-9})
+
+
+def test_match_every_is_the_methods_own_unless_told(tiny, checkerboard):
+    source = tiny(checkerboard)
+    for method, (_, _, _, own, _) in METHODS.items():
+        assert Criterion(source, tiny.layers, method).match_every == own
+        told = Criterion(source, tiny.layers, method, settings=Settings(match_every=3))
+        assert told.match_every == (own and 3)  # nothing to renew stays nothing
+    assert METHODS["gram"].match_every is None and METHODS["swd"].match_every == 20
+    Criterion(source, tiny.layers).renew(source)  # and takes no harm
+
+
+@pytest.mark.parametrize("method", ["gram", "swd"])
+def test_neither_gram_nor_slices_see_where_things_are(method):
+    source = {"a": noise(1, 5, 6, 7)}
+    order = torch.randperm(42, generator=torch.Generator().manual_seed(0))
+    shuffled = {"a": source["a"].flatten(2)[..., order].view(1, 5, 7, 6)}
+    criterion = Criterion(source, ["a"], method, {})
+    criterion.renew(shuffled)
+    assert criterion(shuffled).item() == pytest.approx(0, abs=1e-10)
+    criterion.renew({"a": source["a"] * 1.1})
+    assert criterion({"a": source["a"] * 1.1}).item() > 5e-3
+
+
+# -------------------------------------------------------------------------------------- sliced
+
+
+def test_sliced_by_hand():
+    # One channel has the directions 1 and -1, which see the same. Sorted, 0 1 and 0.5 1:
+    # (0.5^2 + 0) / 2 over the mean square of the source, 1 / 2.
+    model = Sliced({"a": torch.tensor([[[[1.0, 0.0]]]])}, ["a"], Settings())
+    output = {"a": torch.tensor([[[[0.5, 1.0]]]])}
+    model.renew(output)
+    assert model(output).item() == pytest.approx(0.25)
+
+
+def test_sliced_is_brute_force():
+    source = {"a": noise(1, 3, 4, 5), "b": noise(1, 6, 2, 3, seed=1)}
+    output = {"a": noise(1, 3, 5, 4, seed=2), "b": noise(1, 6, 3, 2, seed=3)}
+    model = Sliced(source, ["a", "b"], Settings())
+    model.renew(output)
+    expected = 0.0
+    for layer in ("a", "b"):
+        directions = model.slices[layer][0]
+        assert len(directions) == source[layer].shape[1]  # as many as channels
+        distance = square = 0.0
+        for direction in directions.tolist():
+            assert math.hypot(*direction) == pytest.approx(1)
+            found, wanted = (
+                sorted(
+                    sum(d * f for d, f in zip(direction, feature, strict=True))
+                    for feature in features[layer][0].flatten(1).T.tolist()
+                )
+                for features in (output, source)
+            )
+            distance += sum((f - w) ** 2 for f, w in zip(found, wanted, strict=True))
+            square += sum(w**2 for w in wanted)
+        expected += distance / square / 2  # the mean of two layers
+    assert model(output).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sliced_compares_other_sizes_by_quantiles():
+    maps = noise(1, 5, 32, 32)
+    tiled = maps.repeat(1, 1, 2, 2)
+
+    def value(source, output):
+        model = Sliced({"a": source}, ["a"], Settings())
+        model.renew({"a": output})
+        return model({"a": output}).item()
+
+    # Every value of the larger source comes four times: its quantiles are those of the smaller.
+    assert value(tiled, maps) == pytest.approx(0, abs=1e-10)
+    assert value(maps, tiled) < 1e-3  # between two values, quantiles are interpolated
+    assert value(maps, 0.8 * tiled) > 0.03
+
+
+def test_sliced_draws_new_directions():
+    source = {"a": noise(1, 4, 5, 5)}
+    drawn = []
+    for seed in (0, 0, 1):
+        model = Sliced(source, ["a"], Settings(seed))
+        for _ in range(2):
+            model.renew(source)
+            drawn.append(model.slices["a"][0])
+    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
+    for other in (1, 4, 5):
+        assert not torch.equal(drawn[0], drawn[other])
+
+
+# -------------------------------------------------------------------------------------- cnnmrf
+
+# Three sources of different widths, as features of turned and resized exemplars have.
+SOURCES = [noise(1, 4, 8, 10), noise(1, 4, 7, 6, seed=1), noise(1, 4, 5, 9, seed=2)]
+VARIANTS = Settings(variants=tuple({"a": maps} for maps in SOURCES[1:]))
+
+
+@pytest.mark.parametrize("settings", [Settings(), VARIANTS])
+def test_cnnmrf_is_the_sum_over_patches(settings):
+    output = {"a": noise(2, 4, 6, 11, seed=3)}
+    model = CNNMRF({"a": SOURCES[0]}, ["a"], settings)
+    model.renew(output)
+    taken = SOURCES[: 1 + len(settings.variants)]
+    wanted = torch.cat([columns(maps[0], 3) for maps in taken])
+    origin = torch.cat([torch.full((len(columns(m[0], 3)),), i) for i, m in enumerate(taken)])
+    for i in range(2):
+        drawn = columns(output["a"][i], 3)
+        nearest = (drawn @ F.normalize(wanted, dim=1).T).argmax(1)
+        assert len(origin[nearest].unique()) == len(taken)  # every source has its share
+        # Mean over 4 x 9 patches of 9 positions, over the mean squared norm of a position.
+        energy = (drawn - wanted[nearest]).square().sum() / (4 * 9 * 9)
+        expected = energy / SOURCES[0].square().sum(1).mean()
+        assert model(output)[i].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("origin", range(3))
+def test_cnnmrf_finds_what_only_one_of_the_sources_has(origin):
+    output = {"a": SOURCES[origin][:, :, 1:5, 1:6]}
+    model = CNNMRF({"a": SOURCES[0]}, ["a"], VARIANTS)
+    model.renew(output)
+    torch.testing.assert_close(model.found["a"][0], output["a"])
+    assert model(output).item() == pytest.approx(0, abs=1e-6)
+    alone = CNNMRF({"a": SOURCES[0]}, ["a"], Settings())
+    alone.renew(output)
+    assert (alone(output).item() < 1e-6) == (origin == 0)
+
+
+def test_cnnmrf_finds_a_rotated_patch(tiny):
+    exemplar = picture(1, 3, 16, 20)
+    turned = torch.rot90(exemplar, 1, (2, 3))
+    settings = Settings(variants=(tiny(turned),))
+    with_turned = Criterion(tiny(exemplar), tiny.layers, "cnnmrf", {}, settings)
+    without = Criterion(tiny(exemplar), tiny.layers, "cnnmrf", {})
+    for criterion in (with_turned, without):
+        criterion.renew(tiny(turned))
+    assert with_turned(tiny(turned)).item() == pytest.approx(0, abs=1e-6)
+    assert without(tiny(turned)).item() > 0.01
+
+
+def test_cnnmrf_of_maps_smaller_than_a_patch():
+    # Single positions, matched by direction: (3, 0) goes to (1, 0), at a squared distance of 4.
+    model = CNNMRF(positions((1, 0), (0, 2)), ["a"], Settings())
+    output = positions((3, 0), (0, 2))
+    model.renew(output)
+    # Two positions, 4 + 0; the source's mean square norm is (1 + 4) / 2.
+    assert model(output).item() == pytest.approx((4 + 0) / 2 / 2.5)
+
+
+def test_cnnmrf_averages_layers():
+    source = {"a": noise(1, 3, 6, 6), "b": noise(1, 2, 5, 5, seed=1)}
+    output = {"a": noise(1, 3, 6, 6, seed=2), "b": source["b"]}
+    values = []
+    for layers in (["a"], ["a", "b"]):
+        model = CNNMRF(source, layers, Settings())
+        model.renew(output)
+        values.append(model(output).item())
+    assert values[1] == pytest.approx(values[0] / 2)  # layer b is met
+
+
+# -------------------------------------------------------------------------------------- guided
+
+
+def scores(distance):
+    """The mean of `-log softmax((1 - d / (d_min + epsilon)) / h)` at the nearest."""
+    least = distance.min(1, keepdim=True).values
+    similarity = (1 - distance / (least + EPSILON)) / BANDWIDTH
+    return -similarity.log_softmax(1).max(1).values.mean()
+
+
+def positions(*vectors):
+    """Features of one row of positions, where patches are single positions."""
+    return {"a": torch.tensor(vectors, dtype=torch.float32).T.view(1, -1, 1, len(vectors))}
+
+
+RIGHT, UP, LEFT, DOWN = (1, 0), (0, 1), (-1, 0), (0, -1)
+
+
+def test_guided_by_hand(every_patch):
+    source = positions(RIGHT, UP, LEFT, DOWN)  # of mean 0
+    model = Guided(source, ["a"], Settings())
+    even, uneven = positions(UP, LEFT, DOWN, RIGHT), positions(UP, UP, UP, UP)
+    # Each used as often as another: all distances 0.05 above 0, 1, 1 and 2, nearest by far.
+    model.renew(even)
+    assert model(even).item() == pytest.approx(0, abs=1e-6)
+    # One used by all, four times its share: 0.05 4 for it, and 1, 1 and 2 for the others.
+    model.renew(uneven)
+    width = BANDWIDTH * (0.2 + EPSILON)
+    expected = math.log(1 + 2 * math.exp(-0.8 / width) + math.exp(-1.8 / width))
+    assert expected > 5e-4
+    assert model(uneven).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_guided_penalty_is_the_share_of_a_patch(every_patch):
+    # Two output patches, four source patches: one use is twice the share.
+    model = Guided(positions(RIGHT, UP, LEFT, DOWN), ["a"], Settings())
+    output = positions(LEFT, DOWN)
+    model.renew(output)
+    extra = model.held["a"][0].extra(torch.arange(2))
+    torch.testing.assert_close(extra, torch.tensor([0.0, 0.0, 0.1, 0.1]))
+
+
+def test_guided_is_brute_force(every_patch):
+    source = {"a": noise(1, 2, 9, 10), "b": noise(1, 3, 8, 8, seed=1)}
+    output = {"a": noise(1, 2, 10, 9, seed=2), "b": noise(1, 3, 7, 9, seed=3)}
+    model = Guided(source, ["a", "b"], Settings())
+    model.renew(output)
+    expected = 0
+    for layer in ("a", "b"):
+        mean = source[layer].mean((2, 3), keepdim=True)
+        wanted = F.normalize(columns((source[layer] - mean)[0], 7), dim=1)
+        drawn = F.normalize(columns((output[layer] - mean)[0], 7), dim=1)
+        cosine = drawn @ wanted.T
+        used = [sum(int(row.argmax()) == j for row in cosine) for j in range(len(wanted))]
+        penalty = 0.05 * torch.tensor(used) * len(wanted) / len(drawn)
+        expected += scores(1 - cosine + penalty) / 2  # the mean of two layers
+    assert expected > 0.01
+    torch.testing.assert_close(model(output)[0], expected)
+
+
+def test_guided_prefers_what_has_the_same_guide(every_patch):
+    source = positions(RIGHT, UP, RIGHT, UP)
+    guide = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4)
+    output = positions(UP, UP, UP, UP)
+    wanted = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 1, 1, 4)
+    model = Guided(source, ["a"], Settings(guide=(guide, wanted)))
+    model.renew(output)
+    extra = model.held["a"][0].extra(torch.arange(4))
+    # A guide counts as 10 times its squared distance, and about the mean (0.5, 0.5) up and right
+    # are opposite: the outputs' nearest are the patches 3, 1, 3 and 1, each used twice: 0.05 2.
+    expected = torch.tensor(
+        [[10, 10.1, 0, 0.1], [0, 0.1, 10, 10.1], [10, 10.1, 0, 0.1], [2.5, 2.6, 2.5, 2.6]]
+    )
+    torch.testing.assert_close(extra, expected)
+    distance = torch.tensor([2.0, 0, 2, 0]) + expected
+    torch.testing.assert_close(model(output)[0], scores(distance))
+    assert distance[:3].argmin(1).tolist() == [3, 1, 3]
+
+
+def test_guides_are_resized_and_averaged_over_patches(every_patch):
+    source = {"a": noise(2, 4, 10, 9)[:1]}
+    output = {"a": noise(2, 4, 9, 12, seed=1)}
+    guides = picture(1, 2, 20, 18), picture(2, 2, 18, 24, seed=2)
+    model = Guided(source, ["a"], Settings(guide=guides))
+    model.renew(output)
+
+    def means(guide, size):
+        small = F.interpolate(guide, size, mode="bilinear", antialias=True)
+        return F.avg_pool2d(small, 7, 1)[0].flatten(1).T  # (N, G), of every 7x7 patch
+
+    wanted = means(guides[0], (10, 9))
+    rows = torch.tensor([0, 5, 17])
+    for i in range(2):
+        drawn = means(guides[1][i : i + 1], (9, 12))[rows]
+        distance = torch.stack([10 * (row - wanted).square().sum(1) for row in drawn])
+        extra = model.held["a"][i].extra(rows)  # and the same penalty in every row
+        found, expected = extra - extra[0], distance - distance[0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_guided_takes_patches_at_a_stride_from_a_drawn_origin():
+    source, output = {"a": noise(1, 3, 15, 20)}, {"a": noise(1, 3, 18, 14, seed=1)}
+    model = Guided(source, ["a"], Settings())
+    every = F.normalize(columns((source["a"] - source["a"].mean((2, 3), True))[0], 7), dim=1)
+    origins = set()
+    for _ in range(30):
+        model.renew(output)
+        held = model.held["a"][0]
+        top, left = held.sample.origin
+        assert 0 <= top < 3 and 0 <= left < 3
+        rows = held.sample.columns(torch.arange(18.0 * 14).view(1, 1, 18, 14))[0]
+        corners = [y * 14 + x for y in range(top, 12, 3) for x in range(left, 8, 3)]
+        assert rows.tolist() == corners
+        # Of 9 x 14 source patches every third one either way, in reading order.
+        found = (held.source @ every.T).argmax(1)
+        y0, x0 = divmod(found[0].item(), 14)
+        assert y0 < 3 and x0 < 3
+        assert found.tolist() == [y * 14 + x for y in range(y0, 9, 3) for x in range(x0, 14, 3)]
+        origins.add((top, left, y0, x0))
+    assert len(origins) > 15  # of 81
+
+
+def test_guided_takes_no_more_patches_than_it_may():
+    source, output = {"a": noise(1, 2, 20, 30)}, {"a": noise(1, 2, 25, 20, seed=1)}
+
+    def held(seed, max_patches):
+        model = Guided(source, ["a"], Settings(seed, max_patches=max_patches))
+        model.renew(output)
+        assert model(output).isfinite().all()
+        return model.held["a"][0]
+
+    few, again, other = held(0, 10), held(0, 10), held(1, 10)
+    assert few.sample.chosen.unique().numel() == 10 and few.source.shape == (10, 2 * 49)
+    assert few.sample.unit_patches(output["a"]).shape == (10, 2 * 49)
+    assert torch.equal(few.sample.chosen, again.sample.chosen)
+    assert torch.equal(few.source, again.source) and few.sample.origin == again.sample.origin
+    assert not torch.equal(few.sample.chosen, other.sample.chosen)
+    assert held(0, 10_000).sample.chosen is None
+
+
+def test_guided_takes_smaller_patches_of_smaller_maps(every_patch):
+    source, output = {"a": noise(1, 3, 5, 9)}, {"a": noise(1, 3, 8, 4, seed=1)}
+    model = Guided(source, ["a"], Settings())
+    model.renew(output)
+    assert model.held["a"][0].source.shape == (2 * 6, 3 * 4 * 4)  # 4, the shortest of all sides
+    assert model(output).isfinite().all()

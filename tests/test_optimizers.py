@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from losses import Criterion
-from optimizers import LEARNING_RATES, OPTIMIZERS, optimize
+import optimizers
+from losses import METHODS, Criterion, Settings
+from optimizers import LEARNING_RATES, LINE_SEARCH_TRIALS, OPTIMIZERS, optimize
 
 
 def identity(image):
@@ -49,14 +50,16 @@ def test_lbfgs_is_quick_where_curvatures_differ(start):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("steps", [0, 1, 7, 40])
-def test_steps_are_evaluations(optimizer, steps, start, tiny, checkerboard):
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_are_evaluations(method, optimizer, steps, tiny, checkerboard):
     seen, reported = [], []
 
     def extractor(image):
         seen.append(image)
         return tiny(image)
 
-    criterion = Criterion("gram", tiny(checkerboard), tiny.layers)
+    settings = Settings(match_every=3)
+    criterion = Criterion(tiny(checkerboard), tiny.layers, method, settings=settings)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     optimize(start, extractor, criterion, steps, optimizer, report=lambda *r: reported.append(r))
     assert len(seen) == steps
@@ -66,7 +69,7 @@ def test_steps_are_evaluations(optimizer, steps, start, tiny, checkerboard):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboard):
-    criterion = Criterion("gram", tiny(checkerboard), tiny.layers)
+    criterion = Criterion(tiny(checkerboard), tiny.layers)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before, losses = start.clone(), []
     found = optimize(
@@ -108,13 +111,13 @@ def test_a_start_without_a_finite_loss_is_a_bug(start):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stays_where_the_loss_is_zero(optimizer, tiny, checkerboard):
-    criterion = Criterion("gram", tiny(checkerboard), tiny.layers)
+    criterion = Criterion(tiny(checkerboard), tiny.layers)
     found = optimize(checkerboard, tiny, criterion, 10, optimizer)
     assert torch.equal(found, checkerboard)
 
 
 def test_adam_does_not_mind_the_scale_of_the_loss(tiny, checkerboard):
-    criterion = Criterion("gram", tiny(checkerboard), tiny.layers)
+    criterion = Criterion(tiny(checkerboard), tiny.layers)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     plain = optimize(start, tiny, criterion, 20)
     scaled = optimize(start, tiny, lambda features: 1024 * criterion(features), 20)
@@ -122,10 +125,130 @@ def test_adam_does_not_mind_the_scale_of_the_loss(tiny, checkerboard):
 
 
 def test_a_batch_of_adam_is_its_single_runs(tiny, checkerboard):
-    criterion = Criterion("gram", tiny(checkerboard), tiny.layers)
+    criterion = Criterion(tiny(checkerboard), tiny.layers)
     batch = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     images = []
     optimize(batch, tiny, criterion, 5, report=lambda _, image, __: images.append(image))
     for i in range(2):
         single = optimize(batch[i : i + 1], tiny, criterion, 5)
         torch.testing.assert_close(images[-1][i : i + 1], single, atol=1e-4, rtol=0)
+
+
+# ------------------------------------------------------------------------------------ renewals
+
+
+class Moving:
+    """A criterion whose minimum and height change at every renewal; keeps a diary of both."""
+
+    def __init__(self, match_every, objectives=((0.5, 1e-6),), curvature=1.0):
+        self.match_every, self.objectives, self.curvature = match_every, objectives, curvature
+        self.evaluations, self.renewed = 0, []  # after how many evaluations
+        self.seen = []  # since the last renewal, pictures and losses
+
+    def renew(self, features):
+        self.renewed.append(self.evaluations)
+        self.wanted, self.height = self.objectives[(len(self.renewed) - 1) % len(self.objectives)]
+        self.seen = []
+
+    def __call__(self, features):
+        self.evaluations += 1
+        distance = self.curvature * (features["image"] - self.wanted).square()
+        losses = distance.flatten(1).sum(1) + self.height
+        self.seen.append((features["image"].detach(), losses.sum().item()))
+        return losses
+
+
+@pytest.mark.parametrize("every, expected", [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (7, [0])])
+def test_adam_renews_every_so_many_steps(every, expected, start):
+    criterion = Moving(every)
+    optimize(start, identity, criterion, 7)
+    assert criterion.renewed == expected and criterion.evaluations == 7
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_lbfgs_renews_in_time_and_between_line_searches(every, start, monkeypatch):
+    searches, plain = [], optimizers._line_search
+
+    def watched(*arguments):
+        before, renewed = criterion.evaluations, len(criterion.renewed)
+        try:
+            return plain(*arguments)
+        finally:
+            searches.append(criterion.evaluations - before)
+            assert len(criterion.renewed) == renewed
+
+    monkeypatch.setattr(optimizers, "_line_search", watched)
+    curvature = torch.logspace(0, 3, start.numel()).view_as(start)
+    # A thousand times too long a step: most line searches need several trials.
+    criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)), curvature)
+    optimize(start, identity, criterion, 120, "LBFGS", lr=1000.0)
+    assert criterion.evaluations == 120 and max(searches) > 1
+    gaps = [b - a for a, b in zip(criterion.renewed, [*criterion.renewed[1:], 120], strict=True)]
+    assert criterion.renewed[0] == 0 and len(gaps) > 2
+    assert min(gaps[:-1]) >= every and max(gaps) <= every + LINE_SEARCH_TRIALS
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("height", [1e-6, 0.1, 10])
+def test_follows_an_objective_that_moves(optimizer, height, start):
+    # Of small height the loss jumps by orders of magnitude, and what Adam remembers is stale.
+    criterion = Moving(100, ((0.2, height), *[(0.8, height)] * 100))
+    found = optimize(start, identity, criterion, 300, optimizer)
+    assert (found - 0.8).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [21, 22, 30])
+def test_the_best_is_the_best_of_the_last_objective(optimizer, steps, start):
+    # From the second one on, no loss is as small as those before.
+    criterion = Moving(20, ((0.2, 1e-6), *[(0.8, 1e3)] * 10))
+    reported = []
+    found = optimize(
+        start, identity, criterion, steps, optimizer, report=lambda *r: reported.append(r[2])
+    )
+    assert len(criterion.renewed) > 1 or optimizer == "LBFGS"
+    best, loss = min(criterion.seen, key=lambda pair: pair[1])
+    assert torch.equal(found, best) and reported[-1] == loss
+    for a, b in zip(criterion.renewed, [*criterion.renewed[1:], steps], strict=True):
+        assert reported[a:b] == sorted(reported[a:b], reverse=True)
+    assert len(reported) == steps
+
+
+def test_lbfgs_renews_where_it_is_done(start):
+    # At the minimum from the first step on; only another objective can lead on.
+    criterion = Moving(1000, ((0.5, 0.0), (0.5, 0.0), (0.7, 0.0)))
+    found = optimize(torch.full_like(start, 0.5), identity, criterion, 20, "LBFGS")
+    assert criterion.renewed[:3] == [0, 1, 2] and criterion.evaluations == 20
+    assert len(criterion.renewed) > 2 and found.isfinite().all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_loss_that_is_not_finite_after_a_renewal_keeps_the_best_before(optimizer, start):
+    criterion = Moving(10, ((0.5, 1e-6), *[(0.5, math.nan)] * 100))
+    found = optimize(start, identity, criterion, 40, optimizer)
+    assert found.isfinite().all() and len(criterion.renewed) > 1
+
+
+def test_a_function_is_never_renewed(start):
+    def criterion(features):
+        return features["image"].square().flatten(1).sum(1)
+
+    criterion.renew = None  # would raise when called
+    criterion.match_every = None
+    for optimizer in OPTIMIZERS:
+        assert optimize(start, identity, criterion, 100, optimizer).max() < 0.05
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].match_every])
+def test_methods_that_are_renewed_get_nearer(method, optimizer, tiny):
+    source = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    start = torch.full((1, 3, 24, 24), 0.5) + 0.1 * (source.flip(2, 3) - 0.5)
+    criterion = Criterion(tiny(source), tiny.layers, method)
+
+    def loss(image):
+        criterion.renew(tiny(image))
+        return criterion(tiny(image)).item()
+
+    found = optimize(start, tiny, criterion, 45, optimizer)
+    assert loss(found) < loss(start) / 2

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import scores
 from scores import SCORES, score
 from Synthesis import main
+from terms import luminance_autocorrelation
 from utils import TEXTURES, read_picture, save_picture
 
 
@@ -67,7 +68,7 @@ def test_autocorrelation_is_the_sum_over_pairs(pebbles):
     small = pebbles[..., :12, :10]
     grey = small[0].double().mean(0)
     grey = grey - grey.mean()
-    found = scores._autocorrelation(small, 4)
+    found = luminance_autocorrelation(small, 4)
     for dy, dx in ((0, 0), (3, 1), (2, -4), (-1, 2)):
         total = pairs = 0.0
         for y in range(12):

@@ -1,0 +1,133 @@
+"""Patches of feature maps: finding the nearest ones in bounded memory, and how well they fit."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_BYTES = 2**27  # of similarities held at a time, where there is room for them
+FREE_SHARE = 8  # and at most this part of the memory that is free
+BANDWIDTH = 0.5
+EPSILON = 1e-3  # of a cosine distance; float32 resolves 1e-7, and gradients grow as its inverse
+
+
+def chunk_rows(row_bytes: int, device: torch.device) -> int:
+    """How many rows of that many bytes may be held at a time, at least one."""
+    return max(1, min(CHUNK_BYTES, _free_bytes(device) // FREE_SHARE) // row_bytes)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return CHUNK_BYTES * FREE_SHARE
+
+
+def nearest_patches(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """(C, H, W), (C, h, w) -> for every output patch the source patch of highest normalised
+    correlation, as the (H - patch + 1, W - patch + 1) index y * w + x of its first position, and
+    that correlation times the norm of the output patch.
+
+    The correlation of two patches is a sum of products of positions, so the products are computed
+    once per pair of positions and summed along the diagonals: a ninth of the arithmetic that
+    matching unfolded 3x3 patches takes. Streams over strips of rows; never holds all pairs.
+    """
+    C, H, W = output.shape
+    _, h, w = source.shape
+    norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
+    scale = norms.clamp(min=1e-12).rsqrt()
+    flat = source.flatten(1)  # (C, h w)
+    # A strip of n rows of patches needs the products of n + patch - 1 rows, and its sums as much.
+    rows = max(1, chunk_rows(3 * W * h * w * 4, output.device) - patch + 1)
+    found, heights = [], []
+    for top in range(0, H - patch + 1, rows):
+        strip = output[:, top : top + rows + patch - 1].flatten(1)  # (C, n W)
+        products = (strip.T @ flat).view(-1, W, h, w)
+        sums = _diagonal_sums(_diagonal_sums(products, 0, 2, patch), 1, 3, patch)
+        best = sums.mul_(scale).flatten(2).max(2)
+        found.append(best.indices)
+        heights.append(best.values)
+    found = torch.cat(found)  # (H - patch + 1, W - patch + 1), counted in positions of patches
+    across = w - patch + 1
+    return found // across * w + found % across, torch.cat(heights)
+
+
+def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
+    """Sums of `window` steps along two axes at once, each of which gets shorter accordingly."""
+    counts = x.shape[a] - window + 1, x.shape[b] - window + 1
+    total = None
+    for i in range(window):
+        part = x.narrow(a, i, counts[0]).narrow(b, i, counts[1])
+        total = part.clone() if total is None else total.add_(part)
+    return total
+
+
+def overlapped(
+    source: Tensor, starts: Tensor, stride: int, patch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Source patches laid where they were found to fit, overlapping.
+
+    Args:
+        source: (C, n) features of all positions that patches are taken from.
+        starts: (h, w) the index in `source` of each patch's first position.
+        stride: (h, w) how many positions further the next row of that patch begins.
+
+    Returns:
+        (C, h + patch - 1, w + patch - 1): their mean at every position; how many overlap there,
+        (h + patch - 1, w + patch - 1); and the sum of the squared distances of what overlaps from
+        its mean, over all positions.
+    """
+    h, w = starts.shape
+    total = source.new_zeros(len(source), h + patch - 1, w + patch - 1)
+    count = source.new_zeros(h + patch - 1, w + patch - 1)
+    squares = source.new_zeros(())
+    for y in range(patch):
+        for x in range(patch):
+            part = source[:, (starts + y * stride + x).flatten()].view(-1, h, w)
+            total[:, y : y + h, x : x + w] += part
+            count[y : y + h, x : x + w] += 1
+            squares += part.square().sum()
+    mean = total / count
+    return mean, count, (squares - (mean.square() * count).sum()).clamp(min=0)
+
+
+class ContextualScore(torch.autograd.Function):
+    """How well each row of `output` fits one row of `source`, and that one alone.
+
+    `-log softmax((1 - d / (d_min + epsilon)) / BANDWIDTH)` at the nearest row (Mechrez et al.,
+    "The Contextual Loss", 2018; Zhou et al. 2023): 0 where one source patch is much nearer than
+    all others. Rows are unit vectors, d is 1 - cosine plus what `extra` adds.
+
+    Value and gradient are computed together, strip by strip: the N x M matrix never exists whole.
+    """
+
+    @staticmethod
+    def forward(ctx, output: Tensor, source: Tensor, extra: Callable):
+        """(N, D), (M, D), function of rows (n,) that gives what to add to (n, M) -> (N,)."""
+        scores, gradients = [], []
+        indices = torch.arange(len(output), device=output.device)
+        for rows in indices.split(chunk_rows(8 * len(source), output.device)):
+            distance = (output[rows] @ source.T).neg_().add_(1).clamp_(min=0)
+            distance += extra(rows)
+            least, nearest = distance.min(1, keepdim=True)
+            least_safe = least + EPSILON
+            scale = 1 / (BANDWIDTH * least_safe)
+            exponent = distance.sub_(least).mul_(-scale)  # 0 at the nearest, negative elsewhere
+            share = exponent.exp()
+            total = share.sum(1, keepdim=True)
+            share /= total
+            # Along d_j: -scale share_j. Along d_min, which is in every exponent and in the scale:
+            along_least = scale - (share * exponent).sum(1, keepdim=True) / least_safe
+            along = share.mul_(-scale).scatter_add_(1, nearest, along_least)
+            scores.append(total.log()[:, 0])
+            gradients.append(-(along @ source))
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(scores)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        return ctx.saved_tensors[0] * upstream[:, None], None, None

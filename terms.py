@@ -1,0 +1,300 @@
+"""Statistics of pixels and features that any texture model can be given beside its own.
+
+A term is built once from the features of the source, and is then called with the features of the
+output: `term(output) -> (B,)`. It never mixes the pictures of a batch, and is zero at the source
+(total variation apart), in units that do not depend on net, layer and size.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Features = dict[str, Tensor]
+
+GRAM_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
+TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
+NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
+SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
+PATCH = 7  # px
+PATCH_LEVELS = 3  # each of half the size
+PATCH_DIRECTIONS = 64
+PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
+
+
+def gram(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, C): products of feature maps, averaged over positions.
+
+    Always in float32: in half precision deep layers overflow.
+    """
+    flat = features.float().movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
+    half = flat.detach().mT @ flat / flat.shape[1]
+    # Both factors are the same tensor, so the gradient of one, made symmetric, is all of it; this
+    # saves one of two large products on the way back.
+    return half + (half - half.detach()).mT
+
+
+def relative_error(output: Tensor, source: Tensor) -> Tensor:
+    """(B, ...), (1, ...) -> (B,): squared distance over the squared norm of the source."""
+    distance = (output - source).flatten(1).square().sum(1)
+    return distance / source.square().sum().clamp(min=TINY)
+
+
+def resampled(ascending: Tensor, count: int) -> Tensor:
+    """(..., n) in ascending order -> (..., count): the same distribution in `count` quantiles."""
+    if ascending.shape[-1] == count:
+        return ascending
+    steps = torch.arange(count, device=ascending.device, dtype=torch.float64) + 0.5
+    position = (steps * (ascending.shape[-1] / count) - 0.5).clamp(0, ascending.shape[-1] - 1)
+    low = position.long()
+    high = (low + 1).clamp(max=ascending.shape[-1] - 1)
+    share = (position - low).to(ascending.dtype)
+    return torch.lerp(ascending[..., low], ascending[..., high], share)
+
+
+def autocorrelation(maps: Tensor, reach: int) -> Tensor:
+    """(..., H, W) -> (..., 2 reach + 1, 2 reach + 1): mean product at every lag, 0 in the centre.
+
+    Not wrapped round: each lag is the mean over the pairs of positions that have it.
+    """
+    height, width = maps.shape[-2:]
+    shape = [height + reach, width + reach]  # enough for lags up to `reach` not to wrap round
+    power = torch.fft.rfft2(maps, shape).abs().square()
+    lags = torch.arange(-reach, reach + 1, device=maps.device)
+    pairs = (height - lags.abs())[:, None] * (width - lags.abs())[None, :]
+    sums = torch.fft.irfft2(power, shape).roll((reach, reach), (-2, -1))
+    return sums[..., : 2 * reach + 1, : 2 * reach + 1] / pairs.clamp(min=1)
+
+
+def luminance_autocorrelation(image: Tensor, reach: int) -> Tensor:
+    """(1, 3, H, W) -> (2 reach + 1, 2 reach + 1) of its mean channel, 1 in the centre."""
+    grey = image[0].double().mean(0)
+    lags = autocorrelation(grey - grey.mean(), reach)
+    return lags / lags[reach, reach].clamp(min=1e-12)
+
+
+def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
+    """(1, 3, H, W) -> height of the highest autocorrelation peak, and its lag (y, x) in px.
+
+    Lags up to `reach`, None for half of the shorter side, and beyond NEAREST_LAG count; a picture
+    without any peak has the height 0.
+    """
+    reach = min(image.shape[-2:]) // 2 if reach is None else reach
+    lags = luminance_autocorrelation(image, reach)
+    offsets = torch.arange(-reach, reach + 1, device=image.device)
+    beyond = offsets[:, None].square() + offsets[None, :].square() > NEAREST_LAG**2
+    top = F.max_pool2d(lags[None, None], 3, 1, 1)[0, 0] == lags
+    height, where = torch.where(beyond & top, lags, 0.0).flatten().max(0)
+    y, x = divmod(where.item(), lags.shape[1])
+    return height.item(), y - reach, x - reach
+
+
+class Gram:
+    """The texture model of Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural
+    Networks", 2015, equations 2 to 4: the Gram matrix of every layer.
+
+    We depart from equation 3 in the normalisation: each layer's error is relative to the norm of
+    the source's Gram matrix, and the layers are averaged. The weights then carry over between
+    nets, layers and sizes, and the loss reads as a relative error.
+    """
+
+    def __init__(self, source: Features, layers: list[str], settings: object = None) -> None:
+        self.grams = {layer: gram(source[layer]).detach() for layer in layers}
+
+    def __call__(self, output: Features) -> Tensor:
+        errors = [
+            relative_error(gram(output[layer]), wanted) for layer, wanted in self.grams.items()
+        ]
+        return torch.stack(errors).mean(0)
+
+
+class Histogram:
+    """The distribution of each colour channel of the pixels, and the covariance of the channels.
+
+    Gram matrices fix products of features and leave colour and contrast free to drift against
+    each other. Matched is the squared Wasserstein distance, in one dimension that of the sorted
+    values (Rabin et al. 2011), relative to the variance. Unlike a remapped histogram (Risser et
+    al. 2017) it needs no bins and is differentiable as it stands.
+    """
+
+    def __init__(self, source: Features, layers: list[str]) -> None:
+        image = source["image"].detach()
+        self.ascending = image.flatten(2).sort(2).values  # (1, 3, H W)
+        self.variance = image.var((2, 3), correction=0).mean().clamp(min=TINY)
+        self.covariance = gram(image - image.mean((2, 3), keepdim=True))
+
+    def __call__(self, output: Features) -> Tensor:
+        image = output["image"]
+        ascending = image.flatten(2).sort(2).values  # (B, 3, H W)
+        wanted = resampled(self.ascending, ascending.shape[2])
+        transport = (ascending - wanted).square().mean((1, 2)) / self.variance
+        covariance = gram(image - image.mean((2, 3), keepdim=True))
+        return transport + relative_error(covariance, self.covariance)
+
+
+class Moments:
+    """Mean and standard deviation of every filter, as Galerne et al., "Scaling Painting Style
+    Transfer", 2024, put beside Gram matrices; relative to the source's, mean over the layers.
+    """
+
+    def __init__(self, source: Features, layers: list[str]) -> None:
+        self.moments = {layer: self._moments(source[layer]).detach() for layer in layers}
+
+    def __call__(self, output: Features) -> Tensor:
+        errors = [
+            relative_error(self._moments(output[layer]), wanted)
+            for layer, wanted in self.moments.items()
+        ]
+        return torch.stack(errors).mean(0)
+
+    @staticmethod
+    def _moments(features: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(features.float(), (2, 3), correction=0)
+        return torch.stack((mean, (variance + TINY).sqrt()), 1)  # (B, 2, C)
+
+
+class Spectrum:
+    """The power spectrum of the pixels: Liu, Gousseau and Xia, "Texture Synthesis Through
+    Convolutional Neural Networks and Spectrum Constraints", 2016.
+
+    The squared distance between the output and the picture nearest to it that has the source's
+    Fourier modulus and the source's phase differences between the channels: one phase for three
+    channels. We depart from the paper in that windows of the source's size are compared, as many
+    as cover the output by halves, so that the output may have any size; and that each is padded
+    with zeros, so that its spectrum is that of lags that do not wrap round: a period that does not
+    divide the size is spread over several frequencies, whose phases wrapping leaves free.
+    """
+
+    def __init__(self, source: Features, layers: list[str]) -> None:
+        image = source["image"].detach()
+        self.mean = image.mean((2, 3), keepdim=True)
+        self.image = image - self.mean
+
+    def __call__(self, output: Features) -> Tensor:
+        image = output["image"] - self.mean
+        height, width = map(min, image.shape[2:], self.image.shape[2:])
+        sources = _windows(self.image, height, width)
+        source = sources[len(sources) // 2]
+        errors = [_one_phase_distance(part, source) for part in _windows(image, height, width)]
+        return torch.stack(errors).mean(0)
+
+
+def _one_phase_distance(image: Tensor, source: Tensor) -> Tensor:
+    """(B, 3, H, W), (1, 3, H, W) -> (B,): squared distance of image from its nearest picture with
+    the source's modulus and phase differences, over the source's squared norm."""
+    height, width = image.shape[2:]
+    shape = [math.ceil(SPECTRUM_PADDING * side) for side in (height, width)]
+    wanted = torch.fft.rfft2(source, shape)  # (1, 3, H, W / 2 + 1)
+    with torch.no_grad():
+        common = (torch.fft.rfft2(image, shape) * wanted.conj()).sum(1, keepdim=True)
+        phase = torch.polar(torch.ones_like(common.abs()), common.angle())
+        nearest = torch.fft.irfft2(phase * wanted, shape)
+    image = F.pad(image, (0, shape[1] - width, 0, shape[0] - height))
+    distance = (image - nearest).square().sum((1, 2, 3))
+    return distance / source.square().sum().clamp(min=TINY)
+
+
+def _windows(image: Tensor, height: int, width: int) -> list[Tensor]:
+    return [
+        image[..., y : y + height, x : x + width]
+        for y in _starts(image.shape[2], height)
+        for x in _starts(image.shape[3], width)
+    ]
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Where windows begin that cover a length, at least half of each under the next one."""
+    count = 1 + math.ceil(2 * (length - window) / window)
+    return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)]
+
+
+class Autocorrelation:
+    """How the features of the middle layer repeat, filter by filter: Sendik and Cohen-Or, "Deep
+    Correlations for Texture Synthesis", 2017.
+
+    We depart from the paper: the source's mean, which drowns what repeats, is taken off first;
+    lags reach to half of the shorter side, each the mean over its pairs of positions, so that the
+    output may have any size.
+    """
+
+    def __init__(self, source: Features, layers: list[str]) -> None:
+        self.layer = layers[len(layers) // 2]
+        features = source[self.layer].detach().float()
+        self.mean = features.mean((2, 3), keepdim=True)
+        self.features = features - self.mean
+
+    def __call__(self, output: Features) -> Tensor:
+        features = output[self.layer].float() - self.mean
+        reach = min(*features.shape[-2:], *self.features.shape[-2:]) // 2
+        wanted = autocorrelation(self.features, reach)
+        return relative_error(autocorrelation(features, reach), wanted)
+
+
+class Patches:
+    """The distribution of 7x7 patches of pixels, by the sliced Wasserstein distance on random unit
+    directions, on the picture and on its halves and quarters: Elnekave and Weiss, "Generating
+    Natural Images with Direct Patch Distributions Matching", 2022.
+
+    We depart from the paper: the directions stay, so that the objective is smooth; the distance is
+    relative to the variance of the source's projections; sizes are compared through quantiles; and
+    borders are reflected, so that pixels at the rim are in as many patches as any.
+    """
+
+    def __init__(self, source: Features, layers: list[str]) -> None:
+        image = source["image"].detach()
+        generator = torch.Generator().manual_seed(1)  # not the directions by which scores judge
+        self.levels: list[tuple[int, Tensor, Tensor]] = []
+        for level in range(PATCH_LEVELS):
+            directions = unit_directions(PATCH_DIRECTIONS, generator).to(image.device)
+            if min(image.shape[2:]) >= 2**level * PATCH:
+                ascending = self._projected(image, 2**level, directions)
+                self.levels.append((2**level, directions, ascending))
+
+    def __call__(self, output: Features) -> Tensor:
+        image = output["image"]
+        errors = [image.new_zeros(len(image))]
+        for factor, directions, wanted in self.levels:
+            if min(image.shape[2:]) >= factor * PATCH:
+                ascending = self._projected(image, factor, directions)
+                wanted = resampled(wanted, ascending.shape[2])
+                variance = wanted.var(2, correction=0).mean().clamp(min=TINY)
+                errors.append((ascending - wanted).square().mean((1, 2)) / variance)
+        return torch.stack(errors).sum(0) / PATCH_LEVELS
+
+    @staticmethod
+    def _projected(image: Tensor, factor: int, directions: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, PATCH_DIRECTIONS, h w) in ascending order."""
+        margin = PATCH // 2
+        padded = F.pad(F.avg_pool2d(image, factor), [margin] * 4, "reflect")
+        return F.conv2d(padded, directions).flatten(2).sort(2).values
+
+
+def unit_directions(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 3, PATCH, PATCH): random patches of norm 1, drawn on the CPU."""
+    directions = torch.randn(count, 3, PATCH, PATCH, generator=generator)
+    return directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+class TotalVariation:
+    """Mean absolute difference of neighbouring pixels, rows plus columns, in units of the range
+    [0, 1] (Rudin, Osher and Fatemi 1992, anisotropic): the one term that is not zero at the source.
+    """
+
+    def __init__(self, source: Features, layers: list[str]) -> None:
+        pass
+
+    def __call__(self, output: Features) -> Tensor:
+        image = output["image"]
+        return sum(image.diff(dim=d).abs().mean((1, 2, 3)) for d in (2, 3))
+
+
+TERMS = {
+    "gram": Gram,
+    "histogram": Histogram,
+    "moments": Moments,
+    "spectrum": Spectrum,
+    "autocorrelation": Autocorrelation,
+    "patches": Patches,
+    "tv": TotalVariation,
+}

@@ -1,0 +1,350 @@
+"""Known answers and invariances of the texture terms."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import terms
+from terms import (
+    PERIODIC,
+    TERMS,
+    TINY,
+    Autocorrelation,
+    Gram,
+    Histogram,
+    Moments,
+    Spectrum,
+    TotalVariation,
+    autocorrelation,
+    gram,
+    luminance_autocorrelation,
+    period,
+    relative_error,
+    resampled,
+)
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------- all the terms
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_term_is_zero_at_the_source_and_has_gradients_elsewhere(name, tiny):
+    source = noise(1, 3, 16, 16)
+    term = TERMS[name](tiny(source), tiny.layers)
+    if name == "tv":
+        assert term(tiny(source)).item() > 0.3  # of noise: 1/3 down and 1/3 across
+    else:
+        assert term(tiny(source)).item() == pytest.approx(0, abs=1e-9)
+    output = noise(1, 3, 24, 20, seed=1).requires_grad_()
+    value = term(tiny(output))
+    assert value.item() > 1e-3
+    value.backward()
+    assert output.grad.isfinite().all()
+    # The slopes of a pixel towards its neighbours often cancel in the total variation.
+    assert (output.grad != 0).float().mean() > (0.5 if name == "tv" else 0.99)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_term_never_mixes_a_batch(name, tiny, checkerboard):
+    term = TERMS[name](tiny(checkerboard), tiny.layers)
+    batch = noise(3, 3, 24, 20, seed=2).requires_grad_()
+    values = term(tiny(batch))
+    assert values.shape == (3,)
+    (together,) = torch.autograd.grad(values.sum(), batch)
+    for i in range(3):
+        single = batch[i : i + 1].detach().requires_grad_()
+        value = term(tiny(single))
+        (alone,) = torch.autograd.grad(value.sum(), single)
+        torch.testing.assert_close(value[0], values[i])
+        torch.testing.assert_close(alone, together[i : i + 1])
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("size", [(12, 30), (16, 16), (40, 17)])
+def test_term_takes_any_size_and_flat_pictures(name, size, tiny, checkerboard):
+    output = noise(2, 3, *size).requires_grad_()
+    term = TERMS[name](tiny(checkerboard), tiny.layers)
+    term(tiny(output)).sum().backward()
+    assert output.grad.isfinite().all()
+    flat = torch.full((1, 3, *size), 0.5, requires_grad=True)
+    term(tiny(flat)).sum().backward()
+    assert flat.grad.isfinite().all()
+    of_flat = TERMS[name](tiny(torch.full((1, 3, 16, 16), 0.5)), tiny.layers)
+    assert of_flat(tiny(output)).isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------- gram
+
+
+def test_gram_by_hand():
+    # Two maps of 1x2: [1, 2] and [3, 4]; products 1+4, 3+8, 9+16, over 2 positions.
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+    assert gram(features).tolist() == [[[2.5, 5.5], [5.5, 12.5]]]
+
+
+def test_gram_has_the_gradient_of_the_plain_product():
+    features = noise(2, 5, 3, 4).requires_grad_()
+    weights = noise(2, 5, 5, seed=1)  # not symmetric
+    flat = features.flatten(2)
+    (expected,) = torch.autograd.grad((weights * (flat @ flat.mT) / 12).sum(), features)
+    (found,) = torch.autograd.grad((weights * gram(features)).sum(), features)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gram_of_half_precision_is_float32_and_does_not_overflow():
+    features = torch.full((1, 2, 4, 4), 300.0, dtype=torch.float16)
+    assert gram(features).dtype == torch.float32
+    assert gram(features).tolist() == [[[90000.0, 90000.0], [90000.0, 90000.0]]]
+
+
+def test_gram_does_not_see_where_things_are():
+    features = noise(1, 5, 6, 7)
+    order = torch.randperm(42, generator=torch.Generator().manual_seed(0))
+    shuffled = features.flatten(2)[:, :, order].view_as(features)
+    torch.testing.assert_close(gram(shuffled), gram(features))
+
+
+def test_relative_error_by_hand():
+    output, source = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0]])
+    # ((1-3)^2 + (2-4)^2) / (9 + 16), and 0 for the picture that is the source
+    assert relative_error(output, source).tolist() == pytest.approx([8 / 25, 0])
+
+
+def test_relative_error_of_a_flat_source_is_finite():
+    error = relative_error(torch.full((1, 4), 1e-4), torch.zeros(1, 4))
+    assert error.item() == pytest.approx(4e-8 / TINY)
+
+
+def test_gram_term_averages_layers_by_hand():
+    source = {"a": torch.ones(1, 1, 2, 2), "b": torch.full((1, 1, 2, 2), 2.0)}
+    output = {"a": torch.full((1, 1, 2, 2), 2.0), "b": torch.full((1, 1, 2, 2), 2.0)}
+    # Grams 4 against 1: (4-1)^2 / 1 = 9; layer b is met: (9 + 0) / 2
+    assert Gram(source, ["a", "b"])(output).tolist() == [4.5]
+    assert Gram(source, ["b"])(output).tolist() == [0]
+
+
+def test_gram_term_is_the_same_for_any_scale_of_a_layer(tiny, checkerboard):
+    source, output = tiny(checkerboard), tiny(checkerboard.flip(1))
+    scaled = [{k: 7 * v for k, v in features.items()} for features in (source, output)]
+    torch.testing.assert_close(
+        Gram(source, tiny.layers)(output), Gram(scaled[0], tiny.layers)(scaled[1])
+    )
+
+
+# ----------------------------------------------------------------------- histogram and moments
+
+
+def test_resampled_by_hand():
+    # Four quantiles of two values lie at -0.25, 0.25, 0.75 and 1.25 of the way from 0 to 1.
+    assert resampled(torch.tensor([0.0, 1.0]), 4).tolist() == [0, 0.25, 0.75, 1]
+    # Two quantiles of four values lie between the first two, and between the last two.
+    assert resampled(torch.tensor([0.0, 2.0, 4.0, 8.0]), 2).tolist() == [1, 6]
+    assert resampled(torch.tensor([5.0, 7.0]), 2).tolist() == [5, 7]
+
+
+def test_histogram_by_hand():
+    # Half 0, half 1 in each channel: variance 0.25, covariance 0.25 everywhere.
+    source = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
+    brighter = {"image": source / 2 + 0.5}  # half 0.5, half 1: covariance 0.0625
+    transport = (0.5**2 + 0**2) / 2 / 0.25
+    covariance = 9 * (0.25 - 0.0625) ** 2 / (9 * 0.25**2)
+    term = Histogram({"image": source}, [])
+    assert term(brighter).item() == pytest.approx(transport + covariance)
+    assert term({"image": source.flip(3)}).item() == 0
+
+
+def test_histogram_of_a_flat_exemplar_is_finite(checkerboard):
+    flat = {"image": torch.full((1, 3, 4, 4), 0.5)}
+    assert Histogram(flat, [])(flat).item() == 0
+    assert Histogram(flat, [])({"image": checkerboard}).isfinite().all()
+
+
+def test_moments_by_hand():
+    def maps(*values):
+        return torch.tensor(values).view(1, 1, 1, 2)
+
+    source = {"a": maps(1.0, 3.0), "b": maps(1.0, 3.0)}
+    output = {"a": maps(6.0, 2.0), "b": maps(3.0, 1.0)}
+    # Means 4 against 2, deviations 2 against 1: (2^2 + 1^2) / (2^2 + 1^2); layer b is met.
+    assert Moments(source, ["a"])(output).item() == pytest.approx(1)
+    assert Moments(source, ["a", "b"])(output).item() == pytest.approx(0.5)
+
+
+# ------------------------------------------------------------------------------------ spectrum
+
+
+@pytest.fixture
+def wrapped(monkeypatch):
+    """Frequencies of the window itself, which a circular shift leaves alone."""
+    monkeypatch.setattr(terms, "SPECTRUM_PADDING", 1)
+
+
+def spectrum(source):
+    term = Spectrum({"image": source}, [])
+    return lambda image: term({"image": image}).item()
+
+
+def test_spectrum_by_hand(wrapped):
+    # About the mean 0.5, the source is [-0.5, 0.5]: nothing at frequency 0, -1 at frequency 1.
+    source = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
+    # The output is [-0.5, 0] about it: -0.5 at both. Nearest to it is the source itself, at
+    # 0.5^2 in one of two pixels, relative to 0.5^2 in both.
+    assert spectrum(source)(torch.tensor([0.0, 0.5]).expand(1, 3, 1, 2)) == pytest.approx(0.5)
+
+
+def test_spectrum_sees_no_circular_shift(wrapped):
+    source = noise(1, 3, 15, 18)
+    assert spectrum(source)(source.roll((4, 7), (2, 3))) == pytest.approx(0, abs=1e-9)
+
+
+def test_spectrum_sees_the_seam_of_a_circular_shift():
+    source = noise(1, 3, 15, 18)
+    assert spectrum(source)(source.roll((4, 7), (2, 3))) > 0.1
+
+
+def test_spectrum_sees_no_sign_of_the_whole():
+    source = noise(1, 3, 15, 18)
+    distance = spectrum(source)
+    negative = 2 * source.mean((2, 3), keepdim=True) - source  # every phase turned by pi
+    assert distance(negative) == pytest.approx(0, abs=1e-9)
+
+
+def test_spectrum_sees_blur_and_channels_that_part():
+    source = noise(1, 3, 16, 18)
+    distance = spectrum(source)
+    assert distance(F.avg_pool2d(source, 3, 1, 1)) > 0.1
+    parted = source.clone()
+    parted[:, 0] = parted[:, 0].roll(3, 2)  # the modulus of each channel is still the source's
+    assert distance(parted) > 0.1
+
+
+def test_spectrum_leads_to_the_nearest_picture_of_that_spectrum(wrapped):
+    source, image = noise(1, 3, 12, 14), noise(1, 3, 12, 14, seed=1).requires_grad_()
+    term = Spectrum({"image": source}, [])
+    value = term({"image": image})
+    (gradient,) = torch.autograd.grad(value.sum(), image)
+    norm = (source - source.mean((2, 3), keepdim=True)).square().sum()
+    # The gradient of |x - p|^2 / n is 2 (x - p) / n, which tells the projection p.
+    nearest = image - gradient * norm / 2
+    assert term({"image": nearest}).item() == pytest.approx(0, abs=1e-9)
+    assert (image - nearest).square().sum().item() / norm.item() == pytest.approx(value.item())
+    # No shift of the source, all of which have its spectrum, is nearer than that.
+    shifts = [source.roll((y, x), (2, 3)) for y in range(12) for x in range(14)]
+    assert min((image - s).square().sum().item() for s in shifts) / norm.item() > value.item()
+
+
+def test_spectrum_compares_windows_of_other_sizes(wrapped):
+    source = noise(1, 3, 8, 8)
+    # Windows of a larger output begin at 0, 4 and 8, and 0, 4 ... 16: all of them shifted sources.
+    assert spectrum(source)(source.repeat(1, 1, 2, 3)) == pytest.approx(0, abs=1e-9)
+    # Of a source that is larger the middle is taken: windows begin at 0, 2 and 4.
+    assert spectrum(source)(source[..., 2:6, 2:6]) == pytest.approx(0, abs=1e-9)
+    half = source.repeat(1, 1, 1, 2)
+    half[..., 8:] = source.mean((2, 3), keepdim=True)
+    # Three windows: the source, half of it, and a flat one, at the distance 1.
+    assert 1 / 3 < spectrum(source)(half) < 2 / 3
+
+
+# ----------------------------------------------------------------------------- autocorrelation
+
+
+def test_autocorrelation_by_hand():
+    # Mean squares (1 + 4 + 9 + 16) / 4; across (1 2 + 3 4) / 2; down (1 3 + 2 4) / 2; the
+    # diagonals 1 4 and 2 3 have one pair each.
+    found = autocorrelation(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 1)
+    torch.testing.assert_close(found, torch.tensor([[4, 5.5, 6], [7, 7.5, 7], [6, 5.5, 4]]))
+
+
+@pytest.mark.parametrize("shape, reach", [((5, 7), 2), ((6, 4), 2), ((8, 8), 4), ((3, 9), 1)])
+def test_autocorrelation_is_the_mean_over_pairs(shape, reach):
+    maps = noise(2, *shape).double()
+    found = autocorrelation(maps, reach)
+    assert found.shape == (2, 2 * reach + 1, 2 * reach + 1)
+    height, width = shape
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            products = [
+                maps[:, y, x] * maps[:, y + dy, x + dx]
+                for y in range(height)
+                for x in range(width)
+                if 0 <= y + dy < height and 0 <= x + dx < width
+            ]
+            expected = torch.stack(products).mean(0)
+            torch.testing.assert_close(found[:, reach + dy, reach + dx], expected)
+
+
+def test_luminance_autocorrelation_by_hand(checkerboard):
+    # Squares of 4 px, 0.1 above and below the mean: one square on is the opposite colour.
+    lags = luminance_autocorrelation(checkerboard, 8)
+    assert lags.shape == (17, 17)
+    assert lags[8, 8] == 1
+    # Two px on, 8 of the 14 pairs of a row are alike and 6 are not.
+    known = {(0, 4): -1, (4, 4): 1, (-8, 0): 1, (8, -4): -1, (0, 2): 2 / 14}
+    for (y, x), expected in known.items():
+        assert lags[8 + y, 8 + x].item() == pytest.approx(expected, abs=1e-6)
+    flat = luminance_autocorrelation(torch.full((1, 3, 9, 9), 0.3), 4)
+    assert flat.isfinite().all()
+
+
+def test_autocorrelation_term_by_hand():
+    # About the mean 2, [1, 3] is [-1, 1] and [0, 4] is [-2, 2]: lag 0 has the mean square.
+    # Lags reach to half of the shorter side, 1 px, which is no lag at all.
+    source = {"a": torch.tensor([[[[1.0, 3.0]]]])}
+    output = {"a": torch.tensor([[[[0.0, 4.0]]]])}
+    assert Autocorrelation(source, ["a"])(output).item() == pytest.approx((4 - 1) ** 2 / 1)
+
+
+def test_autocorrelation_term_sees_repetition_and_no_shift_of_it():
+    tile = noise(1, 4, 6, 6)
+    source = {"a": tile.repeat(1, 1, 4, 4)}
+    term = Autocorrelation(source, ["a"])
+    shifted = term({"a": source["a"].roll((2, 3), (2, 3))}).item()
+    larger = term({"a": tile.repeat(1, 1, 5, 6)}).item()
+    other = term({"a": noise(1, 4, 24, 24, seed=1)}).item()
+    # Not 0: pairs a part of a period apart are not all there, and others after the shift.
+    assert shifted < 0.05 and larger < 0.05 and other > 0.5
+
+
+def test_autocorrelation_term_looks_at_the_middle_layer(tiny, checkerboard):
+    source = tiny(checkerboard)
+    output = {k: v if k == "relu2_1" else v + 1 for k, v in source.items()}
+    assert Autocorrelation(source, ["relu1_1", "relu2_1", "image"])(output).item() == 0
+    assert Autocorrelation(source, ["relu1_1"])(output).item() > 0.1
+
+
+def test_period_of_what_repeats(checkerboard):
+    height, y, x = period(noise(1, 3, 10, 14).repeat(1, 1, 5, 4))
+    assert height > 0.95 and y % 10 == 0 and x % 14 == 0 and (y, x) != (0, 0)
+    stripes = torch.arange(64).mul(math.tau / 12).sin().mul(0.4).add(0.5)
+    height, _, x = period(stripes.expand(1, 3, 60, 64))
+    assert height > 0.95 and x % 12 == 0
+    height, y, x = period(stripes.view(1, 1, 64, 1).expand(1, 3, 64, 60))
+    assert height > 0.95 and y % 12 == 0
+    # Lags reach to 8 px; of those beyond a distance of 8, only (8, 8) is two squares by two.
+    height, y, x = period(checkerboard)
+    assert height == pytest.approx(1) and abs(y) == 8 and abs(x) == 8
+
+
+def test_period_of_what_does_not():
+    assert 0 < period(noise(1, 3, 64, 48))[0] < PERIODIC / 2
+    smooth = F.avg_pool2d(noise(1, 3, 70, 70), 7, 1)  # neighbours are alike, which is no period
+    assert 0 < period(smooth)[0] < PERIODIC
+    assert period(torch.full((1, 3, 32, 32), 0.4))[0] == 0
+    assert period(noise(1, 3, 10, 10))[0] == 0  # no lag of more than 8 px, but few
+
+
+# ------------------------------------------------------------------------------ total variation
+
+
+def test_total_variation_by_hand():
+    image = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.5, 0.7]]).expand(2, 3, 2, 3)
+    # Across: (0.5 + 0.5 + 0.5 + 0.2) / 4; down: (0 + 0 + 0.3) / 3
+    value = TotalVariation({}, [])({"image": image})
+    torch.testing.assert_close(value, torch.tensor([0.525, 0.525]))
+    assert TotalVariation({}, [])({"image": torch.full((1, 3, 4, 4), 0.3)}).item() == 0
