@@ -4,7 +4,7 @@ Every texture model is a class here. It is built once from the features of the s
 called with the features of the output: `model(output) -> (B,)`; pictures of a batch never mix.
 
 A model whose objective holds something fixed for a while (matches, random directions, a sample)
-has `renew(output)`, which takes it anew, and says by `renewals` how often that should happen.
+has `renew(output)`, which takes it anew; `METHODS` says how often that should happen.
 """
 
 import math
@@ -27,9 +27,7 @@ class Settings(NamedTuple):
     seed: int = 0
     match_every: int | None = None  # steps between renewals; None means the model's own
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
-    variants: tuple[
-        Features, ...
-    ] = ()  # features of the exemplar rotated or scaled, as more source
+    variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source
     guide: tuple[Tensor, Tensor] | None = None  # (1, G, h, w) of the source, (B, G, H, W) wanted
 
 
@@ -218,8 +216,17 @@ class _Sample(NamedTuple):
     def columns(self, maps: Tensor) -> Tensor:
         """(1, C, H, W) -> (C size^2, N)."""
         y, x = self.origin
-        columns = F.unfold(maps[..., y:, x:], self.size, stride=self.stride)[0]
-        return columns if self.chosen is None else columns[:, self.chosen]
+        maps = maps[..., y:, x:]
+        if self.chosen is None:
+            return F.unfold(maps, self.size, stride=self.stride)[0]
+        # All patches of a large layer would not fit; only the chosen ones are ever copied.
+        C, _, W = maps.shape[1:]
+        across = (W - self.size) // self.stride + 1
+        starts = (self.chosen // across * W + self.chosen % across) * self.stride
+        steps = torch.arange(self.size, device=maps.device)
+        positions = (steps[:, None] * W + steps).view(-1, 1) + starts  # (size^2, N)
+        flat = maps.movedim(1, -1).reshape(-1, C)
+        return flat[positions].permute(2, 0, 1).flatten(0, 1)
 
     def unit_patches(self, maps: Tensor) -> Tensor:
         """(1, C, H, W) -> (N, C size^2), each of norm 1."""

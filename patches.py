@@ -34,26 +34,39 @@ def nearest_patches(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor,
 
     The correlation of two patches is a sum of products of positions, so the products are computed
     once per pair of positions and summed along the diagonals: a ninth of the arithmetic that
-    matching unfolded 3x3 patches takes. Streams over strips of rows; never holds all pairs.
+    matching unfolded 3x3 patches takes. Streams over strips of rows of both; never holds all pairs.
     """
-    C, H, W = output.shape
-    _, h, w = source.shape
-    norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
-    scale = norms.clamp(min=1e-12).rsqrt()
-    flat = source.flatten(1)  # (C, h w)
-    # A strip of n rows of patches needs the products of n + patch - 1 rows, and its sums as much.
-    rows = max(1, chunk_rows(3 * W * h * w * 4, output.device) - patch + 1)
-    found, heights = [], []
+    (_, H, W), (_, h, w) = output.shape, source.shape
+    # Strips of n rows of patches need the products of n + patch - 1 rows, and three buffers.
+    pairs = chunk_rows(3 * 4, output.device)
+    source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
+    rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
+    starts, heights = [], []
     for top in range(0, H - patch + 1, rows):
-        strip = output[:, top : top + rows + patch - 1].flatten(1)  # (C, n W)
-        products = (strip.T @ flat).view(-1, W, h, w)
-        sums = _diagonal_sums(_diagonal_sums(products, 0, 2, patch), 1, 3, patch)
-        best = sums.mul_(scale).flatten(2).max(2)
-        found.append(best.indices)
-        heights.append(best.values)
-    found = torch.cat(found)  # (H - patch + 1, W - patch + 1), counted in positions of patches
+        strip = output[:, top : top + rows + patch - 1]
+        start = height = None
+        for y in range(0, h - patch + 1, source_rows):
+            found, best = _nearest(strip, source[:, y : y + source_rows + patch - 1], patch)
+            found += y * w
+            if start is None:
+                start, height = found, best
+            else:
+                start = torch.where(best > height, found, start)
+                height = torch.maximum(best, height)
+        starts.append(start)
+        heights.append(height)
+    return torch.cat(starts), torch.cat(heights)
+
+
+def _nearest(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """What `nearest_patches` returns, holding the products of all pairs of positions."""
+    (C, H, W), (_, h, w) = output.shape, source.shape
+    norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
+    products = (output.reshape(C, -1).T @ source.reshape(C, -1)).view(H, W, h, w)
+    sums = _diagonal_sums(_diagonal_sums(products, 0, 2, patch), 1, 3, patch)
+    height, found = sums.mul_(norms.clamp(min=1e-12).rsqrt()).flatten(2).max(2)
     across = w - patch + 1
-    return found // across * w + found % across, torch.cat(heights)
+    return found // across * w + found % across, height
 
 
 def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import losses
-from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced
+from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced, _Sample
 from patches import BANDWIDTH, EPSILON
 from terms import TERMS, Gram, Histogram
 
@@ -440,6 +440,20 @@ def test_guided_takes_no_more_patches_than_it_may():
     assert torch.equal(few.source, again.source) and few.sample.origin == again.sample.origin
     assert not torch.equal(few.sample.chosen, other.sample.chosen)
     assert held(0, 10_000).sample.chosen is None
+
+
+def test_chosen_patches_are_those_of_all_patches():
+    maps = noise(1, 3, 20, 17).requires_grad_()
+    chosen = torch.tensor([7, 0, 14, 3])
+    few, every = (_Sample(7, 3, [2, 1], which) for which in (chosen, None))
+    expected = every.columns(maps)[:, chosen]
+    assert torch.equal(few.columns(maps), expected)
+    weights = noise(*expected.shape, seed=1)
+    gradients = [
+        torch.autograd.grad((weights * columns).sum(), maps)[0]
+        for columns in (few.columns(maps), expected)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_guided_takes_smaller_patches_of_smaller_maps(every_patch):

@@ -86,6 +86,23 @@ def test_nearest_patches_holds_as_much_as_it_may(monkeypatch):
     assert len(held) == 2 * 5 and max(held) == 4 * row
 
 
+def test_nearest_patches_splits_a_large_source_too(monkeypatch):
+    held = []
+    plain = patches._nearest
+
+    def watched(output, source, patch):
+        held.append((output.shape[1], source.shape[1]))
+        return plain(output, source, patch)
+
+    monkeypatch.setattr(patches, "_nearest", watched)
+    output, source = noise(2, 6, 5), noise(2, 12, 7, seed=1)
+    # Three rows of the output, as few as hold a patch, against four of the source.
+    monkeypatch.setattr(patches, "CHUNK_BYTES", 3 * 4 * (3 * 5) * (4 * 7))
+    index, _ = nearest_patches(output, source, 3)
+    assert held == 4 * (5 * [(3, 4)])  # two rows of patches each: 10 of the source in 5 strips
+    assert torch.equal(index, brute_force(output, source, 3)[0])
+
+
 def test_chunk_rows_by_hand(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(patches, "_free_bytes", lambda device: 8 * 1000)
