@@ -89,7 +89,7 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
 
 
-PRESETS = {"best": {"optimizer": "LBFGS", "histogram": 0.5, "spectrum": 0.1, "patches": 3.0}}
+PRESETS = {"best": {"optimizer": "LBFGS", "histogram": 0.5, "spectrum": 0.1, "patches": 10.0}}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -273,6 +273,7 @@ METHODS = {
         ("match_every", "max_patches"),
     ),
 }
+TERMS_MATCH_EVERY = 20  # steps between renewals of terms, beside a model that has none
 LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars that repeat
 
 
@@ -304,12 +305,16 @@ class Criterion:
         self.terms = [
             (weight, TERMS[name](source, every)) for name, weight in weights.items() if weight
         ]
-        self.match_every = default.match_every and (settings.match_every or default.match_every)
+        parts = (self.model, *(term for _, term in self.terms))
+        self.renewable = [part for part in parts if hasattr(part, "renew")]
+        self.match_every = None  # nothing is ever taken anew
+        if self.renewable:
+            self.match_every = settings.match_every or default.match_every or TERMS_MATCH_EVERY
 
     def renew(self, output: Features) -> None:
-        """Take anew what the model holds fixed, for these features of the output."""
-        if self.match_every:
-            self.model.renew(output)
+        """Take anew what model and terms hold fixed, for these features of the output."""
+        for part in self.renewable:
+            part.renew(output)
 
     def __call__(self, output: Features) -> Tensor:
         """(B, ...) features -> (B,)."""

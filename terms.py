@@ -19,7 +19,7 @@ NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture i
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
-PATCH_DIRECTIONS = 64
+PATCH_DIRECTIONS = 32
 PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
 
 
@@ -236,19 +236,23 @@ class Patches:
     directions, on the picture and on its halves and quarters: Elnekave and Weiss, "Generating
     Natural Images with Direct Patch Distributions Matching", 2022.
 
-    We depart from the paper: the directions stay, so that the objective is smooth; the distance is
-    relative to the variance of the source's projections; sizes are compared through quantiles; and
-    borders are reflected, so that pixels at the rim are in as many patches as any.
+    We depart from the paper: directions stay for some steps, so that the objective is smooth in
+    between; the distance is relative to the variance of the source's projections; sizes are
+    compared through quantiles.
     """
 
     def __init__(self, source: Features, layers: list[str]) -> None:
-        image = source["image"].detach()
-        generator = torch.Generator().manual_seed(1)  # not the directions by which scores judge
+        self.image = source["image"].detach()
+        self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
+        self.renew(source)
+
+    def renew(self, output: Features) -> None:
+        """Draw new directions."""
         self.levels: list[tuple[int, Tensor, Tensor]] = []
         for level in range(PATCH_LEVELS):
-            directions = unit_directions(PATCH_DIRECTIONS, generator).to(image.device)
-            if min(image.shape[2:]) >= 2**level * PATCH:
-                ascending = self._projected(image, 2**level, directions)
+            directions = unit_directions(PATCH_DIRECTIONS, self.generator).to(self.image.device)
+            if min(self.image.shape[2:]) >= 2**level * PATCH:
+                ascending = self._projected(self.image, 2**level, directions)
                 self.levels.append((2**level, directions, ascending))
 
     def __call__(self, output: Features) -> Tensor:
@@ -264,10 +268,8 @@ class Patches:
 
     @staticmethod
     def _projected(image: Tensor, factor: int, directions: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, PATCH_DIRECTIONS, h w) in ascending order."""
-        margin = PATCH // 2
-        padded = F.pad(F.avg_pool2d(image, factor), [margin] * 4, "reflect")
-        return F.conv2d(padded, directions).flatten(2).sort(2).values
+        """(B, 3, H, W) -> (B, PATCH_DIRECTIONS, n) in ascending order."""
+        return F.conv2d(F.avg_pool2d(image, factor), directions).flatten(2).sort(2).values
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:

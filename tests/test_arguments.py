@@ -38,9 +38,9 @@ def test_parse_bool():
 def test_a_preset_gives_way_to_what_is_said():
     plain, best = arguments.parse([]), arguments.parse(["--preset", "best"])
     assert (plain.optimizer, plain.patches, plain.histogram) == ("Adam", None, None)
-    assert (best.optimizer, best.patches, best.histogram) == ("LBFGS", 3.0, 0.5)
+    assert (best.optimizer, best.patches, best.histogram) == ("LBFGS", 10.0, 0.5)
     said = arguments.parse(["--histogram", "2", "--preset", "best", "--optimizer", "Adam"])
-    assert (said.optimizer, said.patches, said.histogram) == ("Adam", 3.0, 2)
+    assert (said.optimizer, said.patches, said.histogram) == ("Adam", 10.0, 2)
 
 
 def test_presets_are_what_the_parser_takes():
