@@ -146,6 +146,16 @@ def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
         Criterion(source, tiny.layers, "gram", {"tv": 1e-9})
 
 
+def test_terms_are_renewed_beside_a_model_that_is_not(tiny, checkerboard):
+    source = tiny(checkerboard)
+    criterion = Criterion(source, tiny.layers, "gram", {"patches": 1.0, "gram": 1.0})
+    (term,) = criterion.renewable
+    before = term.levels[0][1]
+    criterion.renew(source)
+    assert criterion.match_every == losses.TERMS_MATCH_EVERY
+    assert not torch.equal(term.levels[0][1], before)
+
+
 def test_match_every_is_the_methods_own_unless_told(tiny, checkerboard):
     source = tiny(checkerboard)
     for method, (_, _, _, own, _) in METHODS.items():

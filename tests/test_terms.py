@@ -15,6 +15,7 @@ from terms import (
     Gram,
     Histogram,
     Moments,
+    Patches,
     Spectrum,
     TotalVariation,
     autocorrelation,
@@ -348,3 +349,42 @@ def test_total_variation_by_hand():
     value = TotalVariation({}, [])({"image": image})
     torch.testing.assert_close(value, torch.tensor([0.525, 0.525]))
     assert TotalVariation({}, [])({"image": torch.full((1, 3, 4, 4), 0.3)}).item() == 0
+
+
+# ------------------------------------------------------------------------------------- patches
+
+
+def test_patches_by_loops():
+    source, output = noise(1, 3, 9, 8), noise(1, 3, 9, 8, seed=1)
+    term = Patches({"image": source}, [])
+    ((factor, directions, _),) = term.levels  # too small for patches of its half
+    assert factor == 1 and directions.shape == (terms.PATCH_DIRECTIONS, 3, 7, 7)
+    distance = variance = 0
+    for direction in directions:
+        assert direction.norm().item() == pytest.approx(1)
+        drawn, wanted = (
+            sorted((direction * image[0, :, y : y + 7, x : x + 7]).sum().item()
+                   for y in range(3) for x in range(2))
+            for image in (output, source)
+        )  # fmt: skip
+        distance += sum((a - b) ** 2 for a, b in zip(drawn, wanted, strict=True)) / 6
+        variance += sum((b - sum(wanted) / 6) ** 2 for b in wanted) / 6
+    expected = distance / variance / 3  # of three levels two count as met
+    assert term({"image": output}).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_patches_on_as_many_sizes_as_have_one():
+    source = noise(1, 3, 28, 28)
+    assert [factor for factor, _, _ in Patches({"image": source}, []).levels] == [1, 2, 4]
+    assert [f for f, _, _ in Patches({"image": source[..., :27]}, []).levels] == [1, 2]
+
+
+def test_patches_draw_other_directions_at_renewal():
+    source, output = noise(1, 3, 16, 16), {"image": noise(1, 3, 16, 16, seed=1)}
+    first, second = (Patches({"image": source}, []) for _ in range(2))
+    before = first(output)
+    assert torch.equal(before, second(output))
+    first.renew(output)
+    assert first(output) != before and first({"image": source}).item() == 0
+    second.renew(output)
+    assert torch.equal(first(output), second(output))
