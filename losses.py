@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patches import ContextualScore, chunk_rows, nearest_patches, overlapped
+from patches import ContextualScore, chunk_rows, nearest_patches, overlapped, strips
 from terms import GRAM_LAYERS, TERMS, TINY, Features, Gram, resampled
 
 MAX_PATCHES = 10_000
@@ -159,8 +159,7 @@ class Guided:
         wanted, drawn = (s.unit_patches(m) for s, m in zip(samples, (source, picture), strict=True))
         apart = self._guide_distance(samples, (source, picture), i)
         used = wanted.new_zeros(len(wanted))
-        indices = torch.arange(len(drawn), device=drawn.device)
-        for rows in indices.split(chunk_rows(4 * len(wanted), wanted.device)):
+        for rows in strips(len(drawn), chunk_rows(4 * len(wanted), wanted.device)):
             nearest = (apart(rows) - drawn[rows] @ wanted.T).argmin(1)
             used += nearest.bincount(minlength=len(wanted))
         penalty = self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
@@ -168,8 +167,8 @@ class Guided:
 
     def _guide_distance(
         self, samples: list["_Sample"], maps: tuple[Tensor, Tensor], i: int
-    ) -> Callable[[Tensor], Tensor | float]:
-        """Rows (n,) of picture i's patches -> their guides' distance from the source's, (n, M)."""
+    ) -> Callable[[slice], Tensor | float]:
+        """Rows of picture i's patches -> their guides' distance from the source's, (n, M)."""
         if self.guide is None:
             return lambda rows: 0.0
         wanted, drawn = (
@@ -242,7 +241,7 @@ class _Held(NamedTuple):
 
     sample: _Sample
     source: Tensor  # (M, D), of norm 1
-    extra: Callable[[Tensor], Tensor]  # rows (n,) -> added to their distances, (n, M) or (M,)
+    extra: Callable[[slice], Tensor]  # n rows -> added to their distances, (n, M) or (M,)
 
 
 class Method(NamedTuple):

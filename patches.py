@@ -1,7 +1,7 @@
 """Patches of feature maps: finding the nearest ones in bounded memory, and how well they fit."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ EPSILON = 1e-3  # of a cosine distance; float32 resolves 1e-7, and gradients gro
 def chunk_rows(row_bytes: int, device: torch.device) -> int:
     """How many rows of that many bytes may be held at a time, at least one."""
     return max(1, min(CHUNK_BYTES, _free_bytes(device) // FREE_SHARE) // row_bytes)
+
+
+def strips(count: int, rows: int) -> Iterator[slice]:
+    """Slices of at most that many rows, which cover `count` of them."""
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -120,10 +125,9 @@ class ContextualScore(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, output: Tensor, source: Tensor, extra: Callable):
-        """(N, D), (M, D), function of rows (n,) that gives what to add to (n, M) -> (N,)."""
+        """(N, D), (M, D), function of a slice of rows that gives what to add to (n, M) -> (N,)."""
         scores, gradients = [], []
-        indices = torch.arange(len(output), device=output.device)
-        for rows in indices.split(chunk_rows(8 * len(source), output.device)):
+        for rows in strips(len(output), chunk_rows(8 * len(source), output.device)):
             distance = (output[rows] @ source.T).neg_().add_(1).clamp_(min=0)
             distance += extra(rows)
             least, nearest = distance.min(1, keepdim=True)
@@ -135,9 +139,10 @@ class ContextualScore(torch.autograd.Function):
             share /= total
             # Along d_j: -scale share_j. Along d_min, which is in every exponent and in the scale:
             along_least = scale - (share * exponent).sum(1, keepdim=True) / least_safe
-            along = share.mul_(-scale).scatter_add_(1, nearest, along_least)
+            # Distances fall as products rise: the gradient by products has the other sign.
+            along = share.mul_(scale).scatter_add_(1, nearest, -along_least)
             scores.append(total.log()[:, 0])
-            gradients.append(-(along @ source))
+            gradients.append(along @ source)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
 

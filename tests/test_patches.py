@@ -218,9 +218,9 @@ def test_contextual_score_is_the_formula(kind, chunk_bytes, rows, monkeypatch):
     (wanted,) = torch.autograd.grad((expected * upstream).sum(), output)
     sizes = []
 
-    def told(indices):
-        sizes.append(len(indices))
-        return extra[0] if kind == "per source row" else extra[indices]
+    def told(rows):
+        sizes.append(rows.stop - rows.start)
+        return extra[0] if kind == "per source row" else extra[rows]
 
     scores = ContextualScore.apply(output, source, told)
     (gradient,) = torch.autograd.grad((scores * upstream).sum(), output)
