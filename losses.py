@@ -256,7 +256,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "gram": Method(Gram, GRAM_LAYERS, {"histogram": 0.1}, None),
-    "swd": Method(Sliced, GRAM_LAYERS, {}, 20, ("match_every",)),
+    "swd": Method(Sliced, GRAM_LAYERS, {"histogram": 0.1}, 20, ("match_every",)),
     "cnnmrf": Method(
         CNNMRF,
         ["conv3_1", "conv4_1"],
