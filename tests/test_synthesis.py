@@ -254,7 +254,8 @@ def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch):
     err = capfd.readouterr().err
     assert "\n" not in err
     # scale, size, share of the work, time gone and left, step and error
-    assert re.search(r"scale 1/1 32x32: +\d+%\|.*\| \d\d:\d\d<\d\d:\d\d, step \d+/60, error 0\.\d+", err)
+    times = r"\d\d:\d\d<\d\d:\d\d"
+    assert re.search(rf"scale 1/1 32x32: +\d+%\|.*\| {times}, step \d+/60, error 0\.\d+", err)
 
 
 def test_notes_are_said_once(tmp_path, result, capfd):
