@@ -292,11 +292,20 @@ def test_weights_are_named_in_the_record(pebbles, result):
 def test_ctrl_c_saves_the_picture_as_it_stands(pebbles, result):
     command = [sys.executable, str(ROOT / "Synthesis.py"), "--gt_path", str(pebbles)]
     command += ["--save_path", str(result), *TINY, "--scales", "2", "--epoch", "1000000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert b"scale 1/2" in process.stderr.readline()
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A shell's background jobs ignore Ctrl-C, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert b"scale 1/2" in process.stderr.readline()
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert str(result).encode() in out and b"Traceback" not in err
     assert read_record(result)["interrupted at step"] >= 1
