@@ -106,10 +106,12 @@ def synthesize(
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
         with torch.no_grad():
-            source = extractor(picture)
             others = turned_and_resized(picture, patch_rotations, patch_scales)
             settings = settings._replace(variants=tuple(map(extractor, others)))
-        criterion = Criterion(source, layers or extractor.layers, method, weights, settings)
+            # The source's features have no name, so that those that nobody keeps are free again.
+            criterion = Criterion(
+                extractor(picture), layers or extractor.layers, method, weights, settings
+            )
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
         image = resize(image, output_size)
         image = optimize(image, extractor, criterion, shares[scale], optimizer, lr, on_step)
@@ -203,12 +205,17 @@ def check_variants(args: argparse.Namespace, coarsest: tuple[int, int], least: i
             )
 
 
+def given_weights(args: argparse.Namespace) -> dict[str, float]:
+    """The weight of every term: what the user says, else the method's own."""
+    given = {term: getattr(args, term) for term in TERMS if getattr(args, term) is not None}
+    return dict.fromkeys(TERMS, 0.0) | METHODS[args.method].weights | given
+
+
 def term_weights(
     args: argparse.Namespace, name: str, exemplar: Tensor
 ) -> tuple[dict[str, float], list[str]]:
     """The weight of every term for this exemplar, and what the user should hear of them."""
-    weights = dict.fromkeys(TERMS, 0.0) | METHODS[args.method].weights
-    weights |= {t: getattr(args, t) for t in TERMS if getattr(args, t) is not None}
+    weights = given_weights(args)
     if args.spectrum is None:
         height, y, x = period(exemplar)
         if height > PERIODIC:
@@ -227,10 +234,9 @@ def layers_of(args: argparse.Namespace, net: str) -> tuple[list[str], list[str]]
     Raises:
         UserError: a layer that the net does not have.
     """
-    method = METHODS[args.method]
-    layers = resolve_layers(args.layers or method.layers, net)
-    weights = method.weights | {t: getattr(args, t) for t in TERMS if getattr(args, t) is not None}
-    of_features = any(weights.get(term) for term in ("gram", "moments", "autocorrelation"))
+    layers = resolve_layers(args.layers or METHODS[args.method].layers, net)
+    weights = given_weights(args)
+    of_features = any(weights[term] for term in ("gram", "moments", "autocorrelation"))
     return layers, resolve_layers([*layers, *(GRAM_LAYERS if of_features else [])], net)
 
 

@@ -35,16 +35,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def number(kind: type, least: float, unit: str) -> Callable[[str], float]:
-    """A parser of finite numbers of at least `least`, for argparse."""
+def number(
+    kind: type, least: float, unit: str, most: float | None = None
+) -> Callable[[str], float]:
+    """A parser of finite numbers from `least` to `most`, for argparse."""
+    allowed = f"{least} or more" if most is None else f"{least} to {most}"
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} of {least} or more")
+        if not least <= value < 2**63 or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} of {allowed}")
         return value
 
     return parse
@@ -200,7 +203,7 @@ def build_parser() -> Parser:
         "--patch_rotations",
         nargs="+",
         default=[],
-        type=number(float, -360, "degrees"),
+        type=number(float, -360, "degrees", 360),
         metavar="DEGREES",
         help="cnnmrf: also take patches from the exemplar turned by these angles; default none",
     )
@@ -208,7 +211,7 @@ def build_parser() -> Parser:
         "--patch_scales",
         nargs="+",
         default=[],
-        type=number(float, 0.1, "a factor"),
+        type=number(float, 0.1, "a factor", 10),
         metavar="FACTOR",
         help="cnnmrf: also take patches from the exemplar resized by these; default none",
     )

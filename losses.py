@@ -9,14 +9,23 @@ has `renew(output)`, which takes it anew; `METHODS` says how often that should h
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patches import ContextualScore, chunk_rows, nearest_patches, overlapped, strips
-from terms import GRAM_LAYERS, TERMS, TINY, Features, Gram, resampled
+from patches import (
+    ContextualScore,
+    at_once,
+    chunk_rows,
+    higher,
+    nearest_patches,
+    overlapped,
+    strips,
+)
+from terms import GRAM_LAYERS, TERMS, TINY, Features, Gram, resampled, squared_wasserstein
 
 MAX_PATCHES = 10_000
 
@@ -58,7 +67,7 @@ class Sliced:
         errors = []
         for layer, (directions, wanted) in self.slices.items():
             projected = directions @ output[layer].float().flatten(2)  # (B, C, H W)
-            distance = (projected.sort(2).values - wanted).square().mean((1, 2))
+            distance = squared_wasserstein(projected.sort(2).values, wanted)
             errors.append(distance / wanted.square().mean().clamp(min=TINY))
         return torch.stack(errors).mean(0)
 
@@ -95,19 +104,12 @@ class CNNMRF:
     def _laid(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(C, H, W) -> mean of the patches found, how many overlap, their squared spread."""
         size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
-        start = height = stride = None
-        offset = 0
+        found, offset = [], 0
         for source in sources:
-            index, correlation = nearest_patches(picture, source, size)
-            wide = torch.full_like(index, source.shape[2])
-            if start is None:
-                start, height, stride = index, correlation, wide
-            else:
-                better = correlation > height
-                start = torch.where(better, index + offset, start)
-                stride = torch.where(better, wide, stride)
-                height = torch.maximum(height, correlation)
+            start, correlation = nearest_patches(picture, source, size)
+            found.append((start + offset, correlation, torch.full_like(start, source.shape[2])))
             offset += source[0].numel()
+        start, _, stride = reduce(higher, found)
         flat = torch.cat([source.flatten(1) for source in sources], 1)
         return overlapped(flat, start, stride, size)
 
@@ -196,10 +198,7 @@ class Guided:
         errors = []
         for layer, held in self.held.items():
             maps = output[layer].float() - self.mean[layer]
-            scores = [
-                ContextualScore.apply(h.sample.unit_patches(m[None]), h.source, h.extra).mean()
-                for h, m in zip(held, maps, strict=True)
-            ]
+            scores = [at_once(h.score, m[None]) for h, m in zip(held, maps, strict=True)]
             errors.append(torch.stack(scores))
         return torch.stack(errors).mean(0)
 
@@ -242,6 +241,10 @@ class _Held(NamedTuple):
     sample: _Sample
     source: Tensor  # (M, D), of norm 1
     extra: Callable[[slice], Tensor]  # n rows -> added to their distances, (n, M) or (M,)
+
+    def score(self, maps: Tensor) -> Tensor:
+        """(1, C, H, W) -> mean contextual score of its patches."""
+        return ContextualScore.apply(self.sample.columns(maps).T, self.source, self.extra).mean()
 
 
 class Method(NamedTuple):

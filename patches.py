@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -49,18 +50,19 @@ def nearest_patches(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor,
     starts, heights = [], []
     for top in range(0, H - patch + 1, rows):
         strip = output[:, top : top + rows + patch - 1]
-        start = height = None
+        found = []
         for y in range(0, h - patch + 1, source_rows):
-            found, best = _nearest(strip, source[:, y : y + source_rows + patch - 1], patch)
-            found += y * w
-            if start is None:
-                start, height = found, best
-            else:
-                start = torch.where(best > height, found, start)
-                height = torch.maximum(best, height)
+            start, height = _nearest(strip, source[:, y : y + source_rows + patch - 1], patch)
+            found.append((start + y * w, height))
+        start, height = reduce(higher, found)
         starts.append(start)
         heights.append(height)
     return torch.cat(starts), torch.cat(heights)
+
+
+def higher(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """(found, height, ...), (found, height, ...) -> position by position the one that is higher."""
+    return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
 
 def _nearest(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor, Tensor]:
@@ -113,22 +115,38 @@ def overlapped(
     return mean, count, (squares - (mean.square() * count).sum()).clamp(min=0)
 
 
+def at_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, a single number, with its gradient computed now instead of on the way back.
+
+    All that the function keeps for its gradient, copies of every patch for one, is free again
+    before the next function is called.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        value = function(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach() + ((x - leaf.detach()) * gradient).sum()
+
+
 class ContextualScore(torch.autograd.Function):
     """How well each row of `output` fits one row of `source`, and that one alone.
 
     `-log softmax((1 - d / (d_min + epsilon)) / BANDWIDTH)` at the nearest row (Mechrez et al.,
     "The Contextual Loss", 2018; Zhou et al. 2023): 0 where one source patch is much nearer than
-    all others. Rows are unit vectors, d is 1 - cosine plus what `extra` adds.
+    all others. d is 1 - cosine plus what `extra` adds; the rows of `source` are unit vectors.
 
-    Value and gradient are computed together, strip by strip: the N x M matrix never exists whole.
+    Value and gradient are computed together, strip by strip: neither the N x M matrix nor the
+    output's unit vectors ever exist whole.
     """
 
     @staticmethod
     def forward(ctx, output: Tensor, source: Tensor, extra: Callable):
         """(N, D), (M, D), function of a slice of rows that gives what to add to (n, M) -> (N,)."""
-        scores, gradients = [], []
+        scores, gradient = [], torch.empty_like(output)
         for rows in strips(len(output), chunk_rows(8 * len(source), output.device)):
-            distance = (output[rows] @ source.T).neg_().add_(1).clamp_(min=0)
+            norm = output[rows].norm(dim=1, keepdim=True).clamp(min=1e-12)
+            unit = output[rows] / norm
+            distance = (unit @ source.T).neg_().add_(1).clamp_(min=0)
             distance += extra(rows)
             least, nearest = distance.min(1, keepdim=True)
             least_safe = least + EPSILON
@@ -142,8 +160,11 @@ class ContextualScore(torch.autograd.Function):
             # Distances fall as products rise: the gradient by products has the other sign.
             along = share.mul_(scale).scatter_add_(1, nearest, -along_least)
             scores.append(total.log()[:, 0])
-            gradients.append(along @ source)
-        ctx.save_for_backward(torch.cat(gradients))
+            by_unit = along @ source
+            # What points along the row itself would only change its norm.
+            by_unit -= (by_unit * unit).sum(1, keepdim=True) * unit
+            gradient[rows] = by_unit.div_(norm)
+        ctx.save_for_backward(gradient)
         return torch.cat(scores)
 
     @staticmethod

@@ -53,6 +53,13 @@ def resampled(ascending: Tensor, count: int) -> Tensor:
     return torch.lerp(ascending[..., low], ascending[..., high], share)
 
 
+def squared_wasserstein(ascending: Tensor, wanted: Tensor) -> Tensor:
+    """(B, K, n) and (K, n) or (1, K, n), ascending -> (B,): squared Wasserstein-2 distance of the
+    samples, which in one dimension is that of the sorted values (Rabin et al. 2011), mean over K.
+    """
+    return (ascending - wanted).square().mean((1, 2))
+
+
 def autocorrelation(maps: Tensor, reach: int) -> Tensor:
     """(..., H, W) -> (..., 2 reach + 1, 2 reach + 1): mean product at every lag, 0 in the centre.
 
@@ -113,9 +120,8 @@ class Histogram:
     """The distribution of each colour channel of the pixels, and the covariance of the channels.
 
     Gram matrices fix products of features and leave colour and contrast free to drift against
-    each other. Matched is the squared Wasserstein distance, in one dimension that of the sorted
-    values (Rabin et al. 2011), relative to the variance. Unlike a remapped histogram (Risser et
-    al. 2017) it needs no bins and is differentiable as it stands.
+    each other. Matched is the squared Wasserstein distance relative to the variance. Unlike a
+    remapped histogram (Risser et al. 2017) it needs no bins and is differentiable as it stands.
     """
 
     def __init__(self, source: Features, layers: list[str]) -> None:
@@ -128,7 +134,7 @@ class Histogram:
         image = output["image"]
         ascending = image.flatten(2).sort(2).values  # (B, 3, H W)
         wanted = resampled(self.ascending, ascending.shape[2])
-        transport = (ascending - wanted).square().mean((1, 2)) / self.variance
+        transport = squared_wasserstein(ascending, wanted) / self.variance
         covariance = gram(image - image.mean((2, 3), keepdim=True))
         return transport + relative_error(covariance, self.covariance)
 
@@ -170,29 +176,36 @@ class Spectrum:
         image = source["image"].detach()
         self.mean = image.mean((2, 3), keepdim=True)
         self.image = image - self.mean
+        self.wanted: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, output: Features) -> Tensor:
         image = output["image"] - self.mean
         height, width = map(min, image.shape[2:], self.image.shape[2:])
-        sources = _windows(self.image, height, width)
-        source = sources[len(sources) // 2]
-        errors = [_one_phase_distance(part, source) for part in _windows(image, height, width)]
-        return torch.stack(errors).mean(0)
+        if (height, width) not in self.wanted:
+            sources = _windows(self.image, height, width)
+            source = sources[len(sources) // 2]
+            spectrum = torch.fft.rfft2(source, _padded(height, width))  # (1, 3, 2 H, W + 1)
+            self.wanted[height, width] = spectrum, source.square().sum().clamp(min=TINY)
+        spectrum, energy = self.wanted[height, width]
+        parts = _windows(image, height, width)
+        return torch.stack([_one_phase_distance(part, spectrum) for part in parts]).mean(0) / energy
 
 
-def _one_phase_distance(image: Tensor, source: Tensor) -> Tensor:
-    """(B, 3, H, W), (1, 3, H, W) -> (B,): squared distance of image from its nearest picture with
-    the source's modulus and phase differences, over the source's squared norm."""
+def _one_phase_distance(image: Tensor, wanted: Tensor) -> Tensor:
+    """(B, 3, H, W), spectrum (1, 3, ...) -> (B,): squared distance of image from its nearest
+    picture with the modulus and the phase differences of that spectrum."""
     height, width = image.shape[2:]
-    shape = [math.ceil(SPECTRUM_PADDING * side) for side in (height, width)]
-    wanted = torch.fft.rfft2(source, shape)  # (1, 3, H, W / 2 + 1)
+    shape = _padded(height, width)
     with torch.no_grad():
         common = (torch.fft.rfft2(image, shape) * wanted.conj()).sum(1, keepdim=True)
         phase = torch.polar(torch.ones_like(common.abs()), common.angle())
         nearest = torch.fft.irfft2(phase * wanted, shape)
     image = F.pad(image, (0, shape[1] - width, 0, shape[0] - height))
-    distance = (image - nearest).square().sum((1, 2, 3))
-    return distance / source.square().sum().clamp(min=TINY)
+    return (image - nearest).square().sum((1, 2, 3))
+
+
+def _padded(height: int, width: int) -> list[int]:
+    return [SPECTRUM_PADDING * height, SPECTRUM_PADDING * width]
 
 
 def _windows(image: Tensor, height: int, width: int) -> list[Tensor]:
@@ -223,12 +236,14 @@ class Autocorrelation:
         features = source[self.layer].detach().float()
         self.mean = features.mean((2, 3), keepdim=True)
         self.features = features - self.mean
+        self.wanted: dict[int, Tensor] = {}
 
     def __call__(self, output: Features) -> Tensor:
         features = output[self.layer].float() - self.mean
         reach = min(*features.shape[-2:], *self.features.shape[-2:]) // 2
-        wanted = autocorrelation(self.features, reach)
-        return relative_error(autocorrelation(features, reach), wanted)
+        if reach not in self.wanted:
+            self.wanted[reach] = autocorrelation(self.features, reach)
+        return relative_error(autocorrelation(features, reach), self.wanted[reach])
 
 
 class Patches:
@@ -263,7 +278,7 @@ class Patches:
                 ascending = self._projected(image, factor, directions)
                 wanted = resampled(wanted, ascending.shape[2])
                 variance = wanted.var(2, correction=0).mean().clamp(min=TINY)
-                errors.append((ascending - wanted).square().mean((1, 2)) / variance)
+                errors.append(squared_wasserstein(ascending, wanted) / variance)
         return torch.stack(errors).sum(0) / PATCH_LEVELS
 
     @staticmethod

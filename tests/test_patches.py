@@ -1,11 +1,21 @@
 """Matching of patches against brute force, and what bounded memory does to it: nothing."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 import patches
-from patches import BANDWIDTH, EPSILON, ContextualScore, chunk_rows, nearest_patches, overlapped
+from patches import (
+    BANDWIDTH,
+    EPSILON,
+    ContextualScore,
+    at_once,
+    chunk_rows,
+    nearest_patches,
+    overlapped,
+)
 
 
 def noise(*shape, seed=0):
@@ -181,8 +191,8 @@ def plain_scores(distance):
 
 @pytest.fixture
 def rows():
-    """Unit vectors of 7 and 11 rows, and what to add to their distances."""
-    output = F.normalize(noise(7, 4).double(), dim=1)
+    """7 vectors, 11 unit vectors, and what to add to their distances."""
+    output = noise(7, 4).double()
     source = F.normalize(noise(11, 4, seed=1).double(), dim=1)
     return output, source, noise(7, 11, seed=2).double().abs() / 4
 
@@ -214,7 +224,7 @@ def test_contextual_score_is_the_formula(kind, chunk_bytes, rows, monkeypatch):
     extra = extra.expand(7, 11)
     output.requires_grad_()
     upstream = torch.linspace(-1, 2, 7).double()
-    expected = plain_scores(1 - output @ source.T + extra)
+    expected = plain_scores(1 - F.normalize(output, dim=1) @ source.T + extra)
     (wanted,) = torch.autograd.grad((expected * upstream).sum(), output)
     sizes = []
 
@@ -232,7 +242,7 @@ def test_contextual_score_is_the_formula(kind, chunk_bytes, rows, monkeypatch):
 
 def test_contextual_score_is_higher_for_what_is_penalised(rows):
     output, source, _ = rows
-    nearest = (output @ source.T).argmax(1)
+    nearest = (F.normalize(output, dim=1) @ source.T).argmax(1)
     before = ContextualScore.apply(output, source, lambda rows: torch.zeros(11).double())
     for row in range(7):
         extra = torch.zeros(11).double()
@@ -247,3 +257,21 @@ def test_contextual_score_of_what_is_met_has_a_finite_gradient():
     scores = ContextualScore.apply(output, source, lambda rows: 0)
     scores.sum().backward()
     assert scores.abs().max() < 1e-6 and output.grad.isfinite().all()
+
+
+def test_at_once_is_the_function_and_frees_what_it_keeps():
+    x = noise(5, 4).requires_grad_()
+    kept = []
+
+    def function(x):
+        cubes = x**3
+        kept.append(weakref.ref(cubes))
+        return (cubes * x.detach().abs()).sum()
+
+    value = at_once(function, x)
+    assert kept[0]() is None
+    torch.testing.assert_close(value, (x**3 * x.abs()).sum())
+    (gradient,) = torch.autograd.grad(2 * value, x)
+    torch.testing.assert_close(gradient, 6 * x**2 * x.abs())
+    with torch.no_grad():
+        torch.testing.assert_close(at_once(function, x), value)

@@ -84,7 +84,8 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
 
 
 @pytest.mark.slow
-def test_1024_by_cnnmrf_stays_under_6_gb(tmp_path):
+@pytest.mark.parametrize("method", ["cnnmrf", "guided"])
+def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
     exemplar = tmp_path / "large.png"
     Image.open(TEXTURES / "leaf.jpg").resize((512, 512)).save(exemplar)
     # One step, one renewal at the full size.
@@ -92,7 +93,7 @@ def test_1024_by_cnnmrf_stays_under_6_gb(tmp_path):
         "import resource, sys, Synthesis; code = Synthesis.main(sys.argv[1:]); "
         "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    arguments = ["--gt_path", str(exemplar), "--method", "cnnmrf", "--epoch", "1", "--scales", "1"]
+    arguments = ["--gt_path", str(exemplar), "--method", method, "--epoch", "1", "--scales", "1"]
     arguments += ["--size", "1024", "--save_path", str(tmp_path / "r.png"), "--model", "vgg16-hed"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
@@ -356,6 +357,8 @@ def no_weights(monkeypatch):
         ("--method guided --patch_scales 2", ["--patch_scales", "guided", "cnnmrf"]),
         ("--method swd --patch_rotations 0", ["--patch_rotations", "swd", "cnnmrf"]),
         ("--method cnnmrf --patch_scales 0.2", ["13x13", "16 or more"]),
+        ("--method cnnmrf --patch_scales 1000", ["'1000'", "0.1 to 10"]),
+        ("--method cnnmrf --patch_rotations 1e300", ["'1e300'", "-360 to 360"]),
         ("--method cnnmrf --patch_rotations left", ["'left'", "degrees"]),
         ("--method cnnmrf --match_every 0", ["'0'", "1 or more"]),
         ("--tv -1", ["'-1'", "0 or more"]),

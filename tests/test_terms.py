@@ -83,6 +83,16 @@ def test_term_takes_any_size_and_flat_pictures(name, size, tiny, checkerboard):
 # ---------------------------------------------------------------------------------------- gram
 
 
+@pytest.mark.parametrize("name", TERMS)
+def test_term_keeps_nothing_of_one_size_for_another(name, tiny):
+    source = tiny(noise(1, 3, 20, 18))
+    term = TERMS[name](source, tiny.layers)
+    for size in [(12, 30), (9, 9), (20, 18), (12, 30)]:
+        output = tiny(noise(1, 3, *size, seed=1))
+        expected = TERMS[name](source, tiny.layers)(output)
+        torch.testing.assert_close(term(output), expected, rtol=0, atol=0)
+
+
 def test_gram_by_hand():
     # Two maps of 1x2: [1, 2] and [3, 4]; products 1+4, 3+8, 9+16, over 2 positions.
     features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
