@@ -19,7 +19,7 @@ NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture i
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
-PATCH_DIRECTIONS = 32
+PATCH_DIRECTIONS = 32  # at full size; four times as many at half of it cost the same
 PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
 
 
@@ -265,7 +265,8 @@ class Patches:
         """Draw new directions."""
         self.levels: list[tuple[int, Tensor, Tensor]] = []
         for level in range(PATCH_LEVELS):
-            directions = unit_directions(PATCH_DIRECTIONS, self.generator).to(self.image.device)
+            count = PATCH_DIRECTIONS * 4**level
+            directions = unit_directions(count, self.generator).to(self.image.device)
             if min(self.image.shape[2:]) >= 2**level * PATCH:
                 ascending = self._projected(self.image, 2**level, directions)
                 self.levels.append((2**level, directions, ascending))
@@ -283,7 +284,7 @@ class Patches:
 
     @staticmethod
     def _projected(image: Tensor, factor: int, directions: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, PATCH_DIRECTIONS, n) in ascending order."""
+        """(B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) in ascending order."""
         return F.conv2d(F.avg_pool2d(image, factor), directions).flatten(2).sort(2).values
 
 

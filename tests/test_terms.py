@@ -385,7 +385,9 @@ def test_patches_by_loops():
 
 def test_patches_on_as_many_sizes_as_have_one():
     source = noise(1, 3, 28, 28)
-    assert [factor for factor, _, _ in Patches({"image": source}, []).levels] == [1, 2, 4]
+    levels = Patches({"image": source}, []).levels
+    assert [factor for factor, _, _ in levels] == [1, 2, 4]
+    assert [len(directions) for _, directions, _ in levels] == [32, 128, 512]
     assert [f for f, _, _ in Patches({"image": source[..., :27]}, []).levels] == [1, 2]
 
 
