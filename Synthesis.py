@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import parse
-from losses import LONG_RANGE_WEIGHT, MAX_PATCHES, METHODS, Criterion, Settings
-from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
+from losses import LONG_RANGE_WEIGHT, METHODS, Criterion
+from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers, stride
 from optimizers import LEARNING_RATES, optimize
 from scores import LEAST_SIDE, as_json, as_table, score
-from terms import GRAM_LAYERS, PERIODIC, TERMS, Gram, period
+from terms import GRAM_LAYERS, MAX_PATCHES, PERIODIC, TERMS, Gram, Settings, period
 from utils import (
     UserError,
     check_save_path,
@@ -61,6 +61,7 @@ def synthesize(
     patch_rotations: Iterable[float] = (),
     patch_scales: Iterable[float] = (),
     max_patches: int = MAX_PATCHES,
+    tile: str = "",
     optimizer: str = "Adam",
     steps: int = 1000,
     lr: float | None = None,
@@ -85,6 +86,8 @@ def synthesize(
         patch_rotations, patch_scales: degrees and factors, for models that take patches also from
             the exemplar turned and resized.
         max_patches: of a layer, for models that sample.
+        tile: axes along which the output can be laid beside itself without a seam, "x", "y" or
+            "xy". Sides along them are optimised as multiples of the net's stride.
         optimizer: a name in `optimizers.OPTIMIZERS`.
         steps: evaluations of loss and gradient, over all scales.
         lr: step size; None means the optimiser's own.
@@ -99,9 +102,10 @@ def synthesize(
         UserError: exemplar or size too small for the layers or the scales.
     """
     size = size or tuple(exemplar.shape[-2:])
-    sizes = pyramid(tuple(exemplar.shape[-2:]), size, scales, least_side(extractor.layers))
+    sizes = scales_of(tuple(exemplar.shape[-2:]), size, scales, extractor.layers, tile)
     shares = split_steps(steps, len(sizes))
-    settings = Settings(seed, match_every, max_patches)
+    settings = Settings(seed, match_every, max_patches, tile=tile)
+    extract = partial(extractor, tile=tile) if tile else extractor
     image = _noise_like(exemplar, sizes[0][1], seed)
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
@@ -113,9 +117,21 @@ def synthesize(
                 extractor(picture), layers or extractor.layers, method, weights, settings
             )
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
-        image = resize(image, output_size)
-        image = optimize(image, extractor, criterion, shares[scale], optimizer, lr, on_step)
-    return image.expand(-1, 3, -1, -1)
+        image = resize(image, output_size, tile)
+        image = optimize(image, extract, criterion, shares[scale], optimizer, lr, on_step)
+    return resize(image, size, tile).expand(-1, 3, -1, -1)
+
+
+def scales_of(
+    exemplar: tuple[int, int],
+    size: tuple[int, int],
+    scales: int | None,
+    layers: list[str],
+    tile: str,
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The sizes of (exemplar, output) from coarse to fine; raises UserError as `pyramid` does."""
+    multiples = tuple(stride(layers) if axis in tile else 1 for axis in "yx")
+    return pyramid(exemplar, size, scales, least_side(layers), multiples)
 
 
 def _tell(
@@ -186,8 +202,11 @@ def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[s
         exemplar, reading_notes = read_picture(path)
         notes += reading_notes
         size = args.size or tuple(exemplar.shape[-2:])
-        sizes = pyramid(tuple(exemplar.shape[-2:]), size, args.scales, least_side(layers))
+        sizes = scales_of(tuple(exemplar.shape[-2:]), size, args.scales, layers, args.tile)
         check_variants(args, sizes[0][0], least_side(layers))
+        if sizes[-1][1] != size:
+            height, width = sizes[-1][1]
+            notes.append(f"{path.name}: made at {width}x{height}, then resized, to tile exactly")
         weights, weight_notes = term_weights(args, path.name, exemplar)
         notes += weight_notes
         jobs.append(Job(path.name, exemplar, size, save_path, weights))
@@ -273,7 +292,7 @@ class Display:
 
     def picture(self) -> Tensor:
         """(1, 3, height, width) of the job's size: the best so far."""
-        return resize(self.last.image, self.job.size).expand(-1, 3, -1, -1)
+        return resize(self.last.image, self.job.size, self.args.tile).expand(-1, 3, -1, -1)
 
 
 @torch.no_grad()
@@ -313,7 +332,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
     if args.rescale:
         extractor.rescale(exemplar)
     settings = ("method", "match_every", "max_patches", "patch_rotations", "patch_scales")
-    settings += ("pool", "rescale", "optimizer", "epoch", "scales", "seed", "device")
+    settings += ("tile", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "device")
     record = {
         "version": VERSION,
         "exemplar": job.name,
@@ -337,6 +356,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
             patch_rotations=args.patch_rotations,
             patch_scales=args.patch_scales,
             max_patches=args.max_patches or MAX_PATCHES,
+            tile=args.tile,
             optimizer=args.optimizer,
             steps=args.epoch,
             lr=args.lr,
@@ -356,6 +376,10 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
         save_picture(image, job.save_path, record)
         record["error"] = round(saved_error(job.save_path, exemplar, weights, net), 6)
         save_picture(image, job.save_path, record)
+        if args.tile:
+            down, across = (2 if axis in args.tile else 1 for axis in "yx")
+            path = job.save_path.with_stem(f"{job.save_path.stem}_tiled")
+            save_picture(image.repeat(1, 1, down, across), path, record)
     seconds = time.perf_counter() - started
     print(
         f"{job.save_path}  {record['size']}  {seconds:.1f} s  Gram error {record['error']:.6f}  "

@@ -9,9 +9,10 @@ from typing import NoReturn
 
 from PIL import Image
 
-from losses import LONG_RANGE_WEIGHT, MAX_PATCHES, METHODS
+from losses import LONG_RANGE_WEIGHT, METHODS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from optimizers import LEARNING_RATES, OPTIMIZERS
+from terms import MAX_PATCHES
 from utils import SUFFIXES
 
 MAX_SIDE = 16383  # WebP's limit
@@ -144,6 +145,14 @@ def build_parser() -> Parser:
         type=parse_size,
         metavar="N|WxH",
         help="of the output, in pixels; default the exemplar's",
+    )
+
+    add = parser.add_argument_group("control").add_argument
+    add(
+        "--tile",
+        choices=("x", "y", "xy"),
+        default="",
+        help="seamless across, down or both ways; also saves NAME_tiled, the repeat; default none",
     )
 
     add = parser.add_argument_group("texture model").add_argument

@@ -25,19 +25,18 @@ from patches import (
     overlapped,
     strips,
 )
-from terms import GRAM_LAYERS, TERMS, TINY, Features, Gram, resampled, squared_wasserstein
-
-MAX_PATCHES = 10_000
-
-
-class Settings(NamedTuple):
-    """What texture models can be told; each takes what concerns it."""
-
-    seed: int = 0
-    match_every: int | None = None  # steps between renewals; None means the model's own
-    max_patches: int = MAX_PATCHES  # of a layer, for models that sample
-    variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source
-    guide: tuple[Tensor, Tensor] | None = None  # (1, G, h, w) of the source, (B, G, H, W) wanted
+from terms import (
+    GRAM_LAYERS,
+    PLAIN,
+    TERMS,
+    TINY,
+    Features,
+    Gram,
+    Settings,
+    resampled,
+    squared_wasserstein,
+)
+from utils import wrapped
 
 
 class Sliced:
@@ -93,6 +92,7 @@ class CNNMRF:
             layer: [f[layer][0].detach().float().contiguous() for f in (source, *settings.variants)]
             for layer in layers
         }
+        self.tile = settings.tile
         self.found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def renew(self, output: Features) -> None:
@@ -104,6 +104,7 @@ class CNNMRF:
     def _laid(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(C, H, W) -> mean of the patches found, how many overlap, their squared spread."""
         size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
+        picture = wrapped(picture[None], self.tile, size - 1, size - 1)[0]
         found, offset = [], 0
         for source in sources:
             start, correlation = nearest_patches(picture, source, size)
@@ -116,7 +117,9 @@ class CNNMRF:
     def __call__(self, output: Features) -> Tensor:
         errors = []
         for layer, (mean, count, spread) in self.found.items():
-            distance = (output[layer].float() - mean).square().sum(1) * count  # (B, H, W)
+            maps = output[layer].float()
+            more = [a - b for a, b in zip(mean.shape[2:], maps.shape[2:], strict=True)]
+            distance = (wrapped(maps, self.tile, *more) - mean).square().sum(1) * count  # (B, H, W)
             energy = (distance.sum((1, 2)) + spread) / count.sum((1, 2))
             norm = self.sources[layer][0].square().sum(0).mean().clamp(min=TINY)
             errors.append(energy / norm)
@@ -145,6 +148,7 @@ class Guided:
         self.mean = {layer: source[layer].detach().float().mean((2, 3), True) for layer in layers}
         self.source = {layer: source[layer].detach().float() - self.mean[layer] for layer in layers}
         self.max_patches, self.guide = settings.max_patches, settings.guide
+        self.tile = settings.tile
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.held: dict[str, list[_Held]] = {}
 
@@ -157,6 +161,7 @@ class Guided:
 
     def _hold(self, source: Tensor, picture: Tensor, i: int) -> "_Held":
         size = min(self.patch, *source.shape[2:], *picture.shape[2:])
+        picture = wrapped(picture, self.tile, size - 1, size - 1)
         samples = [self._sample(maps, size) for maps in (source, picture)]
         wanted, drawn = (s.unit_patches(m) for s, m in zip(samples, (source, picture), strict=True))
         apart = self._guide_distance(samples, (source, picture), i)
@@ -165,7 +170,7 @@ class Guided:
             nearest = (apart(rows) - drawn[rows] @ wanted.T).argmin(1)
             used += nearest.bincount(minlength=len(wanted))
         penalty = self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
-        return _Held(samples[1], wanted, lambda rows: penalty + apart(rows))
+        return _Held(samples[1], wanted, lambda rows: penalty + apart(rows), self.tile)
 
     def _guide_distance(
         self, samples: list["_Sample"], maps: tuple[Tensor, Tensor], i: int
@@ -241,9 +246,12 @@ class _Held(NamedTuple):
     sample: _Sample
     source: Tensor  # (M, D), of norm 1
     extra: Callable[[slice], Tensor]  # n rows -> added to their distances, (n, M) or (M,)
+    tile: str
 
     def score(self, maps: Tensor) -> Tensor:
         """(1, C, H, W) -> mean contextual score of its patches."""
+        more = self.sample.size - 1
+        maps = wrapped(maps, self.tile, more, more)
         return ContextualScore.apply(self.sample.columns(maps).T, self.source, self.extra).mean()
 
 
@@ -288,7 +296,7 @@ class Criterion:
         layers: list[str],
         method: str = "gram",
         weights: dict[str, float] | None = None,
-        settings: Settings | None = None,
+        settings: Settings = PLAIN,
     ) -> None:
         """
         Args:
@@ -299,13 +307,14 @@ class Criterion:
                 None means the method's own. Terms look at every layer there is.
             settings: what the texture model can be told.
         """
-        settings = settings or Settings()
         default = METHODS[method]
         weights = default.weights if weights is None else weights
         self.model = default.model(source, layers, settings)
         every = [layer for layer in source if layer != "image"]
         self.terms = [
-            (weight, TERMS[name](source, every)) for name, weight in weights.items() if weight
+            (weight, TERMS[name](source, every, settings))
+            for name, weight in weights.items()
+            if weight
         ]
         parts = (self.model, *(term for _, term in self.terms))
         self.renewable = [part for part in parts if hasattr(part, "renew")]

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from utils import UserError
 
@@ -84,6 +85,11 @@ def least_side(layers: list[str]) -> int:
     """
     block = max(int(layer.removeprefix("relu").removeprefix("pool")[0]) for layer in layers)
     return 2 * 2 ** (block - 1)
+
+
+def stride(layers: list[str]) -> int:
+    """How many px of the picture lie between two positions of the deepest layer."""
+    return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
 # ------------------------------------------------------------------------------------- weights
@@ -217,23 +223,17 @@ def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> No
 class Extractor(nn.Module):
     """A picture -> its features at the layers asked for; frozen, cut after the deepest of them.
 
-    Borders are padded by `padding` before every convolution: zeros leave a desaturated rim.
-    Everything inside runs in channels_last, the faster layout on CPU and GPU alike.
+    Borders are reflected before every convolution, as zeros leave a desaturated rim, or wrapped
+    round. Everything inside runs in channels_last, the faster layout on CPU and GPU alike.
     """
 
     def __init__(
-        self,
-        weights: Weights,
-        net_name: str,
-        layers: list[str],
-        pool: str = "avg",
-        padding: str = "reflect",
+        self, weights: Weights, net_name: str, layers: list[str], pool: str = "avg"
     ) -> None:
         """
         Args:
             weights: torchvision-style state dict, `features.{i}.{weight,bias}`, any float dtype.
             layers: names of `layer_table`, as `resolve_layers` returns them.
-            padding: "reflect", "replicate", "circular" or "zeros".
         """
         super().__init__()
         self.layers = layers
@@ -248,9 +248,7 @@ class Extractor(nn.Module):
                 self.trunk.add_module(layer, POOLS[pool](2))
             else:
                 weight = weights[f"features.{index}.weight"]
-                conv = nn.utils.skip_init(
-                    nn.Conv2d, channels, len(weight), 3, padding=1, padding_mode=padding
-                )
+                conv = nn.utils.skip_init(nn.Conv2d, channels, len(weight), 3)
                 conv.load_state_dict({"weight": weight, "bias": weights[f"features.{index}.bias"]})
                 self.trunk.add_module(layer.replace("relu", "conv"), conv)
                 self.trunk.add_module(layer, nn.ReLU(inplace=True))
@@ -268,11 +266,17 @@ class Extractor(nn.Module):
     def _normalize(self, image: Tensor) -> Tensor:
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}."""
+    def forward(self, image: Tensor, tile: str = "") -> dict[str, Tensor]:
+        """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
+
+        Along the axes in `tile`, "x", "y" or "xy", the picture goes on where it began. Sides that
+        are a multiple of `stride` then have features that do so too.
+        """
         image = image.expand(-1, 3, -1, -1)  # a grey picture stays grey under any optimiser
         self._features = {"image": image}
-        self.trunk(self._normalize(image))
+        x = self._normalize(image)
+        for module in self.trunk:
+            x = module(_padded(x, tile) if isinstance(module, nn.Conv2d) else x)
         features, self._features = self._features, {}
         return features
 
@@ -293,10 +297,18 @@ class Extractor(nn.Module):
             if not isinstance(module, nn.Conv2d):
                 x = module(x)
                 continue
-            x = module(x)
+            x = module(_padded(x))
             activation = x.relu().mean((0, 2, 3))
             floor = activation.mean() / RESCALE_CAP
             gain = 1 / activation.clamp(min=floor) if floor > 0 else torch.ones_like(activation)
             module.weight *= gain[:, None, None, None] / gain_in[None, :, None, None]
             module.bias *= gain
             gain_in = gain
+
+
+def _padded(x: Tensor, tile: str = "") -> Tensor:
+    """One more row and column on every side, of what a 3x3 convolution shall see there."""
+    if not tile:
+        return F.pad(x, (1, 1, 1, 1), "reflect")
+    x = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else "reflect")
+    return F.pad(x, (0, 0, 1, 1), "circular" if "y" in tile else "reflect")

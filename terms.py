@@ -6,13 +6,17 @@ output: `term(output) -> (B,)`. It never mixes the pictures of a batch, and is z
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils import wrapped
+
 Features = dict[str, Tensor]
 
+MAX_PATCHES = 10_000
 GRAM_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
 TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
 NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
@@ -21,6 +25,20 @@ PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
 PATCH_DIRECTIONS = 32  # at full size; four times as many at half of it cost the same
 PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
+
+
+class Settings(NamedTuple):
+    """What texture models and terms can be told; each takes what concerns it."""
+
+    seed: int = 0
+    match_every: int | None = None  # steps between renewals; None means the model's own
+    max_patches: int = MAX_PATCHES  # of a layer, for models that sample
+    variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source
+    guide: tuple[Tensor, Tensor] | None = None  # (1, G, h, w) of the source, (B, G, H, W) wanted
+    tile: str = ""  # axes along which the output goes on where it began, "x", "y" or "xy"
+
+
+PLAIN = Settings()
 
 
 def gram(features: Tensor) -> Tensor:
@@ -106,7 +124,7 @@ class Gram:
     nets, layers and sizes, and the loss reads as a relative error.
     """
 
-    def __init__(self, source: Features, layers: list[str], settings: object = None) -> None:
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         self.grams = {layer: gram(source[layer]).detach() for layer in layers}
 
     def __call__(self, output: Features) -> Tensor:
@@ -124,7 +142,7 @@ class Histogram:
     remapped histogram (Risser et al. 2017) it needs no bins and is differentiable as it stands.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         image = source["image"].detach()
         self.ascending = image.flatten(2).sort(2).values  # (1, 3, H W)
         self.variance = image.var((2, 3), correction=0).mean().clamp(min=TINY)
@@ -144,7 +162,7 @@ class Moments:
     Transfer", 2024, put beside Gram matrices; relative to the source's, mean over the layers.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         self.moments = {layer: self._moments(source[layer]).detach() for layer in layers}
 
     def __call__(self, output: Features) -> Tensor:
@@ -172,10 +190,11 @@ class Spectrum:
     divide the size is spread over several frequencies, whose phases wrapping leaves free.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         image = source["image"].detach()
         self.mean = image.mean((2, 3), keepdim=True)
         self.image = image - self.mean
+        self.tile = settings.tile
         self.wanted: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, output: Features) -> Tensor:
@@ -187,7 +206,7 @@ class Spectrum:
             spectrum = torch.fft.rfft2(source, _padded(height, width))  # (1, 3, 2 H, W + 1)
             self.wanted[height, width] = spectrum, source.square().sum().clamp(min=TINY)
         spectrum, energy = self.wanted[height, width]
-        parts = _windows(image, height, width)
+        parts = _windows(wrapped(image, self.tile, height // 2, width // 2), height, width)
         return torch.stack([_one_phase_distance(part, spectrum) for part in parts]).mean(0) / energy
 
 
@@ -231,11 +250,12 @@ class Autocorrelation:
     output may have any size.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         self.layer = layers[len(layers) // 2]
         features = source[self.layer].detach().float()
         self.mean = features.mean((2, 3), keepdim=True)
         self.features = features - self.mean
+        self.tile = settings.tile
         self.wanted: dict[int, Tensor] = {}
 
     def __call__(self, output: Features) -> Tensor:
@@ -243,6 +263,7 @@ class Autocorrelation:
         reach = min(*features.shape[-2:], *self.features.shape[-2:]) // 2
         if reach not in self.wanted:
             self.wanted[reach] = autocorrelation(self.features, reach)
+        features = wrapped(features, self.tile, reach, reach)
         return relative_error(autocorrelation(features, reach), self.wanted[reach])
 
 
@@ -256,8 +277,8 @@ class Patches:
     compared through quantiles.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
-        self.image = source["image"].detach()
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
+        self.image, self.tile = source["image"].detach(), settings.tile
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(source)
 
@@ -268,7 +289,7 @@ class Patches:
             count = PATCH_DIRECTIONS * 4**level
             directions = unit_directions(count, self.generator).to(self.image.device)
             if min(self.image.shape[2:]) >= 2**level * PATCH:
-                ascending = self._projected(self.image, 2**level, directions)
+                ascending = self._projected(self.image, 2**level, directions, "")
                 self.levels.append((2**level, directions, ascending))
 
     def __call__(self, output: Features) -> Tensor:
@@ -276,16 +297,17 @@ class Patches:
         errors = [image.new_zeros(len(image))]
         for factor, directions, wanted in self.levels:
             if min(image.shape[2:]) >= factor * PATCH:
-                ascending = self._projected(image, factor, directions)
+                ascending = self._projected(image, factor, directions, self.tile)
                 wanted = resampled(wanted, ascending.shape[2])
                 variance = wanted.var(2, correction=0).mean().clamp(min=TINY)
                 errors.append(squared_wasserstein(ascending, wanted) / variance)
         return torch.stack(errors).sum(0) / PATCH_LEVELS
 
     @staticmethod
-    def _projected(image: Tensor, factor: int, directions: Tensor) -> Tensor:
+    def _projected(image: Tensor, factor: int, directions: Tensor, tile: str) -> Tensor:
         """(B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) in ascending order."""
-        return F.conv2d(F.avg_pool2d(image, factor), directions).flatten(2).sort(2).values
+        smaller = wrapped(F.avg_pool2d(image, factor), tile, PATCH - 1, PATCH - 1)
+        return F.conv2d(smaller, directions).flatten(2).sort(2).values
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:
@@ -299,12 +321,14 @@ class TotalVariation:
     [0, 1] (Rudin, Osher and Fatemi 1992, anisotropic): the one term that is not zero at the source.
     """
 
-    def __init__(self, source: Features, layers: list[str]) -> None:
-        pass
+    def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
+        self.tile = settings.tile
 
     def __call__(self, output: Features) -> Tensor:
         image = output["image"]
-        return sum(image.diff(dim=d).abs().mean((1, 2, 3)) for d in (2, 3))
+        down = wrapped(image, self.tile.replace("x", ""), 1, 1).diff(dim=2)
+        across = wrapped(image, self.tile.replace("y", ""), 1, 1).diff(dim=3)
+        return sum(steps.abs().mean((1, 2, 3)) for steps in (down, across))
 
 
 TERMS = {

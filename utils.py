@@ -297,15 +297,32 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
 # --------------------------------------------------------------------------------------- sizes
 
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], tile: str = "") -> Tensor:
     """Return (B, C, H, W) in [0, 1] resized to (height, width), antialiased, still in [0, 1].
 
-    The very same tensor comes back when it has that size already.
+    A picture that repeats along the axes in `tile`, "x", "y" or "xy", does so afterwards. The very
+    same tensor comes back when it has that size already.
     """
-    if tuple(image.shape[-2:]) == tuple(size):
+    height, width = size
+    if tuple(image.shape[-2:]) == (height, width):
         return image
+    # The middle one of three copies has what lies across the border beside it.
+    down, across = (3 if axis in tile else 1 for axis in "yx")
+    copies = image.repeat(1, 1, down, across)
+    found = F.interpolate(copies, (down * height, across * width), mode="bicubic", antialias=True)
+    top, left = down // 2 * height, across // 2 * width
     # Bicubic overshoots at edges.
-    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return found[..., top : top + height, left : left + width].clamp(0, 1)
+
+
+def wrapped(maps: Tensor, tile: str, height: int, width: int) -> Tensor:
+    """Return (B, C, H, W) with so many rows and columns of its own beginning after its end.
+
+    Along the axes in `tile` only, "x", "y" or "xy".
+    """
+    if not tile:
+        return maps
+    return F.pad(maps, (0, width * ("x" in tile), 0, height * ("y" in tile)), "circular")
 
 
 def turned_and_resized(
@@ -344,13 +361,17 @@ def _turned(image: Tensor, degrees: float) -> Tensor:
 
 
 def pyramid(
-    exemplar: tuple[int, int], output: tuple[int, int], scales: int | None, least: int
+    exemplar: tuple[int, int],
+    output: tuple[int, int],
+    scales: int | None,
+    least: int,
+    multiples: tuple[int, int] = (1, 1),
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Return the sizes of (exemplar, output) from coarse to fine, each twice the one before.
 
     `scales` is how many; None takes as many as bring the exemplar's shorter side nearest to
     COARSEST. It is the exemplar that decides: when it is seen whole in fewer pixels, its layout
-    is pinned and the output turns into a copy.
+    is pinned and the output turns into a copy. The output's sides are rounded up to `multiples`.
 
     Raises UserError when a shorter side would fall below `least` pixels.
     """
@@ -365,7 +386,11 @@ def pyramid(
         raise UserError(f"--scales {scales}: allowed here are auto and 1 to {most}")
     factors = [2**k for k in reversed(range(scales))]
     return [
-        tuple(tuple(round(s / k) for s in size) for size in (exemplar, output)) for k in factors
+        (
+            tuple(round(side / k) for side in exemplar),
+            tuple(m * math.ceil(round(s / k) / m) for s, m in zip(output, multiples, strict=True)),
+        )
+        for k in factors
     ]
 
 

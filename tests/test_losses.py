@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from conftest import TinyExtractor
 from torch.nn import functional as F
 
 import losses
+import utils
 from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced, _Sample
 from patches import BANDWIDTH, EPSILON
 from terms import TERMS, Gram, Histogram
@@ -133,7 +135,7 @@ def test_terms_look_at_every_layer_and_models_at_theirs(tiny, checkerboard):
 
 
 def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
-    def forbidden(source, layers):
+    def forbidden(source, layers, settings):
         raise AssertionError("built")
 
     source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
@@ -266,6 +268,30 @@ def test_cnnmrf_is_the_sum_over_patches(settings):
         energy = (drawn - wanted[nearest]).square().sum() / (4 * 9 * 9)
         expected = energy / SOURCES[0].square().sum(1).mean()
         assert model(output)[i].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_cnnmrf_sees_no_seam_where_there_is_none(tiny):
+    model = CNNMRF(tiny(picture(1, 3, 20, 16)), tiny.layers, Settings(tile="xy"))
+    tiled = TinyExtractor("circular")
+    image = picture(1, 3, 24, 28, seed=1)
+    values = []
+    for shift in ((0, 0), (8, 12)):
+        output = tiled(image.roll(shift, (2, 3)))
+        model.renew(output)
+        values.append(model(output))
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=0)
+    assert model.found["relu1_1"][0].shape[2:] == (26, 30)  # two more than the output
+
+
+def test_guided_takes_patches_across_the_border(every_patch):
+    source, output = ({"a": noise(1, 2, 9, 9, seed=s)} for s in (0, 1))
+    model = Guided(source, ["a"], Settings(tile="x"))
+    model.renew(output)
+    (held,) = model.held["a"]
+    assert held.sample.columns(utils.wrapped(output["a"], "x", 6, 6)).shape[1] == 3 * 9
+    maps = output["a"].requires_grad_()
+    (gradient,) = torch.autograd.grad(model({"a": maps}), maps)
+    assert (gradient != 0).all()
 
 
 @pytest.mark.parametrize("origin", range(3))

@@ -164,12 +164,30 @@ def test_batch_is_stacked_singles(bundle):
 
 
 def test_circular_extractor_commutes_with_roll(bundle, picture):
-    extractor = Extractor(bundle, "vgg16-hed", LAYERS, padding="circular")
-    rolled = extractor(picture.roll((8, 16), (2, 3)))
-    for layer, features in extractor(picture).items():
+    extractor = Extractor(bundle, "vgg16-hed", LAYERS)
+    rolled = extractor(picture.roll((8, 16), (2, 3)), tile="xy")
+    for layer, features in extractor(picture, tile="xy").items():
         stride = picture.shape[-1] // features.shape[-1]
         expected = features.roll((8 // stride, 16 // stride), (2, 3))
         torch.testing.assert_close(rolled[layer], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tile_wraps_round_along_its_axis_alone(bundle, picture):
+    extractor = Extractor(bundle, "vgg16-hed", LAYERS)
+    features = {tile: extractor(picture, tile)["relu1_1"] for tile in ("", "x", "y", "xy")}
+    for tile in ("x", "y"):
+        assert torch.equal(features[tile][..., 1:-1, 1:-1], features[""][..., 1:-1, 1:-1])
+    rolled = extractor(picture.roll(16, 3), "x")["relu1_1"]
+    torch.testing.assert_close(rolled, features["x"].roll(16, 3), rtol=1e-4, atol=1e-4)
+    rolled = extractor(picture.roll(16, 2), "y")["relu1_1"]
+    torch.testing.assert_close(rolled, features["y"].roll(16, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer, stride", [("relu1_2", 1), ("pool1", 2), ("relu4_1", 8)])
+def test_stride_is_that_of_the_deepest_layer(bundle, picture, layer, stride):
+    assert models.stride(["relu1_1", layer]) == stride
+    features = Extractor(bundle, "vgg16-hed", [layer])(picture)[layer]
+    assert picture.shape[3] // features.shape[3] == stride
 
 
 @pytest.mark.parametrize("pool", models.POOLS)

@@ -17,9 +17,9 @@ from PIL import Image
 import models
 import Synthesis
 from arguments import build_parser
-from losses import LONG_RANGE_WEIGHT
+from losses import LONG_RANGE_WEIGHT, METHODS
 from Synthesis import Progress, main, synthesize
-from terms import TERMS
+from terms import GRAM_LAYERS, TERMS
 from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +81,38 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
     assert make("brick.png", result, "--spectrum", "0")["spectrum"] == 0
     assert make(pebbles, result)["spectrum"] == 0
     assert "repeats" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tile_has_no_border(method, monkeypatch):
+    """Moved round by whole patches and windows, the noise gives the same texture, moved round."""
+    exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
+    layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-hed")
+    weights = models.load_weights("vgg16-hed", None, layers)[0]
+    net = models.Extractor(weights, "vgg16-hed", layers)
+    terms = {"histogram": 0.5, "spectrum": 0.1, "patches": 10.0, "tv": 1.0}
+    noise = Synthesis._noise_like(exemplar, (64, 64), seed=0)
+    found = {}
+    for shift in (0, 32):
+        start = noise.roll((shift, shift), (2, 3))
+        monkeypatch.setattr(Synthesis, "_noise_like", lambda *args, start=start: start)
+        for tile in ("", "xy"):
+            options = {"method": method, "weights": terms, "tile": tile, "scales": 1}
+            output = synthesize(exemplar, net, steps=5, optimizer="LBFGS", **options)
+            found[tile, shift] = output.roll((-shift, -shift), (2, 3))
+    assert (found["xy", 0] - found["xy", 32]).abs().mean() < 1e-3
+    assert (found["", 0] - found["", 32]).abs().mean() > 0.01
+    assert (found["xy", 0] - noise).abs().mean() > 0.05
+
+
+def test_tile_along_one_axis(result, pebbles, capfd):
+    record = make(pebbles, result, "--size", "70x64", "--tile", "x")
+    assert record["tile"] == "x" and "72x64" in capfd.readouterr().err
+    assert pixels(result).shape == (64, 70, 3)
+    tiled = pixels(result.with_stem("result_tiled"))
+    assert np.array_equal(tiled, np.tile(pixels(result), (1, 2, 1)))
+    make(pebbles, result, "--tile", "xy")
+    assert pixels(result.with_stem("result_tiled")).shape == (64, 64, 3)
 
 
 @pytest.mark.slow

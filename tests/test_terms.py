@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import TinyExtractor
 from torch.nn import functional as F
 
 import terms
@@ -16,6 +17,7 @@ from terms import (
     Histogram,
     Moments,
     Patches,
+    Settings,
     Spectrum,
     TotalVariation,
     autocorrelation,
@@ -91,6 +93,35 @@ def test_term_keeps_nothing_of_one_size_for_another(name, tiny):
         output = tiny(noise(1, 3, *size, seed=1))
         expected = TERMS[name](source, tiny.layers)(output)
         torch.testing.assert_close(term(output), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", set(TERMS) - {"spectrum", "autocorrelation"})
+def test_term_sees_no_seam_where_there_is_none(name, tiny):
+    # Blocks of 4 px keep patches of halves and quarters in step.
+    term = TERMS[name](tiny(noise(1, 3, 20, 24)), tiny.layers, Settings(tile="xy"))
+    tiled = TinyExtractor("circular")
+    image = noise(1, 3, 28, 32, seed=1)
+    moved = term(tiled(image.roll((8, 12), (2, 3))))
+    torch.testing.assert_close(moved, term(tiled(image)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["spectrum", "autocorrelation", "patches", "tv"])
+@pytest.mark.parametrize("tile, dim", [("x", 3), ("y", 2)])
+def test_term_looks_across_the_border(name, tile, dim):
+    # Stripes that meet themselves at the border, and others that break there.
+    length = torch.arange(64.0)
+    found = []
+    for periods in (8, 8.5):
+        stripes = (0.5 + 0.5 * (length * periods * 2 * math.pi / 64).cos()).expand(1, 3, 64, 64)
+        features = {"image": stripes if dim == 3 else stripes.mT}
+        features["relu1_1"] = features["image"]
+        tiled, other, plain = (
+            TERMS[name](features, ["relu1_1"], Settings(tile=axes))(features).item()
+            for axes in (tile, "yx".replace(tile, ""), "")
+        )
+        assert other == pytest.approx(plain, abs=2e-3)
+        found.append(abs(tiled - plain))
+    assert found[1] > 5e-3 and found[1] > 1.5 * found[0]
 
 
 def test_gram_by_hand():

@@ -537,6 +537,25 @@ def test_resize_stays_in_the_box():
     assert enlarged.min() == 0 and enlarged.max() == 1  # bicubic alone gives -0.07 and 1.07
 
 
+@pytest.mark.parametrize("tile, dims", [("x", 3), ("y", 2), ("xy", (2, 3))])
+def test_resize_of_what_repeats_repeats(tile, dims):
+    # Half the size: moved by 8 px before or by 4 px after is the same, across the border too.
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    half = utils.resize(image, (16, 16), tile)
+    shifts = {3: (8, 4), 2: (8, 4), (2, 3): ((8, 16), (4, 8))}[dims]
+    moved = utils.resize(image.roll(shifts[0], dims), (16, 16), tile)
+    torch.testing.assert_close(moved, half.roll(shifts[1], dims))
+    assert (half - utils.resize(image, (16, 16))).abs().max() > 0.01
+
+
+def test_wrapped_by_hand():
+    maps = torch.arange(6.0).view(1, 1, 2, 3)
+    assert utils.wrapped(maps, "", 1, 1) is maps
+    assert utils.wrapped(maps, "x", 1, 2).tolist() == [[[[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]]]]
+    assert utils.wrapped(maps, "y", 1, 2).tolist() == [[[[0, 1, 2], [3, 4, 5], [0, 1, 2]]]]
+    assert utils.wrapped(maps, "xy", 1, 0).tolist() == [[[[0, 1, 2], [3, 4, 5], [0, 1, 2]]]]
+
+
 def test_resize_is_antialiased():
     stripes = (torch.arange(48) % 2).float().expand(1, 3, 48, 48)
     # Every third column would be 1, 0, 1, 0; the mean of the stripes is 1/2.
@@ -685,3 +704,11 @@ def test_split_steps_spends_all_and_most_at_the_coarse_scales(scales):
         shares = utils.split_steps(steps, scales)
         assert sum(shares) == steps and min(shares) >= 0 and len(shares) == scales
         assert shares[0] == max(shares)
+
+
+def test_pyramid_rounds_outputs_up_to_multiples():
+    sizes = utils.pyramid((256, 256), (250, 256), 3, 16, (8, 1))
+    assert [output for _, output in sizes] == [(64, 64), (128, 128), (256, 256)]
+    sizes = utils.pyramid((256, 256), (300, 250), 3, 16, (1, 8))
+    assert [output for _, output in sizes] == [(75, 64), (150, 128), (300, 256)]
+    assert [exemplar for exemplar, _ in sizes] == [(64, 64), (128, 128), (256, 256)]
