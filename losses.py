@@ -130,17 +130,17 @@ class Guided:
     """Guided correspondence: Zhou et al., "Neural Texture Synthesis with Guided Correspondence",
     2023, equations 1 to 5.
 
-    Patches of 7x7 positions at stride 3, by cosine distance about the source's mean feature, plus
+    Patches of 7x7 positions at stride 4, by cosine distance about the source's mean feature, plus
     a penalty for source patches that are used more often than their share, plus the distance of
     guides; scored by contextual similarity, which wants every patch near one source patch and far
     from all others.
 
     We depart from the paper: sample, strides' origin and occurrences are held between renewals,
-    so that the objective is smooth in between; patches of the finest layer do not join, at ten
-    times the cost of all others.
+    so that the objective is smooth in between; the stride is 4 instead of 3, for a quarter of the
+    time and no loss; patches of the finest layer do not join, at ten times the cost of all others.
     """
 
-    patch, stride = 7, 3
+    patch, stride = 7, 4
     occurrence_weight = 0.05
     guide_weight = 10.0
 
