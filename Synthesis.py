@@ -17,17 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import parse
-from losses import LONG_RANGE_WEIGHT, METHODS, Criterion
-from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers, stride
+from controls import NONE, Controls
+from jobs import Job, layers_of, plan, scales_of
+from losses import Criterion
+from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
 from optimizers import LEARNING_RATES, optimize
 from scores import LEAST_SIDE, as_json, as_table, score
-from terms import GRAM_LAYERS, MAX_PATCHES, PERIODIC, TERMS, Gram, Settings, period
+from terms import GRAM_LAYERS, MAX_PATCHES, Content, Features, Gram, Settings
 from utils import (
     UserError,
-    check_save_path,
     find_picture,
     pick_device,
-    pyramid,
     read_picture,
     resize,
     save_picture,
@@ -36,6 +36,7 @@ from utils import (
 )
 
 VERSION = "0.1.0"
+NOT_RECORDED = {"gt_path", "save_path", "save_every", "quiet", "score", "json", "model", "weights"}
 
 
 class Progress(NamedTuple):
@@ -61,7 +62,7 @@ def synthesize(
     patch_rotations: Iterable[float] = (),
     patch_scales: Iterable[float] = (),
     max_patches: int = MAX_PATCHES,
-    tile: str = "",
+    controls: Controls = NONE,
     optimizer: str = "Adam",
     steps: int = 1000,
     lr: float | None = None,
@@ -86,8 +87,8 @@ def synthesize(
         patch_rotations, patch_scales: degrees and factors, for models that take patches also from
             the exemplar turned and resized.
         max_patches: of a layer, for models that sample.
-        tile: axes along which the output can be laid beside itself without a seam, "x", "y" or
-            "xy". Sides along them are optimised as multiples of the net's stride.
+        controls: borders, start, mask and content. Sides along which the output tiles are
+            optimised as multiples of the net's stride.
         optimizer: a name in `optimizers.OPTIMIZERS`.
         steps: evaluations of loss and gradient, over all scales.
         lr: step size; None means the optimiser's own.
@@ -102,10 +103,10 @@ def synthesize(
         UserError: exemplar or size too small for the layers or the scales.
     """
     size = size or tuple(exemplar.shape[-2:])
+    tile = controls.tile
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, scales, extractor.layers, tile)
     shares = split_steps(steps, len(sizes))
     settings = Settings(seed, match_every, max_patches, tile=tile)
-    extract = partial(extractor, tile=tile) if tile else extractor
     image = _noise_like(exemplar, sizes[0][1], seed)
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
@@ -116,22 +117,21 @@ def synthesize(
             criterion = Criterion(
                 extractor(picture), layers or extractor.layers, method, weights, settings
             )
+            if controls.content is not None:
+                content = extractor(resize(controls.content, output_size, tile))
+                term = Content(content, controls.content_layers)
+                criterion.add(controls.content_weight, term)
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
-        image = resize(image, output_size, tile)
+        image = controls.start(resize(image, output_size, tile), first=scale == 0)
+        extract = partial(_extract, extractor, tile, controls.free_at(output_size))
         image = optimize(image, extract, criterion, shares[scale], optimizer, lr, on_step)
-    return resize(image, size, tile).expand(-1, 3, -1, -1)
+    return controls.finish(resize(image, size, tile).expand(-1, 3, -1, -1))
 
 
-def scales_of(
-    exemplar: tuple[int, int],
-    size: tuple[int, int],
-    scales: int | None,
-    layers: list[str],
-    tile: str,
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The sizes of (exemplar, output) from coarse to fine; raises UserError as `pyramid` does."""
-    multiples = tuple(stride(layers) if axis in tile else 1 for axis in "yx")
-    return pyramid(exemplar, size, scales, least_side(layers), multiples)
+def _extract(extractor: Extractor, tile: str, free: Tensor | None, image: Tensor) -> Features:
+    if free is not None:
+        image = torch.where(free, image, image.detach())  # no gradient, so that it never moves
+    return extractor(image, tile) if tile else extractor(image)
 
 
 def _tell(
@@ -169,96 +169,6 @@ def _noise_like(exemplar: Tensor, size: tuple[int, int], seed: int) -> Tensor:
 # ---------------------------------------------------------------------------------------- main
 
 
-class Job(NamedTuple):
-    """One exemplar, read and checked, and where its texture goes."""
-
-    name: str
-    exemplar: Tensor
-    size: tuple[int, int]
-    save_path: Path
-    weights: dict[str, float]  # of the terms
-
-
-def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
-    """Read every exemplar and check every path and size, before any slow work.
-
-    Returns the jobs, and what was done to the exemplars that the user should hear.
-
-    Raises:
-        UserError: whatever of these cannot be.
-    """
-    paths = [find_picture(name) for name in args.gt_path]
-    jobs: list[Job] = []
-    notes: list[str] = []
-    for path in paths:
-        save_path = args.save_path
-        if len(paths) > 1:
-            save_path = save_path.with_stem(f"{save_path.stem}_{path.stem}")
-        if save_path in (job.save_path for job in jobs):
-            raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
-        check_save_path(save_path)
-        if any(save_path.exists() and save_path.samefile(exemplar) for exemplar in paths):
-            raise UserError(f"--save_path {save_path}: that is an exemplar, give another name")
-        exemplar, reading_notes = read_picture(path)
-        notes += reading_notes
-        size = args.size or tuple(exemplar.shape[-2:])
-        sizes = scales_of(tuple(exemplar.shape[-2:]), size, args.scales, layers, args.tile)
-        check_variants(args, sizes[0][0], least_side(layers))
-        if sizes[-1][1] != size:
-            height, width = sizes[-1][1]
-            notes.append(f"{path.name}: made at {width}x{height}, then resized, to tile exactly")
-        weights, weight_notes = term_weights(args, path.name, exemplar)
-        notes += weight_notes
-        jobs.append(Job(path.name, exemplar, size, save_path, weights))
-    return jobs, notes
-
-
-def check_variants(args: argparse.Namespace, coarsest: tuple[int, int], least: int) -> None:
-    """Raise UserError when the exemplar, turned and resized, is too small for the layers."""
-    blank = torch.zeros(1, 1, *coarsest)
-    for other in turned_and_resized(blank, args.patch_rotations, args.patch_scales):
-        if min(other.shape[2:]) < least:
-            raise UserError(
-                f"--patch_rotations, --patch_scales: the exemplar becomes {other.shape[3]}x"
-                f"{other.shape[2]} at the coarsest scale, allowed are sides of {least} or more"
-            )
-
-
-def given_weights(args: argparse.Namespace) -> dict[str, float]:
-    """The weight of every term: what the user says, else the method's own."""
-    given = {term: getattr(args, term) for term in TERMS if getattr(args, term) is not None}
-    return dict.fromkeys(TERMS, 0.0) | METHODS[args.method].weights | given
-
-
-def term_weights(
-    args: argparse.Namespace, name: str, exemplar: Tensor
-) -> tuple[dict[str, float], list[str]]:
-    """The weight of every term for this exemplar, and what the user should hear of them."""
-    weights = given_weights(args)
-    if args.spectrum is None:
-        height, y, x = period(exemplar)
-        if height > PERIODIC:
-            weights["spectrum"] = LONG_RANGE_WEIGHT
-            note = (
-                f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "
-                f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
-            )
-            return weights, [note]
-    return weights, []
-
-
-def layers_of(args: argparse.Namespace, net: str) -> tuple[list[str], list[str]]:
-    """The layers that the texture model looks at, and those that the extractor must have.
-
-    Raises:
-        UserError: a layer that the net does not have.
-    """
-    layers = resolve_layers(args.layers or METHODS[args.method].layers, net)
-    weights = given_weights(args)
-    of_features = any(weights[term] for term in ("gram", "moments", "autocorrelation"))
-    return layers, resolve_layers([*layers, *(GRAM_LAYERS if of_features else [])], net)
-
-
 class Display:
     """Shows progress on stderr, saves snapshots, and keeps the picture as it stands."""
 
@@ -292,7 +202,8 @@ class Display:
 
     def picture(self) -> Tensor:
         """(1, 3, height, width) of the job's size: the best so far."""
-        return resize(self.last.image, self.job.size, self.args.tile).expand(-1, 3, -1, -1)
+        image = resize(self.last.image, self.job.size, self.args.tile).expand(-1, 3, -1, -1)
+        return self.job.controls.to(image.device).finish(image)
 
 
 @torch.no_grad()
@@ -331,17 +242,15 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
     extractor = Extractor(weights, net, every, args.pool).to(args.device)
     if args.rescale:
         extractor.rescale(exemplar)
-    settings = ("method", "match_every", "max_patches", "patch_rotations", "patch_scales")
-    settings += ("tile", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "device")
-    record = {
-        "version": VERSION,
-        "exemplar": job.name,
+    record = {"version": VERSION, "exemplar": job.name}
+    record |= {name: value for name, value in vars(args).items() if name not in NOT_RECORDED}
+    record |= job.weights
+    record |= {
         "size": f"{job.size[1]}x{job.size[0]}",
         "net": f"{net} from {args.weights.name}" if args.weights else net,
         "layers": layers,
         "lr": args.lr or LEARNING_RATES[args.optimizer],
-    } | {name: getattr(args, name) for name in settings}
-    record |= job.weights
+    }
     display = Display(args, job, record)
     interrupted = None
     try:
@@ -356,7 +265,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
             patch_rotations=args.patch_rotations,
             patch_scales=args.patch_scales,
             max_patches=args.max_patches or MAX_PATCHES,
-            tile=args.tile,
+            controls=job.controls.to(args.device),
             optimizer=args.optimizer,
             steps=args.epoch,
             lr=args.lr,
@@ -414,24 +323,13 @@ def say(notes: Iterable[str], args: argparse.Namespace) -> None:
             print(note, file=sys.stderr)
 
 
-def check_uses(args: argparse.Namespace) -> None:
-    """Raise UserError for a flag that the method has no use for, rather than ignore it."""
-    for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
-        if getattr(args, flag) and flag not in METHODS[args.method].takes:
-            takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
-            raise UserError(f"--{flag}: --method {args.method} has no use for it, but {takers}")
-
-
 def run(args: argparse.Namespace) -> None:
     """The whole program, for parsed arguments."""
     if args.json and not args.score:
         raise UserError("--json is the format of --score PICTURE, which is missing")
     if args.score:
         return print_scores(args)
-    if args.style_image:
-        raise UserError(f"--style_image {args.style_image}: style transfer is not there yet")
     args.device, device_note = pick_device(args.device)
-    check_uses(args)
     # Spelling is checked before the weights are read; the net may turn out to be another one.
     _, layers = layers_of(args, args.model or DEFAULT_NET)
     jobs, picture_notes = plan(args, layers)

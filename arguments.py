@@ -125,7 +125,11 @@ def build_parser() -> Parser:
         metavar="PICTURE",
         help="exemplar(s), looked up as given, then in textures/; default leaf.jpg",
     )
-    add("--style_image", metavar="PICTURE", help="texture to paint the picture in: not yet")
+    add(
+        "--style_image",
+        metavar="PICTURE",
+        help="texture to paint --image_path in, which is then the content: style transfer",
+    )
     add(
         "--save_path",
         default="result.jpg",
@@ -154,6 +158,39 @@ def build_parser() -> Parser:
         default="",
         help="seamless across, down or both ways; also saves NAME_tiled, the repeat; default none",
     )
+
+    add(
+        "--init",
+        metavar="noise|content|PICTURE",
+        help="what the output starts from; default content with --style_image, else noise",
+    )
+    add(
+        "--mask",
+        metavar="PICTURE",
+        help="with --init PICTURE: white is made anew, black stays as it is, to the bit",
+    )
+    add(
+        "--expand",
+        type=parse_size,
+        metavar="N|WxH",
+        help="grow --init PICTURE, default the exemplar, outwards to this size",
+    )
+    add(
+        "--content_layers",
+        nargs="+",
+        default=["conv4_1"],
+        metavar="LAYER",
+        help="with --style_image: layers that keep the content; default %(default)s",
+    )
+    add(
+        "--content_weight",
+        type=number(float, 0, "a weight"),
+        default=0.5,
+        metavar="WEIGHT",
+        help="with --style_image: weight of the content, relative to that of texture model and "
+        "terms together, the same for any size; default %(default)s",
+    )
+    add("--keep_color", action="store_true", help="with --style_image: keep the content's colours")
 
     add = parser.add_argument_group("texture model").add_argument
     presets = "; ".join(

@@ -322,6 +322,11 @@ class Criterion:
         if self.renewable:
             self.match_every = settings.match_every or default.match_every or TERMS_MATCH_EVERY
 
+    def add(self, weight: float, term: Callable[[Features], Tensor]) -> None:
+        """One more term, its weight relative to the sum of all others: that of the texture."""
+        total = 1 + sum(weight for weight, _ in self.terms)
+        self.terms.append((weight * total, term))
+
     def renew(self, output: Features) -> None:
         """Take anew what model and terms hold fixed, for these features of the output."""
         for part in self.renewable:

@@ -6,6 +6,7 @@ output: `term(output) -> (B,)`. It never mixes the pictures of a batch, and is z
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -314,6 +315,25 @@ def unit_directions(count: int, generator: torch.Generator) -> Tensor:
     """(count, 3, PATCH, PATCH): random patches of norm 1, drawn on the CPU."""
     directions = torch.randn(count, 3, PATCH, PATCH, generator=generator)
     return directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+class Content:
+    """What is where in a picture: the features at every position, of Gatys, Ecker and Bethge,
+    "Image Style Transfer Using Convolutional Neural Networks", 2016, equation 1.
+
+    We depart from the paper: relative to the squared norm of the content's features, mean over
+    the layers, so that a weight means the same at any size.
+    """
+
+    def __init__(self, content: Features, layers: Sequence[str]) -> None:
+        self.wanted = {layer: content[layer].detach() for layer in layers}
+
+    def __call__(self, output: Features) -> Tensor:
+        errors = [
+            relative_error(output[layer].float(), wanted.float())
+            for layer, wanted in self.wanted.items()
+        ]
+        return torch.stack(errors).mean(0)
 
 
 class TotalVariation:

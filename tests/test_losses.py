@@ -11,7 +11,7 @@ import losses
 import utils
 from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced, _Sample
 from patches import BANDWIDTH, EPSILON
-from terms import TERMS, Gram, Histogram
+from terms import TERMS, Content, Gram, Histogram
 
 
 def noise(*shape, seed=0):
@@ -146,6 +146,22 @@ def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
     assert torch.equal(criterion(output), Gram(source, tiny.layers)(output))
     with pytest.raises(AssertionError, match="built"):
         Criterion(source, tiny.layers, "gram", {"tv": 1e-9})
+
+
+def test_content_by_hand():
+    content = {"a": torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), "b": torch.ones(1, 1, 1, 1)}
+    term = Content(content, ["a", "b"])
+    assert term(content).item() == 0
+    moved = {"a": torch.tensor([2.0, 1.0]).view(1, 1, 1, 2), "b": torch.zeros(1, 1, 1, 1)}
+    assert term(moved).item() == pytest.approx((2 / 5 + 1) / 2)  # a texture would not see it
+
+
+def test_added_terms_weigh_against_all_others(tiny, checkerboard):
+    source, output = tiny(checkerboard), tiny(checkerboard.flip(3) * 0.9)
+    criterion = Criterion(source, tiny.layers, "gram", {"histogram": 2.0, "tv": 0.5})
+    before = criterion(output)
+    criterion.add(0.1, lambda output: torch.ones(1))
+    torch.testing.assert_close(criterion(output), before + 0.1 * 3.5)
 
 
 def test_terms_are_renewed_beside_a_model_that_is_not(tiny, checkerboard):

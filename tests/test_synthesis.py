@@ -17,9 +17,10 @@ from PIL import Image
 import models
 import Synthesis
 from arguments import build_parser
+from controls import Controls
 from losses import LONG_RANGE_WEIGHT, METHODS
 from Synthesis import Progress, main, synthesize
-from terms import GRAM_LAYERS, TERMS
+from terms import GRAM_LAYERS, TERMS, relative_error
 from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +98,7 @@ def test_tile_has_no_border(method, monkeypatch):
         start = noise.roll((shift, shift), (2, 3))
         monkeypatch.setattr(Synthesis, "_noise_like", lambda *args, start=start: start)
         for tile in ("", "xy"):
-            options = {"method": method, "weights": terms, "tile": tile, "scales": 1}
+            options = {"method": method, "weights": terms, "controls": Controls(tile), "scales": 1}
             output = synthesize(exemplar, net, steps=5, optimizer="LBFGS", **options)
             found[tile, shift] = output.roll((-shift, -shift), (2, 3))
     assert (found["xy", 0] - found["xy", 32]).abs().mean() < 1e-3
@@ -113,6 +114,64 @@ def test_tile_along_one_axis(result, pebbles, capfd):
     assert np.array_equal(tiled, np.tile(pixels(result), (1, 2, 1)))
     make(pebbles, result, "--tile", "xy")
     assert pixels(result.with_stem("result_tiled")).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_mask_keeps_stays_to_the_bit(method, result, pebbles, tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:44, 30:60] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--init", str(pebbles), "--mask", str(tmp_path / "mask.png"), "--method", method]
+    for optimizer in ("Adam", "LBFGS"):
+        make(pebbles, result, "--size", "64", *options, "--optimizer", optimizer)
+        same = (pixels(result) == pixels(pebbles)).all(2)
+        assert same[mask == 0].all() and same[mask > 0].mean() < 0.1
+
+
+def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:44, 30:60] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    found = []
+    for level in (0, 255):
+        Image.fromarray(np.where(mask[..., None], level, pixels(pebbles)).astype(np.uint8)).save(
+            tmp_path / "init.png"
+        )
+        options = ["--init", str(tmp_path / "init.png"), "--mask", str(tmp_path / "mask.png")]
+        make(pebbles, result, "--size", "64", *options)
+        found.append(pixels(result))
+    assert np.array_equal(*found)
+
+
+def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd):
+    sized = TINY[: TINY.index("--size")]
+    arguments = ["--gt_path", str(pebbles), *sized, "--expand", "96x80", "--save_path"]
+    assert main([*arguments, str(result)]) == 0
+    assert np.array_equal(pixels(result)[8:72, 16:80], pixels(pebbles))
+    assert pixels(result).shape == (80, 96, 3) and ".png only" not in capfd.readouterr().err
+    assert main([*arguments, str(result.with_suffix(".jpg"))]) == 0
+    assert ".png only" in capfd.readouterr().err
+
+
+def test_style_transfer_keeps_the_layout(result, pebbles):
+    """The more it weighs, the nearer is the content; the result has its size."""
+    weights = models.load_weights("vgg16-hed", None, ["relu4_1"])[0]
+    net = models.Extractor(weights, "vgg16-hed", ["relu4_1"])
+    content = net(read_picture(pebbles)[0])["relu4_1"]
+    errors = []
+    for weight in ("0", "0.5", "5"):
+        options = ["--style_image", "leaf.jpg", "--content_weight", weight, "--size", "64"]
+        make(pebbles, result, *options, "--epoch", "60", "--optimizer", "LBFGS")
+        errors.append(relative_error(net(read_picture(result)[0])["relu4_1"], content).item())
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
+    sized = TINY[: TINY.index("--size")]
+    arguments = ["--image_path", str(pebbles), "--style_image", "leaf.jpg", *sized]
+    assert main([*arguments, "--save_path", str(result), "--keep_color"]) == 0
+    assert pixels(result).shape == (64, 64, 3)
+    chroma = [pixels(path).astype(int) for path in (result, pebbles)]
+    inside = [(c > 2) & (c < 253) for c in chroma]
+    differences = abs((chroma[0] - chroma[1]) @ [1, -1, 0])[(inside[0] & inside[1]).all(2)]
+    assert differences.max() <= 2
 
 
 @pytest.mark.slow
@@ -366,7 +425,18 @@ def no_weights(monkeypatch):
         ("--gt_path .", ["folder"]),
         ("--gt_path README.md", ["README.md", "not a picture"]),
         ("--image_path missing.jpg", ["missing.jpg"]),
-        ("--style_image leaf.jpg", ["--style_image", "not there yet"]),
+        ("--style_image no.jpg", ["no.jpg"]),
+        ("--keep_color", ["--keep_color", "--style_image"]),
+        ("--init content", ["--init content", "--style_image"]),
+        ("--init no.png", ["no.png"]),
+        ("--mask leaf.jpg", ["--mask leaf.jpg", "--init PICTURE"]),
+        ("--mask leaf.jpg --init leaf.jpg --expand 300", ["--expand", "--mask leaf.jpg"]),
+        ("--mask leaf.jpg --init leaf.jpg --size 128", ["128x128", "256x256"]),
+        ("--expand 100", ["100x100", "256x256"]),
+        ("--expand 300 --style_image leaf.jpg", ["--style_image", "--expand"]),
+        ("--content_weight -1", ["'-1'", "0 or more"]),
+        ("--style_image leaf.jpg --content_layers conv9_1", ["conv9_1"]),
+        ("--tile z", ["'z'", "xy"]),
         ("--model vgg11", ["vgg11", "vgg19", "vgg16-hed"]),
         ("--pool median", ["median", "avg", "max"]),
         ("--rescale maybe", ["maybe", "True", "False"]),
@@ -522,7 +592,9 @@ def test_noise_has_the_exemplars_colours():
 
 
 def test_every_flag_has_a_reader():
-    source = (ROOT / "Synthesis.py").read_text() + (ROOT / "arguments.py").read_text()
+    source = "".join(
+        (ROOT / f"{name}.py").read_text() for name in ("Synthesis", "arguments", "jobs")
+    )
     for action in build_parser()._actions:
         # That every term changes the picture is tested above.
         if action.dest not in ("help", *TERMS):

@@ -1,0 +1,90 @@
+"""What the user decides about the output beside its texture: borders, start, and what stays."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils import resize
+
+
+class Controls(NamedTuple):
+    """Pictures are (1, 3, H, W) in [0, 1], of the output's size."""
+
+    tile: str = ""  # axes along which the output goes on where it began, "x", "y" or "xy"
+    init: Tensor | None = None  # what the output starts from; None means noise
+    free: Tensor | None = None  # (1, 1, H, W) of bool: where it may leave init; None: everywhere
+    content: Tensor | None = None  # whose layout the output keeps
+    content_layers: tuple[str, ...] = ()
+    content_weight: float = 0.0
+    keep_color: bool = False  # the output gets the content's hue and saturation
+
+    def to(self, device: torch.device) -> "Controls":
+        """The same on another device."""
+        return Controls(*(x.to(device) if isinstance(x, Tensor) else x for x in self))
+
+    def free_at(self, size: tuple[int, int]) -> Tensor | None:
+        """`free` in another size, smaller ones included where any of it is free."""
+        if self.free is None or tuple(self.free.shape[-2:]) == tuple(size):
+            return self.free
+        return F.adaptive_max_pool2d(self.free.float(), size) > 0
+
+    def start(self, image: Tensor, first: bool) -> Tensor:
+        """What a scale starts from: `image`, noise or the scale before, or init where it counts."""
+        if self.init is None or not (first or self.free is not None):
+            return image
+        size = tuple(image.shape[-2:])
+        init = resize(self.init, size, self.tile)
+        return init if self.free is None else torch.where(self.free_at(size), image, init)
+
+    def finish(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W), with what was to be kept put back exactly."""
+        if self.free is not None:
+            return torch.where(self.free, image, self.init)
+        if self.keep_color:
+            return with_chroma(image, resize(self.content, tuple(image.shape[-2:])))
+        return image
+
+
+NONE = Controls()
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def luma(image: Tensor) -> Tensor:
+    """(1, 3, H, W) -> (1, 1, H, W)."""
+    weights = torch.tensor(LUMA, device=image.device).view(1, 3, 1, 1)
+    return (image * weights).sum(1, keepdim=True)
+
+
+def with_chroma(image: Tensor, content: Tensor) -> Tensor:
+    """The luma of one picture with the colour differences of another of the same size."""
+    return (luma(image) + content - luma(content)).clamp(0, 1)
+
+
+def matched_colours(style: Tensor, content: Tensor) -> Tensor:
+    """The style moved linearly to the content's mean and covariance of colours.
+
+    Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016, section 4, by the
+    symmetric square root, which moves colours least.
+    """
+    (mean_style, root_style), (mean, root) = (_colours(x) for x in (style, content))
+    pixels = style[0].flatten(1).double() - mean_style
+    matched = root @ torch.linalg.solve(root_style, pixels) + mean
+    return matched.view(style.shape).to(style.dtype).clamp(0, 1)
+
+
+def _colours(image: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, 3, H, W) -> mean (3, 1) and symmetric square root of the covariance (3, 3)."""
+    pixels = image[0].flatten(1).double()
+    values, vectors = torch.linalg.eigh(pixels.cov() + 1e-5 * torch.eye(3).to(pixels))
+    return pixels.mean(1, keepdim=True), vectors @ values.sqrt().diag() @ vectors.T
+
+
+def expanded(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(1, 3, h, w) in the middle of a canvas of (H, W), and (1, 1, H, W) of bool: what is new."""
+    spare = [new - old for new, old in zip(size, image.shape[-2:], strict=True)]
+    pads = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
+    free = torch.ones(1, 1, *size, dtype=torch.bool)
+    free[..., pads[2] : size[0] - pads[3], pads[0] : size[1] - pads[1]] = False
+    return F.pad(image, pads), free

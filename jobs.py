@@ -1,0 +1,211 @@
+"""What the user asked for, read and checked before any slow work."""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from controls import Controls, expanded, matched_colours
+from losses import LONG_RANGE_WEIGHT, METHODS
+from models import DEFAULT_NET, least_side, resolve_layers, stride
+from terms import GRAM_LAYERS, PERIODIC, TERMS, period
+from utils import (
+    UserError,
+    check_save_path,
+    find_picture,
+    pyramid,
+    read_picture,
+    turned_and_resized,
+)
+
+
+class Job(NamedTuple):
+    """One picture to make: its exemplar, its controls, and where it goes."""
+
+    name: str
+    exemplar: Tensor
+    size: tuple[int, int]
+    save_path: Path
+    weights: dict[str, float]  # of the terms
+    controls: Controls
+
+
+def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
+    """Read every picture and check every path and size, before any slow work.
+
+    Returns the jobs, and what was done to the pictures that the user should hear.
+
+    Raises:
+        UserError: whatever of these cannot be.
+    """
+    check_uses(args)
+    pictures = Pictures()
+    paths = [find_picture(name) for name in args.gt_path]
+    jobs: list[Job] = []
+    for path in paths:
+        save_path = args.save_path
+        if len(paths) > 1:
+            save_path = save_path.with_stem(f"{save_path.stem}_{path.stem}")
+        if save_path in (job.save_path for job in jobs):
+            raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
+        check_save_path(save_path)
+        jobs.append(_job(args, layers, path, save_path, pictures))
+    for job in jobs:
+        if any(job.save_path.exists() and job.save_path.samefile(path) for path in pictures.seen):
+            raise UserError(f"--save_path {job.save_path}: that is an exemplar, give another name")
+    return jobs, pictures.notes
+
+
+class Pictures:
+    """Reads pictures, each once, and remembers what the user should hear of them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Path, Tensor] = {}
+        self.notes: list[str] = []
+
+    def read(self, name: str | Path) -> Tensor:
+        """(1, 3, H, W) of a picture looked up as `find_picture` does."""
+        path = find_picture(name)
+        if path not in self.seen:
+            self.seen[path], notes = read_picture(path)
+            self.notes += notes
+        return self.seen[path]
+
+
+def _job(
+    args: argparse.Namespace, layers: list[str], path: Path, save_path: Path, pictures: Pictures
+) -> Job:
+    exemplar, content = pictures.read(path), None
+    if args.style_image:
+        content, exemplar = exemplar, pictures.read(args.style_image)
+        if args.keep_color:
+            exemplar = matched_colours(exemplar, content)
+    controls = _controls(args, exemplar, content, pictures)
+    follows = next(p for p in (controls.init, content, exemplar) if p is not None)
+    size = args.size or tuple(follows.shape[-2:])
+    if controls.free is not None and tuple(controls.free.shape[-2:]) != size:
+        raise UserError(f"--size {_told(size)}: {_told(controls.free.shape[-2:])} is masked")
+    sizes = scales_of(tuple(exemplar.shape[-2:]), size, args.scales, layers, args.tile)
+    check_variants(args, sizes[0][0], least_side(layers))
+    if sizes[-1][1] != size:
+        pictures.notes.append(
+            f"{path.name}: made at {_told(sizes[-1][1])}, then resized, to tile exactly"
+        )
+    if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+        pictures.notes.append(f"{save_path}: kept pixels stay the same to the bit in .png only")
+    weights, notes = term_weights(args, path.name, exemplar)
+    pictures.notes += notes
+    return Job(path.name, exemplar, size, save_path, weights, controls)
+
+
+def _controls(
+    args: argparse.Namespace, exemplar: Tensor, content: Tensor | None, pictures: Pictures
+) -> Controls:
+    init = content if args.init in (None, "content") else None
+    if args.init not in (None, "content", "noise"):
+        init = pictures.read(args.init)
+    free = None
+    if args.expand:
+        base = exemplar if init is None else init
+        if any(new < old for new, old in zip(args.expand, base.shape[-2:], strict=True)):
+            raise UserError(
+                f"--expand {_told(args.expand)}: smaller than the picture, "
+                f"{_told(base.shape[-2:])}, that it is to hold"
+            )
+        init, free = expanded(base, args.expand)
+    if args.mask:
+        free = pictures.read(args.mask).mean(1, keepdim=True) >= 0.5
+        if free.shape[-2:] != init.shape[-2:]:
+            raise UserError(
+                f"--mask {args.mask}: {_told(free.shape[-2:])}, but --init {args.init} is "
+                f"{_told(init.shape[-2:])}"
+            )
+        if not free.any():
+            raise UserError(f"--mask {args.mask}: no pixel is white, so nothing may change")
+    layers = tuple(resolve_layers(args.content_layers, args.model or DEFAULT_NET))
+    return Controls(args.tile, init, free, content, layers, args.content_weight, args.keep_color)
+
+
+def _told(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def scales_of(
+    exemplar: tuple[int, int],
+    size: tuple[int, int],
+    scales: int | None,
+    layers: list[str],
+    tile: str,
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The sizes of (exemplar, output) from coarse to fine; raises UserError as `pyramid` does."""
+    multiples = tuple(stride(layers) if axis in tile else 1 for axis in "yx")
+    return pyramid(exemplar, size, scales, least_side(layers), multiples)
+
+
+def check_variants(args: argparse.Namespace, coarsest: tuple[int, int], least: int) -> None:
+    """Raise UserError when the exemplar, turned and resized, is too small for the layers."""
+    blank = torch.zeros(1, 1, *coarsest)
+    for other in turned_and_resized(blank, args.patch_rotations, args.patch_scales):
+        if min(other.shape[2:]) < least:
+            raise UserError(
+                f"--patch_rotations, --patch_scales: the exemplar becomes {_told(other.shape[2:])} "
+                f"at the coarsest scale, allowed are sides of {least} or more"
+            )
+
+
+def given_weights(args: argparse.Namespace) -> dict[str, float]:
+    """The weight of every term: what the user says, else the method's own."""
+    given = {term: getattr(args, term) for term in TERMS if getattr(args, term) is not None}
+    return dict.fromkeys(TERMS, 0.0) | METHODS[args.method].weights | given
+
+
+def term_weights(
+    args: argparse.Namespace, name: str, exemplar: Tensor
+) -> tuple[dict[str, float], list[str]]:
+    """The weight of every term for this exemplar, and what the user should hear of them."""
+    weights = given_weights(args)
+    if args.spectrum is None:
+        height, y, x = period(exemplar)
+        if height > PERIODIC:
+            weights["spectrum"] = LONG_RANGE_WEIGHT
+            note = (
+                f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "
+                f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
+            )
+            return weights, [note]
+    return weights, []
+
+
+def layers_of(args: argparse.Namespace, net: str) -> tuple[list[str], list[str]]:
+    """The layers that the texture model looks at, and those that the extractor must have.
+
+    Raises:
+        UserError: a layer that the net does not have.
+    """
+    layers = resolve_layers(args.layers or METHODS[args.method].layers, net)
+    weights = given_weights(args)
+    every = set(layers)
+    if any(weights[term] for term in ("gram", "moments", "autocorrelation")):
+        every.update(GRAM_LAYERS)
+    if args.style_image:
+        every.update(args.content_layers)
+    return layers, resolve_layers(every, net)
+
+
+def check_uses(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
+    for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
+        if getattr(args, flag) and flag not in METHODS[args.method].takes:
+            takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
+            raise UserError(f"--{flag}: --method {args.method} has no use for it, but {takers}")
+    for flag, value in (("keep_color", args.keep_color), ("init content", args.init == "content")):
+        if value and not args.style_image:
+            raise UserError(f"--{flag}: of use with --style_image only, which is missing")
+    if args.mask and args.init in (None, "content", "noise"):
+        raise UserError(f"--mask {args.mask}: say what is masked, --init PICTURE")
+    if args.mask and args.expand:
+        raise UserError(f"--expand masks what is new itself: leave out --mask {args.mask}")
+    if args.style_image and (args.mask or args.expand):
+        raise UserError("--style_image paints all of the picture: leave out --mask and --expand")

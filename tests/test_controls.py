@@ -1,0 +1,67 @@
+"""Borders, start, mask, content: what each does to pixels."""
+
+import pytest
+import torch
+
+from controls import Controls, expanded, luma, matched_colours, with_chroma
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_start_is_what_came_before_unless_there_is_an_init():
+    before, init = noise(1, 3, 8, 8), noise(1, 3, 8, 8, seed=1)
+    assert Controls().start(before, first=True) is before
+    assert Controls(init=init).start(before, first=True) is init
+    assert Controls(init=init).start(before, first=False) is before  # it has been left already
+
+
+def test_what_is_not_free_is_init_at_every_scale():
+    init, free = noise(1, 3, 8, 8, seed=1), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    free[..., 2, 5] = True
+    controls = Controls(init=init, free=free)
+    for first in (True, False):
+        before = noise(1, 1, 8, 8)  # one channel, of a grey exemplar
+        start = controls.start(before, first)
+        assert torch.equal(start[..., 2, 5], before[..., 2, 5].expand(1, 3))
+        assert (start != init).any(1).sum() == 1
+    # A small hole is a hole at every scale.
+    assert controls.free_at((4, 4)).nonzero().tolist() == [[0, 0, 1, 2]]
+    assert controls.free_at((2, 2)).nonzero().tolist() == [[0, 0, 0, 1]]
+    assert controls.free_at((8, 8)) is free
+    assert Controls().free_at((4, 4)) is None
+
+
+def test_finish_puts_back_what_is_kept():
+    init, free = noise(1, 3, 8, 8, seed=1), noise(1, 1, 8, 8) > 0.5
+    image = noise(1, 3, 8, 8, seed=2)
+    found = Controls(init=init, free=free).finish(image)
+    assert torch.equal(found, torch.where(free, image, init))
+    assert Controls(init=init).finish(image) is image
+
+
+def test_expanded_by_hand():
+    image = torch.arange(1.0, 7).view(1, 1, 2, 3).expand(1, 3, 2, 3)
+    canvas, free = expanded(image, (3, 5))
+    assert canvas[0, 0].tolist() == [[0, 1, 2, 3, 0], [0, 4, 5, 6, 0], [0, 0, 0, 0, 0]]
+    assert torch.equal(free, (canvas == 0)[:, :1])
+    canvas, free = expanded(image, (2, 3))
+    assert torch.equal(canvas, image) and not free.any()
+
+
+def test_matched_colours_have_mean_and_covariance_of_the_content():
+    style, content = (0.4 + 0.2 * noise(1, 3, 30, 30, seed=seed) for seed in (0, 1))
+    content = content[:, [0, 1, 1]] * torch.tensor([0.5, 1, 1.2]).view(1, 3, 1, 1)
+    found, wanted = (x[0].flatten(1) for x in (matched_colours(style, content), content))
+    torch.testing.assert_close(found.mean(1), wanted.mean(1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.cov(), wanted.cov(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(matched_colours(style, style), style, atol=1e-5, rtol=0)
+
+
+def test_chroma_is_the_contents_and_luma_the_pictures():
+    image, content = (0.4 + 0.2 * noise(1, 3, 5, 5, seed=seed) for seed in (0, 1))
+    found = with_chroma(image, content)
+    torch.testing.assert_close(luma(found), luma(image))
+    torch.testing.assert_close(found[:, 0] - found[:, 2], content[:, 0] - content[:, 2])
+    assert luma(torch.ones(1, 3, 1, 1)).item() == pytest.approx(1)
