@@ -106,7 +106,8 @@ def synthesize(
     tile = controls.tile
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, scales, extractor.layers, tile)
     shares = split_steps(steps, len(sizes))
-    settings = Settings(seed, match_every, max_patches, tile=tile)
+    settings = Settings(seed, match_every, max_patches)
+    settings = controls.settings(settings, patch_rotations, patch_scales)
     image = _noise_like(exemplar, sizes[0][1], seed)
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)

@@ -160,6 +160,15 @@ def build_parser() -> Parser:
     )
 
     add(
+        "--guide",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SOURCE_MAP", "OUTPUT_MAP"),
+        help="what goes where: maps of the exemplar and of the output, of one colour per region, "
+        "or grey for a progression; may be given again",
+    )
+    add(
         "--init",
         metavar="noise|content|PICTURE",
         help="what the output starts from; default content with --style_image, else noise",
@@ -251,7 +260,7 @@ def build_parser() -> Parser:
         default=[],
         type=number(float, -360, "degrees", 360),
         metavar="DEGREES",
-        help="cnnmrf: also take patches from the exemplar turned by these angles; default none",
+        help="cnnmrf, guided: also take patches from the exemplar turned by these angles; default none",
     )
     add(
         "--patch_scales",
@@ -259,7 +268,7 @@ def build_parser() -> Parser:
         default=[],
         type=number(float, 0.1, "a factor", 10),
         metavar="FACTOR",
-        help="cnnmrf: also take patches from the exemplar resized by these; default none",
+        help="cnnmrf, guided: also take patches from the exemplar resized by these; default none",
     )
     add(
         "--max_patches",

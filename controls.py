@@ -1,12 +1,15 @@
 """What the user decides about the output beside its texture: borders, start, and what stays."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import resize
+from guides import Guide
+from terms import Settings
+from utils import resize, turned_and_resized
 
 
 class Controls(NamedTuple):
@@ -19,10 +22,31 @@ class Controls(NamedTuple):
     content_layers: tuple[str, ...] = ()
     content_weight: float = 0.0
     keep_color: bool = False  # the output gets the content's hue and saturation
+    guide: Guide | None = None  # what goes where
 
     def to(self, device: torch.device) -> "Controls":
         """The same on another device."""
-        return Controls(*(x.to(device) if isinstance(x, Tensor) else x for x in self))
+        return Controls(*(x.to(device) if isinstance(x, Tensor | Guide) else x for x in self))
+
+    def settings(
+        self, settings: Settings, degrees: Iterable[float], factors: Iterable[float]
+    ) -> Settings:
+        """What texture models and terms shall know of these controls."""
+        settings = settings._replace(tile=self.tile)
+        guide = self.guide
+        if guide is not None:
+            settings = settings._replace(
+                guide=(guide.source, guide.output),
+                variant_guides=tuple(turned_and_resized(guide.source, degrees, factors)),
+                regions=(guide.source_region, guide.output_region),
+            )
+        if self.free is not None:
+            # What is far from all that may change would only be made up for elsewhere.
+            near = F.max_pool2d(self.free.float(), 2 * NEAR + 1, 1, NEAR) > 0
+            whole = torch.zeros_like(near, dtype=torch.int64)
+            source, output = settings.regions or (whole, whole)
+            settings = settings._replace(regions=(source, torch.where(near, output, -1)))
+        return settings
 
     def free_at(self, size: tuple[int, int]) -> Tensor | None:
         """`free` in another size, smaller ones included where any of it is free."""
@@ -48,6 +72,7 @@ class Controls(NamedTuple):
 
 
 NONE = Controls()
+NEAR = 24  # px around what is free, whose statistics shall be the exemplar's too
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from controls import Controls, expanded, matched_colours
+from guides import Guide, joined, read_guide
 from losses import LONG_RANGE_WEIGHT, METHODS
 from models import DEFAULT_NET, least_side, resolve_layers, stride
 from terms import GRAM_LAYERS, PERIODIC, TERMS, period
@@ -83,7 +84,8 @@ def _job(
         if args.keep_color:
             exemplar = matched_colours(exemplar, content)
     controls = _controls(args, exemplar, content, pictures)
-    follows = next(p for p in (controls.init, content, exemplar) if p is not None)
+    asked = controls.guide and controls.guide.output
+    follows = next(p for p in (controls.init, asked, content, exemplar) if p is not None)
     size = args.size or tuple(follows.shape[-2:])
     if controls.free is not None and tuple(controls.free.shape[-2:]) != size:
         raise UserError(f"--size {_told(size)}: {_told(controls.free.shape[-2:])} is masked")
@@ -96,6 +98,10 @@ def _job(
     if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         pictures.notes.append(f"{save_path}: kept pixels stay the same to the bit in .png only")
     weights, notes = term_weights(args, path.name, exemplar)
+    whole = [term for term in ("spectrum", "autocorrelation", "patches") if weights[term]]
+    if controls.guide is not None and whole:
+        weights |= dict.fromkeys(whole, 0.0)
+        notes = [f"--guide: {', '.join(whole)} would see the picture as a whole, and is off"]
     pictures.notes += notes
     return Job(path.name, exemplar, size, save_path, weights, controls)
 
@@ -125,7 +131,23 @@ def _controls(
         if not free.any():
             raise UserError(f"--mask {args.mask}: no pixel is white, so nothing may change")
     layers = tuple(resolve_layers(args.content_layers, args.model or DEFAULT_NET))
-    return Controls(args.tile, init, free, content, layers, args.content_weight, args.keep_color)
+    guide = _guide(args, exemplar, pictures)
+    return Controls(
+        args.tile, init, free, content, layers, args.content_weight, args.keep_color, guide
+    )
+
+
+def _guide(args: argparse.Namespace, exemplar: Tensor, pictures: Pictures) -> Guide | None:
+    guides = []
+    for names in args.guide:
+        source, output = (pictures.read(name) for name in names)
+        if source.shape != exemplar.shape:
+            raise UserError(
+                f"--guide {names[0]}: {_told(source.shape[-2:])}, but the exemplar that it "
+                f"describes is {_told(exemplar.shape[-2:])}"
+            )
+        guides.append(read_guide(source, output, names))
+    return joined(guides) if guides else None
 
 
 def _told(size: tuple[int, int]) -> str:

@@ -8,14 +8,15 @@ has `renew(output)`, which takes it anew; `METHODS` says how often that should h
 """
 
 import math
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from guides import Regional
 from patches import (
     ContextualScore,
     at_once,
@@ -48,6 +49,8 @@ class Sliced:
     directions stay for some steps, so that the objective is smooth in between; and other sizes
     are compared through quantiles, where the paper repeats samples.
     """
+
+    unordered = True
 
     def __init__(self, source: Features, layers: list[str], settings: Settings) -> None:
         self.source = {layer: source[layer].detach().float().flatten(2)[0] for layer in layers}
@@ -92,27 +95,43 @@ class CNNMRF:
             layer: [f[layer][0].detach().float().contiguous() for f in (source, *settings.variants)]
             for layer in layers
         }
-        self.tile = settings.tile
+        self.settings, self.tile = settings, settings.tile
         self.found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def renew(self, output: Features) -> None:
         for layer, sources in self.sources.items():
             pictures = output[layer].detach().float()
-            laid = [self._laid(picture.contiguous(), sources) for picture in pictures]
+            laid = [self._laid(p.contiguous(), sources, i) for i, p in enumerate(pictures)]
             self.found[layer] = tuple(torch.stack(parts) for parts in zip(*laid, strict=True))
 
-    def _laid(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _laid(
+        self, picture: Tensor, sources: list[Tensor], i: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(C, H, W) -> mean of the patches found, how many overlap, their squared spread."""
         size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
+        here, there = None, [None] * len(sources)
+        if self.settings.guide is not None:
+            here = _resized(self.settings.guide[1][i : i + 1], picture.shape[1:])
+            here = self._of_patches(wrapped(here, self.tile, size - 1, size - 1), size)
+            guides = self.settings.guide[0], *self.settings.variant_guides
+            there = [
+                self._of_patches(_resized(guide, maps.shape[1:]), size)
+                for guide, maps in zip(guides, sources, strict=True)
+            ]
         picture = wrapped(picture[None], self.tile, size - 1, size - 1)[0]
         found, offset = [], 0
-        for source in sources:
-            start, correlation = nearest_patches(picture, source, size)
+        for source, guide in zip(sources, there, strict=True):
+            start, correlation = nearest_patches(picture, source, size, here, guide)
             found.append((start + offset, correlation, torch.full_like(start, source.shape[2])))
             offset += source[0].numel()
         start, _, stride = reduce(higher, found)
         flat = torch.cat([source.flatten(1) for source in sources], 1)
         return overlapped(flat, start, stride, size)
+
+    @staticmethod
+    def _of_patches(guide: Tensor, size: int) -> Tensor:
+        """(1, G, H, W) -> (G, H - size + 1, W - size + 1), whose squared distances are weighed."""
+        return math.sqrt(GUIDE_WEIGHT) * F.avg_pool2d(guide, size, 1)[0]
 
     def __call__(self, output: Features) -> Tensor:
         errors = []
@@ -142,51 +161,53 @@ class Guided:
 
     patch, stride = 7, 4
     occurrence_weight = 0.05
-    guide_weight = 10.0
 
     def __init__(self, source: Features, layers: list[str], settings: Settings) -> None:
         self.mean = {layer: source[layer].detach().float().mean((2, 3), True) for layer in layers}
-        self.source = {layer: source[layer].detach().float() - self.mean[layer] for layer in layers}
-        self.max_patches, self.guide = settings.max_patches, settings.guide
-        self.tile = settings.tile
+        self.sources = {
+            layer: [
+                f[layer].detach().float() - self.mean[layer] for f in (source, *settings.variants)
+            ]
+            for layer in layers
+        }
+        self.settings = settings
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.held: dict[str, list[_Held]] = {}
 
     def renew(self, output: Features) -> None:
-        for layer in self.source:
+        for layer, sources in self.sources.items():
             pictures = output[layer].detach().float() - self.mean[layer]
             self.held[layer] = [
-                self._hold(self.source[layer], pictures[i : i + 1], i) for i in range(len(pictures))
+                self._hold(sources, pictures[i : i + 1], i) for i in range(len(pictures))
             ]
 
-    def _hold(self, source: Tensor, picture: Tensor, i: int) -> "_Held":
-        size = min(self.patch, *source.shape[2:], *picture.shape[2:])
-        picture = wrapped(picture, self.tile, size - 1, size - 1)
-        samples = [self._sample(maps, size) for maps in (source, picture)]
-        wanted, drawn = (s.unit_patches(m) for s, m in zip(samples, (source, picture), strict=True))
-        apart = self._guide_distance(samples, (source, picture), i)
+    def _hold(self, sources: list[Tensor], picture: Tensor, i: int) -> "_Held":
+        size = min(self.patch, *(side for maps in (*sources, picture) for side in maps.shape[2:]))
+        tile, unwrapped = self.settings.tile, picture.shape[2:]
+        picture = wrapped(picture, tile, size - 1, size - 1)
+        most = max(1, self.settings.max_patches // len(sources))
+        samples = [self._sample(maps, size, most) for maps in sources]
+        sample = self._sample(picture, size, self.settings.max_patches)
+        wanted = _joined([s.unit_patches(m) for s, m in zip(samples, sources, strict=True)])
+        drawn = sample.unit_patches(picture)
+        apart: Callable[[slice], Tensor | float] = lambda rows: 0.0  # noqa: E731
+        if self.settings.guide is not None:
+            guides = self.settings.guide[0], *self.settings.variant_guides
+            there = [
+                s.means(_resized(guide, maps.shape[2:]))
+                for s, guide, maps in zip(samples, guides, sources, strict=True)
+            ]
+            here = _resized(self.settings.guide[1][i : i + 1], unwrapped)
+            here = sample.means(wrapped(here, tile, size - 1, size - 1))
+            apart = partial(_guide_distance, here, _joined(there))
         used = wanted.new_zeros(len(wanted))
         for rows in strips(len(drawn), chunk_rows(4 * len(wanted), wanted.device)):
             nearest = (apart(rows) - drawn[rows] @ wanted.T).argmin(1)
             used += nearest.bincount(minlength=len(wanted))
         penalty = self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
-        return _Held(samples[1], wanted, lambda rows: penalty + apart(rows), self.tile)
+        return _Held(sample, wanted, lambda rows: penalty + apart(rows), tile)
 
-    def _guide_distance(
-        self, samples: list["_Sample"], maps: tuple[Tensor, Tensor], i: int
-    ) -> Callable[[slice], Tensor | float]:
-        """Rows of picture i's patches -> their guides' distance from the source's, (n, M)."""
-        if self.guide is None:
-            return lambda rows: 0.0
-        wanted, drawn = (
-            sample.means(F.interpolate(guide, layer.shape[2:], mode="bilinear", antialias=True))
-            for sample, guide, layer in zip(
-                samples, (self.guide[0], self.guide[1][i : i + 1]), maps, strict=True
-            )
-        )
-        return lambda rows: self.guide_weight * torch.cdist(drawn[rows], wanted).square()
-
-    def _sample(self, maps: Tensor, size: int) -> "_Sample":
+    def _sample(self, maps: Tensor, size: int, most: int) -> "_Sample":
         spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
         origin = [torch.randint(n, (), generator=self.generator).item() for n in spare]
         count = math.prod(
@@ -194,8 +215,8 @@ class Guided:
             for side, start in zip(maps.shape[2:], origin, strict=True)
         )
         chosen = None
-        if count > self.max_patches:
-            chosen = torch.randperm(count, generator=self.generator)[: self.max_patches]
+        if count > most:
+            chosen = torch.randperm(count, generator=self.generator)[:most]
             chosen = chosen.to(maps.device)
         return _Sample(size, self.stride, origin, chosen)
 
@@ -206,6 +227,19 @@ class Guided:
             scores = [at_once(h.score, m[None]) for h, m in zip(held, maps, strict=True)]
             errors.append(torch.stack(scores))
         return torch.stack(errors).mean(0)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _resized(guide: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(guide, tuple(size), mode="bilinear", antialias=True)
+
+
+def _guide_distance(drawn: Tensor, wanted: Tensor, rows: slice) -> Tensor:
+    """(N, G), (M, G) -> what guides add to the distances of n rows, (n, M)."""
+    return GUIDE_WEIGHT * torch.cdist(drawn[rows], wanted).square()
 
 
 class _Sample(NamedTuple):
@@ -280,9 +314,10 @@ METHODS = {
         ["conv2_1", "conv3_1", "conv4_1"],
         {"gram": 10.0, "histogram": 0.5, "patches": 1.0},
         10,
-        ("match_every", "max_patches"),
+        ("match_every", "patch_rotations", "patch_scales", "max_patches"),
     ),
 }
+GUIDE_WEIGHT = 10.0  # of squared distances of guides, beside cosines of features
 TERMS_MATCH_EVERY = 20  # steps between renewals of terms, beside a model that has none
 LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars that repeat
 
@@ -309,10 +344,10 @@ class Criterion:
         """
         default = METHODS[method]
         weights = default.weights if weights is None else weights
-        self.model = default.model(source, layers, settings)
+        self.model = _built(default.model, source, layers, settings)
         every = [layer for layer in source if layer != "image"]
         self.terms = [
-            (weight, TERMS[name](source, every, settings))
+            (weight, _built(TERMS[name], source, every, settings))
             for name, weight in weights.items()
             if weight
         ]
@@ -335,3 +370,10 @@ class Criterion:
     def __call__(self, output: Features) -> Tensor:
         """(B, ...) features -> (B,)."""
         return self.model(output) + sum(weight * term(output) for weight, term in self.terms)
+
+
+def _built(kind: type, source: Features, layers: list[str], settings: Settings) -> Callable:
+    """A model or term, for each region alone where it does not see for itself where things are."""
+    if settings.regions is not None and getattr(kind, "unordered", False):
+        return Regional(kind, source, layers, settings)
+    return kind(source, layers, settings)

@@ -33,10 +33,19 @@ def _free_bytes(device: torch.device) -> int:
         return CHUNK_BYTES * FREE_SHARE
 
 
-def nearest_patches(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+def nearest_patches(
+    output: Tensor,
+    source: Tensor,
+    patch: int,
+    here: Tensor | None = None,
+    there: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """(C, H, W), (C, h, w) -> for every output patch the source patch of highest normalised
     correlation, as the (H - patch + 1, W - patch + 1) index y * w + x of its first position, and
     that correlation times the norm of the output patch.
+
+    Guides of output and source patches, (G, H - patch + 1, W - patch + 1) and (G, h - patch + 1,
+    w - patch + 1), take their squared distance off the correlation.
 
     The correlation of two patches is a sum of products of positions, so the products are computed
     once per pair of positions and summed along the diagonals: a ninth of the arithmetic that
@@ -44,7 +53,7 @@ def nearest_patches(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor,
     """
     (_, H, W), (_, h, w) = output.shape, source.shape
     # Strips of n rows of patches need the products of n + patch - 1 rows, and three buffers.
-    pairs = chunk_rows(3 * 4, output.device)
+    pairs = chunk_rows((3 if here is None else 5) * 4, output.device)
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
     starts, heights = [], []
@@ -52,7 +61,11 @@ def nearest_patches(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor,
         strip = output[:, top : top + rows + patch - 1]
         found = []
         for y in range(0, h - patch + 1, source_rows):
-            start, height = _nearest(strip, source[:, y : y + source_rows + patch - 1], patch)
+            part = source[:, y : y + source_rows + patch - 1]
+            guides = None
+            if here is not None:
+                guides = here[:, top : top + rows], there[:, y : y + source_rows]
+            start, height = _nearest(strip, part, patch, guides)
             found.append((start + y * w, height))
         start, height = reduce(higher, found)
         starts.append(start)
@@ -65,13 +78,20 @@ def higher(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, 
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
 
-def _nearest(output: Tensor, source: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+def _nearest(
+    output: Tensor, source: Tensor, patch: int, guides: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """What `nearest_patches` returns, holding the products of all pairs of positions."""
     (C, H, W), (_, h, w) = output.shape, source.shape
     norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
     products = (output.reshape(C, -1).T @ source.reshape(C, -1)).view(H, W, h, w)
     sums = _diagonal_sums(_diagonal_sums(products, 0, 2, patch), 1, 3, patch)
-    height, found = sums.mul_(norms.clamp(min=1e-12).rsqrt()).flatten(2).max(2)
+    heights = sums.mul_(norms.clamp(min=1e-12).rsqrt()).flatten(2)
+    if guides is not None:
+        sizes = F.avg_pool2d(output.square().sum(0)[None], patch, 1)[0].mul(patch**2).sqrt()
+        here, there = (guide.flatten(1).T for guide in guides)
+        heights -= sizes[..., None] * torch.cdist(here, there).square().view(heights.shape)
+    height, found = heights.max(2)
     across = w - patch + 1
     return found // across * w + found % across, height
 

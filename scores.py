@@ -23,8 +23,8 @@ from terms import (
     resampled,
     unit_directions,
 )
+from utils import LEVELS
 
-LEVELS = 255
 DIRECTIONS = 128
 BINS = 64
 LEAST_SIDE = 64  # px, so that a half of the exemplar still has three pyramid levels of patches

@@ -24,6 +24,7 @@ NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture i
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
+PATCH_SIDE = 42  # px; a smaller picture is pinned by its patches, and the output becomes a copy
 PATCH_DIRECTIONS = 32  # at full size; four times as many at half of it cost the same
 PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
 
@@ -36,6 +37,8 @@ class Settings(NamedTuple):
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
     variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source
     guide: tuple[Tensor, Tensor] | None = None  # (1, G, h, w) of the source, (B, G, H, W) wanted
+    variant_guides: tuple[Tensor, ...] = ()  # (1, G, h, w) of each of the variants
+    regions: tuple[Tensor, Tensor] | None = None  # (1, 1, h, w) and (1, 1, H, W), -1 is none
     tile: str = ""  # axes along which the output goes on where it began, "x", "y" or "xy"
 
 
@@ -125,6 +128,8 @@ class Gram:
     nets, layers and sizes, and the loss reads as a relative error.
     """
 
+    unordered = True  # does not see where things are
+
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         self.grams = {layer: gram(source[layer]).detach() for layer in layers}
 
@@ -142,6 +147,8 @@ class Histogram:
     each other. Matched is the squared Wasserstein distance relative to the variance. Unlike a
     remapped histogram (Risser et al. 2017) it needs no bins and is differentiable as it stands.
     """
+
+    unordered = True  # does not see where things are
 
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         image = source["image"].detach()
@@ -162,6 +169,8 @@ class Moments:
     """Mean and standard deviation of every filter, as Galerne et al., "Scaling Painting Style
     Transfer", 2024, put beside Gram matrices; relative to the source's, mean over the layers.
     """
+
+    unordered = True  # does not see where things are
 
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         self.moments = {layer: self._moments(source[layer]).detach() for layer in layers}
@@ -289,7 +298,7 @@ class Patches:
         for level in range(PATCH_LEVELS):
             count = PATCH_DIRECTIONS * 4**level
             directions = unit_directions(count, self.generator).to(self.image.device)
-            if min(self.image.shape[2:]) >= 2**level * PATCH:
+            if min(self.image.shape[2:]) >= 2**level * PATCH_SIDE:
                 ascending = self._projected(self.image, 2**level, directions, "")
                 self.levels.append((2**level, directions, ascending))
 
@@ -297,7 +306,7 @@ class Patches:
         image = output["image"]
         errors = [image.new_zeros(len(image))]
         for factor, directions, wanted in self.levels:
-            if min(image.shape[2:]) >= factor * PATCH:
+            if min(image.shape[2:]) >= factor * PATCH_SIDE:
                 ascending = self._projected(image, factor, directions, self.tile)
                 wanted = resampled(wanted, ascending.shape[2])
                 variance = wanted.var(2, correction=0).mean().clamp(min=TINY)

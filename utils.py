@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
+LEVELS = 255  # of a channel of 8 bits
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.

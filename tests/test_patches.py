@@ -100,7 +100,7 @@ def test_nearest_patches_splits_a_large_source_too(monkeypatch):
     held = []
     plain = patches._nearest
 
-    def watched(output, source, patch):
+    def watched(output, source, patch, guides):
         held.append((output.shape[1], source.shape[1]))
         return plain(output, source, patch)
 

@@ -102,7 +102,7 @@ def test_tile_has_no_border(method, monkeypatch):
             output = synthesize(exemplar, net, steps=5, optimizer="LBFGS", **options)
             found[tile, shift] = output.roll((-shift, -shift), (2, 3))
     assert (found["xy", 0] - found["xy", 32]).abs().mean() < 1e-3
-    assert (found["", 0] - found["", 32]).abs().mean() > 0.01
+    assert (found["", 0] - found["", 32]).abs().mean() > 3e-3
     assert (found["xy", 0] - noise).abs().mean() > 0.05
 
 
@@ -172,6 +172,48 @@ def test_style_transfer_keeps_the_layout(result, pebbles):
     inside = [(c > 2) & (c < 253) for c in chroma]
     differences = abs((chroma[0] - chroma[1]) @ [1, -1, 0])[(inside[0] & inside[1]).all(2)]
     assert differences.max() <= 2
+
+
+@pytest.fixture
+def two_regions(tmp_path):
+    """An exemplar of two colours, a map of it, and a map that has them the other way round."""
+    left = np.arange(64) < 32
+    grain = np.random.default_rng(0).integers(-20, 20, (64, 64, 1))
+    picture = np.where(left[None, :, None], (200, 120, 60), (40, 90, 160)) + grain
+    paths = [tmp_path / f"{name}.png" for name in ("exemplar", "source", "output")]
+    Image.fromarray(picture.astype(np.uint8)).save(paths[0])
+    label = np.broadcast_to(np.where(left, 255, 0).astype(np.uint8), (64, 64))
+    Image.fromarray(label).save(paths[1])
+    Image.fromarray(np.ascontiguousarray(255 - label[:48])).save(paths[2])
+    return paths
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_guide_says_what_goes_where(method, result, two_regions, capfd):
+    exemplar, *maps = map(str, two_regions)
+    sized = TINY[: TINY.index("--epoch")]
+    arguments = ["--gt_path", exemplar, "--guide", *maps, "--method", method, "--epoch", "60"]
+    assert main([*arguments, *sized, "--optimizer", "LBFGS", "--save_path", str(result)]) == 0
+    found = pixels(result).astype(float)
+    assert found.shape == (48, 64, 3)  # of the map
+    nearer = abs(found - (200, 120, 60)).sum(2) < abs(found - (40, 90, 160)).sum(2)
+    wanted = np.arange(64) >= 32
+    away = abs(np.arange(64) - 31.5) > 6
+    assert (nearer == wanted)[:, away].mean() > 0.95
+    assert ("patches would see" in capfd.readouterr().err) == (method == "guided")
+
+
+def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
+    exemplar, source, output = two_regions
+    Image.new("L", (64, 48), 128).save(tmp_path / "other.png")
+    for maps, told in (
+        ((source, tmp_path / "other.png"), "#808080"),
+        ((tmp_path / "other.png", output), "64x48, but the exemplar"),
+        ((source, tmp_path / "none.png"), "none.png"),
+    ):
+        arguments = ["--gt_path", str(exemplar), "--guide", *map(str, maps), *TINY]
+        assert main([*arguments, "--save_path", str(result)]) == 2
+        assert told in capfd.readouterr().err and not result.exists()
 
 
 @pytest.mark.slow
@@ -271,12 +313,16 @@ def test_flags_change_the_picture(pebbles, tmp_path):
     make(pebbles, plain)
     for i, options in enumerate(
         ["--pool max", "--rescale False", "--no-rescale", "--optimizer LBFGS", "--lr 0.2",
-         "--scales 2", "--layers conv1_1", "--epoch 7", "--size 33", "--method swd",
-         *[f"--{term} 3" for term in TERMS]]
+         "--scales 2", "--layers conv1_1", "--epoch 7", "--size 33", "--method swd"]
     ):  # fmt: skip
         other = tmp_path / f"{i}.png"
         make(pebbles, other, *options.split())
         assert pixels(other).shape != pixels(plain).shape or (pixels(other) != pixels(plain)).any()
+    size = ["--size", "48"]
+    make(pebbles, plain, *size)
+    for term in TERMS:
+        make(pebbles, other, *size, f"--{term}", "3")
+        assert (pixels(other) != pixels(plain)).any(), term
     for method, flags in (
         ("swd", ["--match_every 1"]),
         ("cnnmrf", ["--match_every 1", "--patch_rotations 45", "--patch_scales 1.5"]),
@@ -456,7 +502,7 @@ def no_weights(monkeypatch):
         ("--method voronoi", ["voronoi", "gram"]),
         ("--max_patches 9", ["--max_patches", "gram", "guided"]),
         ("--match_every 9", ["--match_every", "gram", "swd, cnnmrf, guided"]),
-        ("--method guided --patch_scales 2", ["--patch_scales", "guided", "cnnmrf"]),
+        ("--method gram --patch_scales 2", ["--patch_scales", "gram", "cnnmrf, guided"]),
         ("--method swd --patch_rotations 0", ["--patch_rotations", "swd", "cnnmrf"]),
         ("--method cnnmrf --patch_scales 0.2", ["13x13", "16 or more"]),
         ("--method cnnmrf --patch_scales 1000", ["'1000'", "0.1 to 10"]),

@@ -33,6 +33,11 @@ def noise(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def tiny_pictures_have_patches(monkeypatch):
+    monkeypatch.setattr(terms, "PATCH_SIDE", terms.PATCH)
+
+
 # ------------------------------------------------------------------------------- all the terms
 
 
@@ -414,12 +419,12 @@ def test_patches_by_loops():
     assert term({"image": output}).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_patches_on_as_many_sizes_as_have_one():
-    source = noise(1, 3, 28, 28)
-    levels = Patches({"image": source}, []).levels
-    assert [factor for factor, _, _ in levels] == [1, 2, 4]
-    assert [len(directions) for _, directions, _ in levels] == [32, 128, 512]
-    assert [f for f, _, _ in Patches({"image": source[..., :27]}, []).levels] == [1, 2]
+def test_patches_never_pin_a_picture_of_few_patches(monkeypatch):
+    monkeypatch.setattr(terms, "PATCH_SIDE", 42)
+    for side, factors in ((168, [1, 2, 4]), (167, [1, 2]), (84, [1, 2]), (42, [1]), (41, [])):
+        levels = Patches({"image": noise(1, 3, side, 200)}, []).levels
+        assert [factor for factor, _, _ in levels] == factors
+        assert [len(d) for _, d, _ in levels] == [32, 128, 512][: len(levels)]
 
 
 def test_patches_draw_other_directions_at_renewal():

@@ -1,0 +1,190 @@
+"""Maps that say what goes where, and models of each region alone."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import guides
+from guides import Regional, joined, read_guide, region_masks
+from losses import CNNMRF, Criterion, Guided, Sliced
+from patches import nearest_patches
+from terms import Gram, Histogram, Settings
+from utils import UserError
+
+RED, BLUE, WHITE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
+NAMES = ("source.png", "output.png")
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(*rows):
+    """Rows of colours -> (1, 3, H, W)."""
+    return torch.tensor(rows).permute(2, 0, 1)[None]
+
+
+def ramp(*levels):
+    return torch.tensor(levels).view(1, 1, 1, -1).expand(1, 3, 4, -1)
+
+
+# --------------------------------------------------------------------------------- reading maps
+
+
+def test_each_colour_is_a_region():
+    guide = read_guide(picture([RED, BLUE, BLUE]), picture([BLUE], [RED]), NAMES)
+    # Sorted by colour: blue is region 0.
+    assert guide.source_region.tolist() == [[[[1, 0, 0]]]]
+    assert guide.output_region.tolist() == [[[[0], [1]]]]
+    assert guide.source[0, :, 0, 0].tolist() == [0, 1]
+    assert guide.output[0, :, :, 0].tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_region_without_a_source_is_named():
+    with pytest.raises(UserError, match="source.png: has no #ffffff, which output.png"):
+        read_guide(picture([RED, BLUE]), picture([RED, WHITE]), NAMES)
+
+
+def test_many_colours_are_no_regions():
+    with pytest.raises(UserError, match="colours; give 12 regions or fewer"):
+        read_guide(noise(1, 3, 9, 9), noise(1, 3, 9, 9, seed=1), NAMES)
+
+
+def test_grey_is_a_progression_whose_steps_all_have_a_source():
+    source, output = ramp(*torch.linspace(0.2, 0.6, 64).tolist()), ramp(0.0, 0.33, 1.0)
+    guide = read_guide(source, output, NAMES)
+    assert torch.equal(guide.source, source[:, :1]) and torch.equal(guide.output, output[:, :1])
+    shares = guide.source_region.flatten().bincount() / (4 * 64)
+    torch.testing.assert_close(shares, torch.full((guides.STEPS,), 1 / guides.STEPS))
+    # Below and above all that the source has: its lowest and its highest step.
+    assert guide.output_region[0, 0, 0].tolist() == [0, 2, guides.STEPS - 1]
+    assert (guide.source_region.diff(dim=3) >= 0).all()
+
+
+def test_joined_guides_have_a_region_for_every_pair():
+    one = read_guide(picture([RED, RED, BLUE]), picture([BLUE, RED]), NAMES)
+    two = read_guide(picture([RED, BLUE, RED]), picture([RED, BLUE]), NAMES)
+    both = joined([one, two])
+    assert both.source.shape == (1, 4, 1, 3)
+    pairs = both.source_region.flatten().tolist()
+    assert len(set(pairs)) == 3
+    assert both.output_region.flatten().tolist() == [pairs[2], pairs[1]]
+    with pytest.raises(UserError, match="ask together"):
+        joined([one, read_guide(picture([RED, BLUE, RED]), picture([BLUE, RED]), NAMES)])
+
+
+def test_positions_of_a_layer_belong_to_what_most_of_them_is():
+    regions = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1], [2, -1, -1, -1], [-1, -1, -1, -1]])
+    masks = region_masks(regions[None, None], (2, 2), 3)
+    # Top left is 0, top right 1, and below is nothing, but region 2 gets what little it has.
+    assert masks.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+# --------------------------------------------------------------------------------- each region
+
+
+def halves(height, width):
+    """Left is region 0, right is region 1."""
+    right = torch.arange(width) >= width // 2
+    return right.long().expand(1, 1, height, width)
+
+
+def test_regional_is_the_model_of_each_region(tiny):
+    left, right, other = (noise(1, 3, 12, 8, seed=seed) ** (1 + seed) for seed in (0, 1, 2))
+    maps = {"a": torch.cat((left, right), 3)}
+    settings = Settings(regions=(halves(12, 16), halves(10, 4)))
+    output = {"a": torch.cat((noise(1, 3, 10, 2, seed=3), noise(1, 3, 10, 2, seed=4)), 3)}
+    found = Regional(Gram, maps, ["a"], settings)(output)
+    parts = [
+        Gram({"a": source}, ["a"])({"a": drawn})
+        for source, drawn in zip((left, right), output["a"].split(2, 3), strict=True)
+    ]
+    torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
+    assert other.shape == left.shape
+
+
+@pytest.mark.parametrize("kind", [Gram, Histogram, Sliced])
+def test_what_is_in_its_region_is_met_and_elsewhere_not(kind):
+    source = {"image": noise(1, 3, 8, 8)}
+    source["image"][..., 4:] = source["image"][..., 4:] ** 4
+    swapped = {"image": source["image"].roll(4, 3)}
+    settings = Settings(regions=(halves(8, 8), halves(8, 8)))
+    other = Settings(regions=(halves(8, 8), 1 - halves(8, 8)))
+    for output, regions in ((source, settings), (swapped, other)):
+        model = Regional(kind, source, ["image"], regions)
+        values = []
+        for features in (output, swapped if output is source else source):
+            if hasattr(model, "renew"):
+                model.renew(features)
+            values.append(model(features).item())
+        assert values[0] < 1e-6 and values[1] > 0.1
+
+
+def test_nothing_is_asked_of_what_has_no_region(tiny):
+    source = tiny(noise(1, 3, 16, 16))
+    nowhere = torch.zeros(1, 1, 16, 16, dtype=torch.int64)
+    nowhere[..., 8:] = -1
+    settings = Settings(regions=(torch.zeros_like(nowhere), nowhere))
+    criterion = Criterion(source, tiny.layers, "gram", {"histogram": 1.0}, settings)
+    image = noise(1, 3, 16, 16, seed=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(criterion(tiny(image)).sum(), image)
+    assert (gradient[..., :8] != 0).all() and (gradient[..., 12:] == 0).all()
+
+
+def test_criterion_of_one_region_is_the_criterion(tiny):
+    source, output = tiny(noise(1, 3, 16, 16)), tiny(noise(1, 3, 16, 12, seed=1))
+    whole = [torch.zeros(1, 1, 16, width, dtype=torch.int64) for width in (16, 12)]
+    settings = Settings(regions=tuple(whole))
+    for method in ("gram", "swd"):
+        values = []
+        for known in (Settings(), settings):
+            criterion = Criterion(source, tiny.layers, method, None, known)
+            if criterion.match_every:
+                criterion.renew(output)
+            values.append(criterion(output))
+        torch.testing.assert_close(*values)
+
+
+# --------------------------------------------------------------------------------------- patches
+
+
+def test_nearest_patches_of_the_same_guide_are_brute_force():
+    output, source = noise(3, 7, 6) - 0.5, noise(3, 8, 9, seed=1) - 0.5
+    here, there = noise(2, 5, 4, seed=2), noise(2, 6, 7, seed=3)
+    index, height = nearest_patches(output, source, 3, here, there)
+    drawn, wanted = (F.unfold(maps[None], 3)[0].T for maps in (output, source))
+    norms = drawn.norm(dim=1, keepdim=True)
+    distances = torch.cdist(here.flatten(1).T, there.flatten(1).T).square()
+    heights = drawn @ F.normalize(wanted, dim=1).T - norms * distances
+    best, found = heights.max(1)
+    torch.testing.assert_close(height.flatten(), best)
+    assert torch.equal(index.flatten(), found // 7 * 9 + found % 7)
+    plain = nearest_patches(output, source, 3)[0]
+    assert not torch.equal(index, plain)
+
+
+@pytest.mark.parametrize("kind", [CNNMRF, Guided])
+def test_patches_match_within_their_region(kind, monkeypatch):
+    monkeypatch.setattr(Guided, "stride", 1)
+    # The right half of the source is what all of the output looks like; the left is asked for.
+    output = {"a": noise(1, 4, 9, 9)}
+    source = {"a": torch.cat((noise(1, 4, 9, 9, seed=1), output["a"]), 3)}
+    guide = halves(9, 18).float()
+    values = []
+    for wanted in (1.0, 0.0):
+        model = kind(source, ["a"], Settings(guide=(guide, torch.full((1, 1, 9, 9), wanted))))
+        model.renew(output)
+        values.append(model(output).item())
+    assert values[0] < 1e-3 < 0.1 < values[1]
+
+
+@pytest.mark.parametrize("kind", [CNNMRF, Guided])
+def test_guides_of_turned_exemplars_are_turned_with_them(kind, monkeypatch):
+    monkeypatch.setattr(Guided, "stride", 1)
+    source, other = {"a": noise(1, 4, 9, 9)}, {"a": noise(1, 4, 9, 9, seed=1)}
+    ones = torch.ones(1, 1, 9, 9)
+    settings = Settings(variants=(other,), guide=(ones, ones * 0), variant_guides=(ones * 0,))
+    model = kind(source, ["a"], settings)
+    for output, met in ((other, True), (source, False)):
+        model.renew(output)
+        assert (model(output).item() < 1e-3) == met
