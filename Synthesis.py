@@ -107,7 +107,7 @@ def synthesize(
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, scales, extractor.layers, tile)
     shares = split_steps(steps, len(sizes))
     settings = Settings(seed, match_every, max_patches)
-    settings = controls.settings(settings, patch_rotations, patch_scales)
+    settings = controls.settings(settings)
     image = _noise_like(exemplar, sizes[0][1], seed)
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
@@ -263,7 +263,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
             layers=layers,
             weights=job.weights,
             match_every=args.match_every,
-            patch_rotations=args.patch_rotations,
+            patch_rotations=job.rotations,
             patch_scales=args.patch_scales,
             max_patches=args.max_patches or MAX_PATCHES,
             controls=job.controls.to(args.device),

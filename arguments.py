@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from PIL import Image
 
+from guides import FIELDS
 from losses import LONG_RANGE_WEIGHT, METHODS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from optimizers import LEARNING_RATES, OPTIMIZERS
@@ -169,6 +170,13 @@ def build_parser() -> Parser:
         "or grey for a progression; may be given again",
     )
     add(
+        "--orientation",
+        metavar="DEGREES|FIELD|FILE",
+        help="axis along which the texture runs: degrees counter-clockwise from the horizontal, "
+        f"{', '.join(FIELDS)}, a picture whose hue is twice the angle, or .npy of (2, H, W) with "
+        "vectors to the right and down",
+    )
+    add(
         "--init",
         metavar="noise|content|PICTURE",
         help="what the output starts from; default content with --style_image, else noise",
@@ -260,7 +268,7 @@ def build_parser() -> Parser:
         default=[],
         type=number(float, -360, "degrees", 360),
         metavar="DEGREES",
-        help="cnnmrf, guided: also take patches from the exemplar turned by these angles; default none",
+        help="cnnmrf, guided: also take patches from the exemplar at these angles; default none",
     )
     add(
         "--patch_scales",

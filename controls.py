@@ -1,6 +1,5 @@
 """What the user decides about the output beside its texture: borders, start, and what stays."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from guides import Guide
 from terms import Settings
-from utils import resize, turned_and_resized
+from utils import resize
 
 
 class Controls(NamedTuple):
@@ -28,23 +27,19 @@ class Controls(NamedTuple):
         """The same on another device."""
         return Controls(*(x.to(device) if isinstance(x, Tensor | Guide) else x for x in self))
 
-    def settings(
-        self, settings: Settings, degrees: Iterable[float], factors: Iterable[float]
-    ) -> Settings:
+    def settings(self, settings: Settings) -> Settings:
         """What texture models and terms shall know of these controls."""
         settings = settings._replace(tile=self.tile)
-        guide = self.guide
-        if guide is not None:
+        if self.guide is not None:
+            sources, output, source_regions, output_region = self.guide
             settings = settings._replace(
-                guide=(guide.source, guide.output),
-                variant_guides=tuple(turned_and_resized(guide.source, degrees, factors)),
-                regions=(guide.source_region, guide.output_region),
+                guide=(sources, output), regions=(source_regions, output_region)
             )
         if self.free is not None:
             # What is far from all that may change would only be made up for elsewhere.
             near = F.max_pool2d(self.free.float(), 2 * NEAR + 1, 1, NEAR) > 0
             whole = torch.zeros_like(near, dtype=torch.int64)
-            source, output = settings.regions or (whole, whole)
+            source, output = settings.regions or ((whole,), whole)
             settings = settings._replace(regions=(source, torch.where(near, output, -1)))
         return settings
 

@@ -1,14 +1,27 @@
 """What the user asked for, read and checked before any slow work."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from controls import Controls, expanded, matched_colours
-from guides import Guide, joined, read_guide
+from guides import (
+    FIELDS,
+    Guide,
+    Variants,
+    axes_of_hue,
+    axes_of_vectors,
+    field,
+    joined,
+    missing_turns,
+    orientation_guide,
+    read_guide,
+)
 from losses import LONG_RANGE_WEIGHT, METHODS
 from models import DEFAULT_NET, least_side, resolve_layers, stride
 from terms import GRAM_LAYERS, PERIODIC, TERMS, period
@@ -18,6 +31,7 @@ from utils import (
     find_picture,
     pyramid,
     read_picture,
+    read_vectors,
     turned_and_resized,
 )
 
@@ -31,6 +45,7 @@ class Job(NamedTuple):
     save_path: Path
     weights: dict[str, float]  # of the terms
     controls: Controls
+    rotations: list[float]  # degrees, of the exemplar as more source
 
 
 def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
@@ -84,13 +99,21 @@ def _job(
         if args.keep_color:
             exemplar = matched_colours(exemplar, content)
     controls = _controls(args, exemplar, content, pictures)
-    asked = controls.guide and controls.guide.output
+    follows = next(p for p in (controls.init, content, exemplar) if p is not None)
+    rotations, wanted = args.patch_rotations, None
+    if args.orientation:
+        size = args.size or tuple(follows.shape[-2:])
+        wanted = _orientation(args.orientation, size, args.size is not None, pictures)
+        rotations = rotations or missing_turns(exemplar, wanted)
+    variants = partial(turned_and_resized, degrees=rotations, factors=args.patch_scales)
+    controls = controls._replace(guide=_guide(args, exemplar, wanted, variants, pictures))
+    asked = None if controls.guide is None else controls.guide.output
     follows = next(p for p in (controls.init, asked, content, exemplar) if p is not None)
     size = args.size or tuple(follows.shape[-2:])
     if controls.free is not None and tuple(controls.free.shape[-2:]) != size:
         raise UserError(f"--size {_told(size)}: {_told(controls.free.shape[-2:])} is masked")
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, args.scales, layers, args.tile)
-    check_variants(args, sizes[0][0], least_side(layers))
+    check_variants(variants, sizes[0][0], least_side(layers))
     if sizes[-1][1] != size:
         pictures.notes.append(
             f"{path.name}: made at {_told(sizes[-1][1])}, then resized, to tile exactly"
@@ -101,9 +124,9 @@ def _job(
     whole = [term for term in ("spectrum", "autocorrelation", "patches") if weights[term]]
     if controls.guide is not None and whole:
         weights |= dict.fromkeys(whole, 0.0)
-        notes = [f"--guide: {', '.join(whole)} would see the picture as a whole, and is off"]
+        notes = [f"{', '.join(whole)}: off beside guides, as it sees the picture as a whole"]
     pictures.notes += notes
-    return Job(path.name, exemplar, size, save_path, weights, controls)
+    return Job(path.name, exemplar, size, save_path, weights, controls, rotations)
 
 
 def _controls(
@@ -131,13 +154,38 @@ def _controls(
         if not free.any():
             raise UserError(f"--mask {args.mask}: no pixel is white, so nothing may change")
     layers = tuple(resolve_layers(args.content_layers, args.model or DEFAULT_NET))
-    guide = _guide(args, exemplar, pictures)
-    return Controls(
-        args.tile, init, free, content, layers, args.content_weight, args.keep_color, guide
-    )
+    return Controls(args.tile, init, free, content, layers, args.content_weight, args.keep_color)
 
 
-def _guide(args: argparse.Namespace, exemplar: Tensor, pictures: Pictures) -> Guide | None:
+def _orientation(spec: str, size: tuple[int, int], exact: bool, pictures: Pictures) -> Tensor:
+    """Unit axes (1, 2, H, W): of `size`, or of a map's own size where the size need not be exact.
+
+    Raises:
+        UserError: neither degrees nor a name nor a file that holds axes.
+    """
+    found = field(spec, size)
+    if found is not None:
+        return found
+    if Path(spec).suffix.lower() == ".npy":
+        found = axes_of_vectors(read_vectors(Path(spec)))
+    else:
+        try:
+            found = axes_of_hue(pictures.read(spec))
+        except UserError as error:
+            told = f"--orientation: neither degrees nor {', '.join(FIELDS)} nor a file"
+            raise UserError(f"{told} ({error})") from error
+    if exact and tuple(found.shape[-2:]) != size:
+        found = F.normalize(F.interpolate(found, size, mode="bilinear", antialias=True))
+    return found
+
+
+def _guide(
+    args: argparse.Namespace,
+    exemplar: Tensor,
+    wanted: Tensor | None,
+    variants: Variants,
+    pictures: Pictures,
+) -> Guide | None:
     guides = []
     for names in args.guide:
         source, output = (pictures.read(name) for name in names)
@@ -146,7 +194,9 @@ def _guide(args: argparse.Namespace, exemplar: Tensor, pictures: Pictures) -> Gu
                 f"--guide {names[0]}: {_told(source.shape[-2:])}, but the exemplar that it "
                 f"describes is {_told(exemplar.shape[-2:])}"
             )
-        guides.append(read_guide(source, output, names))
+        guides.append(read_guide(source, output, names, variants))
+    if wanted is not None:
+        guides.append(orientation_guide(exemplar, wanted, variants))
     return joined(guides) if guides else None
 
 
@@ -166,10 +216,9 @@ def scales_of(
     return pyramid(exemplar, size, scales, least_side(layers), multiples)
 
 
-def check_variants(args: argparse.Namespace, coarsest: tuple[int, int], least: int) -> None:
+def check_variants(variants: Variants, coarsest: tuple[int, int], least: int) -> None:
     """Raise UserError when the exemplar, turned and resized, is too small for the layers."""
-    blank = torch.zeros(1, 1, *coarsest)
-    for other in turned_and_resized(blank, args.patch_rotations, args.patch_scales):
+    for other in variants(torch.zeros(1, 1, *coarsest)):
         if min(other.shape[2:]) < least:
             raise UserError(
                 f"--patch_rotations, --patch_scales: the exemplar becomes {_told(other.shape[2:])} "

@@ -113,10 +113,9 @@ class CNNMRF:
         if self.settings.guide is not None:
             here = _resized(self.settings.guide[1][i : i + 1], picture.shape[1:])
             here = self._of_patches(wrapped(here, self.tile, size - 1, size - 1), size)
-            guides = self.settings.guide[0], *self.settings.variant_guides
             there = [
                 self._of_patches(_resized(guide, maps.shape[1:]), size)
-                for guide, maps in zip(guides, sources, strict=True)
+                for guide, maps in zip(self.settings.guide[0], sources, strict=True)
             ]
         picture = wrapped(picture[None], self.tile, size - 1, size - 1)[0]
         found, offset = [], 0
@@ -192,10 +191,9 @@ class Guided:
         drawn = sample.unit_patches(picture)
         apart: Callable[[slice], Tensor | float] = lambda rows: 0.0  # noqa: E731
         if self.settings.guide is not None:
-            guides = self.settings.guide[0], *self.settings.variant_guides
             there = [
                 s.means(_resized(guide, maps.shape[2:]))
-                for s, guide, maps in zip(samples, guides, sources, strict=True)
+                for s, guide, maps in zip(samples, self.settings.guide[0], sources, strict=True)
             ]
             here = _resized(self.settings.guide[1][i : i + 1], unwrapped)
             here = sample.means(wrapped(here, tile, size - 1, size - 1))

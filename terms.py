@@ -36,9 +36,9 @@ class Settings(NamedTuple):
     match_every: int | None = None  # steps between renewals; None means the model's own
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
     variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source
-    guide: tuple[Tensor, Tensor] | None = None  # (1, G, h, w) of the source, (B, G, H, W) wanted
-    variant_guides: tuple[Tensor, ...] = ()  # (1, G, h, w) of each of the variants
-    regions: tuple[Tensor, Tensor] | None = None  # (1, 1, h, w) and (1, 1, H, W), -1 is none
+    guide: tuple[tuple[Tensor, ...], Tensor] | None = None  # (1, G, h, w) of the source and of its
+    # variants, and (B, G, H, W) wanted
+    regions: tuple[tuple[Tensor, ...], Tensor] | None = None  # the same in regions, -1 is none
     tile: str = ""  # axes along which the output goes on where it began, "x", "y" or "xy"
 
 

@@ -115,6 +115,21 @@ def read_picture(path: Path) -> tuple[Tensor, list[str]]:
     return image, [f"{path.name}: {note}" for note in notes]
 
 
+def read_vectors(path: Path) -> Tensor:
+    """Return vectors, .npy of (2, H, W), as (1, 2, H, W); UserError for anything else."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a .npy file of numbers") from error
+    if found.ndim != 3 or len(found) != 2 or found.dtype.kind not in "fiu" or not found.size:
+        raise UserError(f"{path}: {found.dtype} of {found.shape}, needed are numbers of (2, H, W)")
+    if not np.isfinite(found).all():
+        raise UserError(f"{path}: holds values that are not finite")
+    return torch.from_numpy(found.astype(np.float32))[None]
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture; whatever Pillow raises inside the block becomes a UserError."""

@@ -1,15 +1,31 @@
 """Maps that say what goes where, and models of each region alone."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 import guides
-from guides import Regional, joined, read_guide, region_masks
+from guides import (
+    AXIS_BINS,
+    Regional,
+    axes,
+    axes_of_hue,
+    axes_of_vectors,
+    axis_bins,
+    field,
+    joined,
+    missing_turns,
+    orientation_guide,
+    read_guide,
+    region_masks,
+)
 from losses import CNNMRF, Criterion, Guided, Sliced
 from patches import nearest_patches
 from terms import Gram, Histogram, Settings
-from utils import UserError
+from utils import UserError, turned_and_resized
 
 RED, BLUE, WHITE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
 NAMES = ("source.png", "output.png")
@@ -34,9 +50,9 @@ def ramp(*levels):
 def test_each_colour_is_a_region():
     guide = read_guide(picture([RED, BLUE, BLUE]), picture([BLUE], [RED]), NAMES)
     # Sorted by colour: blue is region 0.
-    assert guide.source_region.tolist() == [[[[1, 0, 0]]]]
+    assert guide.source_regions[0].tolist() == [[[[1, 0, 0]]]]
     assert guide.output_region.tolist() == [[[[0], [1]]]]
-    assert guide.source[0, :, 0, 0].tolist() == [0, 1]
+    assert guide.sources[0][0, :, 0, 0].tolist() == [0, 1]
     assert guide.output[0, :, :, 0].tolist() == [[1, 0], [0, 1]]
 
 
@@ -53,20 +69,20 @@ def test_many_colours_are_no_regions():
 def test_grey_is_a_progression_whose_steps_all_have_a_source():
     source, output = ramp(*torch.linspace(0.2, 0.6, 64).tolist()), ramp(0.0, 0.33, 1.0)
     guide = read_guide(source, output, NAMES)
-    assert torch.equal(guide.source, source[:, :1]) and torch.equal(guide.output, output[:, :1])
-    shares = guide.source_region.flatten().bincount() / (4 * 64)
+    assert torch.equal(guide.sources[0], source[:, :1]) and torch.equal(guide.output, output[:, :1])
+    shares = guide.source_regions[0].flatten().bincount() / (4 * 64)
     torch.testing.assert_close(shares, torch.full((guides.STEPS,), 1 / guides.STEPS))
     # Below and above all that the source has: its lowest and its highest step.
     assert guide.output_region[0, 0, 0].tolist() == [0, 2, guides.STEPS - 1]
-    assert (guide.source_region.diff(dim=3) >= 0).all()
+    assert (guide.source_regions[0].diff(dim=3) >= 0).all()
 
 
 def test_joined_guides_have_a_region_for_every_pair():
     one = read_guide(picture([RED, RED, BLUE]), picture([BLUE, RED]), NAMES)
     two = read_guide(picture([RED, BLUE, RED]), picture([RED, BLUE]), NAMES)
     both = joined([one, two])
-    assert both.source.shape == (1, 4, 1, 3)
-    pairs = both.source_region.flatten().tolist()
+    assert both.sources[0].shape == (1, 4, 1, 3)
+    pairs = both.source_regions[0].flatten().tolist()
     assert len(set(pairs)) == 3
     assert both.output_region.flatten().tolist() == [pairs[2], pairs[1]]
     with pytest.raises(UserError, match="ask together"):
@@ -92,7 +108,7 @@ def halves(height, width):
 def test_regional_is_the_model_of_each_region(tiny):
     left, right, other = (noise(1, 3, 12, 8, seed=seed) ** (1 + seed) for seed in (0, 1, 2))
     maps = {"a": torch.cat((left, right), 3)}
-    settings = Settings(regions=(halves(12, 16), halves(10, 4)))
+    settings = Settings(regions=((halves(12, 16),), halves(10, 4)))
     output = {"a": torch.cat((noise(1, 3, 10, 2, seed=3), noise(1, 3, 10, 2, seed=4)), 3)}
     found = Regional(Gram, maps, ["a"], settings)(output)
     parts = [
@@ -108,8 +124,8 @@ def test_what_is_in_its_region_is_met_and_elsewhere_not(kind):
     source = {"image": noise(1, 3, 8, 8)}
     source["image"][..., 4:] = source["image"][..., 4:] ** 4
     swapped = {"image": source["image"].roll(4, 3)}
-    settings = Settings(regions=(halves(8, 8), halves(8, 8)))
-    other = Settings(regions=(halves(8, 8), 1 - halves(8, 8)))
+    settings = Settings(regions=((halves(8, 8),), halves(8, 8)))
+    other = Settings(regions=((halves(8, 8),), 1 - halves(8, 8)))
     for output, regions in ((source, settings), (swapped, other)):
         model = Regional(kind, source, ["image"], regions)
         values = []
@@ -124,7 +140,7 @@ def test_nothing_is_asked_of_what_has_no_region(tiny):
     source = tiny(noise(1, 3, 16, 16))
     nowhere = torch.zeros(1, 1, 16, 16, dtype=torch.int64)
     nowhere[..., 8:] = -1
-    settings = Settings(regions=(torch.zeros_like(nowhere), nowhere))
+    settings = Settings(regions=((torch.zeros_like(nowhere),), nowhere))
     criterion = Criterion(source, tiny.layers, "gram", {"histogram": 1.0}, settings)
     image = noise(1, 3, 16, 16, seed=1).requires_grad_()
     (gradient,) = torch.autograd.grad(criterion(tiny(image)).sum(), image)
@@ -134,7 +150,7 @@ def test_nothing_is_asked_of_what_has_no_region(tiny):
 def test_criterion_of_one_region_is_the_criterion(tiny):
     source, output = tiny(noise(1, 3, 16, 16)), tiny(noise(1, 3, 16, 12, seed=1))
     whole = [torch.zeros(1, 1, 16, width, dtype=torch.int64) for width in (16, 12)]
-    settings = Settings(regions=tuple(whole))
+    settings = Settings(regions=((whole[0],), whole[1]))
     for method in ("gram", "swd"):
         values = []
         for known in (Settings(), settings):
@@ -172,7 +188,7 @@ def test_patches_match_within_their_region(kind, monkeypatch):
     guide = halves(9, 18).float()
     values = []
     for wanted in (1.0, 0.0):
-        model = kind(source, ["a"], Settings(guide=(guide, torch.full((1, 1, 9, 9), wanted))))
+        model = kind(source, ["a"], Settings(guide=((guide,), torch.full((1, 1, 9, 9), wanted))))
         model.renew(output)
         values.append(model(output).item())
     assert values[0] < 1e-3 < 0.1 < values[1]
@@ -183,8 +199,89 @@ def test_guides_of_turned_exemplars_are_turned_with_them(kind, monkeypatch):
     monkeypatch.setattr(Guided, "stride", 1)
     source, other = {"a": noise(1, 4, 9, 9)}, {"a": noise(1, 4, 9, 9, seed=1)}
     ones = torch.ones(1, 1, 9, 9)
-    settings = Settings(variants=(other,), guide=(ones, ones * 0), variant_guides=(ones * 0,))
+    settings = Settings(variants=(other,), guide=((ones, ones * 0), ones * 0))
     model = kind(source, ["a"], settings)
     for output, met in ((other, True), (source, False)):
         model.renew(output)
         assert (model(output).item() < 1e-3) == met
+
+
+# ---------------------------------------------------------------------------------- orientation
+
+
+def stripes(degrees, size=(64, 64)):
+    """Stripes of 8 px that run at so many degrees counter-clockwise, as they look."""
+    y, x = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
+    angle = math.radians(degrees)
+    across = x * math.sin(angle) + y * math.cos(angle)
+    return (0.5 + 0.4 * (2 * math.pi * across / 8).sin()).expand(1, 3, *size)
+
+
+def degrees_of(found):
+    """Axes -> degrees counter-clockwise, 0 ... 180."""
+    return (-torch.rad2deg(torch.atan2(found[:, 1], found[:, 0])) / 2) % 180
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 90, 135, 170])
+def test_axes_are_along_the_stripes(degrees):
+    found = axes(stripes(degrees))
+    error = (degrees_of(found) - degrees + 90) % 180 - 90
+    assert error.abs().median() < 2 and found.norm(dim=1).median() > 0.95
+    wanted = field(str(degrees), (64, 64))
+    assert (wanted - found).norm(dim=1).median() < 0.1
+    assert axes(torch.rand(1, 3, 64, 64)).norm(dim=1).median() < 0.3
+    assert torch.equal(axes(torch.full((1, 3, 9, 9), 0.4)), torch.zeros(1, 2, 9, 9))
+
+
+def test_fields_by_hand():
+    middle, end = 4, 8
+    # To the right of the centre, above it, and up and to the right.
+    for name, expected in (("radial", (0, 90, 45)), ("circular", (90, 0, 135))):
+        found = degrees_of(field(name, (9, 9)))[0]
+        places = (middle, end), (0, middle), (0, end)
+        assert [found[place].item() for place in places] == pytest.approx(expected, abs=1e-3)
+    wave = degrees_of(field("wave", (5, 9)))[0]
+    assert wave[:, middle].tolist() == pytest.approx([135] * 5)  # down at the crest's slope
+    assert field("no", (5, 5)) is None
+    assert degrees_of(field("-30", (2, 2))).flatten().tolist() == pytest.approx([150] * 4)
+
+
+@pytest.mark.parametrize(
+    "hue, degrees",
+    [((1, 0, 0), 0), ((1, 1, 0), 30), ((0, 1, 0), 60), ((0, 1, 1), 90), ((0, 0, 1), 120)],
+)
+def test_hue_is_twice_the_angle(hue, degrees):
+    found = degrees_of(axes_of_hue(torch.tensor(hue).float().view(1, 3, 1, 1)))
+    assert found.item() == pytest.approx(degrees, abs=1e-3)
+
+
+def test_vectors_are_axes_of_either_sign():
+    vectors = torch.tensor([[2.0, -2.0, 0.0], [2.0, -2.0, 3.0]]).view(1, 2, 1, 3)
+    # Right and down, left and up: one axis, 135 degrees; down is 90.
+    found = degrees_of(axes_of_vectors(vectors)).flatten().tolist()
+    assert found == pytest.approx([135, 135, 90])
+
+
+def test_axis_bins_by_hand():
+    unit = torch.cat([field(str(-degrees), (1, 1)) for degrees in (0, 11, 12, 22.5, 90, 170)], 3)
+    assert axis_bins(unit).flatten().tolist() == [0, 0, 1, 1, 4, 0]
+    assert (axis_bins(unit * 0.1) == -1).all()
+
+
+def test_missing_turns_bring_what_is_wanted():
+    exemplar = stripes(90)
+    assert missing_turns(exemplar, field("90", (64, 64))) == []
+    (turn,) = missing_turns(exemplar, field("45", (64, 64)))
+    (turned,) = turned_and_resized(exemplar, [turn], [])
+    error = degrees_of(axes(turned)) - 45
+    assert error.abs().median() < 2
+    assert len(missing_turns(exemplar, field("circular", (64, 64)))) == AXIS_BINS - 1
+
+
+def test_orientation_asks_for_no_statistics_that_nothing_has():
+    guide = orientation_guide(stripes(0), field("90", (8, 8)), lambda image: [])
+    assert (guide.output_region == -1).all() and (guide.source_regions[0] == 0).all()
+    turned = partial(turned_and_resized, degrees=[90], factors=[])
+    guide = orientation_guide(stripes(0), field("90", (8, 8)), turned)
+    assert (guide.output_region == 4).all() and (guide.source_regions[1] == 4).float().mean() > 0.9
+    assert len(guide.sources) == 2 and guide.sources[1].shape == (1, 2, 64, 64)

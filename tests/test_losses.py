@@ -425,7 +425,7 @@ def test_guided_prefers_what_has_the_same_guide(every_patch):
     guide = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4)
     output = positions(UP, UP, UP, UP)
     wanted = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 1, 1, 4)
-    model = Guided(source, ["a"], Settings(guide=(guide, wanted)))
+    model = Guided(source, ["a"], Settings(guide=((guide,), wanted)))
     model.renew(output)
     extra = model.held["a"][0].extra(torch.arange(4))
     # A guide counts as 10 times its squared distance, and about the mean (0.5, 0.5) up and right
@@ -443,7 +443,7 @@ def test_guides_are_resized_and_averaged_over_patches(every_patch):
     source = {"a": noise(2, 4, 10, 9)[:1]}
     output = {"a": noise(2, 4, 9, 12, seed=1)}
     guides = picture(1, 2, 20, 18), picture(2, 2, 18, 24, seed=2)
-    model = Guided(source, ["a"], Settings(guide=guides))
+    model = Guided(source, ["a"], Settings(guide=((guides[0],), guides[1])))
     model.renew(output)
 
     def means(guide, size):

@@ -18,6 +18,7 @@ import models
 import Synthesis
 from arguments import build_parser
 from controls import Controls
+from guides import axes
 from losses import LONG_RANGE_WEIGHT, METHODS
 from Synthesis import Progress, main, synthesize
 from terms import GRAM_LAYERS, TERMS, relative_error
@@ -212,6 +213,47 @@ def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
         ((source, tmp_path / "none.png"), "none.png"),
     ):
         arguments = ["--gt_path", str(exemplar), "--guide", *map(str, maps), *TINY]
+        assert main([*arguments, "--save_path", str(result)]) == 2
+        assert told in capfd.readouterr().err and not result.exists()
+
+
+@pytest.fixture
+def upright(tmp_path):
+    """Stripes that run up and down, with some grain."""
+    wave = 128 + 80 * np.sin(np.arange(64) * 2 * np.pi / 8)
+    grain = np.random.default_rng(0).integers(-15, 15, (64, 64))
+    path = tmp_path / "stripes.png"
+    Image.fromarray((wave + grain).clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spec", ["30", "vectors.npy"])
+def test_orientation_turns_the_texture(method, spec, result, upright, tmp_path):
+    # Right and up: 45 degrees.
+    np.save(tmp_path / "vectors.npy", np.stack((np.ones((64, 64)), -np.ones((64, 64)))))
+    spec, degrees = (spec, 30) if spec == "30" else (str(tmp_path / spec), 45)
+    options = ["--method", method, "--orientation", spec, "--size", "64", "--epoch", "60"]
+    make(upright, result, *options, "--optimizer", "LBFGS", "--spectrum", "0")
+    found = axes(read_picture(result)[0])
+    angle = (-torch.rad2deg(torch.atan2(found[:, 1], found[:, 0])) / 2) % 180
+    error = ((angle - degrees + 90) % 180 - 90).abs()
+    assert error[found.norm(dim=1) > 0.5].median() < 10
+
+
+def test_orientations_that_cannot_be(result, pebbles, tmp_path, capfd):
+    np.save(tmp_path / "flat.npy", np.ones((4, 4)))
+    np.save(tmp_path / "nan.npy", np.full((2, 4, 4), np.nan))
+    (tmp_path / "text.npy").write_text("no")
+    for spec, told in (
+        ("diagonal", "radial, circular, wave"),
+        ("flat.npy", "(4, 4), needed are numbers of (2, H, W)"),
+        ("nan.npy", "not finite"),
+        ("text.npy", "not a .npy file"),
+        ("none.npy", "none.npy"),
+    ):
+        spec = str(tmp_path / spec) if "." in spec else spec
+        arguments = ["--gt_path", str(pebbles), "--orientation", spec, *TINY]
         assert main([*arguments, "--save_path", str(result)]) == 2
         assert told in capfd.readouterr().err and not result.exists()
 
