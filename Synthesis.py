@@ -106,14 +106,16 @@ def synthesize(
     tile = controls.tile
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, scales, extractor.layers, tile)
     shares = split_steps(steps, len(sizes))
-    settings = Settings(seed, match_every, max_patches)
-    settings = controls.settings(settings)
+    settings = controls.settings(Settings(seed, match_every, max_patches))
     image = _noise_like(exemplar, sizes[0][1], seed)
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
         with torch.no_grad():
             others = turned_and_resized(picture, patch_rotations, patch_scales)
-            settings = settings._replace(variants=tuple(map(extractor, others)))
+            pools = [0] * (1 + len(others)) + list(range(1, 1 + len(controls.mixed)))
+            others += controls.mixed_at(source_size[0] / exemplar.shape[2])
+            features = tuple(map(extractor, others))
+            settings = settings._replace(variants=features, pools=tuple(pools))
             # The source's features have no name, so that those that nobody keeps are free again.
             criterion = Criterion(
                 extractor(picture), layers or extractor.layers, method, weights, settings

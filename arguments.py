@@ -81,6 +81,21 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def parse_share(text: str) -> tuple[str, float | None]:
+    """Return 'b.jpg:0.3' as ('b.jpg', 0.3) and 'b.jpg' as ('b.jpg', None).
+
+    Raises argparse.ArgumentTypeError for a share that is not between 0 and 1.
+    """
+    name, _, share = text.rpartition(":")
+    try:
+        value = float(share)
+    except ValueError:
+        return text, None
+    if not name or not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give PICTURE:SHARE, the share between 0 and 1")
+    return name, value
+
+
 def parse_bool(text: str) -> bool:
     """Return True or False for the words for it; `type=bool` would read 'False' as true.
 
@@ -175,6 +190,15 @@ def build_parser() -> Parser:
         help="axis along which the texture runs: degrees counter-clockwise from the horizontal, "
         f"{', '.join(FIELDS)}, a picture whose hue is twice the angle, or .npy of (2, H, W) with "
         "vectors to the right and down",
+    )
+    add(
+        "--mix",
+        nargs="+",
+        type=parse_share,
+        default=[],
+        metavar="PICTURE[:SHARE]",
+        help="other exemplars and their shares; --gt_path has the rest, equal parts where nothing "
+        "is said. With --guide mix OUTPUT_MAP, colours from dark to light are --gt_path and these",
     )
     add(
         "--init",

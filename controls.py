@@ -22,10 +22,12 @@ class Controls(NamedTuple):
     content_weight: float = 0.0
     keep_color: bool = False  # the output gets the content's hue and saturation
     guide: Guide | None = None  # what goes where
+    mixed: tuple[tuple[Tensor, float], ...] = ()  # other exemplars, of any size, and their shares
 
     def to(self, device: torch.device) -> "Controls":
         """The same on another device."""
-        return Controls(*(x.to(device) if isinstance(x, Tensor | Guide) else x for x in self))
+        moved = Controls(*(x.to(device) if isinstance(x, Tensor | Guide) else x for x in self))
+        return moved._replace(mixed=tuple((x.to(device), share) for x, share in self.mixed))
 
     def settings(self, settings: Settings) -> Settings:
         """What texture models and terms shall know of these controls."""
@@ -35,6 +37,9 @@ class Controls(NamedTuple):
             settings = settings._replace(
                 guide=(sources, output), regions=(source_regions, output_region)
             )
+        elif self.mixed:
+            shares = [share for _, share in self.mixed]
+            settings = settings._replace(shares=(1 - sum(shares), *shares))
         if self.free is not None:
             # What is far from all that may change would only be made up for elsewhere.
             near = F.max_pool2d(self.free.float(), 2 * NEAR + 1, 1, NEAR) > 0
@@ -42,6 +47,11 @@ class Controls(NamedTuple):
             source, output = settings.regions or ((whole,), whole)
             settings = settings._replace(regions=(source, torch.where(near, output, -1)))
         return settings
+
+    def mixed_at(self, factor: float) -> list[Tensor]:
+        """The other exemplars, resized."""
+        sizes = [[max(1, round(factor * side)) for side in x.shape[2:]] for x, _ in self.mixed]
+        return [resize(x, tuple(size)) for (x, _), size in zip(self.mixed, sizes, strict=True)]
 
     def free_at(self, size: tuple[int, int]) -> Tensor | None:
         """`free` in another size, smaller ones included where any of it is free."""

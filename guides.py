@@ -85,6 +85,32 @@ def _with_variants(
     return Guide(sources, output, (source_region, *regions), output_region)
 
 
+def which_exemplar(exemplars: list[Tensor], output: Tensor, name: str) -> Guide:
+    """The guide whose regions are whole exemplars, by the colours of a map from dark to light.
+
+    Raises:
+        UserError: the map has not one colour for each of the exemplars.
+    """
+    colours, index = (
+        (LEVELS * output[0]).round().long().flatten(1).T.unique(dim=0, return_inverse=True)
+    )
+    if len(colours) != len(exemplars):
+        raise UserError(
+            f"--guide mix {name}: {len(colours)} colours, needed are {len(exemplars)}, one for "
+            "each exemplar from dark to light"
+        )
+    order = colours.sum(1).argsort().argsort()
+    region = order[index].view(1, 1, *output.shape[2:])
+    regions = tuple(
+        torch.full((1, 1, *exemplar.shape[2:]), k) for k, exemplar in enumerate(exemplars)
+    )
+
+    def one_hot(region: Tensor) -> Tensor:
+        return F.one_hot(region[:, 0], len(exemplars)).movedim(3, 1).float()
+
+    return Guide(tuple(map(one_hot, regions)), one_hot(region), regions, region)
+
+
 def joined(guides: list[Guide]) -> Guide:
     """Several guides as one: every channel, and a region for every pair of regions.
 

@@ -21,6 +21,7 @@ from guides import (
     missing_turns,
     orientation_guide,
     read_guide,
+    which_exemplar,
 )
 from losses import LONG_RANGE_WEIGHT, METHODS
 from models import DEFAULT_NET, least_side, resolve_layers, stride
@@ -106,7 +107,10 @@ def _job(
         wanted = _orientation(args.orientation, size, args.size is not None, pictures)
         rotations = rotations or missing_turns(exemplar, wanted)
     variants = partial(turned_and_resized, degrees=rotations, factors=args.patch_scales)
-    controls = controls._replace(guide=_guide(args, exemplar, wanted, variants, pictures))
+    controls = controls._replace(
+        guide=_guide(args, exemplar, wanted, variants, pictures),
+        mixed=tuple((pictures.read(name), share) for name, share in _shares(args.mix)),
+    )
     asked = None if controls.guide is None else controls.guide.output
     follows = next(p for p in (controls.init, asked, content, exemplar) if p is not None)
     size = args.size or tuple(follows.shape[-2:])
@@ -114,6 +118,12 @@ def _job(
         raise UserError(f"--size {_told(size)}: {_told(controls.free.shape[-2:])} is masked")
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, args.scales, layers, args.tile)
     check_variants(variants, sizes[0][0], least_side(layers))
+    for mixed in controls.mixed_at(sizes[0][0][0] / exemplar.shape[2]):
+        if min(mixed.shape[2:]) < least_side(layers):
+            raise UserError(
+                f"--mix: an exemplar becomes {_told(mixed.shape[2:])} at the coarsest scale, "
+                f"allowed are sides of {least_side(layers)} or more"
+            )
     if sizes[-1][1] != size:
         pictures.notes.append(
             f"{path.name}: made at {_told(sizes[-1][1])}, then resized, to tile exactly"
@@ -188,6 +198,9 @@ def _guide(
 ) -> Guide | None:
     guides = []
     for names in args.guide:
+        if args.mix and names[0] == "mix":
+            exemplars = [exemplar, *(pictures.read(name) for name, _ in args.mix)]
+            return which_exemplar(exemplars, pictures.read(names[1]), names[1])
         source, output = (pictures.read(name) for name in names)
         if source.shape != exemplar.shape:
             raise UserError(
@@ -198,6 +211,15 @@ def _guide(
     if wanted is not None:
         guides.append(orientation_guide(exemplar, wanted, variants))
     return joined(guides) if guides else None
+
+
+def _shares(mix: list[tuple[str, float | None]]) -> list[tuple[str, float]]:
+    """Shares where none is given: equal parts of the rest, of which the exemplar has one."""
+    rest = 1 - sum(share or 0 for _, share in mix)
+    if rest <= 1e-6:
+        raise UserError(f"--mix: shares of {1 - rest:g} in all leave nothing for the exemplar")
+    part = rest / (1 + sum(share is None for _, share in mix))
+    return [(name, share or part) for name, share in mix]
 
 
 def _told(size: tuple[int, int]) -> str:
@@ -274,6 +296,10 @@ def check_uses(args: argparse.Namespace) -> None:
     for flag, value in (("keep_color", args.keep_color), ("init content", args.init == "content")):
         if value and not args.style_image:
             raise UserError(f"--{flag}: of use with --style_image only, which is missing")
+    if args.mix and (args.orientation or args.patch_rotations or args.patch_scales):
+        raise UserError("--mix: exemplars are mixed as they are, not turned or resized")
+    if args.mix and args.guide and (len(args.guide) > 1 or args.guide[0][0] != "mix"):
+        raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
     if args.mask and args.init in (None, "content", "noise"):
         raise UserError(f"--mask {args.mask}: say what is masked, --init PICTURE")
     if args.mask and args.expand:

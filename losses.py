@@ -20,6 +20,7 @@ from guides import Regional
 from patches import (
     ContextualScore,
     at_once,
+    balanced,
     chunk_rows,
     higher,
     nearest_patches,
@@ -123,9 +124,28 @@ class CNNMRF:
             start, correlation = nearest_patches(picture, source, size, here, guide)
             found.append((start + offset, correlation, torch.full_like(start, source.shape[2])))
             offset += source[0].numel()
+        if self.settings.shares:
+            found = self._shared(found, picture, size)
         start, _, stride = reduce(higher, found)
         flat = torch.cat([source.flatten(1) for source in sources], 1)
         return overlapped(flat, start, stride, size)
+
+    def _shared(
+        self, found: list[tuple[Tensor, ...]], picture: Tensor, size: int
+    ) -> list[tuple[Tensor, ...]]:
+        """The same with heights such that every exemplar has its share of the patches."""
+        pools, shares = self.settings.pools, self.settings.shares
+        norms = F.avg_pool2d(picture.square().sum(0)[None], size, 1)[0].sqrt().clamp(min=1e-12)
+        cosines = [height / norms for _, height, _ in found]
+        best = [
+            torch.stack([c for c, pool in zip(cosines, pools, strict=True) if pool == k]).amax(0)
+            for k in range(len(shares))
+        ]
+        added = balanced(torch.stack(best).flatten(1), shares)
+        return [
+            (start, cosine + added[pool], stride)
+            for (start, _, stride), cosine, pool in zip(found, cosines, pools, strict=True)
+        ]
 
     @staticmethod
     def _of_patches(guide: Tensor, size: int) -> Tensor:
@@ -198,12 +218,28 @@ class Guided:
             here = _resized(self.settings.guide[1][i : i + 1], unwrapped)
             here = sample.means(wrapped(here, tile, size - 1, size - 1))
             apart = partial(_guide_distance, here, _joined(there))
+        share = self._share(
+            [s.count(m) for s, m in zip(samples, sources, strict=True)], drawn, wanted
+        )
         used = wanted.new_zeros(len(wanted))
         for rows in strips(len(drawn), chunk_rows(4 * len(wanted), wanted.device)):
-            nearest = (apart(rows) - drawn[rows] @ wanted.T).argmin(1)
+            nearest = (share + apart(rows) - drawn[rows] @ wanted.T).argmin(1)
             used += nearest.bincount(minlength=len(wanted))
-        penalty = self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
+        penalty = share + self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
         return _Held(sample, wanted, lambda rows: penalty + apart(rows), tile)
+
+    def _share(self, counts: list[int], drawn: Tensor, wanted: Tensor) -> Tensor | float:
+        """(M,) to add to the distances, for every exemplar to have its share of the patches."""
+        if not self.settings.shares:
+            return 0.0
+        pools = torch.tensor(self.settings.pools).repeat_interleave(torch.tensor(counts))
+        pools = pools.to(wanted.device)
+        best = []
+        for rows in strips(len(drawn), chunk_rows(8 * len(wanted), wanted.device)):
+            cosines = drawn[rows] @ wanted.T
+            each = range(len(self.settings.shares))
+            best.append(torch.stack([cosines[:, pools == k].amax(1) for k in each]))
+        return -balanced(torch.cat(best, 1), self.settings.shares)[pools]
 
     def _sample(self, maps: Tensor, size: int, most: int) -> "_Sample":
         spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
@@ -247,6 +283,10 @@ class _Sample(NamedTuple):
     stride: int
     origin: list[int]  # y, x of the first one
     chosen: Tensor | None  # of all patches at that stride; None means all of them
+
+    def count(self, maps: Tensor) -> int:
+        """How many patches that are of (1, C, H, W)."""
+        return self.columns(maps[:, :1]).shape[1]
 
     def columns(self, maps: Tensor) -> Tensor:
         """(1, C, H, W) -> (C size^2, N)."""
@@ -374,4 +414,29 @@ def _built(kind: type, source: Features, layers: list[str], settings: Settings) 
     """A model or term, for each region alone where it does not see for itself where things are."""
     if settings.regions is not None and getattr(kind, "unordered", False):
         return Regional(kind, source, layers, settings)
+    if settings.shares and kind not in (CNNMRF, Guided):
+        return _Blend(kind, source, layers, settings)
     return kind(source, layers, settings)
+
+
+class _Blend:
+    """Several exemplars' statistics, each met as much as its share: squared distances add up to
+    that from the mean of the statistics, for Gram matrices, or from the barycentre of the
+    distributions (Rabin et al. 2011), and a constant.
+    """
+
+    def __init__(self, kind: type, source: Features, layers: list[str], settings: Settings) -> None:
+        pictures = source, *settings.variants
+        self.parts = [
+            (share, kind(pictures[settings.pools.index(k)], layers, settings))
+            for k, share in enumerate(settings.shares)
+        ]
+        if hasattr(kind, "renew"):
+            self.renew = self._renew
+
+    def _renew(self, output: Features) -> None:
+        for _, part in self.parts:
+            part.renew(output)
+
+    def __call__(self, output: Features) -> Tensor:
+        return sum(share * part(output) for share, part in self.parts)

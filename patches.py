@@ -1,7 +1,7 @@
 """Patches of feature maps: finding the nearest ones in bounded memory, and how well they fit."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 
 import torch
@@ -76,6 +76,22 @@ def nearest_patches(
 def higher(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """(found, height, ...), (found, height, ...) -> position by position the one that is higher."""
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
+
+
+def balanced(heights: Tensor, shares: Sequence[float]) -> Tensor:
+    """(K, N), K shares of sum 1 -> (K,): what to add to each row for it to be the highest one at
+    its share of the N places.
+
+    The dual of an optimal transport of places to rows, by subgradients.
+    """
+    wanted = torch.tensor(shares, device=heights.device, dtype=heights.dtype)
+    added = torch.zeros_like(wanted)
+    step = heights.std().clamp(min=1e-6)
+    for i in range(200):
+        highest = (heights + added[:, None]).argmax(0)
+        found = highest.bincount(minlength=len(wanted)) / heights.shape[1]
+        added += step / (1 + i / 10) * (wanted - found)
+    return added
 
 
 def _nearest(

@@ -35,7 +35,10 @@ class Settings(NamedTuple):
     seed: int = 0
     match_every: int | None = None  # steps between renewals; None means the model's own
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
-    variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source
+    variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source, and
+    # of other exemplars
+    pools: tuple[int, ...] = ()  # to which exemplar the source and each of the variants belong
+    shares: tuple[float, ...] = ()  # of the output that each exemplar shall have
     guide: tuple[tuple[Tensor, ...], Tensor] | None = None  # (1, G, h, w) of the source and of its
     # variants, and (B, G, H, W) wanted
     regions: tuple[tuple[Tensor, ...], Tensor] | None = None  # the same in regions, -1 is none

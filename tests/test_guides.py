@@ -21,6 +21,7 @@ from guides import (
     orientation_guide,
     read_guide,
     region_masks,
+    which_exemplar,
 )
 from losses import CNNMRF, Criterion, Guided, Sliced
 from patches import nearest_patches
@@ -87,6 +88,17 @@ def test_joined_guides_have_a_region_for_every_pair():
     assert both.output_region.flatten().tolist() == [pairs[2], pairs[1]]
     with pytest.raises(UserError, match="ask together"):
         joined([one, read_guide(picture([RED, BLUE, RED]), picture([BLUE, RED]), NAMES)])
+
+
+def test_whole_exemplars_are_regions_from_dark_to_light():
+    exemplars = [noise(1, 3, 3, 4), noise(1, 3, 5, 2)]
+    guide = which_exemplar(exemplars, picture([WHITE, BLUE, BLUE]), "map.png")
+    assert guide.output_region.tolist() == [[[[1, 0, 0]]]]
+    assert [x.shape[2:] for x in guide.sources] == [(3, 4), (5, 2)]
+    assert [x.unique().tolist() for x in guide.source_regions] == [[0], [1]]
+    assert guide.sources[1][0, :, 0, 0].tolist() == [0, 1]
+    with pytest.raises(UserError, match="map.png: 2 colours, needed are 3"):
+        which_exemplar([*exemplars, exemplars[0]], picture([WHITE, BLUE]), "map.png")
 
 
 def test_positions_of_a_layer_belong_to_what_most_of_them_is():

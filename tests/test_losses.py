@@ -360,6 +360,43 @@ def test_cnnmrf_averages_layers():
     assert values[1] == pytest.approx(values[0] / 2)  # layer b is met
 
 
+def pooled(*pictures, shares):
+    """Settings of several exemplars, after the first."""
+    return Settings(
+        variants=tuple({"a": maps} for maps in pictures),
+        pools=tuple(range(1 + len(pictures))),
+        shares=shares,
+    )
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.2, 0.8)])
+def test_cnnmrf_gives_every_exemplar_its_share(shares, monkeypatch):
+    # The second exemplar is like the output, the first is not.
+    output = {"a": noise(1, 6, 24, 24)}
+    other = output["a"] + 0.5 * noise(1, 6, 24, 24, seed=1)
+    model = CNNMRF({"a": noise(1, 6, 24, 24, seed=2)}, ["a"], pooled(other, shares=shares))
+    starts = []
+    plain = losses.overlapped
+
+    def watched(flat, start, *rest):
+        starts.append(start)
+        return plain(flat, start, *rest)
+
+    monkeypatch.setattr(losses, "overlapped", watched)
+    model.renew(output)
+    assert (starts[0] >= 24 * 24).float().mean().item() == pytest.approx(shares[1], abs=0.02)
+
+
+def test_blend_is_the_mean_of_statistics():
+    one, two, output = ({"a": noise(1, 3, 5, 5, seed=s)} for s in range(3))
+    criterion = Criterion(one, ["a"], "gram", {}, pooled(two["a"], shares=(0.7, 0.3)))
+    expected = 0.7 * Gram(one, ["a"])(output) + 0.3 * Gram(two, ["a"])(output)
+    torch.testing.assert_close(criterion(output), expected)
+    sliced = Criterion(one, ["a"], "swd", {}, pooled(one["a"], shares=(0.7, 0.3)))
+    sliced.renew(one)
+    assert sliced(one).item() == 0
+
+
 # -------------------------------------------------------------------------------------- guided
 
 
@@ -520,3 +557,18 @@ def test_guided_takes_smaller_patches_of_smaller_maps(every_patch):
     model.renew(output)
     assert model.held["a"][0].source.shape == (2 * 6, 3 * 4 * 4)  # 4, the shortest of all sides
     assert model(output).isfinite().all()
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1)])
+def test_guided_gives_every_exemplar_its_share(shares, every_patch):
+    output = {"a": noise(1, 3, 24, 24) - 0.5}
+    other = output["a"] + 0.5 * (noise(1, 3, 24, 24, seed=1) - 0.5)
+    source = {"a": noise(1, 3, 24, 24, seed=2) - 0.5}
+    model = Guided(source, ["a"], pooled(other, shares=shares))
+    model.occurrence_weight = 0.0
+    model.renew(output)
+    (held,) = model.held["a"]
+    drawn = held.sample.unit_patches(output["a"] - model.mean["a"])
+    nearest = (held.extra(slice(None)) - drawn @ held.source.T).argmin(1)
+    found = (nearest >= len(held.source) // 2).float().mean().item()
+    assert found == pytest.approx(shares[1], abs=0.03)

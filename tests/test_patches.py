@@ -12,6 +12,7 @@ from patches import (
     EPSILON,
     ContextualScore,
     at_once,
+    balanced,
     chunk_rows,
     nearest_patches,
     overlapped,
@@ -111,6 +112,14 @@ def test_nearest_patches_splits_a_large_source_too(monkeypatch):
     index, _ = nearest_patches(output, source, 3)
     assert held == 4 * (5 * [(3, 4)])  # two rows of patches each: 10 of the source in 5 strips
     assert torch.equal(index, brute_force(output, source, 3)[0])
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.9), (0.2, 0.3, 0.5)])
+def test_balanced_rows_are_highest_at_their_share(shares):
+    heights = noise(len(shares), 2000) * torch.arange(1.0, 1 + len(shares))[:, None]
+    added = balanced(heights, shares)
+    found = (heights + added[:, None]).argmax(0).bincount() / 2000
+    torch.testing.assert_close(found, torch.tensor(shares), atol=0.01, rtol=0)
 
 
 def test_chunk_rows_by_hand(monkeypatch):

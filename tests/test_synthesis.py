@@ -218,6 +218,41 @@ def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
 
 
 @pytest.fixture
+def colours(tmp_path):
+    """Two exemplars, of one colour each but for grain."""
+    paths = tmp_path / "red.png", tmp_path / "blue.png"
+    grain = np.random.default_rng(0).integers(-20, 20, (64, 64, 1))
+    for path, colour in zip(paths, ((200, 60, 60), (60, 60, 200)), strict=True):
+        Image.fromarray((np.array(colour) + grain).astype(np.uint8)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mix_is_between_its_exemplars(method, result, colours):
+    red, blue = map(str, colours)
+    options = ["--size", "48", "--epoch", "60", "--optimizer", "LBFGS", "--method", method]
+    reds = []
+    for share in ("0.2", "0.8"):
+        make(red, result, *options, "--mix", f"{blue}:{share}")
+        reds.append(pixels(result)[..., 0].mean())
+    assert reds == pytest.approx([172, 88], abs=30)  # shares of 200 and 60
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mix_with_a_guide_says_which_goes_where(method, result, colours, tmp_path):
+    red, blue = map(str, colours)
+    Image.fromarray(np.repeat([[0] * 32 + [255] * 32], 48, 0).astype(np.uint8)).save(
+        tmp_path / "map.png"
+    )
+    sized = TINY[: TINY.index("--epoch")] + ["--epoch", "60", "--optimizer", "LBFGS"]
+    arguments = ["--gt_path", red, "--mix", blue, "--guide", "mix", str(tmp_path / "map.png")]
+    assert main([*arguments, *sized, "--method", method, "--save_path", str(result)]) == 0
+    found = pixels(result)
+    assert found.shape == (48, 64, 3)
+    assert found[:, :26, 0].mean() > 160 and found[:, 38:, 0].mean() < 100
+
+
+@pytest.fixture
 def upright(tmp_path):
     """Stripes that run up and down, with some grain."""
     wave = 128 + 80 * np.sin(np.arange(64) * 2 * np.pi / 8)
@@ -524,6 +559,12 @@ def no_weights(monkeypatch):
         ("--expand 300 --style_image leaf.jpg", ["--style_image", "--expand"]),
         ("--content_weight -1", ["'-1'", "0 or more"]),
         ("--style_image leaf.jpg --content_layers conv9_1", ["conv9_1"]),
+        ("--mix leaf.jpg:2", ["'leaf.jpg:2'", "between 0 and 1"]),
+        ("--mix no.jpg:0.5", ["no.jpg"]),
+        ("--mix leaf.jpg:0.5 wood.png:0.5", ["--mix", "leave nothing"]),
+        ("--mix leaf.jpg --orientation 45", ["--mix", "as they are"]),
+        ("--mix leaf.jpg --guide leaf.jpg leaf.jpg", ["--mix", "mix OUTPUT_MAP"]),
+        ("--guide mix leaf.jpg", ["mix"]),
         ("--tile z", ["'z'", "xy"]),
         ("--model vgg11", ["vgg11", "vgg19", "vgg16-hed"]),
         ("--pool median", ["median", "avg", "max"]),
