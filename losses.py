@@ -356,7 +356,7 @@ METHODS = {
     ),
 }
 GUIDE_WEIGHT = 10.0  # of squared distances of guides, beside cosines of features
-TERMS_MATCH_EVERY = 5  # steps between renewals of terms, beside a model that has none
+TERMS_MATCH_EVERY = 20  # steps between renewals of terms, beside a model that has none
 LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars that repeat
 
 

@@ -24,8 +24,8 @@ NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture i
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
-PATCH_SIDE = 42  # px; a smaller picture is pinned by its patches, and the output becomes a copy
 PATCH_DIRECTIONS = 32  # at full size; four times as many at half of it cost the same
+PATCH_SIDE = 42  # px; many directions pin a smaller picture, and the output becomes a copy
 PERIODIC = 0.35  # height of an autocorrelation peak that makes an exemplar regular
 
 
@@ -292,6 +292,8 @@ class Patches:
 
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
         self.image, self.tile = source["image"].detach(), settings.tile
+        # What repeats has no layout but its order.
+        self.repeats = period(self.image)[0] > PERIODIC
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(source)
 
@@ -299,9 +301,10 @@ class Patches:
         """Draw new directions."""
         self.levels: list[tuple[int, Tensor, Tensor]] = []
         for level in range(PATCH_LEVELS):
-            count = PATCH_DIRECTIONS * 4**level
+            many = self.repeats or min(self.image.shape[2:]) >= 2**level * PATCH_SIDE
+            count = PATCH_DIRECTIONS * (4**level if many else 1)
             directions = unit_directions(count, self.generator).to(self.image.device)
-            if min(self.image.shape[2:]) >= 2**level * PATCH_SIDE:
+            if min(self.image.shape[2:]) >= 2**level * PATCH:
                 ascending = self._projected(self.image, 2**level, directions, "")
                 self.levels.append((2**level, directions, ascending))
 
@@ -309,7 +312,7 @@ class Patches:
         image = output["image"]
         errors = [image.new_zeros(len(image))]
         for factor, directions, wanted in self.levels:
-            if min(image.shape[2:]) >= factor * PATCH_SIDE:
+            if min(image.shape[2:]) >= factor * PATCH:
                 ascending = self._projected(image, factor, directions, self.tile)
                 wanted = resampled(wanted, ascending.shape[2])
                 variance = wanted.var(2, correction=0).mean().clamp(min=TINY)

@@ -8,7 +8,6 @@ from conftest import TinyExtractor
 from torch.nn import functional as F
 
 import losses
-import terms
 import utils
 from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced, _Sample
 from patches import BANDWIDTH, EPSILON
@@ -26,11 +25,6 @@ def picture(*shape, seed=0):
 def columns(maps, patch):
     """(C, H, W) -> (N, C patch^2), patches in reading order."""
     return F.unfold(maps[None], patch)[0].T
-
-
-@pytest.fixture(autouse=True)
-def tiny_pictures_have_patches(monkeypatch):
-    monkeypatch.setattr(terms, "PATCH_SIDE", terms.PATCH)
 
 
 @pytest.fixture

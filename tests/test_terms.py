@@ -33,11 +33,6 @@ def noise(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(autouse=True)
-def tiny_pictures_have_patches(monkeypatch):
-    monkeypatch.setattr(terms, "PATCH_SIDE", terms.PATCH)
-
-
 # ------------------------------------------------------------------------------- all the terms
 
 
@@ -419,12 +414,22 @@ def test_patches_by_loops():
     assert term({"image": output}).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_patches_never_pin_a_picture_of_few_patches(monkeypatch):
-    monkeypatch.setattr(terms, "PATCH_SIDE", 42)
-    for side, factors in ((168, [1, 2, 4]), (167, [1, 2]), (84, [1, 2]), (42, [1]), (41, [])):
-        levels = Patches({"image": noise(1, 3, side, 200)}, []).levels
-        assert [factor for factor, _, _ in levels] == factors
-        assert [len(d) for _, d, _ in levels] == [32, 128, 512][: len(levels)]
+def test_patches_on_as_many_sizes_as_have_one():
+    source = noise(1, 3, 28, 28)
+    assert [factor for factor, _, _ in Patches({"image": source}, []).levels] == [1, 2, 4]
+    assert [f for f, _, _ in Patches({"image": source[..., :27]}, []).levels] == [1, 2]
+
+
+def test_patches_of_few_places_have_few_directions_unless_they_repeat():
+    stripes = (torch.arange(200.0) * 2 * math.pi / 20).sin().expand(1, 3, 200, 200)
+    for side, counts, repeating in (
+        (168, [32, 128, 512], [32, 128, 512]),
+        (167, [32, 128, 32], [32, 128, 512]),
+        (83, [32, 32, 32], [32, 128, 512]),
+    ):
+        for image, expected in ((noise(1, 3, side, 200), counts), (stripes[..., :side], repeating)):
+            levels = Patches({"image": image}, []).levels
+            assert [len(directions) for _, directions, _ in levels] == expected
 
 
 def test_patches_draw_other_directions_at_renewal():
