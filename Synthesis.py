@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import maps
 from arguments import parse
 from controls import NONE, Controls
 from jobs import Job, layers_of, plan, scales_of
@@ -292,6 +293,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
             down, across = (2 if axis in args.tile else 1 for axis in "yx")
             path = job.save_path.with_stem(f"{job.save_path.stem}_tiled")
             save_picture(image.repeat(1, 1, down, across), path, record)
+        carry_maps(job, args, weights, net, image.to(args.device))
     seconds = time.perf_counter() - started
     print(
         f"{job.save_path}  {record['size']}  {seconds:.1f} s  Gram error {record['error']:.6f}  "
@@ -300,6 +302,21 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
     )
     if interrupted:
         raise interrupted
+
+
+@torch.no_grad()
+def carry_maps(
+    job: Job, args: argparse.Namespace, weights: Weights, net: str, image: Tensor
+) -> None:
+    """Save the exemplar's other maps as they go with the picture."""
+    if not job.maps:
+        return
+    extractor = Extractor(weights, net, maps.LAYERS).to(args.device)
+    source = extractor(job.exemplar.to(args.device))
+    found = maps.correspondence(extractor(image, args.tile), source, args.tile)
+    for path, picture, deep in job.maps:
+        carried = maps.carried(picture.to(args.device), found, args.tile)
+        save_picture(carried, path, {"version": VERSION, "exemplar": job.name}, deep)
 
 
 def print_scores(args: argparse.Namespace) -> None:

@@ -201,6 +201,13 @@ def build_parser() -> Parser:
         "is said. With --guide mix OUTPUT_MAP, colours from dark to light are --gt_path and these",
     )
     add(
+        "--maps",
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="other maps of the exemplar's material, carried along and saved as NAME_MAP.png",
+    )
+    add(
         "--init",
         metavar="noise|content|PICTURE",
         help="what the output starts from; default content with --style_image, else noise",

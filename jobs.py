@@ -30,6 +30,7 @@ from utils import (
     UserError,
     check_save_path,
     find_picture,
+    is_deep,
     pyramid,
     read_picture,
     read_vectors,
@@ -47,6 +48,7 @@ class Job(NamedTuple):
     weights: dict[str, float]  # of the terms
     controls: Controls
     rotations: list[float]  # degrees, of the exemplar as more source
+    maps: list[tuple[Path, Tensor, bool]]  # where each goes, (1, 3, h, w), whether of 16 bits
 
 
 def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
@@ -128,15 +130,30 @@ def _job(
         pictures.notes.append(
             f"{path.name}: made at {_told(sizes[-1][1])}, then resized, to tile exactly"
         )
-    if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-        pictures.notes.append(f"{save_path}: kept pixels stay the same to the bit in .png only")
+    if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
+        pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
     weights, notes = term_weights(args, path.name, exemplar)
     whole = [term for term in ("spectrum", "autocorrelation", "patches") if weights[term]]
     if controls.guide is not None and whole:
         weights |= dict.fromkeys(whole, 0.0)
         notes = [f"{', '.join(whole)}: off beside guides, as it sees the picture as a whole"]
     pictures.notes += notes
-    return Job(path.name, exemplar, size, save_path, weights, controls, rotations)
+    maps = [_map(name, exemplar, save_path, pictures) for name in args.maps]
+    return Job(path.name, exemplar, size, save_path, weights, controls, rotations, maps)
+
+
+def _map(
+    name: str, exemplar: Tensor, save_path: Path, pictures: Pictures
+) -> tuple[Path, Tensor, bool]:
+    found, path = pictures.read(name), find_picture(name)
+    if found.shape != exemplar.shape:
+        raise UserError(
+            f"--maps {name}: {_told(found.shape[-2:])}, but the exemplar is "
+            f"{_told(exemplar.shape[-2:])}"
+        )
+    goes = save_path.with_name(f"{save_path.stem}_{path.stem}.png")
+    check_save_path(goes)
+    return goes, found, is_deep(path)
 
 
 def _controls(
@@ -293,6 +310,8 @@ def check_uses(args: argparse.Namespace) -> None:
         if getattr(args, flag) and flag not in METHODS[args.method].takes:
             takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
             raise UserError(f"--{flag}: --method {args.method} has no use for it, but {takers}")
+    if args.maps and args.mix:
+        raise UserError("--maps: of one exemplar, leave out --mix")
     for flag, value in (("keep_color", args.keep_color), ("init content", args.init == "content")):
         if value and not args.style_image:
             raise UserError(f"--{flag}: of use with --style_image only, which is missing")

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
-LEVELS = 255  # of a channel of 8 bits
+LEVELS, DEEP_LEVELS = 255, 65535  # of a channel of 8 and of 16 bits
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
@@ -115,6 +115,12 @@ def read_picture(path: Path) -> tuple[Tensor, list[str]]:
     return image, [f"{path.name}: {note}" for note in notes]
 
 
+def is_deep(path: Path) -> bool:
+    """Whether a picture is grey of more than 8 bits; Pillow reads others at 8 bits a channel."""
+    with _opened(path) as picture:
+        return picture.mode[0] in "IF"
+
+
 def read_vectors(path: Path) -> Tensor:
     """Return vectors, .npy of (2, H, W), as (1, 2, H, W); UserError for anything else."""
     try:
@@ -165,7 +171,7 @@ def _deep_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
         notes.append("colour profile of a grey picture of more than 8 bits, ignored")
     # Pillow calls a 32-bit integer file "I" as well as some 16-bit ones; only the latter have a
     # white that we know.
-    white = 1 if picture.mode == "F" else 65535
+    white = 1 if picture.mode == "F" else DEEP_LEVELS
     grey = np.asarray(picture).astype(np.float64)
     if not (grey.min() >= 0 and grey.max() <= white):  # so that NaN is refused
         raise ValueError(f"values {grey.min():g} to {grey.max():g}, allowed are 0 to {white}")
@@ -219,8 +225,10 @@ def check_save_path(path: Path) -> None:
         raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
 
 
-def save_picture(image: Tensor, path: Path, record: dict[str, object]) -> None:
+def save_picture(image: Tensor, path: Path, record: dict[str, object], deep: bool = False) -> None:
     """Save (1, 3, H, W) in [0, 1] at 8 bits, as the suffix says, with `record` inside the file.
+
+    With `deep` it is grey of 16 bits, the first channel, which .png and .tif hold.
 
     The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
     for another shape or for values that are not finite.
@@ -230,8 +238,12 @@ def save_picture(image: Tensor, path: Path, record: dict[str, object]) -> None:
     if not image.isfinite().all():
         raise ValueError("the picture holds values that are not finite")
     # The clamp keeps 1.0000001 from wrapping round to black.
-    levels = image.detach()[0].float().mul(255).round().clamp(0, 255).to("cpu", torch.uint8)
-    picture = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+    most = DEEP_LEVELS if deep else LEVELS
+    levels = image.detach()[0].double().mul(most).round().clamp(0, most).cpu().numpy()
+    if deep:
+        picture = Image.fromarray(levels[0].astype(np.uint16))
+    else:
+        picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0), np.uint8))
     kind, options = _FORMATS[path.suffix.lower()]
     # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
     temporary = _real(path).with_name(f".{uuid4().hex}.tmp")

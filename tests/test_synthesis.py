@@ -149,9 +149,9 @@ def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd):
     arguments = ["--gt_path", str(pebbles), *sized, "--expand", "96x80", "--save_path"]
     assert main([*arguments, str(result)]) == 0
     assert np.array_equal(pixels(result)[8:72, 16:80], pixels(pebbles))
-    assert pixels(result).shape == (80, 96, 3) and ".png only" not in capfd.readouterr().err
+    assert pixels(result).shape == (80, 96, 3) and "JPEG" not in capfd.readouterr().err
     assert main([*arguments, str(result.with_suffix(".jpg"))]) == 0
-    assert ".png only" in capfd.readouterr().err
+    assert "JPEG" in capfd.readouterr().err
 
 
 def test_style_transfer_keeps_the_layout(result, pebbles):
@@ -250,6 +250,26 @@ def test_mix_with_a_guide_says_which_goes_where(method, result, colours, tmp_pat
     found = pixels(result)
     assert found.shape == (48, 64, 3)
     assert found[:, :26, 0].mean() > 160 and found[:, 38:, 0].mean() < 100
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
+    colour = pixels(pebbles)
+    Image.fromarray(255 - colour).save(tmp_path / "negative.png")
+    grey = colour.mean(2) / 255 * 65535
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "height.png")
+    names = [str(tmp_path / f"{name}.png") for name in ("negative", "height")]
+    options = ["--maps", *names, "--method", method, "--tile", "x", "--optimizer", "LBFGS"]
+    make(pebbles, result, "--size", "48x56", "--epoch", "40", *options)
+    found = pixels(result).astype(float)
+    with Image.open(result.with_stem("result_height")) as picture:
+        assert picture.mode == "I;16" and picture.size == (48, 56)
+        height = np.asarray(picture) / 65535 * 255
+        assert len(np.unique(height)) > 500  # more than 8 bits hold
+    # Dark in the colour is low in the height and light in the negative: after 40 steps, roughly.
+    assert np.corrcoef(height.ravel(), found.mean(2).ravel())[0, 1] > 0.15
+    negative = pixels(result.with_stem("result_negative")).astype(float)
+    assert np.corrcoef(negative.ravel(), found.ravel())[0, 1] < -0.15
 
 
 @pytest.fixture
@@ -565,6 +585,9 @@ def no_weights(monkeypatch):
         ("--mix leaf.jpg --orientation 45", ["--mix", "as they are"]),
         ("--mix leaf.jpg --guide leaf.jpg leaf.jpg", ["--mix", "mix OUTPUT_MAP"]),
         ("--guide mix leaf.jpg", ["mix"]),
+        ("--maps no.png", ["no.png"]),
+        ("--maps docs/disc.png", ["docs/disc.png", "256x192", "256x256"]),
+        ("--maps wood.png --mix leaf.jpg", ["--maps", "--mix"]),
         ("--tile z", ["'z'", "xy"]),
         ("--model vgg11", ["vgg11", "vgg19", "vgg16-hed"]),
         ("--pool median", ["median", "avg", "max"]),

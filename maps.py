@@ -1,0 +1,88 @@
+"""A material's other maps, carried along with its colour."""
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from patches import higher, nearest_patches, overlapped
+from terms import Features
+
+LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
+VOTE = 5  # px; every pixel is the mean of what this many patches either way have there
+
+
+def correspondence(output: Features, source: Features, tile: str = "") -> Tensor:
+    """(H, W) of int64: for every pixel of the output the pixel y * w + x of the source that has
+    the same surroundings, from features at `LAYERS`, (1, C, ., .).
+
+    Nearest 3x3 patches of the deepest layer, then at each finer one the best of what a place and
+    its neighbours were found to be, and of the places next to that (PatchMatch, Barnes et al. 2009,
+    without its random search).
+    """
+    finest, *_, deepest = LAYERS
+    maps = F.pad(output[deepest], (1, 1, 0, 0), "circular" if "x" in tile else "replicate")
+    maps = F.pad(maps, (0, 0, 1, 1), "circular" if "y" in tile else "replicate")
+    start, _ = nearest_patches(maps[0].contiguous(), source[deepest][0].contiguous(), 3)
+    width = source[deepest].shape[3]
+    found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches
+    for layer in reversed(LAYERS[:-1]):
+        found = _refined(_enlarged(found, output[layer].shape[2:]), output[layer], source[layer])
+    return found[0] * source[finest].shape[3] + found[1]
+
+
+def _enlarged(found: Tensor, size: tuple[int, int]) -> Tensor:
+    """(2, h, w) positions of a layer -> (2, H, W) of the next finer one, of twice the size."""
+    double = (2 * found).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    double[0, 1::2] += 1
+    double[1, :, 1::2] += 1
+    spare = [max(0, side - double.shape[1 + i]) for i, side in enumerate(size)]
+    double = F.pad(double[None].float(), (0, spare[1], 0, spare[0]), "replicate")[0].long()
+    return double[:, : size[0], : size[1]]
+
+
+def _refined(found: Tensor, output: Tensor, source: Tensor) -> Tensor:
+    """The best of each place's candidates, by 5x5 patches: (2, H, W) -> (2, H, W)."""
+    steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
+    padded = F.pad(found[None].float(), (1, 1, 1, 1), "replicate")[0].long()
+    height, width = found.shape[1:]
+    for y, x in steps:
+        # What the neighbour at (y, x) found, seen from here.
+        other = padded[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+        candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
+    found, _ = reduce(higher, (_judged(place, output, source) for place in candidates))
+    return found
+
+
+def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Places moved to where a patch fits in, and how near the features there are: the higher."""
+    margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
+    place = torch.stack(
+        [
+            c.clamp(margin, side - 1 - margin)
+            for c, margin, side in zip(place, margins, source.shape[2:], strict=True)
+        ]
+    )
+    there = source[0].flatten(1)[:, (place[0] * source.shape[3] + place[1]).flatten()]
+    distance = (output[0] - there.view(output.shape[1:])).square().sum(0)
+    return place, -F.avg_pool2d(distance[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+
+
+def carried(maps: Tensor, found: Tensor, tile: str = "") -> Tensor:
+    """(1, C, h, w) of the exemplar -> (1, C, H, W) of the output, by `correspondence`.
+
+    Patches around the places that correspond are laid over each other and averaged.
+    """
+    width, reach = maps.shape[3], VOTE // 2
+    rows, columns = (
+        torch.arange(-reach, side + reach, device=found.device) % side
+        if axis in tile
+        else torch.arange(reach, side - reach, device=found.device)
+        for axis, side in zip("yx", found.shape, strict=True)
+    )
+    starts = found[rows][:, columns] - reach * (width + 1)
+    mean, _, _ = overlapped(maps[0].flatten(1), starts, torch.full_like(starts, width), VOTE)
+    top, left = (2 * reach if axis in tile else 0 for axis in "yx")
+    return mean[None, :, top : top + found.shape[0], left : left + found.shape[1]]

@@ -1,0 +1,60 @@
+"""A material's other maps go where its colour went."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import maps
+from maps import carried, correspondence
+
+
+def features(image):
+    """The pixels and their means over the strides, which tell places apart."""
+    layers = {"relu1_1": image}
+    layers["relu2_1"] = F.avg_pool2d(image, 2)
+    layers["relu3_1"] = F.avg_pool2d(image, 4)
+    return layers
+
+
+@pytest.fixture
+def source():
+    return torch.rand(1, 6, 40, 48, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_picture_corresponds_to_itself(source):
+    found = correspondence(features(source), features(source))
+    inside = torch.arange(40 * 48).view(40, 48)[4:-4, 4:-4]
+    assert (found[4:-4, 4:-4] == inside).all()
+    other = torch.rand(1, 2, 40, 48, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(carried(other, found)[..., 8:-8, 8:-8], other[..., 8:-8, 8:-8])
+
+
+def test_what_was_moved_is_found_where_it_went(source):
+    # Two blocks changed places: multiples of the coarsest stride.
+    moved = torch.cat((source[..., 24:], source[..., :24]), 3)
+    found = correspondence(features(moved), features(source))
+    expected = torch.cat([torch.arange(24, 48), torch.arange(24)]) + 48 * torch.arange(40)[:, None]
+    away = torch.tensor([x not in (0, 1, 22, 23, 24, 25, 46, 47) for x in range(48)])
+    assert (found == expected)[4:-4][:, away].float().mean() > 0.93
+
+
+def test_correspondence_goes_on_across_a_border_that_tiles(source):
+    moved = source.roll((20, 24), (2, 3))
+    inner = {}
+    for tile in ("", "xy"):
+        found = correspondence(features(moved), features(source), tile)
+        inner[tile] = carried(source, found, tile)
+    assert inner["xy"].shape == source.shape
+    # The source's own border lies in the middle; there, and at the output's, patches overlap.
+    error = (inner["xy"] - moved).abs().mean((0, 1))
+    assert error[[0, -1]].median() < 1e-6 and error[:, [0, -1]].median() < 1e-6
+
+
+def test_carried_is_the_mean_of_patches_by_hand(monkeypatch):
+    monkeypatch.setattr(maps, "VOTE", 3)
+    picture = torch.arange(25.0).view(1, 1, 5, 5)
+    # Every patch is the one about (2, 2): places that tile are the mean of all that may lie there.
+    found = torch.full((3, 3), 2 * 5 + 2)
+    assert torch.equal(carried(picture, found), picture[..., 1:4, 1:4])
+    tiled = carried(picture, found, "xy")
+    torch.testing.assert_close(tiled, torch.full((1, 1, 3, 3), 12.0))
