@@ -291,8 +291,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
         save_picture(image, job.save_path, record)
         if args.tile:
             down, across = (2 if axis in args.tile else 1 for axis in "yx")
-            path = job.save_path.with_stem(f"{job.save_path.stem}_tiled")
-            save_picture(image.repeat(1, 1, down, across), path, record)
+            save_picture(image.repeat(1, 1, down, across), job.tiled_path, record)
         carry_maps(job, args, weights, net, image.to(args.device))
     seconds = time.perf_counter() - started
     print(

@@ -49,7 +49,7 @@ def read_guide(
         UserError: a colour of the output that the source does not have; more colours than
             regions may be.
     """
-    levels = [(LEVELS * picture[0]).round().long().flatten(1).T for picture in (source, output)]
+    levels = [_levels(picture) for picture in (source, output)]
     colours, index = torch.cat(levels).unique(dim=0, return_inverse=True)
     indices = [
         part.view(1, 1, *picture.shape[2:])
@@ -62,7 +62,7 @@ def read_guide(
             if not (indices[0] == k).any():
                 colour = "#" + "".join(f"{level:02x}" for level in colours[k].tolist())
                 raise UserError(f"--guide {names[0]}: has no {colour}, which {names[1]} asks for")
-        channels = [F.one_hot(x[:, 0], len(colours)).movedim(3, 1).float() for x in indices]
+        channels = [_one_hot(x, len(colours)) for x in indices]
         return _with_variants(*channels, *indices, variants)
     if (colours != colours[:, :1]).any():
         raise UserError(
@@ -79,7 +79,7 @@ def read_guide(
 def _with_variants(
     source: Tensor, output: Tensor, source_region: Tensor, output_region: Tensor, variants: Variants
 ) -> Guide:
-    shares = F.one_hot(source_region[:, 0]).movedim(3, 1).float()
+    shares = _one_hot(source_region, 1 + int(source_region.max()))
     regions = [maps.argmax(1, keepdim=True) for maps in variants(shares)]
     sources = source, *variants(source)
     return Guide(sources, output, (source_region, *regions), output_region)
@@ -91,9 +91,7 @@ def which_exemplar(exemplars: list[Tensor], output: Tensor, name: str) -> Guide:
     Raises:
         UserError: the map has not one colour for each of the exemplars.
     """
-    colours, index = (
-        (LEVELS * output[0]).round().long().flatten(1).T.unique(dim=0, return_inverse=True)
-    )
+    colours, index = _levels(output).unique(dim=0, return_inverse=True)
     if len(colours) != len(exemplars):
         raise UserError(
             f"--guide mix {name}: {len(colours)} colours, needed are {len(exemplars)}, one for "
@@ -105,10 +103,18 @@ def which_exemplar(exemplars: list[Tensor], output: Tensor, name: str) -> Guide:
         torch.full((1, 1, *exemplar.shape[2:]), k) for k, exemplar in enumerate(exemplars)
     )
 
-    def one_hot(region: Tensor) -> Tensor:
-        return F.one_hot(region[:, 0], len(exemplars)).movedim(3, 1).float()
+    sources = tuple(_one_hot(region, len(exemplars)) for region in regions)
+    return Guide(sources, _one_hot(region, len(exemplars)), regions, region)
 
-    return Guide(tuple(map(one_hot, regions)), one_hot(region), regions, region)
+
+def _levels(picture: Tensor) -> Tensor:
+    """(1, 3, H, W) in [0, 1] -> (H W, 3) of int64, levels of 8 bits."""
+    return (LEVELS * picture[0]).round().long().flatten(1).T
+
+
+def _one_hot(regions: Tensor, count: int) -> Tensor:
+    """(1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of 0 and 1."""
+    return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
 
 
 def joined(guides: list[Guide]) -> Guide:
@@ -143,13 +149,16 @@ def region_masks(regions: Tensor, size: tuple[int, int], count: int) -> Tensor:
     Each position is in the region that has most of it, -1 being none; a region that has most of no
     position gets the one of which it has most.
     """
-    shares = F.one_hot(regions[:, 0] + 1, count + 1).movedim(3, 1).float()
+    shares = _one_hot(regions + 1, count + 1)
     shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
     masks = F.one_hot(shares.argmax(0), count + 1).T.bool()[1:]
     for mask, share in zip(masks, shares[1:], strict=True):
         if not mask.any() and share.max() > 0:
             mask[share.argmax()] = True
     return masks
+
+
+Places = dict[tuple[int, int], list[Tensor]]  # size of a layer -> flat positions of each region
 
 
 class Regional:
@@ -163,11 +172,14 @@ class Regional:
     ) -> None:
         source_regions, self.regions = settings.regions
         self.count = 1 + int(max(regions.max() for regions in (*source_regions, self.regions)))
-        self.masks: dict[tuple[int, int], Tensor] = {}
-        pictures = list(zip((source, *settings.variants), source_regions, strict=False))
+        self.places: Places = {}
+        pictures = [
+            (features, _add_places({}, features, regions, self.count))
+            for features, regions in zip((source, *settings.variants), source_regions, strict=False)
+        ]
         sizes = self.regions[self.regions >= 0].bincount(minlength=self.count)
         self.parts = [
-            (k, n / sizes.sum(), kind(_gathered(pictures, self.count, k), layers, settings))
+            (k, n / sizes.sum(), kind(_gathered(pictures, k), layers, settings))
             for k, n in enumerate(sizes)
             if n
         ]
@@ -182,30 +194,29 @@ class Regional:
         return sum(share * part(self._of(output, k)) for k, share, part in self.parts)
 
     def _of(self, output: Features, k: int) -> Features:
-        for maps in output.values():
-            size = tuple(maps.shape[2:])
-            if size not in self.masks:
-                self.masks[size] = region_masks(self.regions, size, self.count)
-        return _of_region(output, self.masks, k)
+        return _of_region(output, _add_places(self.places, output, self.regions, self.count), k)
 
 
-def _of_region(features: Features, masks: dict[tuple[int, int], Tensor], k: int) -> Features:
+def _add_places(places: Places, features: Features, regions: Tensor, count: int) -> Places:
+    """Where the positions of every region are, for every size of the features, each found once."""
+    for maps in features.values():
+        size = tuple(maps.shape[2:])
+        if size not in places:
+            places[size] = [mask.nonzero()[:, 0] for mask in region_masks(regions, size, count)]
+    return places
+
+
+def _of_region(features: Features, places: Places, k: int) -> Features:
     """(B, C, H, W) each -> (B, C, n, 1), the positions of region k."""
     return {
-        layer: maps.flatten(2)[..., masks[tuple(maps.shape[2:])][k]][..., None]
+        layer: maps.flatten(2)[..., places[tuple(maps.shape[2:])][k]][..., None]
         for layer, maps in features.items()
     }
 
 
-def _gathered(pictures: list[tuple[Features, Tensor]], count: int, k: int) -> Features:
+def _gathered(pictures: list[tuple[Features, Places]], k: int) -> Features:
     """The positions of region k in several pictures, side by side."""
-    parts = []
-    for features, regions in pictures:
-        masks = {
-            tuple(maps.shape[2:]): region_masks(regions, maps.shape[2:], count)
-            for maps in features.values()
-        }
-        parts.append(_of_region(features, masks, k))
+    parts = [_of_region(features, places, k) for features, places in pictures]
     return {layer: torch.cat([part[layer] for part in parts], 2) for layer in parts[0]}
 
 
@@ -253,6 +264,8 @@ def field(spec: str, size: tuple[int, int]) -> Tensor | None:
         try:
             angle = torch.full(size, -math.radians(float(spec)))
         except ValueError:
+            return None
+        if not angle.isfinite().all():
             return None
     return torch.stack(((2 * angle).cos(), (2 * angle).sin()))[None]
 

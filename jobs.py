@@ -50,6 +50,16 @@ class Job(NamedTuple):
     rotations: list[float]  # degrees, of the exemplar as more source
     maps: list[tuple[Path, Tensor, bool]]  # where each goes, (1, 3, h, w), whether of 16 bits
 
+    @property
+    def tiled_path(self) -> Path:
+        """Where the repeat of a picture that tiles goes."""
+        return self.save_path.with_stem(f"{self.save_path.stem}_tiled")
+
+    def written(self) -> list[Path]:
+        """Every file that this makes, but snapshots."""
+        tiled = [self.tiled_path] if self.controls.tile else []
+        return [self.save_path, *tiled, *(path for path, _, _ in self.maps)]
+
 
 def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[str]]:
     """Read every picture and check every path and size, before any slow work.
@@ -71,9 +81,12 @@ def plan(args: argparse.Namespace, layers: list[str]) -> tuple[list[Job], list[s
             raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
         check_save_path(save_path)
         jobs.append(_job(args, layers, path, save_path, pictures))
-    for job in jobs:
-        if any(job.save_path.exists() and job.save_path.samefile(path) for path in pictures.seen):
-            raise UserError(f"--save_path {job.save_path}: that is an exemplar, give another name")
+    written = [path for job in jobs for path in job.written()]
+    for path in written:
+        if any(path.exists() and path.samefile(read) for read in pictures.seen):
+            raise UserError(f"--save_path {path}: that is an exemplar, give another name")
+        if written.count(path) > 1:
+            raise UserError(f"--save_path {path}: two pictures would be saved there")
     return jobs, pictures.notes
 
 

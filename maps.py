@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from patches import higher, nearest_patches, overlapped
 from terms import Features
+from utils import padded
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px; every pixel is the mean of what this many patches either way have there
@@ -22,8 +23,7 @@ def correspondence(output: Features, source: Features, tile: str = "") -> Tensor
     without its random search).
     """
     finest, *_, deepest = LAYERS
-    maps = F.pad(output[deepest], (1, 1, 0, 0), "circular" if "x" in tile else "replicate")
-    maps = F.pad(maps, (0, 0, 1, 1), "circular" if "y" in tile else "replicate")
+    maps = padded(output[deepest], tile, "replicate")
     start, _ = nearest_patches(maps[0].contiguous(), source[deepest][0].contiguous(), 3)
     width = source[deepest].shape[3]
     found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches

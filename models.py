@@ -13,9 +13,8 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from utils import UserError
+from utils import UserError, padded
 
 Weights = dict[str, Tensor]
 
@@ -276,7 +275,7 @@ class Extractor(nn.Module):
         self._features = {"image": image}
         x = self._normalize(image)
         for module in self.trunk:
-            x = module(_padded(x, tile) if isinstance(module, nn.Conv2d) else x)
+            x = module(padded(x, tile, "reflect") if isinstance(module, nn.Conv2d) else x)
         features, self._features = self._features, {}
         return features
 
@@ -297,18 +296,10 @@ class Extractor(nn.Module):
             if not isinstance(module, nn.Conv2d):
                 x = module(x)
                 continue
-            x = module(_padded(x))
+            x = module(padded(x, "", "reflect"))
             activation = x.relu().mean((0, 2, 3))
             floor = activation.mean() / RESCALE_CAP
             gain = 1 / activation.clamp(min=floor) if floor > 0 else torch.ones_like(activation)
             module.weight *= gain[:, None, None, None] / gain_in[None, :, None, None]
             module.bias *= gain
             gain_in = gain
-
-
-def _padded(x: Tensor, tile: str = "") -> Tensor:
-    """One more row and column on every side, of what a 3x3 convolution shall see there."""
-    if not tile:
-        return F.pad(x, (1, 1, 1, 1), "reflect")
-    x = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else "reflect")
-    return F.pad(x, (0, 0, 1, 1), "circular" if "y" in tile else "reflect")

@@ -353,6 +353,15 @@ def wrapped(maps: Tensor, tile: str, height: int, width: int) -> Tensor:
     return F.pad(maps, (0, width * ("x" in tile), 0, height * ("y" in tile)), "circular")
 
 
+def padded(x: Tensor, tile: str, mode: str) -> Tensor:
+    """Return (B, C, H, W) with one more row and column on every side: its own from the other end
+    along the axes in `tile`, else what `F.pad` makes of the mode."""
+    if not tile:
+        return F.pad(x, (1, 1, 1, 1), mode)
+    x = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else mode)
+    return F.pad(x, (0, 0, 1, 1), "circular" if "y" in tile else mode)
+
+
 def turned_and_resized(
     image: Tensor, degrees: Iterable[float], factors: Iterable[float]
 ) -> list[Tensor]:

@@ -254,7 +254,7 @@ def test_fields_by_hand():
         assert [found[place].item() for place in places] == pytest.approx(expected, abs=1e-3)
     wave = degrees_of(field("wave", (5, 9)))[0]
     assert wave[:, middle].tolist() == pytest.approx([135] * 5)  # down at the crest's slope
-    assert field("no", (5, 5)) is None
+    assert all(field(spec, (5, 5)) is None for spec in ("no", "nan", "inf"))
     assert degrees_of(field("-30", (2, 2))).flatten().tolist() == pytest.approx([150] * 4)
 
 

@@ -257,6 +257,22 @@ def test_mix_with_a_guide_says_which_goes_where(method, result, colours, tmp_pat
     assert found[:, :26, 0].mean() > 160 and found[:, 38:, 0].mean() < 100
 
 
+def test_nothing_that_is_read_is_overwritten(pebbles, tmp_path, capfd):
+    before = pebbles.read_bytes()
+    for name in ("stone_tiled", "stone_corner"):
+        pebbles.rename(pebbles := pebbles.with_stem(name))
+        (tmp_path / "more").mkdir(exist_ok=True)
+        other = tmp_path / "more" / "corner.png"
+        other.write_bytes(before)
+        arguments = ["--gt_path", str(pebbles), "--tile", "xy", "--maps", str(other), *TINY]
+        assert main([*arguments, "--save_path", str(tmp_path / "stone.png")]) == 2
+        assert f"{name}.png: that is an exemplar" in capfd.readouterr().err
+        assert pebbles.read_bytes() == before
+    arguments = ["--gt_path", str(pebbles), "--maps", str(other), str(other), *TINY]
+    assert main([*arguments, "--save_path", str(tmp_path / "new.png")]) == 2
+    assert "new_corner.png: two pictures" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
     colour = pixels(pebbles)
