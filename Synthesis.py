@@ -37,6 +37,7 @@ from utils import (
 )
 
 VERSION = "0.1.0"
+DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 NOT_RECORDED = {"gt_path", "save_path", "save_every", "quiet", "score", "json", "model", "weights"}
 
 
@@ -74,7 +75,9 @@ def synthesize(
     """New texture like the exemplar, from white noise, coarse to fine.
 
     The first scale starts from noise with the exemplar's mean and covariance of colours, every
-    other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022).
+    other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart
+    from them in that noise is added of what the exemplar gains in detail: from a smooth start, fine
+    structure grows along the net's pooling grid, and the grid is left to be seen.
 
     Args:
         exemplar: (1, 3, H, W) in [0, 1], on the extractor's device.
@@ -108,7 +111,9 @@ def synthesize(
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, scales, extractor.layers, tile)
     shares = split_steps(steps, len(sizes))
     settings = controls.settings(Settings(seed, match_every, max_patches))
-    image = _noise_like(exemplar, sizes[0][1], seed)
+    generator = torch.Generator().manual_seed(seed)
+    image = _noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
+    coarser = None
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
         with torch.no_grad():
@@ -126,7 +131,12 @@ def synthesize(
                 term = Content(content, controls.content_layers)
                 criterion.add(controls.content_weight, term)
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
-        image = controls.start(resize(image, output_size, tile), first=scale == 0)
+        image = resize(image, output_size, tile)
+        if coarser is not None:
+            gained = picture - resize(coarser, source_size)
+            image = (image + DETAIL * _noise_like(gained, output_size, generator)).clamp(0, 1)
+        coarser = picture
+        image = controls.start(image, first=scale == 0)
         extract = partial(_extract, extractor, tile, controls.free_at(output_size))
         image = optimize(image, extract, criterion, shares[scale], optimizer, lr, on_step)
     return controls.finish(resize(image, size, tile).expand(-1, 3, -1, -1))
@@ -153,21 +163,20 @@ def _tell(
     report(Progress(step, scale + 1, len(sizes), done / sum(work), image, loss))
 
 
-def _noise_like(exemplar: Tensor, size: tuple[int, int], seed: int) -> Tensor:
-    """Gaussian white noise with the exemplar's mean colour and colour covariance, clamped.
+def _noise_like(picture: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Gaussian white noise with the picture's mean colour and colour covariance.
 
-    An exemplar whose channels are equal gives a picture of one channel, so that what is grey
-    stays grey. Drawn on the CPU, where a seed means the same on every machine.
+    A picture whose channels are equal gives one of one channel, so that what is grey stays grey.
+    Drawn on the CPU, where a seed means the same on every machine.
     """
-    pixels = exemplar[0].flatten(1).cpu()  # (3, H W)
+    pixels = picture[0].flatten(1).cpu()  # (3, H W)
     if torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2]):
         pixels = pixels[:1]
     covariance = torch.cov(pixels).reshape(len(pixels), len(pixels))
     root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(pixels)))
-    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(pixels), size[0] * size[1], generator=generator)
-    image = (pixels.mean(1, keepdim=True) + root @ noise).clamp(0, 1)
-    return image.view(1, len(pixels), *size).to(exemplar.device)
+    image = pixels.mean(1, keepdim=True) + root @ noise
+    return image.view(1, len(pixels), *size).to(picture.device)
 
 
 # ---------------------------------------------------------------------------------------- main

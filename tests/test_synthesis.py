@@ -22,7 +22,7 @@ from guides import axes
 from losses import LONG_RANGE_WEIGHT, METHODS
 from Synthesis import Progress, main, synthesize
 from terms import GRAM_LAYERS, TERMS, relative_error
-from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record
+from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
@@ -61,8 +61,8 @@ def pixels(path) -> np.ndarray:
 
 @pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
 def test_a_real_run_makes_the_texture(optimizer, pebbles, result, capsys):
-    record = make(pebbles, result, "--size", "64", "--epoch", "150", "--optimizer", optimizer)
-    assert record["error"] < 0.02  # white noise of the same colours: 0.72
+    record = make(pebbles, result, "--size", "64", "--epoch", "100", "--optimizer", optimizer)
+    assert record["error"] < 0.04  # white noise of the same colours: 0.72
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 2.5
     path, size, seconds, unit, _, _, error, net = capsys.readouterr().out.split()
     assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-hed")
@@ -98,7 +98,7 @@ def test_tile_has_no_border(method, monkeypatch):
     weights = models.load_weights("vgg16-hed", None, layers)[0]
     net = models.Extractor(weights, "vgg16-hed", layers)
     terms = {"histogram": 0.5, "spectrum": 0.1, "patches": 10.0, "tv": 1.0}
-    noise = Synthesis._noise_like(exemplar, (64, 64), seed=0)
+    noise = Synthesis._noise_like(exemplar, (64, 64), torch.Generator().manual_seed(0))
     found = {}
     for shift in (0, 32):
         start = noise.roll((shift, shift), (2, 3))
@@ -235,7 +235,7 @@ def colours(tmp_path):
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_mix_is_between_its_exemplars(method, result, colours):
     red, blue = map(str, colours)
-    options = ["--size", "48", "--epoch", "40", "--optimizer", "LBFGS", "--method", method]
+    options = ["--size", "48", "--epoch", "20", "--optimizer", "LBFGS", "--method", method]
     reds = []
     for share in ("0.2", "0.8"):
         make(red, result, *options, "--mix", f"{blue}:{share}")
@@ -249,7 +249,7 @@ def test_mix_with_a_guide_says_which_goes_where(method, result, colours, tmp_pat
     Image.fromarray(np.repeat([[0] * 32 + [255] * 32], 48, 0).astype(np.uint8)).save(
         tmp_path / "map.png"
     )
-    sized = TINY[: TINY.index("--epoch")] + ["--epoch", "40", "--optimizer", "LBFGS"]
+    sized = TINY[: TINY.index("--epoch")] + ["--epoch", "20", "--optimizer", "LBFGS"]
     arguments = ["--gt_path", red, "--mix", blue, "--guide", "mix", str(tmp_path / "map.png")]
     assert main([*arguments, *sized, "--method", method, "--save_path", str(result)]) == 0
     found = pixels(result)
@@ -751,7 +751,7 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard):
 
 def test_noise_has_the_exemplars_colours():
     exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 2 + 0.25  # clear of the bounds
-    noise = Synthesis._noise_like(exemplar, (200, 200), seed=0)
+    noise = Synthesis._noise_like(exemplar, (200, 200), torch.Generator().manual_seed(0))
     assert noise.shape == (1, 3, 200, 200)
     source, drawn = exemplar[0].flatten(1), noise[0].flatten(1)
     torch.testing.assert_close(drawn.mean(1), source.mean(1), atol=5e-3, rtol=0)
@@ -759,6 +759,27 @@ def test_noise_has_the_exemplars_colours():
     rows = noise[0, 0]
     neighbours = torch.stack([rows[:, 1:].flatten(), rows[:, :-1].flatten()]).corrcoef()
     assert abs(neighbours[0, 1]) < 0.03  # white
+
+
+def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
+    exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 4 + 0.375  # clear of the bounds
+    start = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(Synthesis, "DETAIL", share)
+        start[share] = synthesize(exemplar, tiny, steps=0, scales=2)
+    added = (start[1.0] - start[0.0])[0].flatten(1)
+    gained = (exemplar - resize(resize(exemplar, (128, 128)), (256, 256)))[0].flatten(1)
+    torch.testing.assert_close(added.cov(), gained.cov(), atol=0, rtol=0.1)
+    even, odd = (added[:, k::2].std().item() for k in (0, 1))
+    assert even == pytest.approx(odd, rel=0.05)  # on no grid
+
+
+def test_the_pooling_grid_is_not_seen(result):
+    """Steps between columns are as large wherever they lie on the grid of conv3_1, 4 px."""
+    make("wood.png", result, "--size", "96", "--optimizer", "LBFGS", "--epoch", "60")
+    steps = read_picture(result)[0].diff(dim=3).abs().mean((0, 1, 2))
+    steps = torch.cat((steps, steps.new_tensor([torch.nan]))).view(-1, 4).nanmean(0)
+    assert steps.max() / steps.min() < 1.8  # 2.6 from a smooth start
 
 
 # ---------------------------------------------------------------------- promises of the project
