@@ -67,13 +67,16 @@ def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tens
     )
     there = source[0].flatten(1)[:, (place[0] * source.shape[3] + place[1]).flatten()]
     distance = (output[0] - there.view(output.shape[1:])).square().sum(0)
-    return place, -F.avg_pool2d(distance[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    return place, -F.avg_pool2d(distance[None, None], VOTE, 1, VOTE // 2, count_include_pad=False)[
+        0, 0
+    ]
 
 
 def carried(maps: Tensor, found: Tensor, tile: str = "") -> Tensor:
     """(1, C, h, w) of the exemplar -> (1, C, H, W) of the output, by `correspondence`.
 
-    Patches around the places that correspond are laid over each other and averaged.
+    Patches around the places that correspond are laid over each other and averaged; the mean of
+    normals is made a normal again.
     """
     width, reach = maps.shape[3], VOTE // 2
     rows, columns = (
@@ -84,5 +87,13 @@ def carried(maps: Tensor, found: Tensor, tile: str = "") -> Tensor:
     )
     starts = found[rows][:, columns] - reach * (width + 1)
     mean, _, _ = overlapped(maps[0].flatten(1), starts, torch.full_like(starts, width), VOTE)
+    if holds_normals(maps):
+        mean = (F.normalize(2 * mean - 1, dim=0) + 1) / 2
     top, left = (2 * reach if axis in tile else 0 for axis in "yx")
     return mean[None, :, top : top + found.shape[0], left : left + found.shape[1]]
+
+
+def holds_normals(maps: Tensor) -> bool:
+    """Whether (1, 3, h, w) in [0, 1] are vectors of length 1, stored as normal maps are."""
+    lengths = (2 * maps - 1).norm(dim=1)
+    return maps.shape[1] == 3 and ((lengths - 1).abs() < 0.02).float().mean().item() > 0.9

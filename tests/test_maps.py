@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import maps
-from maps import carried, correspondence
+from maps import carried, correspondence, holds_normals
 
 
 def features(image):
@@ -58,3 +58,23 @@ def test_carried_is_the_mean_of_patches_by_hand(monkeypatch):
     assert torch.equal(carried(picture, found), picture[..., 1:4, 1:4])
     tiled = carried(picture, found, "xy")
     torch.testing.assert_close(tiled, torch.full((1, 1, 3, 3), 12.0))
+
+
+def test_carried_normals_have_length_1():
+    """Between two slopes, the mean of what both sides lay there is shorter than 1."""
+    left, right = torch.tensor([0.6, 0, 0.8]), torch.tensor([-0.6, 0, 0.8])
+    slopes = torch.where(torch.arange(16).view(1, 16) < 8, left[:, None], right[:, None])
+    normals = ((slopes + 1) / 2)[None, :, None].expand(1, 3, 16, 16)
+    here = torch.arange(256).view(16, 16)
+    # Of every other column another place is found, so that patches disagree.
+    found = torch.where(torch.arange(16) % 2 == 0, here, here.flip(1))
+    vectors = 2 * carried(normals, found) - 1
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(1, 16, 16))
+    assert (vectors[:, 0].abs() < 0.5).any()  # they do disagree
+
+
+def test_what_holds_normals():
+    normals = F.normalize(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert holds_normals(((normals + 1) / 2 * 255).round() / 255)
+    assert not holds_normals(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert not holds_normals(torch.rand(1, 1, 8, 8).expand(1, 3, 8, 8))

@@ -22,6 +22,7 @@ from scene import (
     linear,
     mix,
     noise,
+    relief,
     render,
     scatter,
     smoothstep,
@@ -86,7 +87,7 @@ def leaf(rng):
         base = 70 * FINE * i / count
         tilt = rng.normal(0, 0.22, 2)
         scene.stamp(window, blade | stalk, np.maximum(colour, 0), base + height, gloss, tilt)
-    return render(scene, ambient=0.42)
+    return scene, {"ambient": 0.42}
 
 
 PEBBLE_COLOURS = [
@@ -129,7 +130,7 @@ def pebbles(rng):
         surface = surface * np.exp(strength * speck + 0.08 * lump)[..., None]
         gloss = rng.uniform(0, 0.07)
         scene.stamp(window, q < 1, surface, height, gloss, z_test=True)
-    return render(scene, ambient=0.38, reach=40)
+    return scene, {"ambient": 0.38, "reach": 40}
 
 
 BEAD_COLOURS = [
@@ -158,7 +159,7 @@ def dots(rng):
             bands = smoothstep(0.2, 0.5, np.sin(np.pi * rng.integers(1, 4) * across + 1))
             colour = mix(colour, BEAD_COLOURS[rng.integers(8)], 0.9 * bands)
         scene.stamp(window, q < 1, colour, height + 0.1 * fibre[elsewhere], rng.uniform(0.1, 0.7))
-    return render(scene, ambient=0.42, reach=40)
+    return scene, {"ambient": 0.42, "reach": 40}
 
 
 def cloth(rng):
@@ -189,7 +190,7 @@ def cloth(rng):
     scene = Scene()
     colour = np.where((warp > weft)[..., None], warp_colour, weft_colour)
     scene.fill(colour * np.exp(0.08 * fuzz)[..., None], np.maximum(warp, weft) + 0.4 * fuzz)
-    return render(scene, ambient=0.45, reach=20)
+    return scene, {"ambient": 0.45, "reach": 20}
 
 
 def wood(rng):
@@ -224,7 +225,7 @@ def wood(rng):
     height = height * (1 - 0.6 * knot) + knot * (2 + 1.2 * ring) + 0.2 * speck
     scene = Scene()
     scene.fill(colour * np.exp(0.12 * fibre + 0.08 * speck)[..., None], blur(height, 0.3))
-    return render(scene, ambient=0.45, reach=24)
+    return scene, {"ambient": 0.45, "reach": 24}
 
 
 LICHEN_COLOURS = [
@@ -260,7 +261,7 @@ def lichen(rng):
         colour = mix(colour, LICHEN_COLOURS[kind] * [0.5, 0.32, 0.25], 0.85 * cups)
         relief = 1.6 + 1.6 * rim * crinkle * (r < reach) + 0.7 * lump + 0.35 * speck
         scene.stamp(window, body, colour, base[window] + FINE * 0.5 * relief)
-    return render(scene, ambient=0.42, reach=30)
+    return scene, {"ambient": 0.42, "reach": 30}
 
 
 CANE_COLOURS = [linear(214, 172, 112), linear(196, 146, 86), linear(224, 190, 136)]
@@ -307,7 +308,7 @@ def weave(rng):
     colour = colour * np.exp(0.07 * speck + 0.06 * dust)[..., None]
     scene = Scene()
     scene.fill(colour, blur(height, 0.25), np.where(over, warp_gloss, weft_gloss))
-    return render(scene, ambient=0.42, reach=24)
+    return scene, {"ambient": 0.42, "reach": 24}
 
 
 GLAZE_COLOURS = [
@@ -359,7 +360,7 @@ def tiles(rng):
         gloss = rng.uniform(0.2, 0.5) * (1 - 0.8 * chip) * (1 - 0.6 * bloom) * (1 - grime)
         tilt = rng.normal(0, 0.035, 2)
         scene.stamp(window, inside, colour, height, gloss, tilt, z_test=True)
-    return render(scene, ambient=0.36, reach=40)
+    return scene, {"ambient": 0.36, "reach": 40}
 
 
 EXEMPLARS = {
@@ -402,6 +403,7 @@ def main():
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(EXEMPLARS)} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder")
+    parser.add_argument("--maps", action="store_true", help="also their heights and normals")
     parser.add_argument("--skimage", action="store_true", help="also take those of scikit-image")
     args = parser.parse_args()
     if unknown := set(args.names) - set(EXEMPLARS):
@@ -411,7 +413,13 @@ def main():
     for name, draw in EXEMPLARS.items():
         if not args.names or name in args.names:
             rng = np.random.default_rng([args.seed, *name.encode()])
-            save(Image.fromarray(develop(rng, draw(rng))), args.out / name)
+            scene, sun = draw(rng)
+            path = args.out / name
+            save(Image.fromarray(develop(rng, render(scene, **sun))), path)
+            if args.maps:
+                height, normal = relief(scene)
+                save(Image.fromarray(height), path.with_name(f"{path.stem}_height.png"))
+                save(Image.fromarray(normal), path.with_name(f"{path.stem}_normal.png"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A wrapped height field seen from above, and the sun: what make_textures.py draws with.
 
 Things are stamped onto a `Scene`, or one formula fills it; `render` adds sun, soft cast shadows,
-occlusion and gloss in linear light; `develop` averages a crop of it down to the saved picture.
+occlusion and gloss in linear light; `develop` averages a crop of it down to the saved picture, and
+`relief` does so with its heights and normals.
 """
 
 import numpy as np
@@ -104,6 +105,23 @@ def scatter(rng, radii, spacing):
     return zip(centres, kept, strict=True)
 
 
+def normals(scene):
+    """(3, S, S), of length 1: to the right, down and up."""
+    normal = np.stack([-scene.slope_x, -scene.slope_y, np.ones_like(scene.height)])
+    return normal / np.linalg.norm(normal, axis=0)
+
+
+def relief(scene):
+    """Maps of the saved picture: height in 16 bits and normals in 3x8, green being up the page."""
+    fields = np.concatenate([normals(scene), scene.height[None]])[:, : SIZE * FINE, : SIZE * FINE]
+    *normal, height = fields.reshape(4, SIZE, FINE, SIZE, FINE).mean((2, 4))
+    normal = np.stack([normal[0], -normal[1], normal[2]], -1)
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    low, high = np.quantile(height, [0.001, 0.999])
+    height = np.clip((height - low) / (high - low), 0, 1)
+    return (height * 65535 + 0.5).astype(np.uint16), (normal * 127.5 + 128).astype(np.uint8)
+
+
 def render(scene, sun_height=0.9, shadow=1.0, ambient=0.4, reach=60):
     """Light the scene from the upper left -> linear RGB."""
     height, lit, azimuths = scene.height, 0.0, np.radians(225 + np.linspace(-14, 14, 5))
@@ -120,8 +138,7 @@ def render(scene, sun_height=0.9, shadow=1.0, ambient=0.4, reach=60):
         hollow = np.maximum(blur(height, sigma) - height, 0) / (sigma * FINE)
         open_sky = open_sky / (1 + 0.9 * hollow)
 
-    normal = np.stack([-scene.slope_x, -scene.slope_y, np.ones_like(height)])
-    normal /= np.linalg.norm(normal, axis=0)
+    normal = normals(scene)
     sun = np.array([-1, -1, 2**0.5 * sun_height]) / (2 + 2 * sun_height**2) ** 0.5
     half = (sun + [0, 0, 1]) / np.linalg.norm(sun + [0, 0, 1])
     diffuse = np.maximum(np.tensordot(sun, normal, 1), 0) * lit
