@@ -145,7 +145,7 @@ def synthesize(
 def _extract(extractor: Extractor, tile: str, free: Tensor | None, image: Tensor) -> Features:
     if free is not None:
         image = torch.where(free, image, image.detach())  # no gradient, so that it never moves
-    return extractor(image, tile) if tile else extractor(image)
+    return extractor(image, tile)
 
 
 def _tell(
