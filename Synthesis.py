@@ -316,14 +316,27 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
 def carry_maps(
     job: Job, args: argparse.Namespace, weights: Weights, net: str, image: Tensor
 ) -> None:
-    """Save the exemplar's other maps as they go with the picture."""
+    """Save the exemplar's other maps as they go with the picture, each place from the exemplar as
+    it is or as it was turned and resized, whichever is nearer."""
     if not job.maps:
         return
     extractor = Extractor(weights, net, maps.LAYERS).to(args.device)
-    source = extractor(job.exemplar.to(args.device))
-    found = maps.correspondence(extractor(image, args.tile), source, args.tile)
+    output, variants = extractor(image, args.tile), (job.rotations, args.patch_scales)
+    found = [
+        maps.correspondence(output, extractor(source.to(args.device)), args.tile)
+        for source in (job.exemplar, *turned_and_resized(job.exemplar, *variants))
+    ]
+    nearest = torch.stack([near for _, near in found]).argmax(0)
     for path, picture, deep in job.maps:
-        carried = maps.carried(picture.to(args.device), found, args.tile)
+        carried = torch.stack(
+            [
+                maps.carried(source.to(args.device), places, args.tile)
+                for source, (places, _) in zip(
+                    (picture, *maps.turned(picture, *variants)), found, strict=True
+                )
+            ]
+        )
+        carried = carried.gather(0, nearest.expand_as(carried[:1]))[0]
         save_picture(carried, path, {"version": VERSION, "exemplar": job.name}, deep)
 
 

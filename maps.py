@@ -1,5 +1,7 @@
 """A material's other maps, carried along with its colour."""
 
+import math
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -8,15 +10,15 @@ from torch.nn import functional as F
 
 from patches import higher, nearest_patches, overlapped
 from terms import Features
-from utils import padded
+from utils import padded, turned_and_resized
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px; every pixel is the mean of what this many patches either way have there
 
 
-def correspondence(output: Features, source: Features, tile: str = "") -> Tensor:
+def correspondence(output: Features, source: Features, tile: str = "") -> tuple[Tensor, Tensor]:
     """(H, W) of int64: for every pixel of the output the pixel y * w + x of the source that has
-    the same surroundings, from features at `LAYERS`, (1, C, ., .).
+    the same surroundings, from features at `LAYERS`, (1, C, ., .); and (H, W), how near they are.
 
     Nearest 3x3 patches of the deepest layer, then at each finer one the best of what a place and
     its neighbours were found to be, and of the places next to that (PatchMatch, Barnes et al. 2009,
@@ -28,8 +30,9 @@ def correspondence(output: Features, source: Features, tile: str = "") -> Tensor
     width = source[deepest].shape[3]
     found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches
     for layer in reversed(LAYERS[:-1]):
-        found = _refined(_enlarged(found, output[layer].shape[2:]), output[layer], source[layer])
-    return found[0] * source[finest].shape[3] + found[1]
+        found = _enlarged(found, output[layer].shape[2:])
+        found, near = _refined(found, output[layer], source[layer])
+    return found[0] * source[finest].shape[3] + found[1], near
 
 
 def _enlarged(found: Tensor, size: tuple[int, int]) -> Tensor:
@@ -42,8 +45,8 @@ def _enlarged(found: Tensor, size: tuple[int, int]) -> Tensor:
     return double[:, : size[0], : size[1]]
 
 
-def _refined(found: Tensor, output: Tensor, source: Tensor) -> Tensor:
-    """The best of each place's candidates, by 5x5 patches: (2, H, W) -> (2, H, W)."""
+def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of each place's candidates, by 5x5 patches: (2, H, W) -> the same and (H, W)."""
     steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
     padded = F.pad(found[None].float(), (1, 1, 1, 1), "replicate")[0].long()
@@ -52,8 +55,7 @@ def _refined(found: Tensor, output: Tensor, source: Tensor) -> Tensor:
         # What the neighbour at (y, x) found, seen from here.
         other = padded[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
-    found, _ = reduce(higher, (_judged(place, output, source) for place in candidates))
-    return found
+    return reduce(higher, (_judged(place, output, source) for place in candidates))
 
 
 def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,3 +99,16 @@ def holds_normals(maps: Tensor) -> bool:
     """Whether (1, 3, h, w) in [0, 1] are vectors of length 1, stored as normal maps are."""
     lengths = (2 * maps - 1).norm(dim=1)
     return maps.shape[1] == 3 and ((lengths - 1).abs() < 0.02).float().mean().item() > 0.9
+
+
+def turned(maps: Tensor, degrees: Sequence[float], factors: Sequence[float]) -> list[Tensor]:
+    """`utils.turned_and_resized`, normals turning with the picture: red to the right, green up."""
+    found = turned_and_resized(maps, degrees, factors)
+    if not holds_normals(maps):
+        return found
+    angles = [math.radians(angle) for angle in (0, *degrees) for _ in (1, *factors)][1:]
+    for i, angle in enumerate(angles):
+        x, y, z = (2 * found[i] - 1).split(1, 1)
+        cos, sin = math.cos(angle), math.sin(angle)
+        found[i] = (torch.cat((cos * x - sin * y, sin * x + cos * y, z), 1) + 1) / 2
+    return found

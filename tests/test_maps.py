@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import maps
-from maps import carried, correspondence, holds_normals
+from maps import carried, correspondence, holds_normals, turned
 
 
 def features(image):
@@ -22,7 +22,7 @@ def source():
 
 
 def test_a_picture_corresponds_to_itself(source):
-    found = correspondence(features(source), features(source))
+    found, _ = correspondence(features(source), features(source))
     inside = torch.arange(40 * 48).view(40, 48)[4:-4, 4:-4]
     assert (found[4:-4, 4:-4] == inside).all()
     other = torch.rand(1, 2, 40, 48, generator=torch.Generator().manual_seed(1))
@@ -32,7 +32,7 @@ def test_a_picture_corresponds_to_itself(source):
 def test_what_was_moved_is_found_where_it_went(source):
     # Two blocks changed places: multiples of the coarsest stride.
     moved = torch.cat((source[..., 24:], source[..., :24]), 3)
-    found = correspondence(features(moved), features(source))
+    found, _ = correspondence(features(moved), features(source))
     expected = torch.cat([torch.arange(24, 48), torch.arange(24)]) + 48 * torch.arange(40)[:, None]
     away = torch.tensor([x not in (0, 1, 22, 23, 24, 25, 46, 47) for x in range(48)])
     assert (found == expected)[4:-4][:, away].float().mean() > 0.93
@@ -42,7 +42,7 @@ def test_correspondence_goes_on_across_a_border_that_tiles(source):
     moved = source.roll((20, 24), (2, 3))
     inner = {}
     for tile in ("", "xy"):
-        found = correspondence(features(moved), features(source), tile)
+        found, _ = correspondence(features(moved), features(source), tile)
         inner[tile] = carried(source, found, tile)
     assert inner["xy"].shape == source.shape
     # The source's own border lies in the middle; there, and at the output's, patches overlap.
@@ -78,3 +78,13 @@ def test_what_holds_normals():
     assert holds_normals(((normals + 1) / 2 * 255).round() / 255)
     assert not holds_normals(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert not holds_normals(torch.rand(1, 1, 8, 8).expand(1, 3, 8, 8))
+
+
+def test_normals_turn_with_the_picture():
+    right = torch.tensor([0.6, 0, 0.8]).view(1, 3, 1, 1).expand(1, 3, 4, 6)
+    up, smaller = (2 * maps - 1 for maps in turned((right + 1) / 2, [90], [0.5])[1:])
+    torch.testing.assert_close(up[0, :, 0, 0], torch.tensor([0, 0.6, 0.8]))
+    torch.testing.assert_close(smaller[0, :, 0, 0], torch.tensor([0, 0.6, 0.8]))
+    assert up.shape == (1, 3, 6, 4) and smaller.shape == (1, 3, 3, 2)
+    height = torch.rand(1, 1, 4, 6).expand(1, 3, 4, 6)
+    assert torch.equal(turned(height, [90], [])[0], height.rot90(1, (2, 3)))

@@ -317,6 +317,18 @@ def test_orientation_turns_the_texture(method, spec, result, upright, tmp_path):
     assert error[found.norm(dim=1) > 0.5].median() < 10
 
 
+def test_maps_turn_with_the_texture(result, upright, tmp_path):
+    slope = np.broadcast_to(-0.7 * np.cos(np.arange(64) * 2 * np.pi / 8), (64, 64))
+    normal = np.stack((slope, 0 * slope, np.sqrt(1 - slope**2)), 2)
+    Image.fromarray((normal * 127.5 + 128).astype(np.uint8)).save(tmp_path / "normal.png")
+    options = ["--method", "cnnmrf", "--orientation", "0", "--size", "64", "--epoch", "40"]
+    options += ["--optimizer", "LBFGS", "--spectrum", "0"]
+    make(upright, result, *options, "--maps", str(tmp_path / "normal.png"))
+    x, y, z = np.moveaxis(pixels(result.with_stem("result_normal")) / 127.5 - 1, 2, 0)
+    assert abs(y).mean() > 3 * abs(x).mean() and abs(y).mean() > 0.2
+    assert abs(np.sqrt(x**2 + y**2 + z**2) - 1).max() < 0.03
+
+
 def test_orientations_that_cannot_be(result, pebbles, tmp_path, capfd):
     np.save(tmp_path / "flat.npy", np.ones((4, 4)))
     np.save(tmp_path / "nan.npy", np.full((2, 4, 4), np.nan))
