@@ -297,7 +297,8 @@ def term_weights(
                 f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "
                 f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
             )
-            return weights, [note]
+            whole = "; --tile keeps its order where --size holds whole repeats" if args.tile else ""
+            return weights, [note + whole]
     return weights, []
 
 

@@ -84,7 +84,9 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
     record = make("brick.png", result)
     assert record["spectrum"] == LONG_RANGE_WEIGHT
     (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
-    assert "brick.png repeats after" in note and "--spectrum 0 turns it off" in note
+    assert "brick.png repeats after" in note and note.endswith("--spectrum 0 turns it off")
+    make("brick.png", result, "--tile", "xy")
+    assert "--tile keeps its order where --size holds whole repeats" in capfd.readouterr().err
     assert make("brick.png", result, "--spectrum", "0")["spectrum"] == 0
     assert make(pebbles, result)["spectrum"] == 0
     assert "repeats" not in capfd.readouterr().err
