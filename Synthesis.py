@@ -113,7 +113,6 @@ def synthesize(
     settings = controls.settings(Settings(seed, match_every, max_patches))
     generator = torch.Generator().manual_seed(seed)
     image = _noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
-    coarser = None
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
         with torch.no_grad():
@@ -132,10 +131,9 @@ def synthesize(
                 criterion.add(controls.content_weight, term)
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
         image = resize(image, output_size, tile)
-        if coarser is not None:
-            gained = picture - resize(coarser, source_size)
+        if scale > 0:
+            gained = picture - resize(resize(exemplar, sizes[scale - 1][0]), source_size)
             image = (image + DETAIL * _noise_like(gained, output_size, generator)).clamp(0, 1)
-        coarser = picture
         image = controls.start(image, first=scale == 0)
         extract = partial(_extract, extractor, tile, controls.free_at(output_size))
         image = optimize(image, extract, criterion, shares[scale], optimizer, lr, on_step)
@@ -326,15 +324,12 @@ def carry_maps(
         maps.correspondence(output, extractor(source.to(args.device)), args.tile)
         for source in (job.exemplar, *turned_and_resized(job.exemplar, *variants))
     ]
-    nearest = torch.stack([near for _, near in found]).argmax(0)
+    places, near = zip(*found, strict=True)
+    nearest = torch.stack(near).argmax(0)
     for path, picture, deep in job.maps:
+        copies = (x.to(args.device) for x in (picture, *maps.turned(picture, *variants)))
         carried = torch.stack(
-            [
-                maps.carried(source.to(args.device), places, args.tile)
-                for source, (places, _) in zip(
-                    (picture, *maps.turned(picture, *variants)), found, strict=True
-                )
-            ]
+            [maps.carried(x, there, args.tile) for x, there in zip(copies, places, strict=True)]
         )
         carried = carried.gather(0, nearest.expand_as(carried[:1]))[0]
         save_picture(carried, path, {"version": VERSION, "exemplar": job.name}, deep)

@@ -49,11 +49,11 @@ def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Ten
     """The best of each place's candidates, by 5x5 patches: (2, H, W) -> the same and (H, W)."""
     steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
-    padded = F.pad(found[None].float(), (1, 1, 1, 1), "replicate")[0].long()
+    around = padded(found[None].float(), "", "replicate")[0].long()
     height, width = found.shape[1:]
     for y, x in steps:
         # What the neighbour at (y, x) found, seen from here.
-        other = padded[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+        other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
     return reduce(higher, (_judged(place, output, source) for place in candidates))
 
@@ -69,9 +69,8 @@ def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tens
     )
     there = source[0].flatten(1)[:, (place[0] * source.shape[3] + place[1]).flatten()]
     distance = (output[0] - there.view(output.shape[1:])).square().sum(0)
-    return place, -F.avg_pool2d(distance[None, None], VOTE, 1, VOTE // 2, count_include_pad=False)[
-        0, 0
-    ]
+    mean = F.avg_pool2d(distance[None, None], VOTE, 1, VOTE // 2, count_include_pad=False)
+    return place, -mean[0, 0]
 
 
 def carried(maps: Tensor, found: Tensor, tile: str = "") -> Tensor:

@@ -61,8 +61,8 @@ def pixels(path) -> np.ndarray:
 
 @pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
 def test_a_real_run_makes_the_texture(optimizer, pebbles, result, capsys):
-    record = make(pebbles, result, "--size", "64", "--epoch", "100", "--optimizer", optimizer)
-    assert record["error"] < 0.04  # white noise of the same colours: 0.72
+    record = make(pebbles, result, "--size", "64", "--epoch", "150", "--optimizer", optimizer)
+    assert record["error"] < 0.02  # white noise of the same colours: 0.72
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 2.5
     path, size, seconds, unit, _, _, error, net = capsys.readouterr().out.split()
     assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-hed")
