@@ -1,0 +1,142 @@
+"""The program on a device that is not the CPU, without one.
+
+Tensors of a device that computes on the CPU and, as a GPU would, refuses to meet the CPU's. It goes
+by the name of "meta", as autograd wants threads of its own for any other device.
+"""
+
+import shlex
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import Synthesis
+from losses import METHODS
+from terms import TERMS
+from utils import TEXTURES, read_picture
+
+DEVICE = torch.device("meta")
+ACROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # copies go across
+INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}  # by the CPU's, too
+
+
+class Far(torch.Tensor):
+    """A tensor of the device, held by the CPU as `near`."""
+
+    @staticmethod
+    def __new__(cls, near):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, near.shape, near.stride(), near.storage_offset(), dtype=near.dtype, device=DEVICE
+        )
+
+    def __init__(self, near):
+        self.near = near
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return computed(func, args, kwargs or {})
+
+
+class FarDevice(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return computed(func, args, kwargs or {})
+
+
+def computed(func, args, kwargs):
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    far = [x for x in tensors if isinstance(x, Far)]
+    near = [x for x in tensors if not isinstance(x, Far) and x.dim()]  # plain numbers are welcome
+    indexed = func in INDEXING and isinstance(args[0], Far)
+    if far and near and func not in ACROSS and not indexed:
+        raise RuntimeError(f"{func}: tensors on two devices")
+    goes_far = isinstance(args[0], Far) if func is torch.ops.aten.copy_.default else bool(far)
+    if kwargs.get("device") is not None:
+        goes_far = torch.device(kwargs["device"]) == DEVICE
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    if goes_far and kwargs.get("generator") is not None:
+        raise RuntimeError(f"{func}: a generator of the CPU")
+    result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+    known = {id(x.near): x for x in far}  # what was changed in place is the same tensor
+
+    def back(x):
+        if id(x) in known:
+            return known[id(x)]
+        return Far(x) if goes_far and isinstance(x, torch.Tensor) else x
+
+    return tree_map(back, result)
+
+
+def _near(x):
+    return x.near if isinstance(x, Far) else x
+
+
+@pytest.fixture
+def far(monkeypatch):
+    """`--device` is far, and `torch.tensor(..., device=far)` copies, where a mode does not see."""
+    plain = torch.tensor
+
+    def tensor(data, dtype=None, device=None):
+        made = plain(data, dtype=dtype)
+        return made if device is None else made.to(device)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(Synthesis, "pick_device", lambda name: (DEVICE, None))
+    with FarDevice():
+        yield
+
+
+def test_devices_do_not_meet(far):
+    one, other = torch.ones(2, device=DEVICE), torch.ones(2)
+    assert (one + one).device == DEVICE and (one.cpu() + other).tolist() == [2, 2]
+    assert (one * torch.tensor(3.0)).sum().item() == 6
+    one.add_(1)[0].mul_(5)
+    assert one.cpu().tolist() == [10, 2] and one[torch.tensor([1])].cpu().tolist() == [2]
+    for wrong in (
+        lambda: one + other,
+        lambda: other[one.long()],
+        lambda: torch.cat((one, other)),
+        lambda: torch.rand(2, device=DEVICE, generator=torch.Generator()),
+    ):
+        with pytest.raises(RuntimeError):
+            wrong()
+
+
+EVERY_TERM = " ".join(f"--{term} 1" for term in TERMS)
+COMMANDS = [
+    f"--method gram --optimizer LBFGS --tile xy {EVERY_TERM}",
+    "--method cnnmrf --patch_rotations 90 --patch_scales 1.5 --maps {maps} --tile x",
+]
+SLOW_COMMANDS = [
+    "--method guided --max_patches 9 --patch_rotations 30 --tile xy --optimizer LBFGS",
+    f"--method swd --tile y {EVERY_TERM}",
+    "--style_image leaf.jpg --keep_color --pool max",
+    "--init {maps} --mask {mask} --size 64 --save_every 1",
+    "--expand 72x72 --size 72 --no-rescale",
+    *(
+        f"--method {method} {control}"
+        for method in METHODS
+        for control in (
+            "--orientation circular",
+            "--guide {mask} {mask}",
+            "--mix leaf.jpg:0.3",
+            "--mix leaf.jpg --guide mix {mask}",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "command", COMMANDS + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW_COMMANDS]
+)
+def test_all_is_computed_on_the_device(command, far, tmp_path):
+    exemplar, mask, saved = (tmp_path / name for name in ("corner.png", "mask.png", "result.png"))
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(exemplar)
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 32, 64))
+    half.save(mask)
+    arguments = f"--gt_path {exemplar} --save_path {saved} --size 48 --epoch 2 --model vgg16-hed "
+    arguments += command.format(mask=mask, maps=exemplar)
+    assert Synthesis.main(shlex.split(arguments)) == 0
+    assert read_picture(saved)[0].std() > 0.02
