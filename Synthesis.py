@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import maps
 from arguments import parse
-from controls import NONE, Controls
+from controls import NONE, Controls, cut
 from jobs import Job, layers_of, plan, scales_of
 from losses import Criterion
 from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
@@ -137,7 +137,8 @@ def synthesize(
         image = controls.start(image, first=scale == 0)
         extract = partial(_extract, extractor, tile, controls.free_at(output_size))
         image = optimize(image, extract, criterion, shares[scale], optimizer, lr, on_step)
-    return controls.finish(resize(image, size, tile).expand(-1, 3, -1, -1))
+    image = controls.finish(resize(image, size, tile).expand(-1, 3, -1, -1))
+    return image if controls.placed else cut(image, tile)
 
 
 def _extract(extractor: Extractor, tile: str, free: Tensor | None, image: Tensor) -> Features:

@@ -48,6 +48,11 @@ class Controls(NamedTuple):
             settings = settings._replace(regions=(source, torch.where(near, output, -1)))
         return settings
 
+    @property
+    def placed(self) -> bool:
+        """Whether anything says where in the output something is to be."""
+        return not (self.init is self.content is self.guide is None)
+
     def mixed_at(self, factor: float) -> list[Tensor]:
         """The other exemplars, resized."""
         sizes = [[max(1, round(factor * side)) for side in x.shape[2:]] for x, _ in self.mixed]
@@ -109,6 +114,18 @@ def _colours(image: Tensor) -> tuple[Tensor, Tensor]:
     pixels = image[0].flatten(1).double()
     values, vectors = torch.linalg.eigh(pixels.cov() + 1e-5 * torch.eye(3).to(pixels))
     return pixels.mean(1, keepdim=True), vectors @ values.sqrt().diag() @ vectors.T
+
+
+def cut(image: Tensor, tile: str) -> Tensor:
+    """(1, 3, H, W) that tiles -> the same, moved round until the step across is the mean one.
+
+    Where the repeat of a picture is cut is free; a row of large steps there looks like a seam.
+    """
+    for axis, dim in (("y", 2), ("x", 3)):
+        if axis in tile:
+            steps = (image - image.roll(1, dim)).abs().transpose(0, dim).flatten(1).mean(1)
+            image = image.roll(-int((steps - steps.mean()).abs().argmin()), dim)
+    return image
 
 
 def expanded(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from controls import Controls, expanded, luma, matched_colours, with_chroma
+from controls import Controls, cut, expanded, luma, matched_colours, with_chroma
 
 
 def noise(*shape, seed=0):
@@ -15,6 +15,22 @@ def test_start_is_what_came_before_unless_there_is_an_init():
     assert Controls().start(before, first=True) is before
     assert Controls(init=init).start(before, first=True) is init
     assert Controls(init=init).start(before, first=False) is before  # it has been left already
+
+
+def test_a_tile_is_cut_where_the_step_is_nearest_to_the_mean():
+    # Steps round the ring: 0.8, 0.6, 0.1 and 0.1, on average 0.4; nearest is that of 0.6.
+    ring = torch.tensor([0.0, 0.6, 0.7, 0.8])
+    across, down = (ring.view(shape).expand(1, 3, 4, 4) for shape in ((1, 4), (4, 1)))
+    moved = torch.tensor([0.6, 0.7, 0.8, 0.0])
+    assert torch.equal(cut(across, "xy"), moved.expand(1, 3, 4, 4))
+    assert torch.equal(cut(down, "y"), moved.view(4, 1).expand(1, 3, 4, 4))
+    assert torch.equal(cut(across, "y"), across)
+
+
+@pytest.mark.parametrize("name", ["init", "content", "guide"])
+def test_what_says_where_something_is_to_be(name):
+    assert not Controls().placed
+    assert Controls(**{name: noise(1, 3, 8, 8)}).placed
 
 
 def test_what_is_not_free_is_init_at_every_scale():
