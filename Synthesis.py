@@ -24,7 +24,7 @@ from losses import Criterion
 from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
 from optimizers import LEARNING_RATES, optimize
 from scores import LEAST_SIDE, as_json, as_table, score
-from terms import GRAM_LAYERS, MAX_PATCHES, Content, Features, Gram, Settings
+from terms import GRAM_LAYERS, MATCH_EVERY, MAX_PATCHES, Content, Features, Gram, Settings
 from utils import (
     UserError,
     find_picture,
@@ -60,7 +60,7 @@ def synthesize(
     method: str = "gram",
     layers: list[str] | None = None,
     weights: dict[str, float] | None = None,
-    match_every: int | None = None,
+    match_every: int = MATCH_EVERY,
     patch_rotations: Iterable[float] = (),
     patch_scales: Iterable[float] = (),
     max_patches: int = MAX_PATCHES,
@@ -87,7 +87,7 @@ def synthesize(
         layers: that the model looks at; None means all that the extractor has.
         weights: of the terms beside it, by their names in `terms.TERMS`; None means the method's
             own, without any that depends on the exemplar.
-        match_every: steps for which the model holds what it has matched; None means its own.
+        match_every: steps for which the model holds what it has matched.
         patch_rotations, patch_scales: degrees and factors, for models that take patches also from
             the exemplar turned and resized.
         max_patches: of a layer, for models that sample.
@@ -273,7 +273,7 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
             method=args.method,
             layers=layers,
             weights=job.weights,
-            match_every=args.match_every,
+            match_every=args.match_every or MATCH_EVERY,
             patch_rotations=job.rotations,
             patch_scales=args.patch_scales,
             max_patches=args.max_patches or MAX_PATCHES,

@@ -13,7 +13,7 @@ from guides import FIELDS
 from losses import LONG_RANGE_WEIGHT, METHODS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from optimizers import LEARNING_RATES, OPTIMIZERS
-from terms import MAX_PATCHES
+from terms import MATCH_EVERY, MAX_PATCHES
 from utils import SUFFIXES
 
 MAX_SIDE = 16383  # WebP's limit
@@ -290,8 +290,8 @@ def build_parser() -> Parser:
         "--match_every",
         type=number(int, 1, "a number of steps"),
         metavar="N",
-        help="steps for which matches (swd: directions, guided: samples) are held; default "
-        + ", ".join(f"{m} {method.match_every}" for m, method in METHODS.items() if method.takes),
+        help="steps for which matches (swd: directions, guided: samples) are held; "
+        f"default {MATCH_EVERY}",
     )
     add(
         "--patch_rotations",

@@ -4,7 +4,7 @@ Every texture model is a class here. It is built once from the features of the s
 called with the features of the output: `model(output) -> (B,)`; pictures of a batch never mix.
 
 A model whose objective holds something fixed for a while (matches, random directions, a sample)
-has `renew(output)`, which takes it anew; `METHODS` says how often that should happen.
+has `renew(output)`, which takes it anew, every so many steps.
 """
 
 import math
@@ -333,30 +333,26 @@ class Method(NamedTuple):
     model: type
     layers: list[str]
     weights: dict[str, float]  # of the terms beside it
-    match_every: int | None  # steps between renewals; None where nothing is held fixed
     takes: tuple[str, ...] = ()  # flags that it has a use for
 
 
 METHODS = {
-    "gram": Method(Gram, GRAM_LAYERS, {"histogram": 0.1}, None),
-    "swd": Method(Sliced, GRAM_LAYERS, {"histogram": 0.1}, 20, ("match_every",)),
+    "gram": Method(Gram, GRAM_LAYERS, {"histogram": 0.1}),
+    "swd": Method(Sliced, GRAM_LAYERS, {"histogram": 0.1}, ("match_every",)),
     "cnnmrf": Method(
         CNNMRF,
         ["conv3_1", "conv4_1"],
         {"gram": 10.0, "histogram": 1.0},
-        10,
         ("match_every", "patch_rotations", "patch_scales"),
     ),
     "guided": Method(
         Guided,
         ["conv2_1", "conv3_1", "conv4_1"],
         {"gram": 10.0, "histogram": 0.5, "patches": 1.0},
-        10,
         ("match_every", "patch_rotations", "patch_scales", "max_patches"),
     ),
 }
 GUIDE_WEIGHT = 10.0  # of squared distances of guides, beside cosines of features
-TERMS_MATCH_EVERY = 20  # steps between renewals of terms, beside a model that has none
 LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars that repeat
 
 
@@ -391,9 +387,7 @@ class Criterion:
         ]
         parts = (self.model, *(term for _, term in self.terms))
         self.renewable = [part for part in parts if hasattr(part, "renew")]
-        self.match_every = None  # nothing is ever taken anew
-        if self.renewable:
-            self.match_every = settings.match_every or default.match_every or TERMS_MATCH_EVERY
+        self.match_every = settings.match_every if self.renewable else None
 
     def add(self, weight: float, term: Callable[[Features], Tensor]) -> None:
         """One more term, its weight relative to the sum of all others: that of the texture."""

@@ -18,6 +18,7 @@ from utils import wrapped
 Features = dict[str, Tensor]
 
 MAX_PATCHES = 10_000
+MATCH_EVERY = 20  # steps
 GRAM_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
 TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
 NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
@@ -33,7 +34,7 @@ class Settings(NamedTuple):
     """What texture models and terms can be told; each takes what concerns it."""
 
     seed: int = 0
-    match_every: int | None = None  # steps between renewals; None means the model's own
+    match_every: int = MATCH_EVERY  # steps between renewals
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
     variants: tuple[Features, ...] = ()  # of the exemplar turned and resized, as more source, and
     # of other exemplars
