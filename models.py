@@ -70,9 +70,7 @@ def resolve_layers(names: list[str], net_name: str) -> list[str]:
         layer = name.lower().replace("conv", "relu", 1)
         if layer not in table:
             near = difflib.get_close_matches(layer, table, 3, 0.5) or ["relu1_1", "pool4"]
-            raise UserError(
-                f"--layers {name}: {net_name} has no such layer; nearest: {' '.join(near)}"
-            )
+            raise UserError(f"{name!r}: {net_name} has no such layer; nearest: {' '.join(near)}")
         wanted.add(layer)
     return [layer for layer in table if layer in wanted]
 
