@@ -325,14 +325,9 @@ def carry_maps(
         maps.correspondence(output, extractor(source.to(args.device)), args.tile)
         for source in (job.exemplar, *turned_and_resized(job.exemplar, *variants))
     ]
-    places, near = zip(*found, strict=True)
-    nearest = torch.stack(near).argmax(0)
     for path, picture, deep in job.maps:
-        copies = (x.to(args.device) for x in (picture, *maps.turned(picture, *variants)))
-        carried = torch.stack(
-            [maps.carried(x, there, args.tile) for x, there in zip(copies, places, strict=True)]
-        )
-        carried = carried.gather(0, nearest.expand_as(carried[:1]))[0]
+        copies = [x.to(args.device) for x in (picture, *maps.turned(picture, *variants))]
+        carried = maps.carried(copies, found, args.tile)
         save_picture(carried, path, {"version": VERSION, "exemplar": job.name}, deep)
 
 

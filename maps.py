@@ -73,25 +73,47 @@ def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tens
     return place, -mean[0, 0]
 
 
-def carried(maps: Tensor, found: Tensor, tile: str = "") -> Tensor:
-    """(1, C, h, w) of the exemplar -> (1, C, H, W) of the output, by `correspondence`.
+def carried(
+    copies: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor]], tile: str = ""
+) -> Tensor:
+    """A map of the exemplar, and of its copies turned and resized, (1, C, h, w) each, and what
+    `correspondence` found for each -> (1, C, H, W) of the output, every place from the nearest.
 
-    Patches around the places that correspond are laid over each other and averaged; the mean of
-    normals is made a normal again.
+    Patches around the places that correspond are laid over each other and averaged. The mean is
+    flatter than the map, so the values of the places themselves are dealt out by its ranks: heights
+    keep their range, labels stay labels. Normals are made normals again.
     """
+    places, near = zip(*found, strict=True)
+    nearest = torch.stack(near).argmax(0)
+
+    def of_nearest(values: list[Tensor]) -> Tensor:
+        stacked = torch.stack(values)  # (copies, C, H, W)
+        return stacked.gather(0, nearest.expand_as(stacked[:1]))[0]
+
+    pairs = list(zip(copies, places, strict=True))
+    mean = of_nearest([_mean_of_patches(copy, place, tile) for copy, place in pairs])
+    own = of_nearest([copy[0].flatten(1)[:, place] for copy, place in pairs])
+    ranks = mean.flatten(1).argsort(dim=1, stable=True)
+    dealt = torch.empty_like(own.flatten(1)).scatter_(1, ranks, own.flatten(1).sort(1).values)
+    dealt = dealt.view_as(mean)
+    if holds_normals(copies[0]):
+        dealt = (F.normalize(2 * dealt - 1, dim=0) + 1) / 2
+    return dealt[None]
+
+
+def _mean_of_patches(maps: Tensor, places: Tensor, tile: str) -> Tensor:
+    """(1, C, h, w), (H, W) -> (C, H, W)."""
     width, reach = maps.shape[3], VOTE // 2
     rows, columns = (
-        torch.arange(-reach, side + reach, device=found.device) % side
+        torch.arange(-reach, side + reach, device=places.device) % side
         if axis in tile
-        else torch.arange(reach, side - reach, device=found.device)
-        for axis, side in zip("yx", found.shape, strict=True)
+        else torch.arange(reach, side - reach, device=places.device)
+        for axis, side in zip("yx", places.shape, strict=True)
     )
-    starts = found[rows][:, columns] - reach * (width + 1)
+    starts = places[rows][:, columns] - reach * (width + 1)
     mean, _, _ = overlapped(maps[0].flatten(1), starts, torch.full_like(starts, width), VOTE)
-    if holds_normals(maps):
-        mean = (F.normalize(2 * mean - 1, dim=0) + 1) / 2
     top, left = (2 * reach if axis in tile else 0 for axis in "yx")
-    return mean[None, :, top : top + found.shape[0], left : left + found.shape[1]]
+    return mean[:, top : top + places.shape[0], left : left + places.shape[1]]
 
 
 def holds_normals(maps: Tensor) -> bool:

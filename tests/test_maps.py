@@ -21,12 +21,21 @@ def source():
     return torch.rand(1, 6, 40, 48, generator=torch.Generator().manual_seed(0))
 
 
+def drawn(shape, height, width):
+    """Places at random, with room for a patch about each."""
+    generator = torch.Generator().manual_seed(1)
+    y, x = (torch.randint(2, side - 2, shape, generator=generator) for side in (height, width))
+    return y * width + x
+
+
 def test_a_picture_corresponds_to_itself(source):
-    found, _ = correspondence(features(source), features(source))
+    found = correspondence(features(source), features(source))
     inside = torch.arange(40 * 48).view(40, 48)[4:-4, 4:-4]
-    assert (found[4:-4, 4:-4] == inside).all()
+    assert (found[0][4:-4, 4:-4] == inside).all()
     other = torch.rand(1, 2, 40, 48, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(carried(other, found)[..., 8:-8, 8:-8], other[..., 8:-8, 8:-8])
+    torch.testing.assert_close(
+        maps._mean_of_patches(other, found[0], "")[..., 8:-8, 8:-8], other[0, ..., 8:-8, 8:-8]
+    )
 
 
 def test_what_was_moved_is_found_where_it_went(source):
@@ -43,34 +52,51 @@ def test_correspondence_goes_on_across_a_border_that_tiles(source):
     inner = {}
     for tile in ("", "xy"):
         found, _ = correspondence(features(moved), features(source), tile)
-        inner[tile] = carried(source, found, tile)
-    assert inner["xy"].shape == source.shape
+        inner[tile] = maps._mean_of_patches(source, found, tile)
+    assert inner["xy"].shape == source.shape[1:]
     # The source's own border lies in the middle; there, and at the output's, patches overlap.
-    error = (inner["xy"] - moved).abs().mean((0, 1))
+    error = (inner["xy"] - moved[0]).abs().mean(0)
     assert error[[0, -1]].median() < 1e-6 and error[:, [0, -1]].median() < 1e-6
 
 
-def test_carried_is_the_mean_of_patches_by_hand(monkeypatch):
+def test_mean_of_patches_by_hand(monkeypatch):
     monkeypatch.setattr(maps, "VOTE", 3)
     picture = torch.arange(25.0).view(1, 1, 5, 5)
     # Every patch is the one about (2, 2): places that tile are the mean of all that may lie there.
     found = torch.full((3, 3), 2 * 5 + 2)
-    assert torch.equal(carried(picture, found), picture[..., 1:4, 1:4])
-    tiled = carried(picture, found, "xy")
-    torch.testing.assert_close(tiled, torch.full((1, 1, 3, 3), 12.0))
+    assert torch.equal(maps._mean_of_patches(picture, found, ""), picture[0, :, 1:4, 1:4])
+    tiled = maps._mean_of_patches(picture, found, "xy")
+    torch.testing.assert_close(tiled, torch.full((1, 3, 3), 12.0))
+
+
+def test_carried_deals_out_the_values_of_the_places(source):
+    """Patches disagree, so that their mean is flat; what is carried has the map's own values."""
+    places = drawn((32, 24), 40, 48)
+    near = torch.zeros(32, 24)
+    flat = maps._mean_of_patches(source, places, "")
+    found = carried([source], [(places, near)])
+    own = source[0].flatten(1)[:, places.flatten()]
+    assert torch.equal(found.flatten(2).sort(2).values[0], own.sort(1).values)
+    assert flat.std() < 0.5 * found.std()
+    for channel, wanted in zip(found[0].flatten(1), flat.flatten(1), strict=True):
+        assert (channel[wanted.argsort()].diff() >= 0).all()  # in the same order
+    labels = (source[:, :3] > 0.5).float()
+    assert set(carried([labels], [(places, near)]).unique().tolist()) == {0, 1}
+
+
+def test_carried_takes_every_place_from_the_nearest_copy(source):
+    places = drawn((40, 48), 40, 48)
+    left = (torch.arange(48) < 24).float().expand(40, 48)
+    found = carried([source, source + 2], [(places, left), (places, 1 - left)])
+    assert torch.equal(found > 1.5, (left < 0.5).expand(1, 6, 40, 48))
 
 
 def test_carried_normals_have_length_1():
-    """Between two slopes, the mean of what both sides lay there is shorter than 1."""
-    left, right = torch.tensor([0.6, 0, 0.8]), torch.tensor([-0.6, 0, 0.8])
-    slopes = torch.where(torch.arange(16).view(1, 16) < 8, left[:, None], right[:, None])
-    normals = ((slopes + 1) / 2)[None, :, None].expand(1, 3, 16, 16)
-    here = torch.arange(256).view(16, 16)
-    # Of every other column another place is found, so that patches disagree.
-    found = torch.where(torch.arange(16) % 2 == 0, here, here.flip(1))
-    vectors = 2 * carried(normals, found) - 1
+    """Channels dealt out one by one are no vectors of length 1."""
+    normals = F.normalize(torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    places = drawn((16, 16), 16, 16)
+    vectors = 2 * carried([(normals + 1) / 2], [(places, torch.zeros(16, 16))]) - 1
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(1, 16, 16))
-    assert (vectors[:, 0].abs() < 0.5).any()  # they do disagree
 
 
 def test_what_holds_normals():

@@ -297,7 +297,7 @@ def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
     with Image.open(result.with_stem("result_height")) as picture:
         assert picture.mode == "I;16" and picture.size == (48, 56)
         height = np.asarray(picture) / 65535 * 255
-        assert len(np.unique(height)) > 500  # more than 8 bits hold
+        assert len(np.unique(height)) > 256  # more than 8 bits hold
     # Dark in the colour is low in the height and light in the negative: after 40 steps, roughly.
     assert np.corrcoef(height.ravel(), found.mean(2).ravel())[0, 1] > 0.15
     negative = pixels(result.with_stem("result_negative")).astype(float)
