@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terms import Features, Settings
-from utils import LEVELS, UserError
+from utils import LEVELS, UserError, one_hot, region_masks
 
 MOST_REGIONS = 12  # colours; a picture of more is no label map
 STEPS = 8  # into which methods that match statistics divide a progression
@@ -62,7 +62,7 @@ def read_guide(
             if not (indices[0] == k).any():
                 colour = "#" + "".join(f"{level:02x}" for level in colours[k].tolist())
                 raise UserError(f"--guide {names[0]}: has no {colour}, which {names[1]} asks for")
-        channels = [_one_hot(x, len(colours)) for x in indices]
+        channels = [one_hot(x, len(colours)) for x in indices]
         return _with_variants(*channels, *indices, variants)
     if (colours != colours[:, :1]).any():
         raise UserError(
@@ -79,7 +79,7 @@ def read_guide(
 def _with_variants(
     source: Tensor, output: Tensor, source_region: Tensor, output_region: Tensor, variants: Variants
 ) -> Guide:
-    shares = _one_hot(source_region, 1 + int(source_region.max()))
+    shares = one_hot(source_region, 1 + int(source_region.max()))
     regions = [maps.argmax(1, keepdim=True) for maps in variants(shares)]
     sources = source, *variants(source)
     return Guide(sources, output, (source_region, *regions), output_region)
@@ -103,18 +103,13 @@ def which_exemplar(exemplars: list[Tensor], output: Tensor, name: str) -> Guide:
         torch.full((1, 1, *exemplar.shape[2:]), k) for k, exemplar in enumerate(exemplars)
     )
 
-    sources = tuple(_one_hot(region, len(exemplars)) for region in regions)
-    return Guide(sources, _one_hot(region, len(exemplars)), regions, region)
+    sources = tuple(one_hot(region, len(exemplars)) for region in regions)
+    return Guide(sources, one_hot(region, len(exemplars)), regions, region)
 
 
 def _levels(picture: Tensor) -> Tensor:
     """(1, 3, H, W) in [0, 1] -> (H W, 3) of int64, levels of 8 bits."""
     return (LEVELS * picture[0]).round().long().flatten(1).T
-
-
-def _one_hot(regions: Tensor, count: int) -> Tensor:
-    """(1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of 0 and 1."""
-    return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
 
 
 def joined(guides: list[Guide]) -> Guide:
@@ -141,21 +136,6 @@ def joined(guides: list[Guide]) -> Guide:
         output = torch.cat((first.output, other.output), 1)
         first = Guide(tuple(torch.cat(pair, 1) for pair in sources), output, regions, wanted)
     return first
-
-
-def region_masks(regions: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """(1, 1, H, W) of -1 ... count - 1 -> (count, h w) of bool: which positions of a layer are in.
-
-    Each position is in the region that has most of it, -1 being none; a region that has most of no
-    position gets the one of which it has most.
-    """
-    shares = _one_hot(regions + 1, count + 1)
-    shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
-    masks = F.one_hot(shares.argmax(0), count + 1).T.bool()[1:]
-    for mask, share in zip(masks, shares[1:], strict=True):
-        if not mask.any() and share.max() > 0:
-            mask[share.argmax()] = True
-    return masks
 
 
 Places = dict[tuple[int, int], list[Tensor]]  # size of a layer -> flat positions of each region

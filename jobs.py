@@ -146,7 +146,7 @@ def _job(
     if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
         pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
     weights, notes = term_weights(args, path.name, exemplar)
-    whole = [term for term in ("spectrum", "autocorrelation", "patches") if weights[term]]
+    whole = [term for term in ("spectrum", "autocorrelation") if weights[term]]
     if controls.guide is not None and whole:
         weights |= dict.fromkeys(whole, 0.0)
         notes = [f"{', '.join(whole)}: off beside guides, as it sees the picture as a whole"]

@@ -405,11 +405,11 @@ class Criterion:
 
 
 def _built(kind: type, source: Features, layers: list[str], settings: Settings) -> Callable:
-    """A model or term, for each region alone where it does not see for itself where things are."""
-    if settings.regions is not None and getattr(kind, "unordered", False):
-        return Regional(kind, source, layers, settings)
+    """A model or term, for each exemplar and region alone where it does not tell them apart."""
     if settings.shares and kind not in (CNNMRF, Guided):
         return _Blend(kind, source, layers, settings)
+    if settings.regions is not None and getattr(kind, "unordered", False):
+        return Regional(kind, source, layers, settings)
     return kind(source, layers, settings)
 
 
@@ -421,8 +421,9 @@ class _Blend:
 
     def __init__(self, kind: type, source: Features, layers: list[str], settings: Settings) -> None:
         pictures = source, *settings.variants
+        alone = settings._replace(variants=(), pools=(), shares=())
         self.parts = [
-            (share, kind(pictures[settings.pools.index(k)], layers, settings))
+            (share, _built(kind, pictures[settings.pools.index(k)], layers, alone))
             for k, share in enumerate(settings.shares)
         ]
         if hasattr(kind, "renew"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import wrapped
+from utils import region_masks, wrapped
 
 Features = dict[str, Tensor]
 
@@ -288,43 +288,82 @@ class Patches:
 
     We depart from the paper: directions stay for some steps, so that the objective is smooth in
     between; the distance is relative to the variance of the source's projections; sizes are
-    compared through quantiles.
+    compared through quantiles; and every region has a distribution of its own, that of the patches
+    whose middle lies in it.
     """
 
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
-        self.image, self.tile = source["image"].detach(), settings.tile
+        self.tile = settings.tile
+        pictures, regions, self.region, self.count = [source], [None], None, 1
+        if settings.regions is not None:
+            regions, self.region = settings.regions
+            self.count = 1 + int(max(x.max() for x in (*regions, self.region)))
+            pictures = [source, *settings.variants][: len(regions)]
+        self.images, self.regions = [f["image"].detach() for f in pictures], regions
         # What repeats has no layout but its order.
-        self.repeats = period(self.image)[0] > PERIODIC
+        self.repeats = period(self.images[0])[0] > PERIODIC
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(source)
 
     def renew(self, output: Features) -> None:
         """Draw new directions."""
-        self.levels: list[tuple[int, Tensor, Tensor]] = []
+        self.levels: list[tuple[int, Tensor, list[Tensor]]] = []
+        side = min(self.images[0].shape[2:])
         for level in range(PATCH_LEVELS):
-            many = self.repeats or min(self.image.shape[2:]) >= 2**level * PATCH_SIDE
+            factor = 2**level
+            many = self.repeats or side >= factor * PATCH_SIDE
             count = PATCH_DIRECTIONS * (4**level if many else 1)
-            directions = unit_directions(count, self.generator).to(self.image.device)
-            if min(self.image.shape[2:]) >= 2**level * PATCH:
-                ascending = self._projected(self.image, 2**level, directions, "")
-                self.levels.append((2**level, directions, ascending))
+            directions = unit_directions(count, self.generator).to(self.images[0].device)
+            if side >= factor * PATCH:
+                found = [
+                    self._projected(image, factor, directions, "", region)
+                    for image, region in zip(self.images, self.regions, strict=True)
+                    if min(image.shape[2:]) >= factor * PATCH
+                ]
+                wanted = [torch.cat(parts, 2).sort(2).values for parts in zip(*found, strict=True)]
+                self.levels.append((factor, directions, wanted))
 
     def __call__(self, output: Features) -> Tensor:
         image = output["image"]
         errors = [image.new_zeros(len(image))]
         for factor, directions, wanted in self.levels:
             if min(image.shape[2:]) >= factor * PATCH:
-                ascending = self._projected(image, factor, directions, self.tile)
-                wanted = resampled(wanted, ascending.shape[2])
-                variance = wanted.var(2, correction=0).mean().clamp(min=TINY)
-                errors.append(squared_wasserstein(ascending, wanted) / variance)
+                found = self._projected(image, factor, directions, self.tile, self.region)
+                errors.append(_distance(found, wanted))
         return torch.stack(errors).sum(0) / PATCH_LEVELS
 
-    @staticmethod
-    def _projected(image: Tensor, factor: int, directions: Tensor, tile: str) -> Tensor:
-        """(B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) in ascending order."""
-        smaller = wrapped(F.avg_pool2d(image, factor), tile, PATCH - 1, PATCH - 1)
-        return F.conv2d(smaller, directions).flatten(2).sort(2).values
+    def _projected(
+        self, image: Tensor, factor: int, directions: Tensor, tile: str, region: Tensor | None
+    ) -> list[Tensor]:
+        """(B, 3, H, W), (K, 3, 7, 7), (1, 1, ., .) of -1 ... count - 1 -> (B, K, n) of each region.
+
+        The patch that starts at (y, x) is in the region of its middle.
+        """
+        smaller = F.avg_pool2d(image, factor)
+        projected = F.conv2d(wrapped(smaller, tile, PATCH - 1, PATCH - 1), directions)
+        if region is None:
+            return [projected.flatten(2)]
+        (h, w), (down, across) = smaller.shape[2:], projected.shape[2:]
+        masks = region_masks(region, (h, w), self.count).view(-1, h, w)
+        masks = masks.roll((-(PATCH // 2), -(PATCH // 2)), (1, 2))[:, :down, :across]
+        return [projected[..., mask] for mask in masks]
+
+
+def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """(B, K, n) and (1, K, m) in ascending order of every region -> (B,), regions by their n."""
+    pairs = [
+        (parts.sort(2).values, resampled(ascending, parts.shape[2]))
+        for parts, ascending in zip(found, wanted, strict=True)
+        if parts.shape[2] and ascending.shape[2]
+    ]
+    if not pairs:
+        return found[0].new_zeros(len(found[0]))
+    count = sum(parts.shape[2] for parts, _ in pairs)
+    variance = torch.cat([ascending for _, ascending in pairs], 2).var(2, correction=0).mean()
+    return sum(
+        squared_wasserstein(parts, ascending) * (parts.shape[2] / count)
+        for parts, ascending in pairs
+    ) / variance.clamp(min=TINY)
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:

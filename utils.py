@@ -362,6 +362,27 @@ def padded(x: Tensor, tile: str, mode: str) -> Tensor:
     return F.pad(x, (0, 0, 1, 1), "circular" if "y" in tile else mode)
 
 
+def one_hot(regions: Tensor, count: int) -> Tensor:
+    """Return (1, 1, H, W) of 0 ... count - 1 as (1, count, H, W) of 0 and 1."""
+    return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
+
+
+def region_masks(regions: Tensor, size: tuple[int, int], count: int) -> Tensor:
+    """Return (1, 1, H, W) of -1 ... count - 1 as (count, h w) of bool: which positions of a layer
+    are in.
+
+    Each position is in the region that has most of it, -1 being none; a region that has most of no
+    position gets the one of which it has most.
+    """
+    shares = one_hot(regions + 1, count + 1)
+    shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
+    masks = F.one_hot(shares.argmax(0), count + 1).T.bool()[1:]
+    for mask, share in zip(masks, shares[1:], strict=True):
+        if not mask.any() and share.max() > 0:
+            mask[share.argmax()] = True
+    return masks
+
+
 def turned_and_resized(
     image: Tensor, degrees: Iterable[float], factors: Iterable[float]
 ) -> list[Tensor]:

@@ -20,13 +20,12 @@ from guides import (
     missing_turns,
     orientation_guide,
     read_guide,
-    region_masks,
     which_exemplar,
 )
 from losses import CNNMRF, Criterion, Guided, Sliced
 from patches import nearest_patches
 from terms import Gram, Histogram, Settings
-from utils import UserError, turned_and_resized
+from utils import UserError, region_masks, turned_and_resized
 
 RED, BLUE, WHITE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
 NAMES = ("source.png", "output.png")
@@ -157,6 +156,21 @@ def test_nothing_is_asked_of_what_has_no_region(tiny):
     image = noise(1, 3, 16, 16, seed=1).requires_grad_()
     (gradient,) = torch.autograd.grad(criterion(tiny(image)).sum(), image)
     assert (gradient[..., :8] != 0).all() and (gradient[..., 12:] == 0).all()
+
+
+def test_shares_of_exemplars_hold_within_regions(tiny):
+    """A mask makes a region of what may change; the exemplars are mixed in it as elsewhere."""
+    pictures = [tiny(noise(1, 3, 16, 16, seed=seed)) for seed in (0, 1)]
+    output = tiny(noise(1, 3, 16, 16, seed=2))
+    whole = torch.zeros(1, 1, 16, 16, dtype=torch.int64)
+    plain = Settings(variants=(pictures[1],), pools=(0, 1), shares=(0.6, 0.4))
+    for weights in ({"histogram": 1.0}, {"patches": 1.0}):
+        values = []
+        for settings in (plain, plain._replace(regions=((whole,), whole))):
+            criterion = Criterion(pictures[0], tiny.layers, "gram", weights, settings)
+            criterion.renew(output)
+            values.append(criterion(output))
+        torch.testing.assert_close(*values)
 
 
 def test_criterion_of_one_region_is_the_criterion(tiny):

@@ -414,6 +414,63 @@ def test_patches_by_loops():
     assert term({"image": output}).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_patches_of_regions_by_loops():
+    """Every patch counts in the region of its middle, and every region as its patches are many."""
+    torch.manual_seed(0)
+    sources = [noise(1, 3, 13, 12), noise(1, 3, 11, 12, seed=1)]
+    output = noise(1, 3, 12, 13, seed=2)
+    shapes = [tuple(image.shape[2:]) for image in (*sources, output)]
+    *regions, region = (torch.randint(-1, 2, (1, 1, *shape)) for shape in shapes)
+    settings = Settings(variants=({"image": sources[1]},), regions=(tuple(regions), region))
+    term = Patches({"image": sources[0]}, [], settings)
+    ((_, directions, _),) = term.levels
+
+    def projections(image, region, tile=False):
+        """{region: [a row for every patch]}"""
+        found = {0: [], 1: []}
+        height, width = image.shape[2:]
+        for y in range(height if tile else height - 6):
+            for x in range(width if tile else width - 6):
+                patch = image.roll((-y, -x), (2, 3))[0, :, :7, :7]
+                k = int(region[0, 0, (y + 3) % height, (x + 3) % width])
+                if k >= 0:
+                    found[k].append((directions * patch).sum((1, 2, 3)))
+        return {k: torch.stack(rows).T for k, rows in found.items()}
+
+    parts = [projections(image, r) for image, r in zip(sources, regions, strict=True)]
+    for tile in ("", "xy"):
+        drawn, distance, wanted = projections(output, region, tile == "xy"), 0, []
+        for k in (0, 1):
+            count = drawn[k].shape[1]
+            both = torch.cat([part[k] for part in parts], 1).sort(1).values
+            wanted.append(resampled(both, count))
+            distance += (drawn[k].sort(1).values - wanted[k]).square().mean() * count
+        total = torch.cat(wanted, 1)
+        expected = distance / total.shape[1] / total.var(1, correction=0).mean() / 3
+        term.tile = tile
+        assert term({"image": output}).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_patches_of_one_region_are_those_of_the_picture():
+    source, output = noise(1, 3, 30, 28), {"image": noise(1, 3, 32, 36, seed=1)}
+    whole = torch.zeros(1, 1, 32, 36, dtype=torch.int64)
+    for tile in ("", "xy"):
+        plain, regional = (
+            Patches({"image": source}, [], Settings(tile=tile, regions=regions))
+            for regions in (None, ((whole,), whole))
+        )
+        torch.testing.assert_close(regional(output), plain(output))
+
+
+def test_patches_beside_what_has_none():
+    """A region without a patch in source or output asks for nothing."""
+    image = noise(1, 3, 9, 9)
+    none, some = torch.full((1, 1, 9, 9), -1), torch.zeros(1, 1, 9, 9, dtype=torch.int64)
+    for regions in (((none,), some), ((some,), none)):
+        term = Patches({"image": image}, [], Settings(regions=regions))
+        assert term({"image": image * 0.5}).item() == 0
+
+
 def test_patches_on_as_many_sizes_as_have_one():
     source = noise(1, 3, 28, 28)
     assert [factor for factor, _, _ in Patches({"image": source}, []).levels] == [1, 2, 4]
