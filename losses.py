@@ -342,13 +342,13 @@ METHODS = {
     "cnnmrf": Method(
         CNNMRF,
         ["conv3_1", "conv4_1"],
-        {"gram": 10.0, "histogram": 1.0},
+        {"gram": 10.0, "histogram": 1.0, "patches": 10.0},
         ("match_every", "patch_rotations", "patch_scales"),
     ),
     "guided": Method(
         Guided,
         ["conv2_1", "conv3_1", "conv4_1"],
-        {"gram": 10.0, "histogram": 0.5, "patches": 1.0},
+        {"gram": 10.0, "histogram": 0.5, "patches": 10.0},
         ("match_every", "patch_rotations", "patch_scales", "max_patches"),
     ),
 }
