@@ -113,6 +113,8 @@ def synthesize(
     settings = controls.settings(Settings(seed, match_every, max_patches))
     generator = torch.Generator().manual_seed(seed)
     image = _noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
+    if not all(is_grey(mixed) for mixed, _ in controls.mixed):
+        image = image.expand(-1, 3, -1, -1)
     for scale, (source_size, output_size) in enumerate(sizes):
         picture = resize(exemplar, source_size)
         with torch.no_grad():
@@ -162,6 +164,11 @@ def _tell(
     report(Progress(step, scale + 1, len(sizes), done / sum(work), image, loss))
 
 
+def is_grey(picture: Tensor) -> bool:
+    """Whether the channels of (1, 3, H, W) are equal."""
+    return torch.equal(picture, picture[:, :1].expand_as(picture))
+
+
 def _noise_like(picture: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Gaussian white noise with the picture's mean colour and colour covariance.
 
@@ -169,7 +176,7 @@ def _noise_like(picture: Tensor, size: tuple[int, int], generator: torch.Generat
     Drawn on the CPU, where a seed means the same on every machine.
     """
     pixels = picture[0].flatten(1).cpu()  # (3, H W)
-    if torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2]):
+    if is_grey(picture):
         pixels = pixels[:1]
     covariance = torch.cov(pixels).reshape(len(pixels), len(pixels))
     root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(pixels)))

@@ -434,6 +434,13 @@ def test_grey_stays_grey(result):
     assert grey.std() > 5
 
 
+def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
+    make("brick.png", result, "--mix", f"{pebbles}:0.9", "--optimizer", "LBFGS", "--epoch", "20")
+    assert np.ptp(pixels(result).astype(int), 2).mean() > 5
+    make("brick.png", result, "--mix", "gravel.png")
+    assert np.ptp(pixels(result).astype(int), 2).max() == 0
+
+
 def test_the_record_makes_the_picture_again(pebbles, result, tmp_path):
     record = make(
         pebbles, result, "--seed", "5", "--optimizer", "l-bfgs", "--no-rescale", "--pool", "max",
