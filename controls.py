@@ -82,7 +82,7 @@ class Controls(NamedTuple):
 
 
 NONE = Controls()
-NEAR = 24  # px around what is free, whose statistics shall be the exemplar's too
+NEAR = 4  # px around what is free that count with it; what is kept there may be another texture
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
