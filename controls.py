@@ -51,7 +51,7 @@ class Controls(NamedTuple):
     @property
     def placed(self) -> bool:
         """Whether anything says where in the output something is to be."""
-        return not (self.init is self.content is self.guide is None)
+        return any(x is not None for x in (self.init, self.content, self.guide))
 
     def mixed_at(self, factor: float) -> list[Tensor]:
         """The other exemplars, resized."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from controls import Controls, cut, expanded, luma, matched_colours, with_chroma
+from terms import PLAIN
 
 
 def noise(*shape, seed=0):
@@ -25,6 +26,14 @@ def test_a_tile_is_cut_where_the_step_is_nearest_to_the_mean():
     assert torch.equal(cut(across, "xy"), moved.expand(1, 3, 4, 4))
     assert torch.equal(cut(down, "y"), moved.view(4, 1).expand(1, 3, 4, 4))
     assert torch.equal(cut(across, "y"), across)
+
+
+def test_what_is_kept_far_from_a_hole_does_not_count():
+    """Else what fills the hole would make up for a picture of another texture around it."""
+    free = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    free[..., 8, 9] = True
+    _, region = Controls(init=noise(1, 3, 20, 20), free=free).settings(PLAIN).regions
+    assert (region[0, 0, 4:13, 5:14] == 0).all() and (region == 0).sum() == 9 * 9
 
 
 @pytest.mark.parametrize("name", ["init", "content", "guide"])

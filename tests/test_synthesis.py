@@ -289,7 +289,7 @@ def test_nothing_that_is_read_is_overwritten(pebbles, tmp_path, capfd):
 def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
     colour = pixels(pebbles)
     Image.fromarray(255 - colour).save(tmp_path / "negative.png")
-    grey = colour.mean(2) / 255 * 65535
+    grey = colour @ np.array([0.3, 0.59, 0.11]) / 255 * 65535
     Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "height.png")
     names = [str(tmp_path / f"{name}.png") for name in ("negative", "height")]
     options = ["--maps", *names, "--method", method, "--tile", "x", "--optimizer", "LBFGS"]
@@ -298,7 +298,7 @@ def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
     with Image.open(result.with_stem("result_height")) as picture:
         assert picture.mode == "I;16" and picture.size == (48, 56)
         height = np.asarray(picture) / 65535 * 255
-        assert len(np.unique(height)) > 256  # more than 8 bits hold
+        assert len(np.unique(height)) > 500  # more than 8 bits hold
     # Dark in the colour is low in the height and light in the negative: after 40 steps, roughly.
     assert np.corrcoef(height.ravel(), found.mean(2).ravel())[0, 1] > 0.15
     negative = pixels(result.with_stem("result_negative")).astype(float)
