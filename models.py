@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -235,7 +234,6 @@ class Extractor(nn.Module):
         super().__init__()
         self.layers = layers
         self.trunk = nn.Sequential()
-        self._features: dict[str, Tensor] = {}
         channels = 3
         remaining = set(layers)
         for layer, index in layer_table(NETS[net_name]).items():
@@ -250,15 +248,10 @@ class Extractor(nn.Module):
                 self.trunk.add_module(layer.replace("relu", "conv"), conv)
                 self.trunk.add_module(layer, nn.ReLU(inplace=True))
                 channels = len(weight)
-            if layer in remaining:
-                remaining.remove(layer)
-                self.trunk.get_submodule(layer).register_forward_hook(partial(self._keep, layer))
+            remaining.discard(layer)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-
-    def _keep(self, layer: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        self._features[layer] = output
 
     def _normalize(self, image: Tensor) -> Tensor:
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -270,11 +263,12 @@ class Extractor(nn.Module):
         are a multiple of `stride` then have features that do so too.
         """
         image = image.expand(-1, 3, -1, -1)  # a grey picture stays grey under any optimiser
-        self._features = {"image": image}
+        features = {"image": image}
         x = self._normalize(image)
-        for module in self.trunk:
+        for name, module in self.trunk.named_children():
             x = module(padded(x, tile, "reflect") if isinstance(module, nn.Conv2d) else x)
-        features, self._features = self._features, {}
+            if name in self.layers:
+                features[name] = x
         return features
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 """The trunk against torchvision's own VGG, rescaling, borders, and where weights come from."""
 
 import errno
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
 
@@ -98,6 +100,28 @@ def test_least_side_is_the_least_that_runs(bundle):
 
 
 # ------------------------------------------------------------------------------------ extractor
+
+
+def test_one_extractor_serves_many_threads(bundle):
+    """Features that were kept on the net itself ended up in each other's dictionaries."""
+    extractor = Extractor(bundle, "vgg16-hed", ["relu1_1", "relu2_1"])
+    pictures = [torch.full((1, 3, 24 + 2 * k, 32), k / 8) for k in range(8)]
+    alone = [extractor(picture) for picture in pictures]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(extractor, pictures * 4))
+    for one, other in zip(alone * 4, together, strict=True):
+        assert all(torch.equal(one[layer], other[layer]) for layer in one)
+
+
+def test_an_extractor_keeps_nothing_of_a_picture(bundle):
+    extractor = Extractor(bundle, "vgg16-hed", ["relu1_1", "relu3_1"])
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    features = weakref.ref(extractor(image)["relu1_1"])
+    with pytest.raises(RuntimeError):
+        extractor(torch.rand(1, 3, 2, 2, requires_grad=True))  # too small to be reflected
+    left = weakref.ref(extractor)
+    del extractor
+    assert features() is None and left() is None
 
 
 def test_features_are_those_of_torchvision(bundle, picture):
