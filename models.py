@@ -35,6 +35,7 @@ BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_hed.pth"
 POOLS = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ZIP_MAGIC = b"PK\x03\x04"
 NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
 RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its layer's mean
 
@@ -105,64 +106,85 @@ def load_weights(
         UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
             a model that was asked for can be neither found nor downloaded.
     """
-    notes = []
     if path is not None:
-        weights, source = _read_weights(path), path
+        weights = _read_weights(path)
         net_name = model or _guess_net(weights, path)
-    else:
-        net_name = model or DEFAULT_NET
+        _check(weights, net_name, layers, path)
+        return weights, net_name, []
+    net_name = model or DEFAULT_NET
+    try:
+        return _find_weights(net_name, layers, progress)
+    except _Unreachable as error:
+        if model is not None:
+            raise UserError(
+                f"{error}: connect to the network once, or give --weights PATH, "
+                f"or --model {BUNDLED_NET}, which is bundled"
+            ) from error
         try:
-            weights, source = _find_weights(net_name, progress)
-        except _Unreachable as error:
-            if model is not None:
-                raise UserError(
-                    f"{error}: connect to the network once, or give --weights PATH, "
-                    f"or --model {BUNDLED_NET}, which is bundled"
-                ) from error
-            net_name = BUNDLED_NET
-            weights, source = _find_weights(net_name, progress)
-            notes.append(f"{error}: using the bundled {BUNDLED_NET}")
-    _check(weights, net_name, layers, source)
-    return weights, net_name, notes
+            weights, net_name, _ = _find_weights(BUNDLED_NET, layers, progress)
+        except UserError as missing:
+            raise UserError(f"{error}; bundled {missing}") from error
+        return weights, net_name, [f"{error}: using the bundled {BUNDLED_NET}"]
 
 
 class _Unreachable(UserError):
-    """Weights that are neither in the cache nor to be downloaded now."""
+    """Weights that the cache does not hold whole and that cannot be downloaded now."""
 
 
-def _find_weights(model: str, progress: bool) -> tuple[Weights, Path]:
+def _find_weights(model: str, layers: list[str], progress: bool) -> tuple[Weights, str, list[str]]:
+    """What `load_weights` returns, of a net that is bundled, cached or downloaded.
+
+    A file of the cache that is damaged or lacks a layer is passed over and replaced: the copy by
+    one of the whole file, the whole file by a download, which leaves it alone unless it succeeds.
+    """
     url = NETS[model].url
     if url is None:
-        return _read_weights(BUNDLE), BUNDLE
+        return _read_layers(BUNDLE, model, layers), model, []
     cache = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/")[-1]
     copy = cache.with_suffix(".features.pth")
-    with suppress(UserError):
-        return _read_weights(copy), copy
-    if not cache.exists():
-        _download(model, url, cache, progress)
-    weights = _read_weights(cache)
-    # Beside the cache because reading 548 MB costs every run of a loop; where nothing may be
-    # written there, the run does without.
+    passed_over: list[str] = []
+    for path in (copy, cache):
+        if not os.path.exists(path):
+            continue
+        try:
+            weights = _read_layers(path, model, layers)
+        except UserError as error:
+            passed_over.append(str(error))
+            continue
+        if path is cache:
+            _write_copy(weights, copy)
+        return weights, model, [f"{told}: using {cache.name} instead" for told in passed_over]
+    told = "; ".join(passed_over)
+    try:
+        _download(url, cache, progress)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
+        reason = getattr(error, "reason", None) or error
+        raise _Unreachable(
+            f"{told}; {model} cannot be downloaded again now ({reason})"
+            if told
+            else f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
+        ) from error
+    weights = _read_layers(cache, model, layers)
+    _write_copy(weights, copy)
+    return weights, model, [f"{told}: downloaded again"] if told else []
+
+
+def _download(url: str, cache: Path, progress: bool) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with _network_timeout():
+        # Checks the hash that the file's name carries; a half download never gets the name.
+        torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
+
+
+def _write_copy(weights: Weights, copy: Path) -> None:
+    """Keep the features alone beside torchvision's file, whose 548 MB would cost every run of a
+    loop; where nothing may be written there, the run does without."""
     temporary = copy.with_name(f".{uuid4().hex}.tmp")
     with suppress(OSError, RuntimeError):
         torch.save(weights, temporary)
         os.replace(temporary, copy)
     with suppress(OSError):
         temporary.unlink()
-    return weights, cache
-
-
-def _download(model: str, url: str, cache: Path, progress: bool) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with _network_timeout():
-            # Checks the hash that the file's name carries; a half download never gets the name.
-            torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
-        reason = getattr(error, "reason", None) or error
-        raise _Unreachable(
-            f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
-        ) from error
 
 
 @contextmanager
@@ -176,13 +198,25 @@ def _network_timeout() -> Iterator[None]:
 
 
 def _read_weights(path: Path) -> Weights:
-    """The `features.*` tensors of a state dict, copied, so that the rest of the file is freed."""
+    """The `features.*` tensors of a state dict, copied, so that the rest of the file is freed.
+
+    Both formats of `torch.save`: zip archives are mapped into memory, so that the rest is never
+    read; files from before PyTorch 1.6, torchvision's VGG among them, can only be read whole.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         weights = {k: v.clone() for k, v in state.items() if k.startswith("features.")}
     except Exception as error:  # as many kinds as there are ways to damage a file
-        reason = getattr(error, "strerror", None) or "not a state dict that PyTorch reads"
+        reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
         raise UserError(f"weights {path}: {reason}") from error
+    return weights
+
+
+def _read_layers(path: Path, net_name: str, layers: list[str]) -> Weights:
+    weights = _read_weights(path)
+    _check(weights, net_name, layers, path)
     return weights
 
 

@@ -268,6 +268,8 @@ def test_bundle_needs_no_network_and_no_note(cache):
 def test_a_layer_beyond_the_bundle_is_the_users_to_fix(cache):
     assert "relu5_2" in refusal("vgg16-hed", None, ["relu5_2"])
     assert "relu3_4" in refusal(None, None, ["relu3_4"])
+    line = refusal(None, None, ["relu5_2"])
+    assert "no route to host" in line and "relu5_2" in line
 
 
 def test_torchvisions_file_is_read_once_and_then_its_copy(cache):
@@ -284,13 +286,92 @@ def test_torchvisions_file_is_read_once_and_then_its_copy(cache):
     assert len(list(cache.iterdir())) == 1  # no temporary files
 
 
-def test_a_damaged_copy_is_made_again(cache):
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_both_formats_of_state_dicts_are_read(is_zip, cache, tmp_path):
+    """torchvision serves VGG in the format from before PyTorch 1.6."""
     cache.mkdir()
-    torch.save(small_weights("vgg19", 34), cache / "vgg19-dcbb9e9d.pth")
-    copy = cache / "vgg19-dcbb9e9d.features.pth"
-    copy.write_bytes(b"half a file")
-    load_weights("vgg19", None, ["relu1_1"])
-    assert "features.0.bias" in torch.load(copy, weights_only=True)
+    full = small_weights("vgg19", 5) | {"classifier.0.weight": torch.zeros(3)}
+    for path in (cache / "vgg19-dcbb9e9d.pth", tmp_path / "w.pth"):
+        torch.save(full, path, _use_new_zipfile_serialization=is_zip)
+    for model, path in (("vgg19", None), (None, tmp_path / "w.pth")):
+        weights, net, notes = load_weights(model, path, ["relu2_1"])
+        assert (net, notes) == ("vgg19", []) and weights.keys() == full.keys() - {
+            "classifier.0.weight"
+        }
+        assert all(torch.equal(weights[name], full[name]) for name in weights)
+
+
+def downloads(monkeypatch, last: int) -> None:
+    """A network that serves VGG-19 through torchvision's index `last`, in the old format."""
+
+    def download(url, path, hash_prefix, progress):
+        torch.save(small_weights("vgg19", last), path, _use_new_zipfile_serialization=False)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+
+
+@pytest.fixture(params=["zip", "old"])
+def half_a_file(request, cache):
+    """What an interrupted download leaves under torchvision's own name."""
+    cache.mkdir()
+    path = cache / "vgg19-dcbb9e9d.pth"
+    weights = small_weights("vgg19", 5)
+    torch.save(weights, path, _use_new_zipfile_serialization=request.param == "zip")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def test_half_a_file_is_downloaded_again(half_a_file, monkeypatch):
+    downloads(monkeypatch, 5)
+    _, net, (note,) = load_weights(None, None, ["relu2_1"])
+    assert net == "vgg19" and str(half_a_file) in note and note.endswith("downloaded again")
+    assert load_weights("vgg19", None, ["relu2_1"])[1:] == ("vgg19", [])
+    assert "features.5.bias" in torch.load(half_a_file, weights_only=True)
+
+
+def test_half_a_file_and_no_network(half_a_file):
+    """Never a dead end, and what cannot be replaced is left as it is."""
+    before = half_a_file.read_bytes()
+    _, net, (note,) = load_weights(None, None, ["relu2_1"])
+    assert net == "vgg16-hed" and str(half_a_file) in note and "no route to host" in note
+    assert len(note.splitlines()) == 1 and "using the bundled vgg16-hed" in note
+    line = refusal("vgg19", None, ["relu2_1"])
+    assert str(half_a_file) in line and "no route to host" in line
+    assert "network" in line and "--weights PATH" in line and "--model vgg16-hed" in line
+    assert half_a_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("fault", ["damaged", "lacks a layer"])
+def test_a_copy_of_no_use_is_made_again(fault, cache, monkeypatch):
+    """Out of the whole file, or, where that is missing, of a new download."""
+    cache.mkdir()
+    whole = cache / "vgg19-dcbb9e9d.pth"
+    copy = whole.with_suffix(".features.pth")
+
+    def spoil() -> None:
+        torch.save(small_weights("vgg19", 2), copy)
+        if fault == "damaged":
+            copy.write_bytes(copy.read_bytes()[:1000])
+
+    spoil()
+    assert load_weights(None, None, ["relu1_1"])[1] == (
+        "vgg16-hed" if fault == "damaged" else "vgg19"
+    )
+    _, net, (note,) = load_weights(None, None, ["relu2_1"])
+    assert net == "vgg16-hed" and str(copy) in note and copy.exists()
+
+    torch.save(small_weights("vgg19", 5), whole, _use_new_zipfile_serialization=False)
+    _, net, (note,) = load_weights("vgg19", None, ["relu2_1"])
+    assert net == "vgg19" and str(copy) in note and note.endswith(f"using {whole.name} instead")
+    assert "features.5.bias" in torch.load(copy, weights_only=True)
+    assert load_weights("vgg19", None, ["relu2_1"])[2] == []
+
+    spoil()
+    whole.unlink()
+    downloads(monkeypatch, 5)
+    _, net, (note,) = load_weights("vgg19", None, ["relu2_1"])
+    assert net == "vgg19" and str(copy) in note and note.endswith("downloaded again")
+    assert "features.5.bias" in torch.load(copy, weights_only=True)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_copy(cache, monkeypatch):
