@@ -548,6 +548,48 @@ def test_resize_of_what_repeats_repeats(tile, dims):
     assert (half - utils.resize(image, (16, 16))).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("tile", ["x", "y", "xy"])
+@pytest.mark.parametrize(
+    "old, new",
+    [((48, 64), (24, 32)), ((24, 32), (48, 64)), ((31, 32), (32, 31)), ((64, 60), (5, 50))],
+)
+def test_resize_sees_of_what_repeats_as_much_as_of_nine_copies(old, new, tile, monkeypatch):
+    image = torch.rand(1, 3, *old, generator=torch.Generator().manual_seed(0))
+    down, across = (3 if axis in tile else 1 for axis in "yx")
+    size = down * new[0], across * new[1]
+    copies = F.interpolate(image.repeat(1, 1, down, across), size, mode="bicubic", antialias=True)
+    (top, left) = down // 2 * new[0], across // 2 * new[1]
+    expected = copies[..., top : top + new[0], left : left + new[1]].clamp(0, 1)
+
+    seen, interpolate = [], F.interpolate
+    monkeypatch.setattr(
+        F, "interpolate", lambda x, *args, **kw: seen.append(x.shape) or interpolate(x, *args, **kw)
+    )
+    torch.testing.assert_close(utils.resize(image, new, tile), expected, rtol=0, atol=1e-4)
+    if (old, new) == ((24, 32), (48, 64)):
+        # 2 px of the picture on either side, of one axis at a time.
+        width, height = 32 + 4 * ("x" in tile), 24 + 4 * ("y" in tile)
+        assert seen == [(1, 3, 24, width), (1, 3, height, 64)]
+
+
+@pytest.mark.parametrize("tile", ["x", "y", "xy"])
+def test_padded_wraps_as_pytorch_does_and_keeps_the_layout(tile):
+    def expected(x):
+        x = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else "reflect")
+        return F.pad(x, (0, 0, 1, 1), "circular" if "y" in tile else "reflect")
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    upstream = torch.rand(2, 3, 6, 7, dtype=torch.float64, generator=generator)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = x.contiguous(memory_format=layout)
+        found = utils.padded(maps, tile, "reflect")
+        assert torch.equal(found, expected(maps)) and found.is_contiguous(memory_format=layout)
+        gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (found, expected(maps))]
+        torch.testing.assert_close(*gradients)
+    assert torch.autograd.gradcheck(lambda x: utils.padded(x, tile, "reflect"), x)
+
+
 def test_wrapped_by_hand():
     maps = torch.arange(6.0).view(1, 1, 2, 3)
     assert utils.wrapped(maps, "", 1, 1) is maps
