@@ -128,7 +128,7 @@ def joined(guides: list[Guide]) -> Guide:
         regions = tuple(map(both, first.source_regions, other.source_regions))
         wanted = both(first.output_region, other.output_region)
         had = torch.cat([x.flatten() for x in regions])
-        if not torch.isin(wanted.unique(), had).all():
+        if not torch.isin(wanted[wanted >= 0].unique(), had).all():
             raise UserError(
                 "--guide: the output maps ask together for what no place of the source is"
             )
@@ -171,7 +171,9 @@ class Regional:
             part.renew(self._of(output, k))
 
     def __call__(self, output: Features) -> Tensor:
-        return sum(share * part(self._of(output, k)) for k, share, part in self.parts)
+        # Where no place has a region, the loss is 0 and so is its gradient.
+        nothing = 0 * next(iter(output.values())).flatten(1).sum(1)
+        return sum((share * part(self._of(output, k)) for k, share, part in self.parts), nothing)
 
     def _of(self, output: Features, k: int) -> Features:
         return _of_region(output, _add_places(self.places, output, self.regions, self.count), k)
@@ -297,4 +299,7 @@ def orientation_guide(exemplar: Tensor, wanted: Tensor, variants: Variants) -> G
     had = torch.cat([x.flatten() for x in regions])
     # What no place has, no statistics can be asked for; patches come as near as they can.
     region = torch.where(torch.isin(region, had), region, -1)
+    if (region < 0).all():
+        # A flat exemplar has no axis at all: its statistics are asked for as a whole.
+        regions, region = tuple(map(torch.zeros_like, regions)), torch.zeros_like(region)
     return Guide(sources, AXIS_WEIGHT * wanted, regions, region)

@@ -112,7 +112,7 @@ class CNNMRF:
         size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
         here, there = None, [None] * len(sources)
         if self.settings.guide is not None:
-            here = _resized(self.settings.guide[1][i : i + 1], picture.shape[1:])
+            here = _resized(_of_picture(self.settings.guide[1], i), picture.shape[1:])
             here = self._of_patches(wrapped(here, self.tile, size - 1, size - 1), size)
             there = [
                 self._of_patches(_resized(guide, maps.shape[1:]), size)
@@ -215,7 +215,7 @@ class Guided:
                 s.means(_resized(guide, maps.shape[2:]))
                 for s, guide, maps in zip(samples, self.settings.guide[0], sources, strict=True)
             ]
-            here = _resized(self.settings.guide[1][i : i + 1], unwrapped)
+            here = _resized(_of_picture(self.settings.guide[1], i), unwrapped)
             here = sample.means(wrapped(here, tile, size - 1, size - 1))
             apart = partial(_guide_distance, here, _joined(there))
         share = self._share(
@@ -265,6 +265,11 @@ class Guided:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _of_picture(guide: Tensor, i: int) -> Tensor:
+    """(B or 1, G, H, W) -> (1, G, H, W): the guide of picture i, or the one guide of them all."""
+    return guide[i : i + 1] if len(guide) > 1 else guide
 
 
 def _resized(guide: Tensor, size: Sequence[int]) -> Tensor:

@@ -41,7 +41,7 @@ class Settings(NamedTuple):
     pools: tuple[int, ...] = ()  # to which exemplar the source and each of the variants belong
     shares: tuple[float, ...] = ()  # of the output that each exemplar shall have
     guide: tuple[tuple[Tensor, ...], Tensor] | None = None  # (1, G, h, w) of the source and of its
-    # variants, and (B, G, H, W) wanted
+    # variants, and (B or 1, G, H, W) wanted
     regions: tuple[tuple[Tensor, ...], Tensor] | None = None  # the same in regions, -1 is none
     tile: str = ""  # axes along which the output goes on where it began, "x", "y" or "xy"
 

@@ -158,6 +158,16 @@ def test_nothing_is_asked_of_what_has_no_region(tiny):
     assert (gradient[..., :8] != 0).all() and (gradient[..., 12:] == 0).all()
 
 
+def test_where_no_place_has_a_region_the_loss_is_zero_and_has_a_gradient(tiny):
+    source = tiny(noise(1, 3, 16, 16))
+    nowhere = torch.full((1, 1, 16, 16), -1)
+    settings = Settings(regions=((torch.zeros_like(nowhere),), nowhere))
+    image = noise(2, 3, 16, 16, seed=1).requires_grad_()
+    losses = Regional(Gram, source, tiny.layers, settings)(tiny(image))
+    (gradient,) = torch.autograd.grad(losses.sum(), image)
+    assert losses.tolist() == [0, 0] and (gradient == 0).all()
+
+
 def test_shares_of_exemplars_hold_within_regions(tiny):
     """A mask makes a region of what may change; the exemplars are mixed in it as elsewhere."""
     pictures = [tiny(noise(1, 3, 16, 16, seed=seed)) for seed in (0, 1)]
@@ -305,9 +315,33 @@ def test_missing_turns_bring_what_is_wanted():
 
 
 def test_orientation_asks_for_no_statistics_that_nothing_has():
-    guide = orientation_guide(stripes(0), field("90", (8, 8)), lambda image: [])
-    assert (guide.output_region == -1).all() and (guide.source_regions[0] == 0).all()
+    wanted = torch.cat((field("90", (8, 4)), field("0", (8, 4))), 3)
+    guide = orientation_guide(stripes(0), wanted, lambda image: [])
+    assert (guide.output_region[..., :4] == -1).all() and (guide.output_region[..., 4:] == 0).all()
+    assert (guide.source_regions[0] == 0).all()
     turned = partial(turned_and_resized, degrees=[90], factors=[])
     guide = orientation_guide(stripes(0), field("90", (8, 8)), turned)
     assert (guide.output_region == 4).all() and (guide.source_regions[1] == 4).float().mean() > 0.9
     assert len(guide.sources) == 2 and guide.sources[1].shape == (1, 2, 64, 64)
+
+
+def test_a_flat_exemplar_is_one_region_whatever_axis_is_asked_for():
+    flat = torch.full((1, 3, 16, 16), 0.4)
+    guide = orientation_guide(flat, field("45", (8, 8)), lambda image: [image])
+    assert [x.unique().tolist() for x in guide.source_regions] == [[0], [0]]
+    assert guide.output_region.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("kind", [CNNMRF, Guided])
+def test_one_guide_is_that_of_every_picture_of_a_batch(kind, monkeypatch):
+    monkeypatch.setattr(Guided, "stride", 1)
+    source, batch = {"a": noise(1, 4, 9, 12)}, noise(2, 4, 9, 9, seed=1)
+    settings = Settings(guide=((halves(9, 12).float(),), halves(9, 9).float()))
+
+    def value(output):
+        model = kind(source, ["a"], settings)
+        model.renew({"a": output})
+        return model({"a": output})
+
+    alone = torch.cat([value(output) for output in batch.split(1)])
+    torch.testing.assert_close(value(batch), alone)

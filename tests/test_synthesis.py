@@ -341,6 +341,14 @@ def test_maps_turn_with_the_texture(result, upright, tmp_path):
     assert abs(np.sqrt(x**2 + y**2 + z**2) - 1).max() < 0.03
 
 
+@pytest.mark.parametrize("method", ["gram", "cnnmrf"])
+def test_a_flat_exemplar_stays_flat_along_any_axis(method, result, tmp_path):
+    flat = tmp_path / "flat.png"
+    Image.new("RGB", (32, 32), (90, 120, 60)).save(flat)
+    make(flat, result, "--orientation", "45", "--method", method, "--epoch", "20")
+    assert abs(pixels(result).astype(int) - (90, 120, 60)).max() <= 3
+
+
 def test_orientations_that_cannot_be(result, pebbles, tmp_path, capfd):
     np.save(tmp_path / "flat.npy", np.ones((4, 4)))
     np.save(tmp_path / "nan.npy", np.full((2, 4, 4), np.nan))
