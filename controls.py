@@ -42,7 +42,7 @@ class Controls(NamedTuple):
             settings = settings._replace(shares=(1 - sum(shares), *shares))
         if self.free is not None:
             # What is far from all that may change would only be made up for elsewhere.
-            near = F.max_pool2d(self.free.float(), 2 * NEAR + 1, 1, NEAR) > 0
+            near = _dilated(self.free, self.tile)
             whole = torch.zeros_like(near, dtype=torch.int64)
             source, output = settings.regions or ((whole,), whole)
             settings = settings._replace(regions=(source, torch.where(near, output, -1)))
@@ -84,6 +84,14 @@ class Controls(NamedTuple):
 NONE = Controls()
 NEAR = 4  # px around what is free that count with it; what is kept there may be another texture
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def _dilated(free: Tensor, tile: str) -> Tensor:
+    """(1, 1, H, W) of bool -> the same, grown by NEAR px, across the border of what tiles."""
+    grown = free.float()
+    for axis, pads in (("x", (NEAR, NEAR, 0, 0)), ("y", (0, 0, NEAR, NEAR))):
+        grown = F.pad(grown, pads, "circular" if axis in tile else "constant")
+    return F.max_pool2d(grown, 2 * NEAR + 1, 1) > 0
 
 
 def luma(image: Tensor) -> Tensor:

@@ -36,6 +36,18 @@ def test_what_is_kept_far_from_a_hole_does_not_count():
     assert (region[0, 0, 4:13, 5:14] == 0).all() and (region == 0).sum() == 9 * 9
 
 
+@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
+    free = torch.zeros(1, 1, 20, 24, dtype=torch.bool)
+    free[..., 0, 23] = True
+    _, region = Controls(tile, noise(1, 3, 20, 24), free).settings(PLAIN).regions
+    rows, columns = {0, 1, 2, 3, 4}, {19, 20, 21, 22, 23}
+    rows |= {16, 17, 18, 19} if "y" in tile else set()
+    columns |= {0, 1, 2, 3} if "x" in tile else set()
+    found = {tuple(place) for place in (region[0, 0] == 0).nonzero().tolist()}
+    assert found == {(y, x) for y in rows for x in columns}
+
+
 @pytest.mark.parametrize("name", ["init", "content", "guide"])
 def test_what_says_where_something_is_to_be(name):
     assert not Controls().placed
