@@ -139,8 +139,13 @@ def synthesize(
         image = controls.start(image, first=scale == 0)
         extract = partial(_extract, extractor, tile, controls.free_at(output_size))
         image = optimize(image, extract, criterion, shares[scale], optimizer, lr, on_step)
-    image = controls.finish(resize(image, size, tile).expand(-1, 3, -1, -1))
-    return image if controls.placed else cut(image, tile)
+    return finished(image, size, controls)
+
+
+def finished(image: Tensor, size: tuple[int, int], controls: Controls) -> Tensor:
+    """What the optimiser has, (1, 3 or 1, h, w), as it is saved: (1, 3, height, width)."""
+    image = controls.finish(resize(image, size, controls.tile).expand(-1, 3, -1, -1))
+    return image if controls.placed else cut(image, controls.tile)
 
 
 def _extract(extractor: Extractor, tile: str, free: Tensor | None, image: Tensor) -> Features:
@@ -221,8 +226,8 @@ class Display:
 
     def picture(self) -> Tensor:
         """(1, 3, height, width) of the job's size: the best so far."""
-        image = resize(self.last.image, self.job.size, self.args.tile).expand(-1, 3, -1, -1)
-        return self.job.controls.to(image.device).finish(image)
+        image = self.last.image
+        return finished(image, self.job.size, self.job.controls.to(image.device))
 
 
 @torch.no_grad()

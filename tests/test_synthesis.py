@@ -530,6 +530,12 @@ def test_snapshots(pebbles, result):
     assert read_record(result.with_name(names[1]))["step"] == 4
 
 
+def test_snapshots_of_a_tile_are_cut_like_the_tile(pebbles, result):
+    """The last snapshot is the picture itself."""
+    make(pebbles, result, "--save_every", "6", "--tile", "xy", "--optimizer", "LBFGS")
+    assert np.array_equal(pixels(result.with_name("result_000006.png")), pixels(result))
+
+
 def test_what_is_printed(pebbles, result, capfd):
     make(pebbles, result, "--scales", "2")
     out, err = capfd.readouterr()
