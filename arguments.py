@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from PIL import Image
 
+from controls import CONTENT_LAYERS, CONTENT_WEIGHT
 from guides import FIELDS
 from losses import LONG_RANGE_WEIGHT, METHODS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
@@ -35,6 +36,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+class Extend(argparse.Action):
+    """Take the values of every use of a flag: the first use replaces the default.
+
+    argparse's own "extend" would add to the default, and its "store" keeps the last use alone.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        said = getattr(namespace, self.dest)
+        said = [] if said is self.default else said
+        setattr(namespace, self.dest, [*said, *values])
 
 
 def number(
@@ -137,6 +150,7 @@ def build_parser() -> Parser:
         "--gt_path",
         "--image_path",
         nargs="+",
+        action=Extend,
         default=["leaf.jpg"],
         metavar="PICTURE",
         help="exemplar(s), looked up as given, then in textures/; default leaf.jpg",
@@ -194,6 +208,7 @@ def build_parser() -> Parser:
     add(
         "--mix",
         nargs="+",
+        action=Extend,
         type=parse_share,
         default=[],
         metavar="PICTURE[:SHARE]",
@@ -203,6 +218,7 @@ def build_parser() -> Parser:
     add(
         "--maps",
         nargs="+",
+        action=Extend,
         default=[],
         metavar="PICTURE",
         help="other maps of the exemplar's material, carried along and saved as NAME_MAP.png",
@@ -226,17 +242,17 @@ def build_parser() -> Parser:
     add(
         "--content_layers",
         nargs="+",
-        default=["conv4_1"],
+        action=Extend,
         metavar="LAYER",
-        help="with --style_image: layers that keep the content; default %(default)s",
+        help="with --style_image: layers that keep the content; "
+        f"default {' '.join(CONTENT_LAYERS)}",
     )
     add(
         "--content_weight",
         type=number(float, 0, "a weight"),
-        default=0.5,
         metavar="WEIGHT",
         help="with --style_image: weight of the content, relative to that of texture model and "
-        "terms together, the same for any size; default %(default)s",
+        f"terms together, the same for any size; default {CONTENT_WEIGHT:g}",
     )
     add("--keep_color", action="store_true", help="with --style_image: keep the content's colours")
 
@@ -256,6 +272,7 @@ def build_parser() -> Parser:
     add(
         "--layers",
         nargs="+",
+        action=Extend,
         metavar="LAYER",
         help="conv4_1 or relu4_1 (both after the ReLU), pool4, ...; default "
         + "; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
@@ -296,6 +313,7 @@ def build_parser() -> Parser:
     add(
         "--patch_rotations",
         nargs="+",
+        action=Extend,
         default=[],
         type=number(float, -360, "degrees", 360),
         metavar="DEGREES",
@@ -304,6 +322,7 @@ def build_parser() -> Parser:
     add(
         "--patch_scales",
         nargs="+",
+        action=Extend,
         default=[],
         type=number(float, 0.1, "a factor", 10),
         metavar="FACTOR",

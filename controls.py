@@ -82,6 +82,7 @@ class Controls(NamedTuple):
 
 
 NONE = Controls()
+CONTENT_LAYERS, CONTENT_WEIGHT = ["conv4_1"], 0.5
 NEAR = 4  # px around what is free that count with it; what is kept there may be another texture
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

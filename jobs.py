@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from controls import Controls, expanded, matched_colours
+from controls import CONTENT_LAYERS, CONTENT_WEIGHT, Controls, expanded, matched_colours
 from guides import (
     FIELDS,
     Guide,
@@ -193,8 +193,10 @@ def _controls(
             )
         if not free.any():
             raise UserError(f"--mask {args.mask}: no pixel is white, so nothing may change")
-    layers = tuple(resolve_layers(args.content_layers, args.model or DEFAULT_NET))
-    return Controls(args.tile, init, free, content, layers, args.content_weight, args.keep_color)
+    names = args.content_layers or CONTENT_LAYERS
+    layers = tuple(resolve_layers(names, args.model or DEFAULT_NET))
+    weight = CONTENT_WEIGHT if args.content_weight is None else args.content_weight
+    return Controls(args.tile, init, free, content, layers, weight, args.keep_color)
 
 
 def _orientation(spec: str, size: tuple[int, int], exact: bool, pictures: Pictures) -> Tensor:
@@ -314,7 +316,7 @@ def layers_of(args: argparse.Namespace, net: str) -> tuple[list[str], list[str]]
     if any(weights[term] for term in ("gram", "moments", "autocorrelation")):
         every.update(GRAM_LAYERS)
     if args.style_image:
-        every.update(args.content_layers)
+        every.update(args.content_layers or CONTENT_LAYERS)
     return layers, resolve_layers(every, net)
 
 
@@ -326,13 +328,23 @@ def check_uses(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag}: --method {args.method} has no use for it, but {takers}")
     if args.maps and args.mix:
         raise UserError("--maps: of one exemplar, leave out --mix")
-    for flag, value in (("keep_color", args.keep_color), ("init content", args.init == "content")):
-        if value and not args.style_image:
+    for flag, given in (
+        ("keep_color", args.keep_color),
+        ("init content", args.init == "content"),
+        ("content_weight", args.content_weight is not None),
+        ("content_layers", args.content_layers is not None),
+    ):
+        if given and not args.style_image:
             raise UserError(f"--{flag}: of use with --style_image only, which is missing")
     if args.mix and (args.orientation or args.patch_rotations or args.patch_scales):
         raise UserError("--mix: exemplars are mixed as they are, not turned or resized")
     if args.mix and args.guide and (len(args.guide) > 1 or args.guide[0][0] != "mix"):
         raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
+    for name, share in args.mix:
+        if share is not None and args.guide:
+            raise UserError(
+                f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
+            )
     if args.mask and args.init in (None, "content", "noise"):
         raise UserError(f"--mask {args.mask}: say what is masked, --init PICTURE")
     if args.mask and args.expand:

@@ -56,3 +56,37 @@ def test_help_shows_every_default():
     for default in ("leaf.jpg", "result.jpg", "gram", "avg", "True", "vgg19", "cuda:0", "1000"):
         assert f"default {default}" in text
     assert "Adam 0.05, LBFGS 1" in text
+    assert "keep the content; default conv4_1" in text
+    assert "the same for any size; default 0.5" in text
+
+
+@pytest.mark.parametrize(
+    "flag, one, two",
+    [
+        ("gt_path", "a.png", "b.png"),
+        ("mix", ("a.png", None), ("b.png", 0.3)),
+        ("maps", "a.png", "b.png"),
+        ("layers", "conv1_1", "conv2_1"),
+        ("content_layers", "conv1_1", "conv2_1"),
+        ("patch_rotations", 30.0, 60.0),
+        ("patch_scales", 0.5, 2.0),
+    ],
+)
+def test_a_flag_of_several_values_may_be_given_again(flag, one, two):
+    def spelled(value):
+        return value if isinstance(value, str) else f"{value}"
+
+    words = ["a.png", "b.png:0.3"] if flag == "mix" else [spelled(one), spelled(two)]
+    assert vars(arguments.parse([f"--{flag}", *words]))[flag] == [one, two]
+    again = [word for value in words for word in (f"--{flag}", value)]
+    assert vars(arguments.parse(again))[flag] == [one, two]
+    assert vars(arguments.parse(["--preset", "best", *again]))[flag] == [one, two]
+
+
+def test_the_first_value_takes_the_defaults_place():
+    assert arguments.parse([]).gt_path == ["leaf.jpg"]
+    assert arguments.parse(["--image_path", "a.png", "--gt_path", "b.png"]).gt_path == [
+        "a.png",
+        "b.png",
+    ]
+    assert arguments.parse([]).gt_path == ["leaf.jpg"]
