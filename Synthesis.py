@@ -266,9 +266,15 @@ def make(job: Job, args: argparse.Namespace, weights: Weights, net: str) -> None
     extractor = Extractor(weights, net, every, args.pool).to(args.device)
     if args.rescale:
         extractor.rescale(exemplar)
-    record = {"version": VERSION, "exemplar": job.name}
+    record = {"version": VERSION, "exemplar": job.exemplar_name}
     record |= {name: value for name, value in vars(args).items() if name not in NOT_RECORDED}
     record |= job.weights
+    if args.style_image:
+        record |= {
+            "content": job.name,
+            "content_layers": job.controls.content_layers,
+            "content_weight": job.controls.content_weight,
+        }
     record |= {
         "size": f"{job.size[1]}x{job.size[0]}",
         "net": f"{net} from {args.weights.name}" if args.weights else net,
@@ -340,7 +346,7 @@ def carry_maps(
     for path, picture, deep in job.maps:
         copies = [x.to(args.device) for x in (picture, *maps.turned(picture, *variants))]
         carried = maps.carried(copies, found, args.tile)
-        save_picture(carried, path, {"version": VERSION, "exemplar": job.name}, deep)
+        save_picture(carried, path, {"version": VERSION, "exemplar": job.exemplar_name}, deep)
 
 
 def print_scores(args: argparse.Namespace) -> None:

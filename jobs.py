@@ -41,7 +41,8 @@ from utils import (
 class Job(NamedTuple):
     """One picture to make: its exemplar, its controls, and where it goes."""
 
-    name: str
+    name: str  # of the picture of --gt_path: the content's, where there is one
+    exemplar_name: str
     exemplar: Tensor
     size: tuple[int, int]
     save_path: Path
@@ -109,9 +110,10 @@ class Pictures:
 def _job(
     args: argparse.Namespace, layers: list[str], path: Path, save_path: Path, pictures: Pictures
 ) -> Job:
-    exemplar, content = pictures.read(path), None
+    exemplar, content, exemplar_name = pictures.read(path), None, path.name
     if args.style_image:
         content, exemplar = exemplar, pictures.read(args.style_image)
+        exemplar_name = find_picture(args.style_image).name
         if args.keep_color:
             exemplar = matched_colours(exemplar, content)
     controls = _controls(args, exemplar, content, pictures)
@@ -145,14 +147,16 @@ def _job(
         )
     if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
         pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
-    weights, notes = term_weights(args, path.name, exemplar)
+    weights, notes = term_weights(args, exemplar_name, exemplar)
     whole = [term for term in ("spectrum", "autocorrelation") if weights[term]]
     if controls.guide is not None and whole:
         weights |= dict.fromkeys(whole, 0.0)
         notes = [f"{', '.join(whole)}: off beside guides, as it sees the picture as a whole"]
     pictures.notes += notes
     maps = [_map(name, exemplar, save_path, pictures) for name in args.maps]
-    return Job(path.name, exemplar, size, save_path, weights, controls, rotations, maps)
+    return Job(
+        path.name, exemplar_name, exemplar, size, save_path, weights, controls, rotations, maps
+    )
 
 
 def _map(

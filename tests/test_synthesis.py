@@ -234,6 +234,15 @@ def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
         assert told in capfd.readouterr().err and not result.exists()
 
 
+def test_style_transfer_names_the_style_and_the_content(result, pebbles, capfd):
+    record = make(pebbles, result, "--style_image", "brick.png", "--epoch", "1")
+    assert (record["exemplar"], record["content"]) == ("brick.png", "corner.png")
+    assert (record["content_layers"], record["content_weight"]) == (["relu4_1"], 0.5)
+    (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
+    assert note.startswith("brick.png repeats after")
+    assert "content" not in make(pebbles, result, "--epoch", "1")
+
+
 @pytest.fixture
 def colours(tmp_path):
     """Two exemplars, of one colour each but for grain."""
