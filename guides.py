@@ -38,12 +38,17 @@ Variants = Callable[[Tensor], list[Tensor]]
 
 
 def read_guide(
-    source: Tensor, output: Tensor, names: Sequence[str], variants: Variants = lambda maps: []
+    source: Tensor,
+    output: Tensor,
+    names: Sequence[str],
+    variants: Variants = lambda maps: [],
+    size: tuple[int, int] | None = None,
 ) -> Guide:
     """The guide that two control maps make, pictures (1, 3, H, W) of any two sizes.
 
     Maps of at most MOST_REGIONS colours in all are labels: each colour is a region. Other ones are
-    a progression, in grey.
+    a progression, in grey. The output's map is brought to `size`, (height, width), None for its
+    own: labels by the nearest one, so that they stay labels, a progression smoothly.
 
     Raises:
         UserError: a colour of the output that the source does not have; more colours than
@@ -62,6 +67,7 @@ def read_guide(
             if not (indices[0] == k).any():
                 colour = "#" + "".join(f"{level:02x}" for level in colours[k].tolist())
                 raise UserError(f"--guide {names[0]}: has no {colour}, which {names[1]} asks for")
+        indices[1] = _labels_at(indices[1], size)
         channels = [one_hot(x, len(colours)) for x in indices]
         return _with_variants(*channels, *indices, variants)
     if (colours != colours[:, :1]).any():
@@ -69,6 +75,8 @@ def read_guide(
             f"--guide {' '.join(names)}: {len(colours)} colours; give {MOST_REGIONS} regions or "
             f"fewer, each of one colour, saved without loss, or a grey progression"
         )
+    if size is not None:
+        output = F.interpolate(output, size, mode="bilinear", antialias=True)
     # Steps of the same share of the source: none is empty.
     edges = source[:, :1].flatten().quantile(torch.linspace(0, 1, STEPS + 1)[1:-1]).unique()
     steps = [torch.bucketize(picture[:, :1].contiguous(), edges) for picture in (source, output)]
@@ -85,8 +93,12 @@ def _with_variants(
     return Guide(sources, output, (source_region, *regions), output_region)
 
 
-def which_exemplar(exemplars: list[Tensor], output: Tensor, name: str) -> Guide:
+def which_exemplar(
+    exemplars: list[Tensor], output: Tensor, name: str, size: tuple[int, int] | None = None
+) -> Guide:
     """The guide whose regions are whole exemplars, by the colours of a map from dark to light.
+
+    The map is brought to `size`, (height, width), None for its own.
 
     Raises:
         UserError: the map has not one colour for each of the exemplars.
@@ -98,13 +110,20 @@ def which_exemplar(exemplars: list[Tensor], output: Tensor, name: str) -> Guide:
             "each exemplar from dark to light"
         )
     order = colours.sum(1).argsort().argsort()
-    region = order[index].view(1, 1, *output.shape[2:])
+    region = _labels_at(order[index].view(1, 1, *output.shape[2:]), size)
     regions = tuple(
         torch.full((1, 1, *exemplar.shape[2:]), k) for k, exemplar in enumerate(exemplars)
     )
 
     sources = tuple(one_hot(region, len(exemplars)) for region in regions)
     return Guide(sources, one_hot(region, len(exemplars)), regions, region)
+
+
+def _labels_at(labels: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """(1, 1, H, W) of int64 -> of another size, each place with the label nearest to it."""
+    if size is None or tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    return F.interpolate(labels.double(), size, mode="nearest-exact").long()
 
 
 def _levels(picture: Tensor) -> Tensor:

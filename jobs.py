@@ -116,23 +116,18 @@ def _job(
         exemplar_name = find_picture(args.style_image).name
         if args.keep_color:
             exemplar = matched_colours(exemplar, content)
-    controls = _controls(args, exemplar, content, pictures)
-    follows = next(p for p in (controls.init, content, exemplar) if p is not None)
+    drawn = _drawn_axes(args.orientation, pictures)
+    size = output_size(args, drawn, content, exemplar, pictures)
     rotations, wanted = args.patch_rotations, None
     if args.orientation:
-        size = args.size or tuple(follows.shape[-2:])
-        wanted = _orientation(args.orientation, size, args.size is not None, pictures)
+        wanted = field(args.orientation, size) if drawn is None else _axes_at(drawn, size)
         rotations = rotations or missing_turns(exemplar, wanted)
     variants = partial(turned_and_resized, degrees=rotations, factors=args.patch_scales)
+    controls = _controls(args, size, exemplar, content, pictures)
     controls = controls._replace(
-        guide=_guide(args, exemplar, wanted, variants, pictures),
+        guide=_guide(args, size, exemplar, wanted, variants, pictures),
         mixed=tuple((pictures.read(name), share) for name, share in _shares(args.mix)),
     )
-    asked = None if controls.guide is None else controls.guide.output
-    follows = next(p for p in (controls.init, asked, content, exemplar) if p is not None)
-    size = args.size or tuple(follows.shape[-2:])
-    if controls.free is not None and tuple(controls.free.shape[-2:]) != size:
-        raise UserError(f"--size {_told(size)}: {_told(controls.free.shape[-2:])} is masked")
     sizes = scales_of(tuple(exemplar.shape[-2:]), size, args.scales, layers, args.tile)
     check_variants(variants, sizes[0][0], least_side(layers))
     for mixed in controls.mixed_at(sizes[0][0][0] / exemplar.shape[2]):
@@ -159,6 +154,25 @@ def _job(
     )
 
 
+def output_size(
+    args: argparse.Namespace,
+    drawn_axes: Tensor | None,
+    content: Tensor | None,
+    exemplar: Tensor,
+    pictures: Pictures,
+) -> tuple[int, int]:
+    """(height, width) of the output, which all maps and pictures are then brought to.
+
+    The first that is given of: --size, --expand, the picture whose kept pixels --mask names, the
+    output map of the first --guide, the map of --orientation, --init, the content, the exemplar.
+    """
+    init = _init_picture(args, pictures)
+    maps = [pictures.read(output) for _, output in args.guide]
+    given = (init if args.mask else None, *maps, drawn_axes, init, content, exemplar)
+    followed = next(picture for picture in given if picture is not None)
+    return args.size or args.expand or tuple(followed.shape[-2:])
+
+
 def _map(
     name: str, exemplar: Tensor, save_path: Path, pictures: Pictures
 ) -> tuple[Path, Tensor, bool]:
@@ -173,12 +187,20 @@ def _map(
     return goes, found, is_deep(path)
 
 
+def _init_picture(args: argparse.Namespace, pictures: Pictures) -> Tensor | None:
+    return None if args.init in (None, "content", "noise") else pictures.read(args.init)
+
+
 def _controls(
-    args: argparse.Namespace, exemplar: Tensor, content: Tensor | None, pictures: Pictures
+    args: argparse.Namespace,
+    size: tuple[int, int],
+    exemplar: Tensor,
+    content: Tensor | None,
+    pictures: Pictures,
 ) -> Controls:
-    init = content if args.init in (None, "content") else None
-    if args.init not in (None, "content", "noise"):
-        init = pictures.read(args.init)
+    init = _init_picture(args, pictures)
+    if args.init in (None, "content"):
+        init = content
     free = None
     if args.expand:
         base = exemplar if init is None else init
@@ -197,36 +219,45 @@ def _controls(
             )
         if not free.any():
             raise UserError(f"--mask {args.mask}: no pixel is white, so nothing may change")
+    if free is not None and tuple(free.shape[-2:]) != size:
+        flag = "--expand" if args.expand else f"--mask {args.mask}"
+        raise UserError(
+            f"--size {_told(size)}: {flag} keeps pixels of {_told(free.shape[-2:])} to the bit, "
+            "which is the only size allowed"
+        )
     names = args.content_layers or CONTENT_LAYERS
     layers = tuple(resolve_layers(names, args.model or DEFAULT_NET))
     weight = CONTENT_WEIGHT if args.content_weight is None else args.content_weight
     return Controls(args.tile, init, free, content, layers, weight, args.keep_color)
 
 
-def _orientation(spec: str, size: tuple[int, int], exact: bool, pictures: Pictures) -> Tensor:
-    """Unit axes (1, 2, H, W): of `size`, or of a map's own size where the size need not be exact.
+def _drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
+    """Unit axes (1, 2, H, W) of a file, of its own size; None for degrees and for FIELDS.
 
     Raises:
         UserError: neither degrees nor a name nor a file that holds axes.
     """
-    found = field(spec, size)
-    if found is not None:
-        return found
+    if spec is None or field(spec, (1, 1)) is not None:
+        return None
     if Path(spec).suffix.lower() == ".npy":
-        found = axes_of_vectors(read_vectors(Path(spec)))
-    else:
-        try:
-            found = axes_of_hue(pictures.read(spec))
-        except UserError as error:
-            told = f"--orientation: neither degrees nor {', '.join(FIELDS)} nor a file"
-            raise UserError(f"{told} ({error})") from error
-    if exact and tuple(found.shape[-2:]) != size:
-        found = F.normalize(F.interpolate(found, size, mode="bilinear", antialias=True))
-    return found
+        return axes_of_vectors(read_vectors(Path(spec)))
+    try:
+        return axes_of_hue(pictures.read(spec))
+    except UserError as error:
+        told = f"--orientation: neither degrees nor {', '.join(FIELDS)} nor a file"
+        raise UserError(f"{told} ({error})") from error
+
+
+def _axes_at(drawn: Tensor, size: tuple[int, int]) -> Tensor:
+    """Unit axes resized; where opposite ones meet there is none."""
+    if tuple(drawn.shape[-2:]) == size:
+        return drawn
+    return F.normalize(F.interpolate(drawn, size, mode="bilinear", antialias=True))
 
 
 def _guide(
     args: argparse.Namespace,
+    size: tuple[int, int],
     exemplar: Tensor,
     wanted: Tensor | None,
     variants: Variants,
@@ -236,14 +267,14 @@ def _guide(
     for names in args.guide:
         if args.mix and names[0] == "mix":
             exemplars = [exemplar, *(pictures.read(name) for name, _ in args.mix)]
-            return which_exemplar(exemplars, pictures.read(names[1]), names[1])
+            return which_exemplar(exemplars, pictures.read(names[1]), names[1], size)
         source, output = (pictures.read(name) for name in names)
         if source.shape != exemplar.shape:
             raise UserError(
                 f"--guide {names[0]}: {_told(source.shape[-2:])}, but the exemplar that it "
                 f"describes is {_told(exemplar.shape[-2:])}"
             )
-        guides.append(read_guide(source, output, names, variants))
+        guides.append(read_guide(source, output, names, variants, size))
     if wanted is not None:
         guides.append(orientation_guide(exemplar, wanted, variants))
     return joined(guides) if guides else None

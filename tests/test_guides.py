@@ -100,6 +100,31 @@ def test_whole_exemplars_are_regions_from_dark_to_light():
         which_exemplar([*exemplars, exemplars[0]], picture([WHITE, BLUE]), "map.png")
 
 
+def test_output_maps_are_brought_to_the_size_asked_for():
+    wanted = picture([RED, BLUE], [BLUE, BLUE])
+    guide = read_guide(picture([RED, BLUE]), wanted, NAMES, size=(4, 4))
+    # Blue is region 0: labels stay labels, each now of 2x2 px.
+    rows = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert guide.output_region[0, 0].tolist() == guide.output[0, 1].tolist() == rows
+    assert guide.sources[0].shape == (1, 2, 1, 2)
+    source = ramp(*torch.linspace(0, 1, 64).tolist())
+    guide = read_guide(source, ramp(0.2, 0.68), NAMES, size=(4, 4))
+    # A progression goes on between the middles of its two columns, at 1 and 3.
+    torch.testing.assert_close(guide.output[0, 0, 0], torch.tensor([0.2, 0.32, 0.56, 0.68]))
+    assert guide.output_region[0, 0, 0].tolist() == [1, 2, 4, 5]  # of 8 steps
+    guide = which_exemplar([noise(1, 3, 3, 4)] * 2, picture([WHITE, BLUE]), "map.png", (1, 4))
+    assert guide.output_region.tolist() == [[[[1, 1, 0, 0]]]]
+    assert guide.output[0, 1].tolist() == [[1, 1, 0, 0]]
+
+
+def test_joined_guides_may_ask_for_nothing_somewhere():
+    """Places without an axis, beside labels: no statistics there, whatever the source has."""
+    labels = read_guide(picture([RED, BLUE]), picture([BLUE, RED]), NAMES)
+    region = torch.tensor([[[[0, -1]]]])
+    axis = guides.Guide((torch.ones(1, 2, 1, 2),), torch.ones(1, 2, 1, 2), (0 * region,), region)
+    assert (joined([labels, axis]).output_region >= 0).flatten().tolist() == [True, False]
+
+
 def test_positions_of_a_layer_belong_to_what_most_of_them_is():
     regions = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1], [2, -1, -1, -1], [-1, -1, -1, -1]])
     masks = region_masks(regions[None, None], (2, 2), 3)

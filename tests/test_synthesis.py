@@ -653,6 +653,7 @@ def no_weights(monkeypatch):
         ("--mask leaf.jpg --init leaf.jpg --expand 300", ["--expand", "--mask leaf.jpg"]),
         ("--mask leaf.jpg --init leaf.jpg --size 128", ["128x128", "256x256"]),
         ("--expand 100", ["100x100", "256x256"]),
+        ("--expand 300 --size 320", ["--size 320x320", "--expand", "300x300"]),
         ("--expand 300 --style_image leaf.jpg", ["--style_image", "--expand"]),
         ("--content_weight -1", ["'-1'", "0 or more"]),
         ("--style_image leaf.jpg --content_layers conv9_1", ["conv9_1"]),
