@@ -143,15 +143,32 @@ def _job(
     if controls.free is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
         pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
     weights, notes = term_weights(args, exemplar_name, exemplar)
-    whole = [term for term in ("spectrum", "autocorrelation") if weights[term]]
-    if controls.guide is not None and whole:
-        weights |= dict.fromkeys(whole, 0.0)
-        notes = [f"{', '.join(whole)}: off beside guides, as it sees the picture as a whole"]
-    pictures.notes += notes
+    off, off_notes = _terms_of_the_whole(weights, controls)
+    weights |= off
+    pictures.notes += off_notes if "spectrum" in off else notes + off_notes
     maps = [_map(name, exemplar, save_path, pictures) for name in args.maps]
     return Job(
         path.name, exemplar_name, exemplar, size, save_path, weights, controls, rotations, maps
     )
+
+
+def _terms_of_the_whole(
+    weights: dict[str, float], controls: Controls
+) -> tuple[dict[str, float], list[str]]:
+    """What to make of the weights of terms that see the picture as a whole, and the line for it.
+
+    The spectrum knows what a mask keeps and judges what is made alone; the autocorrelation cannot
+    tell them apart. Guides ask different places for different things: beside them both are off.
+    """
+    if controls.guide is not None:
+        beside, terms = "guides", ["spectrum", "autocorrelation"]
+    elif controls.free is not None:
+        beside, terms = "what is kept", ["autocorrelation"]
+    else:
+        return {}, []
+    off = [term for term in terms if weights[term]]
+    told = f"{', '.join(off)}: off beside {beside}, as it sees the picture as a whole"
+    return dict.fromkeys(off, 0.0), [told] if off else []
 
 
 def output_size(

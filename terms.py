@@ -202,6 +202,11 @@ class Spectrum:
     as cover the output by halves, so that the output may have any size; and that each is padded
     with zeros, so that its spectrum is that of lags that do not wrap round: a period that does not
     divide the size is spread over several frequencies, whose phases wrapping leaves free.
+
+    Beside a mask the nearest picture is that of all pixels, which carries the order of what is kept
+    into what is made, but distances count only where a region is asked for: Hirani and Totsuka,
+    "Combining Frequency and Spatial Domain Information for Fast Interactive Image Noise Removal",
+    1996.
     """
 
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
@@ -209,6 +214,8 @@ class Spectrum:
         self.mean = image.mean((2, 3), keepdim=True)
         self.image = image - self.mean
         self.tile = settings.tile
+        regions = settings.regions
+        self.counts = None if regions is None else (regions[1] >= 0).float()  # (1, 1, H, W)
         self.wanted: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, output: Features) -> Tensor:
@@ -220,19 +227,32 @@ class Spectrum:
             spectrum = torch.fft.rfft2(source, _padded(height, width))  # (1, 3, 2 H, W + 1)
             self.wanted[height, width] = spectrum, source.square().sum().clamp(min=TINY)
         spectrum, energy = self.wanted[height, width]
-        parts = _windows(wrapped(image, self.tile, height // 2, width // 2), height, width)
-        return torch.stack([_one_phase_distance(part, spectrum) for part in parts]).mean(0) / energy
+        margins = height // 2, width // 2
+        parts = _windows(wrapped(image, self.tile, *margins), height, width)
+        if self.counts is None:
+            return torch.stack([_one_phase_distance(p, spectrum) for p in parts]).mean(0) / energy
+        counts = F.adaptive_max_pool2d(self.counts, image.shape[2:])
+        counts = _windows(wrapped(counts, self.tile, *margins), height, width)
+        pairs = [(part, count) for part, count in zip(parts, counts, strict=True) if count.any()]
+        distances = [_one_phase_distance(part, spectrum, count) for part, count in pairs]
+        share = sum((count.mean() for _, count in pairs), image.new_zeros(())).clamp(min=TINY)
+        return sum(distances, image.new_zeros(len(image))) / (energy * share)
 
 
-def _one_phase_distance(image: Tensor, wanted: Tensor) -> Tensor:
+def _one_phase_distance(image: Tensor, wanted: Tensor, counts: Tensor | None = None) -> Tensor:
     """(B, 3, H, W), spectrum (1, 3, ...) -> (B,): squared distance of image from its nearest
-    picture with the modulus and the phase differences of that spectrum."""
+    picture with the modulus and the phase differences of that spectrum.
+
+    With `counts`, (1, 1, H, W) of 0 and 1, only of the pixels that are 1.
+    """
     height, width = image.shape[2:]
     shape = _padded(height, width)
     with torch.no_grad():
         common = (torch.fft.rfft2(image, shape) * wanted.conj()).sum(1, keepdim=True)
         phase = torch.polar(torch.ones_like(common.abs()), common.angle())
         nearest = torch.fft.irfft2(phase * wanted, shape)
+    if counts is not None:
+        return ((image - nearest[..., :height, :width]).square() * counts).sum((1, 2, 3))
     image = F.pad(image, (0, shape[1] - width, 0, shape[0] - height))
     return (image - nearest).square().sum((1, 2, 3))
 

@@ -161,6 +161,15 @@ def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path):
     assert np.array_equal(*found)
 
 
+def test_autocorrelation_is_off_beside_what_is_kept(result, pebbles, capfd):
+    sized = TINY[: TINY.index("--size")]
+    arguments = ["--gt_path", str(pebbles), *sized, "--expand", "72", "--autocorrelation", "1"]
+    assert main([*arguments, "--spectrum", "1", "--save_path", str(result)]) == 0
+    record = read_record(result)
+    assert (record["autocorrelation"], record["spectrum"]) == (0, 1)
+    assert "autocorrelation: off beside what is kept" in capfd.readouterr().err
+
+
 def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd):
     sized = TINY[: TINY.index("--size")]
     arguments = ["--gt_path", str(pebbles), *sized, "--expand", "96x80", "--save_path"]

@@ -281,6 +281,37 @@ def test_spectrum_leads_to_the_nearest_picture_of_that_spectrum(wrapped):
     assert min((image - s).square().sum().item() for s in shifts) / norm.item() > value.item()
 
 
+def test_spectrum_beside_a_mask_counts_what_is_made():
+    """By hand: the nearest picture of all pixels, the distance of those in the region alone."""
+    source, image = noise(1, 3, 12, 10), noise(1, 3, 12, 10, seed=1).requires_grad_()
+    region = torch.full((1, 1, 12, 10), -1)
+    region[..., 3:7, 2:8] = 0
+    term = Spectrum({"image": source}, [], Settings(regions=((torch.zeros_like(region),), region)))
+    value = term({"image": image})
+    mean = source.mean((2, 3), keepdim=True)
+    wanted, drawn = (torch.fft.rfft2(x.detach() - mean, (24, 20)) for x in (source, image))
+    common = (drawn * wanted.conj()).sum(1, keepdim=True)
+    nearest = mean + torch.fft.irfft2(common / common.abs() * wanted, (24, 20))[..., :12, :10]
+    squares = (image - nearest).square()[..., 3:7, 2:8].mean()
+    torch.testing.assert_close(value[0], squares / (source - mean).square().mean())
+    (gradient,) = torch.autograd.grad(value, image)
+    assert ((gradient != 0).any(1) == (region[:, 0] == 0)).all()
+    assert term({"image": source}).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_spectrum_beside_a_mask_goes_by_windows():
+    """Of a picture of two exemplars side by side, the half that may change is the exemplar."""
+    source = noise(1, 3, 12, 12)
+    image = torch.cat((source, 3 * noise(1, 3, 12, 12, seed=1)), 3)
+    region = torch.zeros(1, 1, 12, 24, dtype=torch.int64)
+    region[..., 6:] = -1  # the left half of the first window of three
+    settings = Settings(regions=((region[..., :12],), region))
+    assert Spectrum({"image": source}, [], settings)({"image": image}).item() < 1e-9
+    assert Spectrum({"image": source}, [])({"image": image}).item() > 1
+    settings = Settings(regions=((region[..., :12],), torch.full_like(region, -1)))
+    assert Spectrum({"image": source}, [], settings)({"image": image}).tolist() == [0]
+
+
 def test_spectrum_compares_windows_of_other_sizes(wrapped):
     source = noise(1, 3, 8, 8)
     # Windows of a larger output begin at 0, 4 and 8, and 0, 4 ... 16: all of them shifted sources.
