@@ -122,6 +122,7 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
 
 
+SCORE_FLAGS = ("score", "json", "gt_path", "quiet")  # all that has a meaning beside --score
 PRESETS = {"best": {"optimizer": "LBFGS", "histogram": 0.5, "spectrum": 0.1, "patches": 10.0}}
 
 
@@ -129,6 +130,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments: what the user says, else what the preset says, else the defaults."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if args.score is not None:
+        for name, value in vars(args).items():
+            if name not in SCORE_FLAGS and value != parser.get_default(name):
+                parser.error(f"--{name}: --score makes no picture and has no use for it")
     parser.set_defaults(**PRESETS.get(args.preset, {}))
     return parser.parse_args(argv)
 
@@ -162,7 +167,7 @@ def build_parser() -> Parser:
     )
     add(
         "--save_path",
-        default="result.jpg",
+        default=Path("result.jpg"),
         metavar="FILE",
         type=Path,
         help=f"result, format by suffix ({' '.join(SUFFIXES)}); with several exemplars each one's "

@@ -90,3 +90,12 @@ def test_the_first_value_takes_the_defaults_place():
         "b.png",
     ]
     assert arguments.parse([]).gt_path == ["leaf.jpg"]
+
+
+@pytest.mark.parametrize("flag", ["--size 64", "--preset best", "--save_path a.png", "--tv 1"])
+def test_score_refuses_what_it_has_no_use_for(flag, capsys):
+    arguments.parse("--score a.png --gt_path b.png --json --quiet".split())
+    with pytest.raises(SystemExit, match="2"):
+        arguments.parse(f"--score a.png {flag}".split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Synthesis.py: {flag.split()[0]}: --score makes no picture")
