@@ -1,8 +1,9 @@
 """Bring a loss to its minimum over pictures in the box [0, 1]; knows no texture model.
 
-Every evaluation of loss and gradient is one step, whichever optimiser asks for it. The box is
-part of the problem: a picture is saved in [0, 1], and one that was optimised outside of it and
-clamped afterwards is another picture, with another loss.
+Every picture whose loss and gradient are evaluated is one step, whichever optimiser asks for it.
+A criterion that is renewed between steps judges the last picture again by the features that are
+there already, which is no step. The box is part of the problem: a picture is saved in [0, 1], and
+one that was optimised outside of it and clamped afterwards is another picture, with another loss.
 """
 
 import math
@@ -22,7 +23,7 @@ class _OutOfSteps(Exception):
 
 
 class _Evaluator:
-    """The loss of a picture: counts its evaluations and remembers the best picture."""
+    """The loss of a picture: counts the pictures seen, renews the criterion, remembers the best."""
 
     def __init__(
         self,
@@ -34,42 +35,64 @@ class _Evaluator:
         self.extractor, self.criterion, self.report = extractor, criterion, report
         self.taken, self.steps = 0, steps
         self.match_every = getattr(criterion, "match_every", None)
-        self.renewed: int | None = None  # before which step
+        self.renewed: int | None = None  # after which step
+        self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
         self.best: Tensor | None = None
         self.best_loss = math.inf
 
     @property
     def due(self) -> bool:
-        """Whether the criterion should take anew what it holds fixed."""
-        if self.match_every is None:
+        """Whether the criterion should take anew what it holds fixed, for the steps to come."""
+        if self.match_every is None or self.taken == self.steps:
             return False
         return self.renewed is None or self.taken - self.renewed >= self.match_every
 
-    def __call__(self, image: Tensor, renew: bool = False) -> tuple[Tensor, Tensor, float]:
-        """(B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sum of the losses.
+    def __call__(
+        self, image: Tensor, renew: bool = False, keep: bool = False
+    ) -> tuple[Tensor, Tensor, float]:
+        """One step: (B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sum of the losses.
 
-        With `renew` the criterion is renewed for this picture first: another objective, for which
-        no earlier picture counts as the best.
+        Args:
+            renew: renew the criterion for this picture first.
+            keep: hold its features, as large as the step itself, where a renewal is due after it.
         """
         if self.taken == self.steps:
             raise _OutOfSteps
+        self.kept = None  # before the forward pass, since two graphs may not fit
         image = image.detach().requires_grad_()
         features = self.extractor(image)
         if renew:
-            self.criterion.renew(features)
-            self.renewed, self.best_loss = self.taken, math.inf
+            self._renew(features)
         self.taken += 1
+        if keep and self.due:
+            self.kept = image, features
+        found = self._judge(image, features)
+        if self.best is None:
+            raise FloatingPointError(f"the loss of the first picture is {found[2]}")
+        if self.report:
+            self.report(self.taken, self.best, self.best_loss)
+        return found
+
+    def renew_kept(self) -> tuple[Tensor, Tensor, float]:
+        """The picture kept, under the criterion renewed for it: no step, as it was seen before."""
+        (image, features), self.kept = self.kept, None
+        self._renew(features)
+        return self._judge(image, features)
+
+    def _renew(self, features: Features) -> None:
+        """Another objective, for which no earlier picture counts as the best."""
+        self.criterion.renew(features)
+        self.renewed, self.best_loss = self.taken, math.inf
+
+    def _judge(self, image: Tensor, features: Features) -> tuple[Tensor, Tensor, float]:
         losses = self.criterion(features)
-        (gradient,) = torch.autograd.grad(losses.sum(), image)
+        keep = self.kept is not None
+        (gradient,) = torch.autograd.grad(losses.sum(), image, retain_graph=keep)
         total = losses.sum().item()  # CPU-GPU sync point
         if not math.isfinite(gradient.sum().item()):
             total = math.nan
         if total < self.best_loss:
             self.best, self.best_loss = image.detach(), total
-        elif self.best is None:
-            raise FloatingPointError(f"the loss of the first picture is {total}")
-        if self.report:
-            self.report(self.taken, self.best, self.best_loss)
         return losses.detach(), gradient, total
 
 
@@ -149,9 +172,6 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
     history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=LBFGS_MEMORY)
     _, gradient, loss = evaluate(image, renew=evaluate.due)
     while True:
-        if evaluate.due:
-            # The curvature seen so far is kept: it is the features', hardly the held matches'.
-            _, gradient, loss = evaluate(image, renew=True)
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
         free_gradient = gradient.masked_fill(held, 0)
         direction = _quasi_newton(free_gradient, history).masked_fill_(held, 0)
@@ -171,6 +191,9 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
         if curvature > 1e-10 * turned.square().sum():
             history.append((moved, turned, 1 / curvature))
         image, gradient = new_image, new_gradient
+        if evaluate.due:
+            # The curvature seen so far is kept: it is the features', hardly the held matches'.
+            _, gradient, loss = evaluate.renew_kept()
 
 
 def _quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
@@ -199,7 +222,7 @@ def _line_search(
     """The first picture along the clamped path that decreases the loss enough, or None."""
     for _ in range(LINE_SEARCH_TRIALS):
         trial = (image + rate * direction).clamp(0, 1)
-        _, trial_gradient, trial_loss = evaluate(trial)
+        _, trial_gradient, trial_loss = evaluate(trial, keep=True)
         expected = _dot(gradient, trial - image)
         if trial_loss <= loss + 1e-4 * min(expected, 0):
             return trial, trial_gradient, trial_loss

@@ -1,6 +1,7 @@
 """Optimisers on problems whose minimum is known, and their honesty about steps and the box."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -46,6 +47,43 @@ def test_lbfgs_is_quick_where_curvatures_differ(start):
     criterion = quadratic(torch.full_like(start, 0.3), curvature)
     found = optimize(start, identity, criterion, 150, "LBFGS")
     assert (found - 0.3).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("short_of_one, third", [(5e-5, 0.5), (2e-4, 0.0)])
+def test_lbfgs_asks_for_a_sufficient_decrease(short_of_one, third):
+    """Armijo: at least 1e-4 of what the slope at the start promises.
+
+    From 0 to 1 - e, (x - 0.5)^2 falls by e - e^2 where its slope promises 1 - e. Too little leads
+    to the minimum of the parabola, 0.5; enough is accepted, and the next step, as long as all of
+    them, ends at the bound on the other side.
+    """
+    seen = []
+
+    def extractor(image):
+        seen.append(image.item())
+        return identity(image)
+
+    lr = (1 - short_of_one) / optimizers.LBFGS_FIRST_MOVE
+    optimize(torch.zeros(1, 1, 1, 1), extractor, quadratic(0.5), 3, "LBFGS", lr)
+    assert seen == pytest.approx([0, 1 - short_of_one, third], abs=1e-4)
+
+
+def test_lbfgs_learns_nothing_where_there_is_no_positive_curvature(monkeypatch):
+    """-x^2 has none; a step learnt from -2 would lead uphill, from 0.45 to 0."""
+    directions, plain = [], optimizers._quasi_newton
+
+    def watched(gradient, history):
+        direction = plain(gradient, history)
+        directions.append(direction.mean().item())
+        return direction
+
+    def criterion(features):
+        return 10 - features["image"].square().flatten(1).sum(1)
+
+    monkeypatch.setattr(optimizers, "_quasi_newton", watched)
+    found = optimize(torch.full((1, 3, 4, 4), 0.4), identity, criterion, 6, "LBFGS")
+    assert directions == pytest.approx([optimizers.LBFGS_FIRST_MOVE] * len(directions))
+    assert found.mean().item() == pytest.approx(0.4 + 5 * optimizers.LBFGS_FIRST_MOVE)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -138,20 +176,30 @@ def test_a_batch_of_adam_is_its_single_runs(tiny, checkerboard):
 
 
 class Moving:
-    """A criterion whose minimum and height change at every renewal; keeps a diary of both."""
+    """A criterion whose minimum and height change at every renewal; keeps a diary of all."""
 
     def __init__(self, match_every, objectives=((0.5, 1e-6),), curvature=1.0):
         self.match_every, self.objectives, self.curvature = match_every, objectives, curvature
-        self.evaluations, self.renewed = 0, []  # after how many evaluations
+        self.pictures, self.reported = [], []  # of every forward pass, of every step
+        self.renewed = []  # after how many steps
         self.seen = []  # since the last renewal, pictures and losses
 
+    def minimise(self, start, steps, optimizer, lr=None):
+        return optimize(start, self.extract, self, steps, optimizer, lr, self.report)
+
+    def extract(self, image):
+        self.pictures.append(image.detach())
+        return {"image": image}
+
+    def report(self, step, best, loss):
+        self.reported.append(loss)
+
     def renew(self, features):
-        self.renewed.append(self.evaluations)
+        self.renewed.append(len(self.reported))
         self.wanted, self.height = self.objectives[(len(self.renewed) - 1) % len(self.objectives)]
         self.seen = []
 
     def __call__(self, features):
-        self.evaluations += 1
         distance = self.curvature * (features["image"] - self.wanted).square()
         losses = distance.flatten(1).sum(1) + self.height
         self.seen.append((features["image"].detach(), losses.sum().item()))
@@ -161,8 +209,57 @@ class Moving:
 @pytest.mark.parametrize("every, expected", [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (7, [0])])
 def test_adam_renews_every_so_many_steps(every, expected, start):
     criterion = Moving(every)
-    optimize(start, identity, criterion, 7)
-    assert criterion.renewed == expected and criterion.evaluations == 7
+    criterion.minimise(start, 7, "Adam")
+    assert criterion.renewed == expected and len(criterion.pictures) == 7
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_lbfgs_sees_another_picture_in_every_step(every, start):
+    """A renewal works on the features that are there: neither a step nor a forward pass."""
+    curvature = torch.logspace(0, 3, start.numel()).view_as(start)
+    criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)), curvature)
+    criterion.minimise(start, 120, "LBFGS")
+    assert len(criterion.reported) == len(criterion.pictures) == 120
+    distinct = len({picture.numpy().tobytes() for picture in criterion.pictures})
+    assert distinct == 120
+    assert len(criterion.renewed) > 80 / every
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_a_renewal_judges_by_the_features_of_the_last_step(every, start):
+    """What another forward pass for the same picture would give."""
+    criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)))
+    evaluate = optimizers._Evaluator(identity, criterion, 2 * every, None)
+    for step in range(every):
+        evaluate(start, renew=step == 0, keep=True)
+    again = evaluate.renew_kept()
+    assert evaluate.taken == every and criterion.wanted == 0.7
+    losses, gradient, total = evaluate(start)
+    torch.testing.assert_close(again, (losses, gradient, total))
+    torch.testing.assert_close(gradient, 2 * (start - 0.7))  # of (x - 0.7)^2
+
+
+def test_features_are_freed_where_no_renewal_is_due(start, tiny):
+    held = []
+
+    def extractor(image):
+        assert not any(features() is not None for features in held), "two graphs at once"
+        features = tiny(image)
+        held.append(weakref.ref(features["relu2_1"]))
+        return features
+
+    def criterion(features):
+        return features["relu2_1"].square().flatten(1).sum(1)
+
+    criterion.match_every, criterion.renew = 3, lambda features: None
+    evaluate = optimizers._Evaluator(extractor, criterion, 6, None)
+    start = start.repeat(1, 1, 2, 2)
+    found = []
+    for keep in (True, True, True, False, True, True):
+        evaluate(start, renew=evaluate.renewed is None, keep=keep)
+        found.append(held[-1]() is not None)
+    # Due from the third step on, after the last of which nothing comes.
+    assert found == [False, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("every", [1, 5, 20])
@@ -170,19 +267,19 @@ def test_lbfgs_renews_in_time_and_between_line_searches(every, start, monkeypatc
     searches, plain = [], optimizers._line_search
 
     def watched(*arguments):
-        before, renewed = criterion.evaluations, len(criterion.renewed)
+        before, renewed = len(criterion.pictures), len(criterion.renewed)
         try:
             return plain(*arguments)
         finally:
-            searches.append(criterion.evaluations - before)
+            searches.append(len(criterion.pictures) - before)
             assert len(criterion.renewed) == renewed
 
     monkeypatch.setattr(optimizers, "_line_search", watched)
     curvature = torch.logspace(0, 3, start.numel()).view_as(start)
     # A thousand times too long a step: most line searches need several trials.
     criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)), curvature)
-    optimize(start, identity, criterion, 120, "LBFGS", lr=1000.0)
-    assert criterion.evaluations == 120 and max(searches) > 1
+    criterion.minimise(start, 120, "LBFGS", lr=1000.0)
+    assert len(criterion.pictures) == 120 and max(searches) > 1
     gaps = [b - a for a, b in zip(criterion.renewed, [*criterion.renewed[1:], 120], strict=True)]
     assert criterion.renewed[0] == 0 and len(gaps) > 2
     assert min(gaps[:-1]) >= every and max(gaps) <= every + LINE_SEARCH_TRIALS
@@ -193,7 +290,7 @@ def test_lbfgs_renews_in_time_and_between_line_searches(every, start, monkeypatc
 def test_follows_an_objective_that_moves(optimizer, height, start):
     # Of small height the loss jumps by orders of magnitude, and what Adam remembers is stale.
     criterion = Moving(100, ((0.2, height), *[(0.8, height)] * 100))
-    found = optimize(start, identity, criterion, 300, optimizer)
+    found = criterion.minimise(start, 300, optimizer)
     assert (found - 0.8).abs().max() < 0.05
 
 
@@ -202,10 +299,7 @@ def test_follows_an_objective_that_moves(optimizer, height, start):
 def test_the_best_is_the_best_of_the_last_objective(optimizer, steps, start):
     # From the second one on, no loss is as small as those before.
     criterion = Moving(20, ((0.2, 1e-6), *[(0.8, 1e3)] * 10))
-    reported = []
-    found = optimize(
-        start, identity, criterion, steps, optimizer, report=lambda *r: reported.append(r[2])
-    )
+    found, reported = criterion.minimise(start, steps, optimizer), criterion.reported
     assert len(criterion.renewed) > 1 or optimizer == "LBFGS"
     best, loss = min(criterion.seen, key=lambda pair: pair[1])
     assert torch.equal(found, best) and reported[-1] == loss
@@ -217,15 +311,15 @@ def test_the_best_is_the_best_of_the_last_objective(optimizer, steps, start):
 def test_lbfgs_renews_where_it_is_done(start):
     # At the minimum from the first step on; only another objective can lead on.
     criterion = Moving(1000, ((0.5, 0.0), (0.5, 0.0), (0.7, 0.0)))
-    found = optimize(torch.full_like(start, 0.5), identity, criterion, 20, "LBFGS")
-    assert criterion.renewed[:3] == [0, 1, 2] and criterion.evaluations == 20
+    found = criterion.minimise(torch.full_like(start, 0.5), 20, "LBFGS")
+    assert criterion.renewed[:3] == [0, 1, 2] and len(criterion.pictures) == 20
     assert len(criterion.renewed) > 2 and found.isfinite().all()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_loss_that_is_not_finite_after_a_renewal_keeps_the_best_before(optimizer, start):
     criterion = Moving(10, ((0.5, 1e-6), *[(0.5, math.nan)] * 100))
-    found = optimize(start, identity, criterion, 40, optimizer)
+    found = criterion.minimise(start, 40, optimizer)
     assert found.isfinite().all() and len(criterion.renewed) > 1
 
 
