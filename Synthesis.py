@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import maps
 from arguments import parse
-from controls import NONE, Controls, cut
+from controls import NONE, Controls, colours, cut
 from jobs import Job, layers_of, plan, scales_of
 from losses import Criterion
 from models import DEFAULT_NET, Extractor, Weights, least_side, load_weights, resolve_layers
@@ -183,10 +183,8 @@ def _noise_like(picture: Tensor, size: tuple[int, int], generator: torch.Generat
     pixels = picture[0].flatten(1).cpu()  # (3, H W)
     if is_grey(picture):
         pixels = pixels[:1]
-    covariance = torch.cov(pixels).reshape(len(pixels), len(pixels))
-    root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(pixels)))
-    noise = torch.randn(len(pixels), size[0] * size[1], generator=generator)
-    image = pixels.mean(1, keepdim=True) + root @ noise
+    mean, root = (x.float() for x in colours(pixels))
+    image = mean + root @ torch.randn(len(pixels), math.prod(size), generator=generator)
     return image.view(1, len(pixels), *size).to(picture.device)
 
 

@@ -85,6 +85,7 @@ NONE = Controls()
 CONTENT_LAYERS, CONTENT_WEIGHT = ["conv4_1"], 0.5
 NEAR = 4  # px around what is free that count with it; what is kept there may be another texture
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
 
 
 def _dilated(free: Tensor, tile: str) -> Tensor:
@@ -110,19 +111,29 @@ def matched_colours(style: Tensor, content: Tensor) -> Tensor:
     """The style moved linearly to the content's mean and covariance of colours.
 
     Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016, section 4, by the
-    symmetric square root, which moves colours least.
+    symmetric square root, which moves colours least. Along axes of colour in which the style
+    hardly varies it cannot be made to: a flat style becomes the content's mean.
     """
-    (mean_style, root_style), (mean, root) = (_colours(x) for x in (style, content))
+    (mean_style, root_style), (mean, root) = (
+        colours(picture[0].flatten(1), LEAST_DEVIATION) for picture in (style, content)
+    )
     pixels = style[0].flatten(1).double() - mean_style
     matched = root @ torch.linalg.solve(root_style, pixels) + mean
     return matched.view(style.shape).to(style.dtype).clamp(0, 1)
 
 
-def _colours(image: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, 3, H, W) -> mean (3, 1) and symmetric square root of the covariance (3, 3)."""
-    pixels = image[0].flatten(1).double()
-    values, vectors = torch.linalg.eigh(pixels.cov() + 1e-5 * torch.eye(3).to(pixels))
-    return pixels.mean(1, keepdim=True), vectors @ values.sqrt().diag() @ vectors.T
+def colours(pixels: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(C, N) -> mean (C, 1) and symmetric square root of the covariance (C, C), as float64.
+
+    The root exists for any picture, of two colours or of one as well, whose covariance has no full
+    rank and is therefore of no use to a Cholesky decomposition. Its eigenvalues are the standard
+    deviations along the axes of the colours, each of them at least `least`.
+    """
+    pixels = pixels.double()
+    covariance = pixels.cov().reshape(len(pixels), len(pixels))
+    variances, axes = torch.linalg.eigh(covariance)  # what is 0 may come out as -1e-18
+    deviations = variances.clamp(min=0).sqrt().clamp(min=least)
+    return pixels.mean(1, keepdim=True), axes @ deviations.diag() @ axes.T
 
 
 def cut(image: Tensor, tile: str) -> Tensor:

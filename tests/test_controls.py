@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from controls import Controls, cut, expanded, luma, matched_colours, with_chroma
+from controls import Controls, colours, cut, expanded, luma, matched_colours, with_chroma
 from terms import PLAIN
 
 
@@ -94,6 +94,35 @@ def test_matched_colours_have_mean_and_covariance_of_the_content():
     torch.testing.assert_close(found.mean(1), wanted.mean(1), atol=1e-3, rtol=0)
     torch.testing.assert_close(found.cov(), wanted.cov(), atol=2e-4, rtol=0)
     torch.testing.assert_close(matched_colours(style, style), style, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_root_of_a_covariance_needs_no_full_rank(count):
+    """So many colours span so many axes less one; the root's square is the covariance."""
+    palette = torch.tensor([[10, 60, 200], [240, 220, 20], [90, 200, 70], [250, 10, 90]]) / 255
+    pixels = palette[torch.arange(1200) % count].T
+    mean, root = colours(pixels)
+    torch.testing.assert_close(mean[:, 0], palette[:count].double().mean(0))
+    torch.testing.assert_close(root, root.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(root @ root, pixels.double().cov(), atol=1e-12, rtol=0)
+    assert torch.linalg.matrix_rank(root, atol=1e-6) == count - 1
+    torch.testing.assert_close(colours(pixels[:1])[1], pixels[:1].double().std(1)[:, None])
+
+
+def test_styles_of_one_and_two_colours_get_the_contents_as_far_as_they_have_axes():
+    content = 0.4 + 0.2 * noise(1, 3, 30, 30)
+    mean, root = colours(content[0].flatten(1))
+    flat = torch.tensor([0.9, 0.1, 0.4]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    found = matched_colours(flat, content)
+    torch.testing.assert_close(found, mean.float().view(1, 3, 1, 1).expand_as(flat))
+    # Half of the pixels on either side of the mean, by the deviation along the one axis there is.
+    dark, light = torch.tensor([10, 60, 200]) / 255, torch.tensor([240, 220, 20]) / 255
+    odd = torch.arange(20_000) % 2 > 0
+    style = torch.where(odd, light[:, None], dark[:, None]).view(1, 3, 100, 200)
+    axis = torch.nn.functional.normalize((light - dark).double(), dim=0)
+    found = matched_colours(style, content)[0].flatten(1).double()
+    expected = mean + torch.where(odd, 1, -1) * (root @ axis)[:, None]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_chroma_is_the_contents_and_luma_the_pictures():
