@@ -5,6 +5,7 @@ import argparse
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -244,7 +245,13 @@ def saved_error(path: Path, exemplar: Tensor, weights: Weights, net: str) -> flo
 
 @contextmanager
 def ctrl_c_ignored() -> Iterator[None]:
-    """A second Ctrl-C, or one at the very end, must not cost the picture."""
+    """A second Ctrl-C, or one at the very end, must not cost the picture.
+
+    Ctrl-C interrupts the main thread only, and only that thread may say what it does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_every_method_makes_the_texture(options, pebbles, result):
     assert record["error"] < 0.06  # white noise of the same colours: 0.72
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 5
     assert record["method"] == (options.split()[1] if "method" in options else "gram")
+
+
+def test_the_picture_is_saved_from_any_thread(pebbles, result):
+    codes, arguments = [], ["--gt_path", str(pebbles), "--save_path", str(result), *TINY]
+    thread = threading.Thread(target=lambda: codes.append(main(arguments)))
+    thread.start()
+    thread.join()
+    assert codes == [0] and pixels(result).shape == (32, 32, 3)
+    assert read_record(result)["error"] > 0  # the last that is written
 
 
 def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
