@@ -156,6 +156,21 @@ def test_what_the_mask_keeps_stays_to_the_bit(method, result, pebbles, tmp_path)
         assert same[mask == 0].all() and same[mask > 0].mean() < 0.1
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+def test_what_is_kept_never_moves(optimizer, tiny, checkerboard):
+    """Not only in what is saved: what is made must fit what is kept, and not what that became."""
+    free = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    free[..., 5:9, 6:12] = True
+    init = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    seen: list[Progress] = []
+    controls = Controls(init=init, free=free)
+    options = {"controls": controls, "optimizer": optimizer, "scales": 1, "report": seen.append}
+    synthesize(checkerboard, tiny, steps=10, **options)
+    moved = [(progress.image != init).any(1, keepdim=True) for progress in seen]
+    assert len(moved) == 10 and moved[-1][free].all()
+    assert not any(pixels[~free].any() for pixels in moved)
+
+
 def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path):
     mask = np.zeros((64, 64), np.uint8)
     mask[20:44, 30:60] = 255
