@@ -89,9 +89,10 @@ def test_what_is_held_stays_until_it_is_renewed(method, tiny):
     criterion = Criterion(source, tiny.layers, method, {})
     criterion.renew(tiny(picture(1, 3, 30, 34, seed=2)))
     before = criterion(output)
-    assert torch.equal(criterion(output), before)
+    # Other directions, matches or samples change the value by percents.
+    torch.testing.assert_close(criterion(output), before, rtol=1e-4, atol=0)
     criterion.renew(output)
-    assert torch.equal(criterion(output), before) == (method == "gram")
+    assert torch.isclose(criterion(output), before, rtol=1e-4, atol=0) == (method == "gram")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -143,7 +144,7 @@ def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
         monkeypatch.setitem(losses.TERMS, name, forbidden)
     criterion = Criterion(source, tiny.layers, "gram", dict.fromkeys(TERMS, 0.0))
     assert criterion.terms == []
-    assert torch.equal(criterion(output), Gram(source, tiny.layers)(output))
+    torch.testing.assert_close(criterion(output), Gram(source, tiny.layers)(output))
     with pytest.raises(AssertionError, match="built"):
         Criterion(source, tiny.layers, "gram", {"tv": 1e-9})
 
@@ -388,7 +389,8 @@ def test_blend_is_the_mean_of_statistics():
     torch.testing.assert_close(criterion(output), expected)
     sliced = Criterion(one, ["a"], "swd", {}, pooled(one["a"], shares=(0.7, 0.3)))
     sliced.renew(one)
-    assert sliced(one).item() == 0
+    # Squares of what is left by rounding, 2^-24 or so of each value.
+    assert sliced(one).item() == pytest.approx(0, abs=1e-12)
 
 
 # -------------------------------------------------------------------------------------- guided
