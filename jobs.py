@@ -344,8 +344,8 @@ def term_weights(
     """The weight of every term for this exemplar, and what the user should hear of them."""
     weights = given_weights(args)
     if args.spectrum is None:
-        height, y, x = period(exemplar)
-        if height > PERIODIC:
+        clear, y, x = period(exemplar)
+        if clear > PERIODIC:
             weights["spectrum"] = LONG_RANGE_WEIGHT
             note = (
                 f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "

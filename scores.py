@@ -21,7 +21,9 @@ from terms import (
     luminance_autocorrelation,
     period,
     resampled,
+    self_correlation,
     unit_directions,
+    without_shade,
 )
 from utils import LEVELS
 
@@ -98,18 +100,21 @@ def autocorrelation(output: Tensor, source: Tensor) -> float:
 
 
 def peak(output: Tensor, source: Tensor) -> float:
-    """Height of the source's first period in the output's autocorrelation over its own height.
+    """The output's correlation with itself after the source's period, over the source's own.
 
-    The period is the highest peak beyond 8 px; near it, the output's highest value counts. NaN
-    where the source has no peak above 0.35: it is not regular.
+    Light falling off over a picture is left out; the highest value within 2 px of the period
+    counts. NaN where the source does not repeat clearly enough to be regular.
     """
-    reach = _reach(output, source)
-    height, y, x = period(source, reach)
-    if height < PERIODIC:
+    clear, y, x = period(source, _reach(output, source))
+    if clear < PERIODIC:
         return math.nan
-    lags = luminance_autocorrelation(output, reach)
+    reach = max(abs(y), abs(x)) + 2
     y, x = y + reach, x + reach
-    return (lags[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3].max() / height).item()
+    drawn, wanted = (
+        self_correlation(without_shade(image), reach)[y - 2 : y + 3, x - 2 : x + 3].max()
+        for image in (output, source)
+    )
+    return (drawn / wanted).item()
 
 
 def copied(output: Tensor, source: Tensor) -> float:
@@ -161,7 +166,9 @@ SCORES = {
     "patches": Score(patches, "sliced Wasserstein of 7x7 patches, grey levels; 0 is best"),
     "wavelet": Score(wavelet, "KL divergence of wavelet bands, nats; 0 is best"),
     "autocorrelation": Score(autocorrelation, "RMS difference of autocorrelations; 0 is best"),
-    "peak": Score(peak, "height of the exemplar's period, relative; 1 is best, nan: irregular"),
+    "peak": Score(
+        peak, "correlation after a period, over the exemplar's; 1 is best, nan: irregular"
+    ),
     "copied": Score(copied, "share of patches copied with their neighbours; 0 is best"),
     "unshifted": Score(unshifted, "RMSE over the standard deviation; 0 is a copy, 1.41 unrelated"),
     "seam": Score(seam, "step across the border over the step inside; 1 tiles"),

@@ -26,7 +26,10 @@ from terms import (
     period,
     relative_error,
     resampled,
+    self_correlation,
+    without_shade,
 )
+from utils import TEXTURES, read_picture
 
 
 def noise(*shape, seed=0):
@@ -391,25 +394,145 @@ def test_autocorrelation_term_looks_at_the_middle_layer(tiny, checkerboard):
     assert Autocorrelation(source, ["relu1_1"])(output).item() > 0.1
 
 
-def test_period_of_what_repeats(checkerboard):
-    height, y, x = period(noise(1, 3, 10, 14).repeat(1, 1, 5, 4))
-    assert height > 0.95 and y % 10 == 0 and x % 14 == 0 and (y, x) != (0, 0)
-    stripes = torch.arange(64).mul(math.tau / 12).sin().mul(0.4).add(0.5)
-    height, _, x = period(stripes.expand(1, 3, 60, 64))
-    assert height > 0.95 and x % 12 == 0
-    height, y, x = period(stripes.view(1, 1, 64, 1).expand(1, 3, 64, 60))
-    assert height > 0.95 and y % 12 == 0
-    # Lags reach to 8 px; of those beyond a distance of 8, only (8, 8) is two squares by two.
-    height, y, x = period(checkerboard)
-    assert height == pytest.approx(1) and abs(y) == 8 and abs(x) == 8
+def test_self_correlation_is_pearsons_of_what_overlaps():
+    maps = noise(1, 1, 9, 11).double()
+    found = self_correlation(maps, 5)
+    for dy, dx in ((0, 0), (3, 0), (2, -4), (-5, 1)):
+        moved = maps[0, 0, max(dy, 0) : 9 + min(dy, 0), max(dx, 0) : 11 + min(dx, 0)]
+        under = maps[0, 0, max(-dy, 0) : 9 + min(-dy, 0), max(-dx, 0) : 11 + min(-dx, 0)]
+        expected = torch.stack((moved.flatten(), under.flatten())).corrcoef()[0, 1]
+        assert found[5 + dy, 5 + dx].item() == pytest.approx(expected.item(), abs=0.01)
+    # A trace of the left quarter in the right one, too faint to see, is no likeness.
+    maps = torch.cat((maps, torch.zeros(1, 1, 9, 22), maps / 10_000), 3).double()
+    assert self_correlation(maps[..., :40].repeat(1, 1, 5, 1), 33)[33, 66] < 0.3
 
 
-def test_period_of_what_does_not():
+def test_a_shade_is_a_quadratic_surface():
+    plain = noise(1, 3, 20, 30).double()
+    y, x = torch.arange(20).double()[:, None] / 20, torch.arange(30).double() / 15
+    lit = plain + 3 - y + 0.5 * x + 2 * x * y - 0.7 * y * y + x * x
+    torch.testing.assert_close(without_shade(lit), without_shade(plain))
+    torch.testing.assert_close(without_shade(lit - plain), torch.zeros(1, 1, 20, 30).double())
+
+
+def stripes(period, degrees, side=128, bars=False):
+    """Stripes across the direction at so many degrees from the rows towards the columns."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    turn = math.radians(degrees)
+    wave = (2 * math.pi / period * (x * math.cos(turn) + y * math.sin(turn))).sin()
+    return (0.5 + 0.3 * (wave.sign() if bars else wave)).expand(1, 3, side, side)
+
+
+def shaded(image, degrees, strength):
+    """Light that falls off by so much from one side of the picture to the other."""
+    ramps = (torch.linspace(-0.5, 0.5, side) for side in image.shape[2:])
+    y, x = torch.meshgrid(*ramps, indexing="ij")
+    turn = math.radians(degrees)
+    return (image + strength * (x * math.cos(turn) + y * math.sin(turn))).clamp(0, 1)
+
+
+def exemplar(name):
+    return read_picture(TEXTURES / name)[0]
+
+
+@pytest.mark.parametrize("bars", [False, True])
+@pytest.mark.parametrize("degrees", [0, 23, 61, 90, 135])
+@pytest.mark.parametrize("wanted", [10, 17.3, 26.5])
+def test_period_of_stripes(wanted, degrees, bars):
+    plain = stripes(wanted, degrees, bars=bars)
+    grain = 0.1 * (noise(*plain.shape) - 0.5)
+    for image in (plain, shaded(plain * 0.5 + 0.25, degrees + 50, 0.5), plain + grain):
+        clear, y, x = period(image)
+        turn = math.radians(degrees)
+        # A lag of any length along the stripes, and of one period across them, to 1 px.
+        across = x * math.cos(turn) + y * math.sin(turn)
+        assert clear > 0.6 and abs(across) == pytest.approx(wanted, abs=1)
+
+
+def test_period_of_tiles():
+    clear, y, x = period(noise(1, 3, 10, 14).repeat(1, 1, 6, 5))
+    assert clear > 0.95 and (abs(y), abs(x)) in ((10, 0), (0, 14))
+    squares = torch.arange(96) // 6
+    board = ((squares[:, None] + squares) % 2).float().expand(1, 3, 96, 96)
+    clear, y, x = period(board)  # of squares of 6 px, the next of the same colour is diagonal
+    assert clear > 0.95 and (abs(y), abs(x)) == (6, 6)
+
+
+# Both shortest steps of the drawn patterns, as textures/README.md has them; of the wall, whose
+# courses lie as they were laid, the length of its bricks and the height of a course.
+STEPS = {
+    "cloth.png": ((160 / 3, 0), (0, 160 / 3)),
+    "weave.png": ((160 / 9, 160 / 9), (160 / 9, -160 / 9)),
+    "tiles.png": ((160 / 7, 160 / 7), (160 / 7, -160 / 7)),
+    "brick.png": ((0, 57), (21.4, 14.25)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_period_of_regular_exemplars(name):
+    whole = exemplar(name)
+    steps = torch.tensor(STEPS[name]).T
+    for y, x, side in ((0, 0, 256), (0, 0, 128), (0, 128, 128), (64, 64, 128), (128, 30, 128)):
+        clear, *lag = period(whole[..., y : y + side, x : x + side])
+        lag = torch.tensor(lag).float()
+        beside = lag - steps @ torch.linalg.solve(steps, lag).round()
+        assert clear > 1.5 * PERIODIC and beside.norm() < 1 and lag.norm() < 60
+    assert name != "brick.png" or period(whole)[1:] in ((0, 57), (0, -57))
+
+
+def test_period_of_a_large_picture_is_in_its_own_pixels():
+    tile = noise(1, 3, 10, 20).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    clear, y, x = period(tile.repeat(1, 1, 26, 13))  # 1040x1040, looked at in a third of it
+    assert clear > 0.8
+    assert min(abs(abs(y) - 40) + abs(x), abs(y) + abs(abs(x) - 80)) <= 3
+
+
+@pytest.mark.parametrize("name", ["pebbles", "grass", "gravel", "wood", "lichen"])
+def test_a_shade_of_light_is_no_period(name):
+    whole = exemplar(f"{name}.png")
+    for image in (whole, whole[..., 64:192, 64:192]):
+        for degrees in (0, 45, 100, 200, 290):
+            for strength in (0.3, 0.8):
+                assert period(shaded(image, degrees, strength))[0] < PERIODIC
+
+
+def test_clouds_are_no_period():
+    """Noise of a spectrum that falls as frequency to a power, which photographs have."""
+    down, across = torch.fft.fftfreq(192)[:, None], torch.fft.rfftfreq(192)
+    frequency = (down.square() + across.square()).sqrt().clamp(min=1 / 192)
+    for power in (0, 1, 1.5, 2):
+        called = 0
+        for seed in range(20):
+            spectrum = torch.fft.rfft2(noise(192, 192, seed=seed) - 0.5) * frequency**-power
+            clouds = torch.fft.irfft2(spectrum, (192, 192))[:128, :128]
+            clouds = 0.5 + 0.18 * (clouds - clouds.mean()) / clouds.std()
+            called += period(clouds.clamp(0, 1).expand(1, 3, 128, 128))[0] > PERIODIC
+        assert called <= 1, power
+
+
+def test_one_edge_one_band_and_one_disc_are_no_period():
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    grain = 0.05 * noise(96, 96)
+    for degrees in (0, 30, 80):
+        turn = math.radians(degrees)
+        across = (x - 45) * math.cos(turn) + (y - 50) * math.sin(turn)
+        for shape in (across > 0, across.abs() < 9, (x - 40).hypot(y - 50) < 10 + degrees / 4):
+            assert period((0.2 + 0.6 * shape + grain).expand(1, 3, 96, 96))[0] < PERIODIC
+
+
+def test_what_comes_only_twice_is_no_period():
+    once, other = noise(1, 3, 128, 40), noise(1, 3, 128, 48, seed=1)
+    assert period(torch.cat((once, once, other), 3))[0] < PERIODIC / 2
+    assert period(torch.cat((once, once, once), 3))[0] > PERIODIC
+
+
+def test_period_of_what_has_none():
     assert 0 < period(noise(1, 3, 64, 48))[0] < PERIODIC / 2
     smooth = F.avg_pool2d(noise(1, 3, 70, 70), 7, 1)  # neighbours are alike, which is no period
     assert 0 < period(smooth)[0] < PERIODIC
-    assert period(torch.full((1, 3, 32, 32), 0.4))[0] == pytest.approx(0, abs=1e-9)
-    assert period(noise(1, 3, 10, 10))[0] == 0  # no lag of more than 8 px, but few
+    assert period(torch.full((1, 3, 32, 32), 0.4)) == (0, 0, 0)
+    assert period(noise(1, 3, 10, 10)) == (0, 0, 0)  # no lag of more than 8 px
+    assert period(noise(1, 3, 1, 1)) == (0, 0, 0)
 
 
 # ------------------------------------------------------------------------------ total variation
