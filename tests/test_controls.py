@@ -70,6 +70,15 @@ def test_what_is_not_free_is_init_at_every_scale():
     assert Controls().free_at((4, 4)) is None
 
 
+def test_mixed_exemplars_are_resized_as_the_exemplar_is():
+    board = torch.tensor([[0.0, 1], [1, 0]]).repeat(10, 15).expand(1, 3, 20, 30)
+    (half,) = Controls(mixed=((board, 0.5),)).mixed_at(0.5)
+    assert half.shape == (1, 3, 10, 15)
+    assert (half[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.1  # antialiased
+    (tiny,) = Controls(mixed=((board, 0.5),)).mixed_at(0.01)
+    assert tiny.shape == (1, 3, 1, 1)
+
+
 def test_finish_puts_back_what_is_kept():
     init, free = noise(1, 3, 8, 8, seed=1), noise(1, 1, 8, 8) > 0.5
     image = noise(1, 3, 8, 8, seed=2)

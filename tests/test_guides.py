@@ -22,7 +22,7 @@ from guides import (
     read_guide,
     which_exemplar,
 )
-from losses import CNNMRF, Criterion, Guided, Sliced
+from losses import CNNMRF, Criterion, Guided, Sliced, _guide_distance
 from patches import nearest_patches
 from terms import Gram, Histogram, Settings
 from utils import UserError, region_masks, turned_and_resized
@@ -153,6 +153,33 @@ def test_regional_is_the_model_of_each_region(tiny):
     ]
     torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
     assert other.shape == left.shape
+
+
+def test_regions_weigh_as_much_as_they_have_of_the_output():
+    """One region of a quarter of the places and one of three quarters."""
+    source, output = {"a": noise(1, 3, 8, 8)}, {"a": noise(1, 3, 8, 8, seed=1) ** 3}
+    quarter = (torch.arange(8) >= 2).long().expand(1, 1, 8, 8)
+    found = Regional(Gram, source, ["a"], Settings(regions=((halves(8, 8),), quarter)))(output)
+    left, right = (
+        Gram({"a": source["a"][..., k : k + 4]}, ["a"])({"a": part})
+        for k, part in ((0, output["a"][..., :2]), (4, output["a"][..., 2:]))
+    )
+    assert abs(left - right) > 0.05  # else any weights would do
+    torch.testing.assert_close(found, left / 4 + 3 * right / 4)
+
+
+@pytest.mark.parametrize("method", ["gram", "swd"])
+def test_methods_without_places_look_at_every_region_alone(method):
+    """Swapped halves are the same texture as a whole, and another one in either region."""
+    image = noise(1, 3, 16, 16)
+    image[..., 8:] = image[..., 8:] ** 4
+    source, swapped = {"image": image}, {"image": image.roll(8, 3)}
+    values = []
+    for settings in (Settings(), Settings(regions=((halves(16, 16),), halves(16, 16)))):
+        criterion = Criterion(source, ["image"], method, {}, settings)
+        criterion.renew(swapped)
+        values.append(criterion(swapped).item())
+    assert values[0] < 1e-6 and values[1] > 0.1
 
 
 @pytest.mark.parametrize("kind", [Gram, Histogram, Sliced])
@@ -339,6 +366,18 @@ def test_missing_turns_bring_what_is_wanted():
     error = degrees_of(axes(turned)) - 45
     assert error.abs().median() < 2
     assert len(missing_turns(exemplar, field("circular", (64, 64)))) == AXIS_BINS - 1
+
+
+def test_across_no_patch_fits_and_one_bin_off_the_features_decide():
+    """Cosines of features are at most 2 apart, and unrelated ones 1."""
+    guides = [
+        orientation_guide(stripes(0), field(d, (8, 8)), lambda image: []) for d in ("90", "22.5")
+    ]
+    middle = guides[0].sources[0][..., 28:36, 28:36].flatten(2)[0].T
+    across, beside = (
+        _guide_distance(guide.output.flatten(2)[0].T, middle, slice(None)) for guide in guides
+    )
+    assert across.min() > 2 and 0.2 < beside.max() < 1
 
 
 def test_orientation_asks_for_no_statistics_that_nothing_has():

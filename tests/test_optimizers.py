@@ -8,7 +8,7 @@ import torch
 
 import optimizers
 from losses import METHODS, Criterion, Settings
-from optimizers import LEARNING_RATES, LINE_SEARCH_TRIALS, OPTIMIZERS, optimize
+from optimizers import LINE_SEARCH_TRIALS, OPTIMIZERS, optimize
 
 
 def identity(image):
@@ -27,10 +27,6 @@ def quadratic(wanted, curvature=1.0):
 @pytest.fixture
 def start():
     return torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-
-
-def test_every_optimizer_has_a_learning_rate():
-    assert set(OPTIMIZERS) == set(LEARNING_RATES)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

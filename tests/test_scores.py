@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import scores
 from scores import SCORES, score
 from Synthesis import main
-from terms import luminance_autocorrelation
+from terms import Patches, luminance_autocorrelation
 from utils import TEXTURES, read_picture, save_picture
 
 
@@ -137,6 +137,8 @@ def test_another_piece_of_the_texture_is_no_copy():
 def test_a_lost_period(stripes):
     assert scores.peak(shuffled(stripes), stripes) < 0.1
     assert scores.peak(stripes.roll(5, 3), stripes) == pytest.approx(1, abs=0.02)
+    lit = torch.linspace(0, 0.5, 128).view(128, 1) + shuffled(stripes) / 2
+    assert abs(scores.peak(lit, stripes)) < 0.1  # light from one side is no period
     faded = 0.5 * stripes + 0.5 * shuffled(stripes)
     assert scores.peak(faded, stripes) == pytest.approx(0.5, abs=0.1)
 
@@ -145,6 +147,22 @@ def test_pictures_of_other_sizes(pebbles):
     values = score(pebbles[..., :90, :70], pebbles)
     assert list(values) == list(SCORES)
     assert all(math.isfinite(a) for name, (a, _) in values.items() if name != "peak")
+
+
+def test_patches_are_judged_by_directions_that_none_was_fitted_to(pebbles, monkeypatch):
+    drawn = []
+    plain = scores.unit_directions
+    monkeypatch.setattr(
+        scores, "unit_directions", lambda *args: drawn.append(plain(*args)) or drawn[-1]
+    )
+    scores.patches(pebbles[..., :32, :32], pebbles)
+    judged = torch.cat(drawn).flatten(1)
+    term = Patches({"image": pebbles[..., :64, :64]}, [])
+    for _ in range(2):
+        fitted = torch.cat([directions for _, directions, _ in term.levels]).flatten(1)
+        # Unit vectors of 147 numbers: by chance their cosines spread by 1 / sqrt(147), 0.08.
+        assert (fitted @ judged.T).abs().max() < 0.6
+        term.renew({})
 
 
 # ------------------------------------------------------------------------------ the command line

@@ -17,12 +17,12 @@ from PIL import Image
 
 import jobs
 import models
+import scores
 import Synthesis
 from arguments import build_parser
-from controls import Controls
+from controls import Controls, cut
 from guides import axes
-from losses import LONG_RANGE_WEIGHT, METHODS
-from scores import seam
+from losses import METHODS
 from Synthesis import Progress, main, synthesize
 from terms import GRAM_LAYERS, TERMS, relative_error
 from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record, resize
@@ -73,12 +73,21 @@ def test_a_real_run_makes_the_texture(optimizer, steps, pebbles, result, capsys)
 
 
 @pytest.mark.parametrize(
-    "options", ["--method swd", "--method cnnmrf", "--method guided", "--preset best"]
+    "options, most",
+    [
+        ("--method swd", 11),
+        # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
+        # their weight; errors are 0.08 to 0.13 with a tenth of that of the Gram matrices.
+        ("--method cnnmrf", 6),
+        ("--method guided", 6),
+        ("--preset best", 6),
+    ],
 )
-def test_every_method_makes_the_texture(options, pebbles, result):
+def test_every_method_makes_the_texture(options, most, pebbles, result):
     size = ["--size", "48x56", "--epoch", "60", "--optimizer", "LBFGS"]
     record = make(pebbles, result, *size, *options.split())
     assert record["error"] < 0.06  # white noise of the same colours: 0.72
+    assert scores.patches(read_picture(result)[0], read_picture(pebbles)[0]) < most
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 5
     assert record["method"] == (options.split()[1] if "method" in options else "gram")
 
@@ -92,9 +101,20 @@ def test_the_picture_is_saved_from_any_thread(pebbles, result):
     assert read_record(result)["error"] > 0  # the last that is written
 
 
+@pytest.mark.parametrize("method, most", [("gram", 6), ("swd", 4.5)])
+def test_methods_of_statistics_keep_the_colours(method, most, result, tmp_path):
+    """The histogram that goes with them halves what colours of brick are off, and more."""
+    corner = tmp_path / "bricks.png"
+    Image.open(TEXTURES / "brick.png").crop((0, 0, 64, 64)).save(corner)
+    size = ["--size", "48x56", "--epoch", "40", "--optimizer", "LBFGS", "--spectrum", "0"]
+    make(corner, result, *size, "--method", method)
+    # 3.8 to 4.8 and 1.6 to 2.6 grey levels; without 8.3 to 9.7 and 6.5 to 6.9.
+    assert scores.colour(read_picture(result)[0], read_picture(corner)[0]) < most
+
+
 def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
     record = make("brick.png", result)
-    assert record["spectrum"] == LONG_RANGE_WEIGHT
+    assert record["spectrum"] == 0.1
     (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
     assert "brick.png repeats after" in note and note.endswith("--spectrum 0 turns it off")
     make("brick.png", result, "--tile", "xy")
@@ -135,7 +155,17 @@ def test_tile_along_one_axis(result, pebbles, capfd):
     assert np.array_equal(tiled, np.tile(pixels(result), (1, 2, 1)))
     make(pebbles, result, "--tile", "xy")
     assert pixels(result.with_stem("result_tiled")).shape == (64, 64, 3)
-    assert seam(*[read_picture(result)[0]] * 2) == pytest.approx(1, abs=0.1)
+    assert scores.seam(*[read_picture(result)[0]] * 2) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("tile", ["x", "y", "xy"])
+def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny):
+    """What is cut stays as it is when it is cut again; by chance 1 in 40 does along an axis."""
+    exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :40]
+    output = synthesize(exemplar, tiny, steps=4, scales=1, controls=Controls(tile))
+    assert torch.equal(cut(output, tile), output)
+    plain = synthesize(exemplar, tiny, steps=4, scales=1)
+    assert not torch.equal(cut(plain, tile), plain)
 
 
 def test_a_tile_of_what_has_its_place_is_not_moved(result, pebbles):
@@ -252,7 +282,8 @@ def test_guide_says_what_goes_where(method, result, two_regions):
     wanted = np.arange(64) >= 32
     away = abs(np.arange(64) - 31.5) > 6
     assert (nearer == wanted)[:, away].mean() > 0.95
-    assert read_record(result)["patches"] == METHODS[method].weights.get("patches", 0)
+    # A term of patches sees every region alone, and stays on where it goes with the method.
+    assert (read_record(result)["patches"] > 0) == (method in ("cnnmrf", "guided"))
 
 
 def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
@@ -483,6 +514,16 @@ def test_grey_stays_grey(result):
     grey = pixels(result)
     assert (grey[..., 0] == grey[..., 1]).all() and (grey[..., 0] == grey[..., 2]).all()
     assert grey.std() > 5
+
+
+def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
+    exemplar, other = (torch.rand(1, 3, *size) for size in ((32, 24), (48, 64)))
+    seen = []
+    tiny.register_forward_pre_hook(lambda net, args: seen.append(tuple(args[0].shape[2:])))
+    controls = Controls(mixed=((other, 0.5),))
+    synthesize(exemplar, tiny, steps=0, scales=2, controls=controls)
+    assert (16, 12) in seen and (24, 32) in seen and (32, 24) in seen and (48, 64) in seen
+    assert seen.count((48, 64)) == 1
 
 
 def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
