@@ -13,7 +13,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from utils import UserError, padded
+from utils import UserError, padded, resize
 
 Weights = dict[str, Tensor]
 
@@ -37,6 +37,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZIP_MAGIC = b"PK\x03\x04"
 NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
+RESCALE_SIDE = 256  # px, shorter side on which means are taken; a photograph's need no more
 RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its layer's mean
 
 
@@ -314,9 +315,12 @@ class Extractor(nn.Module):
         what the net computes unchanged up to these scales. We depart from the paper for rare
         filters, whose gain is capped at `RESCALE_CAP` times that of their layer's mean: an
         uncapped one multiplies the loss by ten orders of magnitude as soon as it fires. A layer
-        that is dead altogether keeps its weights.
+        that is dead altogether keeps its weights. Large exemplars are looked at in fewer pixels,
+        `RESCALE_SIDE`, as the means hardly differ and all of their features would fill the memory.
         """
-        x = self._normalize(exemplar)
+        factor = min(1, RESCALE_SIDE / min(exemplar.shape[2:]))
+        size = tuple(round(side * factor) for side in exemplar.shape[2:])
+        x = self._normalize(resize(exemplar, size))
         gain_in = torch.ones(3, device=x.device)
         for module in self.trunk:
             if not isinstance(module, nn.Conv2d):

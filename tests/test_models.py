@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from models import BUNDLE, NETS, Extractor, layer_table, load_weights, resolve_layers
-from utils import UserError
+from utils import UserError, resize
 
 LAYERS = ["relu1_1", "relu2_1", "pool2", "relu3_1"]
 
@@ -249,6 +249,22 @@ def test_rescaling_survives_dead_filters_and_dead_layers(bundle, picture):
     for layer, features in extractor(picture).items():
         assert features.isfinite().all(), layer
     assert (extractor(picture)["relu2_1"] == 0).all()
+
+
+def test_rescaling_looks_at_no_more_pixels_than_it_needs(bundle):
+    """A large exemplar gives what the same one of `RESCALE_SIDE` does, a smaller one its own."""
+    large = torch.rand(1, 3, 300, 450, generator=torch.Generator().manual_seed(0))
+    small = resize(large, (256, 384))
+    seen, found = [], []
+    for picture in (large, small):
+        extractor = Extractor(bundle, "vgg16-hed", ["relu1_1", "relu2_1"])
+        first = extractor.trunk[0]
+        first.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+        extractor.rescale(picture)
+        found.append(torch.cat([p.flatten() for p in extractor.parameters()]))
+    assert seen == [(1, 64, 256, 384)] * 2 and torch.equal(*found)
+    extractor.rescale(large[..., :40, :300])
+    assert seen[-1] == (1, 64, 40, 300)
 
 
 # -------------------------------------------------------------------------------------- weights
