@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import costs
 import maps
 from arguments import parse
 from controls import NONE, Controls, colours, cut
@@ -129,8 +130,8 @@ def synthesize(
                 extractor(picture), layers or extractor.layers, method, weights, settings
             )
             if controls.content is not None:
-                content = extractor(resize(controls.content, output_size, tile))
-                term = Content(content, controls.content_layers)
+                layout = resize(controls.content, output_size, tile)
+                term = Content(extractor(layout), controls.content_layers)
                 criterion.add(controls.content_weight, term)
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
         image = resize(image, output_size, tile)
@@ -386,10 +387,13 @@ def run(args: argparse.Namespace) -> None:
         return print_scores(args)
     args.device, device_note = pick_device(args.device)
     # Spelling is checked before the weights are read; the net may turn out to be another one.
-    _, layers = layers_of(args, args.model or DEFAULT_NET)
+    net = args.model or DEFAULT_NET
+    _, layers = layers_of(args, net)
     jobs, picture_notes = plan(args, layers)
+    runs = [(job.name, costs.Run.of(job, args, net)) for job in jobs]
+    cost_notes = costs.told(runs, args.device)
     weights, net, net_notes = load_weights(args.model, args.weights, layers, not args.quiet)
-    say(filter(None, (device_note, *picture_notes, *net_notes)), args)
+    say(filter(None, (device_note, *picture_notes, *cost_notes, *net_notes)), args)
     for job in jobs:
         make(job, args, weights, net)
 

@@ -1,6 +1,5 @@
 """Patches of feature maps: finding the nearest ones in bounded memory, and how well they fit."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 
@@ -8,29 +7,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils import available_bytes
+
 CHUNK_BYTES = 2**27  # of similarities held at a time, where there is room for them
-FREE_SHARE = 8  # and at most this part of the memory that is free
+FREE_SHARE = 8  # and at most this part of the memory that is available
 BANDWIDTH = 0.5
 EPSILON = 1e-3  # of a cosine distance; float32 resolves 1e-7, and gradients grow as its inverse
 
 
 def chunk_rows(row_bytes: int, device: torch.device) -> int:
     """How many rows of that many bytes may be held at a time, at least one."""
-    return max(1, min(CHUNK_BYTES, _free_bytes(device) // FREE_SHARE) // row_bytes)
+    return max(1, int(min(CHUNK_BYTES, available_bytes(device) / FREE_SHARE)) // row_bytes)
 
 
 def strips(count: int, rows: int) -> Iterator[slice]:
     """Slices of at most that many rows, which cover `count` of them."""
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return CHUNK_BYTES * FREE_SHARE
 
 
 def nearest_patches(

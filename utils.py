@@ -29,6 +29,8 @@ from torch.nn import functional as F
 TEXTURES = Path(__file__).resolve().parent / "textures"
 LEVELS, DEEP_LEVELS = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
+MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
+GROUPS = Path("/sys/fs/cgroup")
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
@@ -322,6 +324,49 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
     if wanted not in devices:
         raise UserError(f"no device {name!r} on this machine, which has {', '.join(devices)}")
     return torch.device(wanted), None
+
+
+def available_bytes(device: torch.device) -> float:
+    """Return how much memory may still be taken, infinity where the system does not say.
+
+    Of the CPU's what Linux can free counts as available, and the process's control group may allow
+    less; elsewhere it is all that is built in.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with suppress(OSError, KeyError, ValueError):
+        fields = dict(line.split(":") for line in MEMORY.read_text().splitlines())
+        return min(1024 * int(fields["MemAvailable"].split()[0]), _group_bytes())
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
+
+
+def _group_bytes() -> float:
+    """Return what the control group of this process, or of its container, leaves: versions 2, 1."""
+    try:
+        own = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+    except OSError:
+        return math.inf
+    left = [math.inf]
+    for _, kind, path in own:
+        # Inside a container the group's own path often does not exist, and the root is it.
+        for place in (path.lstrip("/"), ""):
+            if kind == "":
+                left.append(_left_in(GROUPS / place, "memory.max", "anon"))
+            elif kind == "memory":
+                folder = GROUPS / "memory" / place
+                left.append(_left_in(folder, "memory.limit_in_bytes", "total_rss"))
+    return min(left)
+
+
+def _left_in(folder: Path, limit: str, used: str) -> float:
+    try:
+        most = int((folder / limit).read_text())  # ValueError: "max"
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return most - int(counts[used])
+    except (OSError, ValueError, KeyError):
+        return math.inf
 
 
 # --------------------------------------------------------------------------------------- sizes

@@ -1,5 +1,6 @@
 """Matching of patches against brute force, and what bounded memory does to it: nothing."""
 
+import math
 import weakref
 
 import pytest
@@ -124,7 +125,7 @@ def test_balanced_rows_are_highest_at_their_share(shares):
 
 def test_chunk_rows_by_hand(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(patches, "_free_bytes", lambda device: 8 * 1000)
+    monkeypatch.setattr(patches, "available_bytes", lambda device: 8 * 1000)
     monkeypatch.setattr(patches, "CHUNK_BYTES", 700)
     assert chunk_rows(200, cpu) == 3  # 700 bytes of it
     monkeypatch.setattr(patches, "CHUNK_BYTES", 5000)
@@ -132,13 +133,8 @@ def test_chunk_rows_by_hand(monkeypatch):
     assert chunk_rows(2000, cpu) == 1  # there is no less
 
 
-def test_free_memory_is_asked_for_and_may_be_unknown(monkeypatch):
-    assert patches._free_bytes(torch.device("cpu")) > 2**20
-
-    def unknown(name):
-        raise ValueError(name)
-
-    monkeypatch.setattr(patches.os, "sysconf", unknown)
+def test_chunks_where_the_system_does_not_say_what_is_free(monkeypatch):
+    monkeypatch.setattr(patches, "available_bytes", lambda device: math.inf)
     assert chunk_rows(2**20, torch.device("cpu")) == patches.CHUNK_BYTES // 2**20
 
 

@@ -754,3 +754,41 @@ def test_pyramid_rounds_outputs_up_to_multiples():
     sizes = utils.pyramid((256, 256), (300, 250), 3, 16, (1, 8))
     assert [output for _, output in sizes] == [(75, 64), (150, 128), (300, 256)]
     assert [exemplar for exemplar, _ in sizes] == [(64, 64), (128, 128), (256, 256)]
+
+
+# ---------------------------------------------------------------------------------- memory
+
+
+def group(folder, limit: dict[str, str], used: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in limit.items():
+        (folder / name).write_text(text)
+    (folder / "memory.stat").write_text(f"{used}\nfile 7\n")
+
+
+def test_available_memory_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
+    memory, own, groups = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "groups"
+    monkeypatch.setattr(utils, "MEMORY", memory)
+    monkeypatch.setattr(utils, "OWN_GROUPS", own)
+    monkeypatch.setattr(utils, "GROUPS", groups)
+    cpu = torch.device("cpu")
+    assert utils.available_bytes(cpu) > 2**20  # all that there is, on systems without these files
+    memory.write_text("MemTotal:       4000 kB\nMemFree:        10 kB\nMemAvailable:    3000 kB\n")
+    assert utils.available_bytes(cpu) == 3000 * 1024
+    own.write_text("0::/user/me\n4:memory:/job\n3:cpu:/elsewhere\n")
+    assert utils.available_bytes(cpu) == 3000 * 1024
+    group(groups / "user/me", {"memory.max": "max\n"}, "anon 100")
+    assert utils.available_bytes(cpu) == 3000 * 1024
+    group(groups, {"memory.max": "2000000\n"}, "anon 500000")  # a container's own root
+    assert utils.available_bytes(cpu) == 1_500_000
+    group(groups / "memory/job", {"memory.limit_in_bytes": "900000\n"}, "total_rss 100000")
+    assert utils.available_bytes(cpu) == 800_000
+
+
+def test_available_memory_may_be_unknown(tmp_path, monkeypatch):
+    def unknown(name):
+        raise ValueError(name)
+
+    monkeypatch.setattr(utils, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(utils.os, "sysconf", unknown)
+    assert utils.available_bytes(torch.device("cpu")) == math.inf

@@ -1,0 +1,305 @@
+"""What a run takes of memory and time, estimated before it starts.
+
+Memory is counted in floats a pixel: from the widths and strides of the net, and from what autograd
+keeps of every operation until the way back. Time is the arithmetic of the net and of matching, at
+the rate at which the machine was just seen to convolve. Constants that are no such counts are
+named and explained here, and nowhere else.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from jobs import Job, layers_of, scales_of
+from losses import CNNMRF, METHODS, Guided, Sliced
+from models import NETS, WIDTHS, layer_table, resolve_layers
+from optimizers import LBFGS_MEMORY
+from patches import CHUNK_BYTES
+from terms import (
+    GRAM_LAYERS,
+    MATCH_EVERY,
+    MAX_PATCHES,
+    PATCH_DIRECTIONS,
+    PATCH_LEVELS,
+    SPECTRUM_PADDING,
+)
+from utils import UserError, available_bytes, split_steps
+
+FLOAT = 4  # bytes
+PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
+PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
+# so far, its gradient and the two means of Adam
+PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
+HISTOGRAM = 40  # floats a pixel: values and places of three sorted channels, their covariance
+SORTED = 4  # floats a sorted value costs until the way back: its place (int64), the value wanted,
+# and the difference from it
+SORTING = 5  # floats a value while it is sorted: twice itself, and the sorted one with its place
+SPECTRUM = 3 * SPECTRUM_PADDING**2  # floats a pixel of a padded window of three channels
+LAGS = 14  # floats a feature: padded complex spectra of the autocorrelation and their gradients
+COPIES = 2  # of the largest layer's patches while they are scored: themselves and their gradient
+
+# Of the net's own time: sorting and what else is not arithmetic of the net or of matching.
+OVERHEAD = 1.3
+SLOWER = {"swd": 1.1, "guided": 0.4, "patches": 0.75}
+SLOWEST = 1e10  # operations a second that any machine makes: shorter runs are not worth a probe
+PROBE = (1, 64, 128, 128)  # shape of the features that are convolved to see how fast that is
+
+LARGE = 0.5  # part of the available memory that is worth a line
+LONG = 300  # seconds that are worth a line
+
+
+class Run(NamedTuple):
+    """All of a synthesis that decides what it costs."""
+
+    net: str
+    layers: Sequence[str]  # that the extractor has
+    scales: Sequence[tuple[tuple[int, int], tuple[int, int]]]  # of (exemplar, output), as `pyramid`
+    looked_at: Sequence[str]  # layers, by the texture model
+    method: str = "gram"
+    terms: Sequence[str] = ("histogram",)  # beside it
+    optimizer: str = "Adam"
+    steps: int = 1000
+    sources: float = 1.0  # pixels of the exemplar, its copies and other exemplars over its own
+    match_every: int = MATCH_EVERY
+    max_patches: int = MAX_PATCHES
+
+    @classmethod
+    def of(cls, job: Job, args: argparse.Namespace, net: str) -> "Run":
+        """What the arguments say of one job."""
+        looked_at, layers = layers_of(args, net)
+        exemplar = tuple(job.exemplar.shape[-2:])
+        copies = (1 + len(job.rotations)) * (1 + sum(factor**2 for factor in args.patch_scales))
+        mixed = sum(picture[0, 0].numel() for picture, _ in job.controls.mixed)
+        return cls(
+            net,
+            layers,
+            scales_of(exemplar, job.size, args.scales, layers, args.tile),
+            looked_at,
+            args.method,
+            [name for name, weight in job.weights.items() if weight],
+            args.optimizer,
+            args.epoch,
+            copies + mixed / math.prod(exemplar),
+            args.match_every or MATCH_EVERY,
+            args.max_patches or MAX_PATCHES,
+        )
+
+
+class _Stage(NamedTuple):
+    """A convolution with its ReLU, or a pooling."""
+
+    layer: str
+    channels: int
+    area: float  # positions a pixel of the picture
+    before: float  # features a pixel of the picture that go in
+    flops: float  # a pixel of the picture, forwards; 0 for a pooling
+
+    @property
+    def after(self) -> float:
+        """Features a pixel of the picture that come out."""
+        return self.channels * self.area
+
+
+def _stages(net: str, layers: Sequence[str]) -> Iterator[_Stage]:
+    """The net, cut after the deepest of the layers."""
+    deepest = resolve_layers(layers, net)[-1]
+    channels, area = 3, 1.0
+    for layer, index in layer_table(NETS[net]).items():
+        before, wide = channels * area, channels
+        if index is None:
+            area /= 4
+        else:
+            wide = WIDTHS[int(layer[4]) - 1]
+        yield _Stage(
+            layer, wide, area, before, 0 if index is None else 2 * 9 * channels * wide * area
+        )
+        channels = wide
+        if layer == deepest:
+            return
+
+
+def _passing(net: str, layers: Sequence[str]) -> float:
+    """Floats a pixel at the peak of a pass without gradients that keeps these layers."""
+    peak = kept = 0.0
+    layers, inside = resolve_layers(layers, net), False
+    for stage in _stages(net, layers):
+        padded = stage.before if stage.flops else 0
+        peak = max(peak, kept + stage.before * (not inside) + padded + stage.after)
+        inside = stage.layer in layers
+        kept += stage.after * inside
+    return peak
+
+
+def _stepping(net: str, layers: Sequence[str]) -> float:
+    """Floats a pixel at the peak of loss and gradient.
+
+    The way back begins with the gradients by the layers that are looked at, all of them at once.
+    Every convolution has kept its padded input and its output until it is passed there, and then
+    has gradients of both, and of the input without its borders.
+    """
+    kept = gradients = peak = 0.0
+    for stage in _stages(net, layers):
+        kept += stage.after + (stage.before if stage.flops else 0)
+        gradients += stage.after if stage.layer in layers else 0
+        peak = max(peak, kept + gradients + stage.after + 2 * stage.before)
+    return peak
+
+
+def estimated_bytes(run: Run) -> float:
+    """The peak of the resident memory of a whole run, the program itself included.
+
+    It is reached at the finest scale: either while the exemplar's features are computed, at the
+    start of that scale or for the error of the saved file, or on the way back of a step.
+    """
+    return PROGRAM_BYTES + max(_exemplar_bytes(run), _step_bytes(run))
+
+
+def _exemplar_bytes(run: Run) -> float:
+    floats = _floats(run)
+    kept = sum(floats[layer] for layer in run.layers)
+    sorts = kept + SORTING * PATCH_DIRECTIONS if "patches" in run.terms else 0
+    if METHODS[run.method].model is Sliced:  # at the first step, when other features are gone
+        sorts = max(sorts, SORTING * max(floats[layer] for layer in run.looked_at))
+    whole = max(_passing(run.net, run.layers), sorts) + _held(run)
+    judged = _passing(run.net, GRAM_LAYERS) + PICTURE
+    return FLOAT * math.prod(run.scales[-1][0]) * max(whole, judged)
+
+
+def _step_bytes(run: Run) -> float:
+    exemplar, output = run.scales[-1]
+    floats = _floats(run)
+    window = [min(sides) for sides in zip(exemplar, output, strict=True)]
+    windows = math.prod(math.ceil(2 * a / b - 1) for a, b in zip(output, window, strict=True))
+    terms = {
+        "histogram": HISTOGRAM,
+        "moments": sum(floats[layer] for layer in run.layers),
+        # Two more windows are being transformed.
+        "spectrum": SPECTRUM * (windows + 2) * math.prod(window) / math.prod(output),
+        "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],
+        "patches": SORTED * PATCH_DIRECTIONS * PATCH_LEVELS,
+    }
+    per_pixel = PICTURE + _stepping(run.net, run.layers)
+    per_pixel += sum(terms.get(name, 0) for name in run.terms)
+    if run.method != "gram":  # sorted or laid over, the output's features cost the same
+        per_pixel += SORTED * sum(floats[layer] for layer in run.looked_at)
+    if run.optimizer == "LBFGS":
+        per_pixel += PAIR * min(LBFGS_MEMORY, split_steps(run.steps, len(run.scales))[-1])
+    held = math.prod(exemplar) * _held(run)
+    return FLOAT * (math.prod(output) * per_pixel + held) + _matching_bytes(run)
+
+
+def _floats(run: Run) -> dict[str, float]:
+    """Features of every layer, in floats a pixel of the picture."""
+    return {stage.layer: stage.after for stage in _stages(run.net, run.layers)}
+
+
+def _held(run: Run) -> float:
+    """Floats a pixel of the exemplar that are held through all steps of the finest scale."""
+    floats = _floats(run)
+    copies = sum(floats[layer] for layer in run.layers) * (run.sources - 1)
+    seen = sum(floats[layer] for layer in run.looked_at) * run.sources * (run.method != "gram")
+    return PICTURE + copies + seen
+
+
+def _matching_bytes(run: Run) -> float:
+    model = METHODS[run.method].model
+    sizes = [_matched(run, layer, *run.scales[-1]) for layer in run.looked_at]
+    if model is CNNMRF:
+        return max(min(CHUNK_BYTES, 3 * FLOAT * n * m) for n, m, _ in sizes)
+    if model is Guided:
+        held = sum(m * floats for _, m, floats in sizes)
+        return FLOAT * (held + COPIES * max(n * floats for n, _, floats in sizes))
+    return 0.0
+
+
+def _matched(
+    run: Run, layer: str, exemplar: tuple[int, int], output: tuple[int, int]
+) -> tuple[float, float, float]:
+    """How many patches of output and of source a layer has, and the floats that are compared."""
+    (stage,) = (stage for stage in _stages(run.net, run.layers) if stage.layer == layer)
+    n, m = (stage.area * math.prod(size) for size in (output, exemplar))
+    if METHODS[run.method].model is not Guided:
+        return n, m * run.sources, stage.channels
+    n, m = (min(run.max_patches, positions / Guided.stride**2) for positions in (n, m))
+    return n, m, stage.channels * Guided.patch**2
+
+
+def estimated_flops(run: Run) -> float:
+    """The arithmetic of a whole run, with what takes as long as so much of it."""
+    through = sum(stage.flops for stage in _stages(run.net, run.layers))
+    judging = sum(stage.flops for stage in _stages(run.net, GRAM_LAYERS))
+    slower = OVERHEAD + sum(SLOWER.get(name, 0) for name in (run.method, *run.terms))
+    total = judging * sum(map(math.prod, run.scales[-1]))
+    shares = split_steps(run.steps, len(run.scales))
+    for (exemplar, output), steps in zip(run.scales, shares, strict=True):
+        total += through * run.sources * math.prod(exemplar)
+        total += 2 * through * slower * math.prod(output) * steps
+        for layer in run.looked_at:
+            n, m, floats = _matched(run, layer, exemplar, output)
+            if METHODS[run.method].model is CNNMRF:
+                total += 2 * n * m * floats * math.ceil(steps / run.match_every)
+            elif METHODS[run.method].model is Guided:
+                total += 4 * n * m * floats * steps  # products, and on the way back
+    return total
+
+
+def convolution_rate(device: torch.device) -> float:
+    """Arithmetic a second of a 3x3 convolution and its gradient, the best of three."""
+    features = torch.rand(PROBE, device=device).contiguous(memory_format=torch.channels_last)
+    convolution = nn.Conv2d(PROBE[1], PROBE[1], 3, padding=1, device=device).requires_grad_(False)
+    convolution.to(memory_format=torch.channels_last)
+    features.requires_grad_()
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        (gradient,) = torch.autograd.grad(convolution(features).sum(), features)
+        gradient.sum().item()  # CPU-GPU sync point
+        seconds.append(time.perf_counter() - started)
+    return 2 * 2 * 9 * PROBE[1] * math.prod(PROBE) / min(seconds)
+
+
+def told(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[str]:
+    """One line where runs, each with the name of its exemplar, are large or long, else none.
+
+    Raises:
+        UserError: one of them needs more memory than there is.
+    """
+    available = available_bytes(device)
+    name, run = max(runs, key=lambda named: estimated_bytes(named[1]))
+    size = estimated_bytes(run)
+    (h, w), (height, width) = run.scales[-1]
+    needed = (
+        f"{name}: {width}x{height} from an exemplar of {w}x{h} needs about {size / 1e9:.1f} GB of "
+        f"memory, {available / 1e9:.1f} GB are available"
+    )
+    if size - PROGRAM_BYTES > available:  # the program itself is there already
+        raise UserError(f"{needed}: give {_smaller(run)}")
+    notes = [f"{needed}, less will do with {_smaller(run)}"] if size > LARGE * available else []
+    flops = sum(estimated_flops(run) for _, run in runs)
+    if flops > LONG * SLOWEST:
+        seconds = flops / convolution_rate(device)
+        if seconds > LONG:
+            notes.append(f"this will take about {_duration(seconds)}, less with a smaller --epoch")
+    return ["; ".join(notes)] if notes else []
+
+
+def _smaller(run: Run) -> str:
+    """What makes the peak of the memory smaller, for the user."""
+    ways = ["a smaller exemplar"]
+    if _step_bytes(run) > _exemplar_bytes(run):
+        ways = ["a smaller --size"]
+        if run.optimizer == "LBFGS":
+            ways.append("--optimizer Adam")
+    if run.method != "gram":
+        ways.append("--method gram")
+    return " or ".join(ways)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 100 else f"{round(minutes / 60)} hours"

@@ -1,0 +1,196 @@
+"""Estimates of memory and time against counts by hand, against torch's own, and measured peaks."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import costs
+import Synthesis
+from arguments import parse
+from costs import FLOAT, PROGRAM_BYTES, Run, estimated_bytes, estimated_flops
+from jobs import layers_of, plan
+from losses import METHODS
+from models import Extractor, load_weights, resolve_layers
+from terms import GRAM_LAYERS
+from utils import TEXTURES, read_picture, resize, save_picture
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = resolve_layers(GRAM_LAYERS, "vgg19")
+CPU = torch.device("cpu")
+
+
+def run_of(side: int, **options) -> Run:
+    return Run("vgg19", LAYERS, [((side, side), (side, side))], LAYERS, **options)
+
+
+def test_arithmetic_is_what_torch_counts():
+    weights = load_weights("vgg16-hed", None, LAYERS)[0]
+    extractor = Extractor(weights, "vgg16-hed", LAYERS)
+    with FlopCounterMode(display=False) as counter:
+        extractor(torch.rand(1, 3, 64, 64))
+    counted = sum(stage.flops for stage in costs._stages("vgg16-hed", LAYERS)) * 64 * 64
+    assert counted == counter.get_total_flops()
+
+
+def test_what_is_kept_is_what_autograd_keeps():
+    """The peak is on the way back through the last convolution: beside all that autograd keeps
+    there are the gradients of every layer looked at, and those of that convolution's output (8
+    floats a pixel) and input, with borders and without (4 each), as much as its output twice."""
+    weights = load_weights("vgg16-hed", None, LAYERS)[0]
+    extractor, kept = Extractor(weights, "vgg16-hed", LAYERS), {}
+    frozen = {parameter.data_ptr() for parameter in extractor.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = extractor(torch.rand(1, 3, 128, 128, requires_grad=True))
+    found = sum(storage.nbytes() for storage in kept.values()) / FLOAT / 128**2
+    gradients = sum(features[layer].numel() for layer in LAYERS) / 128**2
+    last = features[LAYERS[-1]].numel() / 128**2
+    assert costs._stepping("vgg16-hed", LAYERS) == pytest.approx(
+        found + gradients + 2 * last, rel=0.05
+    )
+
+
+def test_lbfgs_keeps_pairs_of_pictures():
+    side, pixels = 512, 512**2
+    for steps, pairs in ((5, 5), (1000, 20)):
+        more = estimated_bytes(run_of(side, optimizer="LBFGS", steps=steps))
+        more -= estimated_bytes(run_of(side, steps=steps))
+        assert more == pytest.approx(pairs * 2 * 3 * 4 * pixels)
+
+
+def test_time_follows_pixels_and_steps():
+    """One step at 256x256 through relu4_1 of VGG-19 is 63 GFLOP (482 688 a pixel, and back)."""
+    one, two = (estimated_flops(run_of(256, steps=steps)) for steps in (1, 2))
+    assert (two - one) / costs.OVERHEAD == pytest.approx(2 * 482_688 * 256**2)
+    one, two = (estimated_flops(run_of(512, steps=steps)) for steps in (1, 2))
+    assert (two - one) / costs.OVERHEAD == pytest.approx(2 * 482_688 * 512**2)
+
+
+def test_matching_grows_with_the_square_of_the_pixels():
+    """conv3_1, of 256 channels at a sixteenth of the pixels, every pair once in 20 steps."""
+    layers, found = ["relu3_1"], []
+    for method in ("gram", "cnnmrf"):
+        scales = [((512, 512), (512, 512))]
+        found.append(estimated_flops(Run("vgg19", layers, scales, layers, method, steps=40)))
+    assert found[1] - found[0] == pytest.approx(2 * (2 * 256 * (512**2 / 16) ** 2))
+
+
+# ------------------------------------------------------------------------------ what is said
+
+
+def test_small_runs_are_not_worth_a_line(monkeypatch):
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 8e9)
+    assert costs.told([("a.png", run_of(128, steps=10))], CPU) == []
+
+
+def test_large_and_long_runs_are_worth_one_line(monkeypatch):
+    run = run_of(1024, steps=2000, optimizer="LBFGS")
+    size = estimated_bytes(run)
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 1.9 * size)
+    monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(run) / 720)
+    (line,) = costs.told([("small.png", run_of(128)), ("large.png", run)], CPU)
+    assert line.startswith("large.png: 1024x1024 from an exemplar of 1024x1024 needs about ")
+    assert f"{size / 1e9:.1f} GB" in line and "about 12 minutes" in line
+    assert "--size" in line and "--optimizer Adam" in line and "--epoch" in line
+    assert len(line.splitlines()) == 1
+
+    monkeypatch.setattr(costs, "available_bytes", lambda device: math.inf)
+    (line,) = costs.told([("large.png", run)], CPU)
+    assert line.startswith("this will take about 12 minutes")
+
+
+def test_what_makes_it_large_is_named(monkeypatch):
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 2e9)
+    runs = {
+        "a smaller exemplar": Run("vgg19", LAYERS, [((1200, 1000), (64, 64))], LAYERS, steps=1),
+        "a smaller --size or --method gram": Run(
+            "vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1
+        ),
+    }
+    for way, run in runs.items():
+        (line,) = costs.told([("a.png", run)], CPU)
+        assert line.endswith(f"less will do with {way}")
+
+
+def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, capfd, tmp_path):
+    exemplar = tmp_path / "exemplar.png"
+    save_picture(torch.rand(1, 3, 100, 120), exemplar, {})
+
+    def read(*arguments):
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr(Synthesis, "load_weights", read)
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 1e9)
+    arguments = ["--gt_path", str(exemplar), "--save_path", str(tmp_path / "out.png")]
+    assert Synthesis.main([*arguments, "--size", "1000", "--device", "cpu", "--quiet"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "1000x1000 from an exemplar of 120x100" in line and "1.0 GB are available" in line
+    assert line.endswith("give a smaller --size")
+
+
+# ------------------------------------------------------------------------------ measured peaks
+
+MEASURE = """
+import sys, Synthesis
+assert Synthesis.main(sys.argv[1:]) == 0
+print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1])
+"""
+
+
+def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
+    """Estimated and measured peak of the resident memory of a whole run, in bytes."""
+    exemplar = folder / f"{side}.png"
+    save_picture(resize(read_picture(TEXTURES / "pebbles.png")[0], (side, side)), exemplar, {})
+    arguments = ["--gt_path", str(exemplar), "--save_path", str(folder / "out.png"), "--quiet"]
+    arguments += ["--model", "vgg16-hed", "--device", "cpu", "--scales", "1", *options]
+    args = parse(arguments)
+    jobs, _ = plan(args, layers_of(args, "vgg16-hed")[1])
+    command = [sys.executable, "-c", MEASURE, *arguments]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # The kernel's own high-water mark: that of getrusage begins with the parent's.
+    return estimated_bytes(Run.of(jobs[0], args, "vgg16-hed")), 1024 * int(said.splitlines()[-1])
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are of Linux")
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer, steps", [("Adam", (2, 2, 1)), ("LBFGS", (24, 8, 1))])
+def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
+    """Also what is beyond the program itself, which is most of it at 128x128."""
+    found = []
+    for side, count in zip((128, 256, 512), steps, strict=True):
+        options = ["--optimizer", optimizer, "--epoch", str(count)]
+        found.append(peaks(tmp_path, side, *options))
+    for estimated, measured in found:
+        assert estimated == pytest.approx(measured, rel=0.3)
+    (small, small_measured), _, (large, large_measured) = found
+    assert large - small == pytest.approx(large_measured - small_measured, rel=0.3)
+    assert small > PROGRAM_BYTES
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "gram"])
+def test_estimates_of_other_methods_are_near_measured_peaks(method, tmp_path):
+    estimated, measured = peaks(tmp_path, 192, "--method", method, "--epoch", "2")
+    assert estimated == pytest.approx(measured, rel=0.3)
+
+
+@linux
+@pytest.mark.slow
+def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
+    estimated, measured = peaks(tmp_path, 640, "--size", "64", "--epoch", "1")
+    assert estimated == pytest.approx(measured, rel=0.3)
