@@ -255,7 +255,9 @@ class Extractor(nn.Module):
     """A picture -> its features at the layers asked for; frozen, cut after the deepest of them.
 
     Borders are reflected before every convolution, as zeros leave a desaturated rim, or wrapped
-    round. Everything inside runs in channels_last, the faster layout on CPU and GPU alike.
+    round. Before the first one the outermost pixels are repeated instead: mirrored about them, no
+    picture has a slope there, and what no filter sees of them an optimiser fills with beads.
+    Everything inside runs in channels_last, the faster layout on CPU and GPU alike.
     """
 
     def __init__(
@@ -301,7 +303,7 @@ class Extractor(nn.Module):
         features = {"image": image}
         x = self._normalize(image)
         for name, module in self.trunk.named_children():
-            x = module(padded(x, tile, "reflect") if isinstance(module, nn.Conv2d) else x)
+            x = module(_bordered(x, tile) if isinstance(module, nn.Conv2d) else x)
             if name in self.layers:
                 features[name] = x
         return features
@@ -326,10 +328,15 @@ class Extractor(nn.Module):
             if not isinstance(module, nn.Conv2d):
                 x = module(x)
                 continue
-            x = module(padded(x, "", "reflect"))
+            x = module(_bordered(x, ""))
             activation = x.relu().mean((0, 2, 3))
             floor = activation.mean() / RESCALE_CAP
             gain = 1 / activation.clamp(min=floor) if floor > 0 else torch.ones_like(activation)
             module.weight *= gain[:, None, None, None] / gain_in[None, :, None, None]
             module.bias *= gain
             gain_in = gain
+
+
+def _bordered(x: Tensor, tile: str) -> Tensor:
+    """What a convolution is given: one more row and column on every side of pixels or features."""
+    return padded(x, tile, "replicate" if x.shape[1] == 3 else "reflect")

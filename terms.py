@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import region_masks, wrapped
+from utils import region_masks, surrounded, wrapped
 
 Features = dict[str, Tensor]
 
@@ -382,8 +382,10 @@ class Patches:
 
     We depart from the paper: directions stay for some steps, so that the objective is smooth in
     between; the distance is relative to the variance of the source's projections; sizes are
-    compared through quantiles; and every region has a distribution of its own, that of the patches
-    whose middle lies in it.
+    compared through quantiles; every region has a distribution of its own, that of the patches
+    whose middle lies in it; and the picture is mirrored at its borders. Otherwise the outermost
+    rows are in one patch where others are in seven, and take up what the others leave over: beads
+    of dark and light.
     """
 
     def __init__(self, source: Features, layers: list[str], settings: Settings = PLAIN) -> None:
@@ -427,19 +429,22 @@ class Patches:
         return torch.stack(errors).sum(0) / PATCH_LEVELS
 
     def _projected(
-        self, image: Tensor, factor: int, directions: Tensor, tile: str, region: Tensor | None
+        self, image: Tensor, factor: int, directions: Tensor, wraps: str, region: Tensor | None
     ) -> list[Tensor]:
         """(B, 3, H, W), (K, 3, 7, 7), (1, 1, ., .) of -1 ... count - 1 -> (B, K, n) of each region.
 
-        The patch that starts at (y, x) is in the region of its middle.
+        Every patch is in the region of its middle. Along the axes that the output tiles, the output
+        `wraps` and the source has no border; along the others both are mirrored.
         """
-        smaller = F.avg_pool2d(image, factor)
-        projected = F.conv2d(wrapped(smaller, tile, PATCH - 1, PATCH - 1), directions)
+        smaller, reach = F.avg_pool2d(image, factor), PATCH // 2
+        mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
+        projected = F.conv2d(surrounded(smaller, wraps, mirrors, reach), directions)
         if region is None:
             return [projected.flatten(2)]
-        (h, w), (down, across) = smaller.shape[2:], projected.shape[2:]
+        h, w = smaller.shape[2:]
+        top, left = (0 if axis in wraps + mirrors else reach for axis in "yx")
         masks = region_masks(region, (h, w), self.count).view(-1, h, w)
-        masks = masks.roll((-(PATCH // 2), -(PATCH // 2)), (1, 2))[:, :down, :across]
+        masks = masks[:, top : h - top, left : w - left]
         return [projected[..., mask] for mask in masks]
 
 

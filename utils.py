@@ -415,6 +415,21 @@ def wrapped(maps: Tensor, tile: str, height: int, width: int) -> Tensor:
     return F.pad(maps, (0, width * ("x" in tile), 0, height * ("y" in tile)), "circular")
 
 
+def surrounded(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
+    """Return (B, C, H, W) with `reach` more rows or columns on either side of the axes named: of
+    "x", "y" or "xy", its own from the other end, or mirrored ones, the outermost coming twice.
+
+    Either way every row and column is in as many windows of 2 reach + 1 px.
+    """
+    for axis, dim in (("y", 2), ("x", 3)):
+        first, last = maps.narrow(dim, 0, reach), maps.narrow(dim, maps.shape[dim] - reach, reach)
+        if axis in wraps:
+            maps = torch.cat((last, maps, first), dim)
+        elif axis in mirrors:
+            maps = torch.cat((first.flip(dim), maps, last.flip(dim)), dim)
+    return maps
+
+
 def padded(x: Tensor, tile: str, mode: str) -> Tensor:
     """Return (B, C, H, W) with one more row and column on every side: its own from the other end
     along the axes in `tile`, else what `F.pad` makes of the mode."""

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyExtractor
@@ -549,7 +550,13 @@ def test_total_variation_by_hand():
 # ------------------------------------------------------------------------------------- patches
 
 
+def mirrored(image, mode="symmetric"):
+    """3 px more on every side, the outermost coming twice; "wrap": those of the other end."""
+    return torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode))
+
+
 def test_patches_by_loops():
+    """Every pixel is the middle of one patch, those at the border of mirrored ones."""
     source, output = noise(1, 3, 9, 8), noise(1, 3, 9, 8, seed=1)
     term = Patches({"image": source}, [])
     ((factor, directions, _),) = term.levels  # too small for patches of its half
@@ -559,11 +566,11 @@ def test_patches_by_loops():
         assert direction.norm().item() == pytest.approx(1)
         drawn, wanted = (
             sorted((direction * image[0, :, y : y + 7, x : x + 7]).sum().item()
-                   for y in range(3) for x in range(2))
-            for image in (output, source)
+                   for y in range(9) for x in range(8))
+            for image in (mirrored(output), mirrored(source))
         )  # fmt: skip
-        distance += sum((a - b) ** 2 for a, b in zip(drawn, wanted, strict=True)) / 6
-        variance += sum((b - sum(wanted) / 6) ** 2 for b in wanted) / 6
+        distance += sum((a - b) ** 2 for a, b in zip(drawn, wanted, strict=True)) / 72
+        variance += sum((b - sum(wanted) / 72) ** 2 for b in wanted) / 72
     expected = distance / variance / 3  # of three levels two count as met
     assert term({"image": output}).item() == pytest.approx(expected, rel=1e-4)
 
@@ -576,24 +583,24 @@ def test_patches_of_regions_by_loops():
     shapes = [tuple(image.shape[2:]) for image in (*sources, output)]
     *regions, region = (torch.randint(-1, 2, (1, 1, *shape)) for shape in shapes)
     settings = Settings(variants=({"image": sources[1]},), regions=(tuple(regions), region))
-    term = Patches({"image": sources[0]}, [], settings)
-    ((_, directions, _),) = term.levels
+    ((_, directions, _),) = Patches({"image": sources[0]}, [], settings).levels
 
-    def projections(image, region, tile=False):
+    def projections(image, region, mode, skipped=0):
         """{region: [a row for every patch]}"""
-        found = {0: [], 1: []}
-        height, width = image.shape[2:]
-        for y in range(height if tile else height - 6):
-            for x in range(width if tile else width - 6):
-                patch = image.roll((-y, -x), (2, 3))[0, :, :7, :7]
-                k = int(region[0, 0, (y + 3) % height, (x + 3) % width])
+        found, around = {0: [], 1: []}, mirrored(image, mode)
+        for y in range(skipped, image.shape[2] - skipped):
+            for x in range(skipped, image.shape[3] - skipped):
+                patch = around[0, :, y : y + 7, x : x + 7]
+                k = int(region[0, 0, y, x])
                 if k >= 0:
                     found[k].append((directions * patch).sum((1, 2, 3)))
         return {k: torch.stack(rows).T for k, rows in found.items()}
 
-    parts = [projections(image, r) for image, r in zip(sources, regions, strict=True)]
-    for tile in ("", "xy"):
-        drawn, distance, wanted = projections(output, region, tile == "xy"), 0, []
+    # An exemplar has no patches across its border to give to an output that has no border.
+    for tile, mode, skipped in (("", "symmetric", 0), ("xy", "wrap", 3)):
+        pairs = zip(sources, regions, strict=True)
+        parts = [projections(image, r, "symmetric", skipped) for image, r in pairs]
+        drawn, distance, wanted = projections(output, region, mode), 0, []
         for k in (0, 1):
             count = drawn[k].shape[1]
             both = torch.cat([part[k] for part in parts], 1).sort(1).values
@@ -601,7 +608,7 @@ def test_patches_of_regions_by_loops():
             distance += (drawn[k].sort(1).values - wanted[k]).square().mean() * count
         total = torch.cat(wanted, 1)
         expected = distance / total.shape[1] / total.var(1, correction=0).mean() / 3
-        term.tile = tile
+        term = Patches({"image": sources[0]}, [], settings._replace(tile=tile))
         assert term({"image": output}).item() == pytest.approx(expected.item(), rel=1e-4)
 
 

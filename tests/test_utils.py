@@ -598,6 +598,26 @@ def test_wrapped_by_hand():
     assert utils.wrapped(maps, "xy", 1, 0).tolist() == [[[[0, 1, 2], [3, 4, 5], [0, 1, 2]]]]
 
 
+def test_surrounded_by_hand():
+    maps = torch.arange(1, 5.0).view(1, 1, 1, 4).expand(-1, -1, 2, -1)
+    for wraps, mirrors, row in (
+        ("", "", [1, 2, 3, 4]),
+        ("", "x", [2, 1, 1, 2, 3, 4, 4, 3]),
+        ("x", "y", [3, 4, 1, 2, 3, 4, 1, 2]),
+    ):
+        found = utils.surrounded(maps, wraps, mirrors, 2)
+        assert found.shape[2] == (6 if mirrors == "y" else 2)
+        assert all(line == row for line in found[0, 0].tolist())
+    assert utils.surrounded(maps.mT, "y", "", 2)[0, 0, :, 1].tolist() == [3, 4, 1, 2, 3, 4, 1, 2]
+
+
+@pytest.mark.parametrize("wraps, mirrors", [("", "xy"), ("x", "y"), ("y", "x"), ("xy", "")])
+def test_every_pixel_is_in_as_many_windows_of_what_is_surrounded(wraps, mirrors):
+    image = torch.zeros(1, 1, 8, 9, requires_grad=True)
+    F.avg_pool2d(utils.surrounded(image, wraps, mirrors, 3), 7, 1).sum().backward()
+    torch.testing.assert_close(image.grad, torch.ones(1, 1, 8, 9))
+
+
 def test_resize_is_antialiased():
     stripes = (torch.arange(48) % 2).float().expand(1, 3, 48, 48)
     # Every third column would be 1, 0, 1, 0; the mean of the stripes is 1/2.
