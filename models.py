@@ -3,7 +3,7 @@
 import difflib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -13,9 +13,10 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from utils import UserError, padded, resize
+from utils import UserError, padded, resize, scaled
 
 Weights = dict[str, Tensor]
+Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> the pixels, (B, 3, H, W)
 
 
 class Net(NamedTuple):
@@ -57,7 +58,7 @@ def layer_table(net: Net) -> dict[str, int | None]:
     return table
 
 
-def resolve_layers(names: list[str], net_name: str) -> list[str]:
+def resolve_layers(names: Iterable[str], net_name: str) -> list[str]:
     """The layers asked for, in the net's order and without repeats.
 
     `conv4_1` means what the old programs meant by it, the features after its ReLU: `relu4_1`.
@@ -260,6 +261,9 @@ class Extractor(nn.Module):
     Everything inside runs in channels_last, the faster layout on CPU and GPU alike.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, weights: Weights, net_name: str, layers: list[str], pool: str = "avg"
     ) -> None:
@@ -293,7 +297,7 @@ class Extractor(nn.Module):
     def _normalize(self, image: Tensor) -> Tensor:
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def forward(self, image: Tensor, tile: str = "") -> dict[str, Tensor]:
+    def forward(self, image: Tensor, tile: str = "") -> Features:
         """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
 
         Along the axes in `tile`, "x", "y" or "xy", the picture goes on where it began. Sides that
@@ -321,8 +325,7 @@ class Extractor(nn.Module):
         `RESCALE_SIDE`, as the means hardly differ and all of their features would fill the memory.
         """
         factor = min(1, RESCALE_SIDE / min(exemplar.shape[2:]))
-        size = tuple(round(side * factor) for side in exemplar.shape[2:])
-        x = self._normalize(resize(exemplar, size))
+        x = self._normalize(resize(exemplar, scaled(exemplar, factor)))
         gain_in = torch.ones(3, device=x.device)
         for module in self.trunk:
             if not isinstance(module, nn.Conv2d):
@@ -333,7 +336,7 @@ class Extractor(nn.Module):
             floor = activation.mean() / RESCALE_CAP
             gain = 1 / activation.clamp(min=floor) if floor > 0 else torch.ones_like(activation)
             module.weight *= gain[:, None, None, None] / gain_in[None, :, None, None]
-            module.bias *= gain
+            module.bias *= gain  # type: ignore[operator]  # every convolution of a VGG has one
             gain_in = gain
 
 

@@ -12,11 +12,12 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -31,13 +32,12 @@ LEVELS, DEEP_LEVELS = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
 GROUPS = Path("/sys/fs/cgroup")
-COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
 # WebP is lossless because its lossy mode always halves the chroma.
 _JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
 _TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"})
-_FORMATS = {
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
     ".png": ("PNG", {}),
@@ -68,7 +68,7 @@ def _reason(error: Exception) -> str:
 # ------------------------------------------------------------------------------------- reading
 
 
-def find_picture(name: str) -> Path:
+def find_picture(name: str | Path) -> Path:
     """Return where the picture is: as given, or in the `textures/` folder beside this file.
 
     Raises UserError when it is in neither place, is a folder or may not be read.
@@ -193,12 +193,13 @@ def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     try:
         srgb = ImageCms.createProfile("sRGB")
         managed = ImageCms.profileToProfile(picture, BytesIO(profile), srgb, outputMode="RGB")
+        assert managed is not None  # it is, where the picture is not changed in place
     except ImageCms.PyCMSError:
         notes.append("unusable colour profile, ignored")
         return plain
     # One level is rounding: the profile is sRGB under any of its names, so keep the exact pixels.
-    extrema = ImageChops.difference(plain, managed).getextrema()
-    return managed if max(high for _, high in extrema) > 1 else plain
+    difference = np.asarray(ImageChops.difference(plain, managed))
+    return managed if difference.max() > 1 else plain
 
 
 def _over_mean(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -229,7 +230,7 @@ def check_save_path(path: Path) -> None:
         raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
 
 
-def save_picture(image: Tensor, path: Path, record: dict[str, object], deep: bool = False) -> None:
+def save_picture(image: Tensor, path: Path, record: dict[str, Any], deep: bool = False) -> None:
     """Save (1, 3, H, W) in [0, 1] at 8 bits, as the suffix says, with `record` inside the file.
 
     With `deep` it is grey of 16 bits, the first channel, which .png and .tif hold.
@@ -264,13 +265,13 @@ def save_picture(image: Tensor, path: Path, record: dict[str, object], deep: boo
             temporary.unlink()
 
 
-def read_record(path: Path) -> dict[str, object]:
+def read_record(path: Path) -> dict[str, Any]:
     """Return what `save_picture` recorded in the file, {} when it carries no record.
 
     Raises UserError when the file cannot be read as a picture.
     """
     with _opened(path) as picture:
-        text = picture.info.get(_RECORD_KEY)
+        text = picture.info.get(_RECORD_KEY, "")
         with suppress(Exception):  # somebody else's broken EXIF is no record
             exif = picture.getexif()
             if exif.get(_SOFTWARE) == _RECORD_KEY:
@@ -287,7 +288,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _record_options(kind: str, record: dict[str, object]) -> dict[str, object]:
+def _record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments to Pillow's `save` that put a record inside the file."""
     record = {str(key): value for key, value in record.items()}
     # JSON escapes to ASCII, all that EXIF descriptions hold, and so keeps any file name.
@@ -371,8 +372,21 @@ def _left_in(folder: Path, limit: str, used: str) -> float:
 
 # --------------------------------------------------------------------------------------- sizes
 
+Size = tuple[int, int]  # (height, width)
 
-def resize(image: Tensor, size: tuple[int, int], tile: str = "") -> Tensor:
+
+def size_of(maps: Tensor) -> Size:
+    """Return (height, width) of (B, C, H, W)."""
+    height, width = maps.shape[2:]
+    return height, width
+
+
+def told(size: Sequence[int]) -> str:
+    """Return (height, width) as the user writes it, WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"
+
+
+def resize(image: Tensor, size: Size, tile: str = "") -> Tensor:
     """Return (B, C, H, W) in [0, 1] resized to (height, width), antialiased, still in [0, 1].
 
     A picture that repeats along the axes in `tile`, "x", "y" or "xy", does so afterwards. The very
@@ -477,25 +491,10 @@ class _Wrap(torch.autograd.Function):
         return gradient, None, None
 
 
-def one_hot(regions: Tensor, count: int) -> Tensor:
-    """Return (1, 1, H, W) of 0 ... count - 1 as (1, count, H, W) of 0 and 1."""
-    return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
-
-
-def region_masks(regions: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """Return (1, 1, H, W) of -1 ... count - 1 as (count, h w) of bool: which positions of a layer
-    are in.
-
-    Each position is in the region that has most of it, -1 being none; a region that has most of no
-    position gets the one of which it has most.
-    """
-    shares = one_hot(regions + 1, count + 1)
-    shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
-    masks = F.one_hot(shares.argmax(0), count + 1).T.bool()[1:]
-    for mask, share in zip(masks, shares[1:], strict=True):
-        if not mask.any() and share.max() > 0:
-            mask[share.argmax()] = True
-    return masks
+def scaled(maps: Tensor, factor: float) -> Size:
+    """Return the size of (B, C, H, W) resized by a factor."""
+    height, width = (max(1, round(factor * side)) for side in maps.shape[2:])
+    return height, width
 
 
 def turned_and_resized(
@@ -511,8 +510,7 @@ def turned_and_resized(
     for angle in (0, *degrees):
         for factor in (1, *factors):
             turned = _turned(image, angle)
-            size = [max(1, round(side * factor)) for side in turned.shape[2:]]
-            found.append(resize(turned, size))
+            found.append(resize(turned, scaled(turned, factor)))
     return found[1:]
 
 
@@ -531,47 +529,3 @@ def _turned(image: Tensor, degrees: float) -> Tensor:
     grid = torch.stack(((cos * x - sin * y) * 2 / width, (sin * x + cos * y) * 2 / height), 2)
     grid = grid.to(image.dtype).expand(len(image), -1, -1, -1)
     return F.grid_sample(image, grid, "bicubic", "reflection", align_corners=False).clamp(0, 1)
-
-
-def pyramid(
-    exemplar: tuple[int, int],
-    output: tuple[int, int],
-    scales: int | None,
-    least: int,
-    multiples: tuple[int, int] = (1, 1),
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return the sizes of (exemplar, output) from coarse to fine, each twice the one before.
-
-    `scales` is how many; None takes as many as bring the exemplar's shorter side nearest to
-    COARSEST. It is the exemplar that decides: when it is seen whole in fewer pixels, its layout
-    is pinned and the output turns into a copy. The output's sides are rounded up to `multiples`.
-
-    Raises UserError when a shorter side would fall below `least` pixels.
-    """
-    for name, size in (("exemplar", exemplar), ("output", output)):
-        if min(size) < least:
-            told = f"{size[1]}x{size[0]}"
-            raise UserError(f"{name} of {told}: the shorter side must have {least} pixels or more")
-    most = 1 + math.floor(math.log2(min(*exemplar, *output) / least))
-    if scales is None:
-        scales = min(max(1, 1 + round(math.log2(min(exemplar) / COARSEST))), most)
-    if not 1 <= scales <= most:
-        raise UserError(f"--scales {scales}: allowed here are auto and 1 to {most}")
-    factors = [2**k for k in reversed(range(scales))]
-    return [
-        (
-            tuple(round(side / k) for side in exemplar),
-            tuple(m * math.ceil(round(s / k) / m) for s, m in zip(output, multiples, strict=True)),
-        )
-        for k in factors
-    ]
-
-
-def split_steps(steps: int, scales: int) -> list[int]:
-    """Return how many of the steps each scale gets, coarse to fine, half as many each time.
-
-    A step costs four times as much at every finer scale, and finds four times less to do there.
-    """
-    shares = [2 ** (scales - 1 - k) / (2**scales - 1) for k in range(scales)]
-    ends = [round(steps * sum(shares[: k + 1])) for k in range(scales)]
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,8 +1,13 @@
-"""A net small enough to check by hand, and the slow marker."""
+"""A net small enough to check by hand, terms built in few words, and the slow marker."""
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from engine.synthesis import Spec, coarse_to_fine, exemplar_of
+from losses import MATCH_EVERY, Criterion
+from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
+from terms.regions import Regional
 
 
 def pytest_addoption(parser):
@@ -34,6 +39,61 @@ class TinyExtractor(nn.Module):
         relu1_1 = self.first(image).relu()
         relu2_1 = self.second(nn.functional.avg_pool2d(relu1_1, 2)).relu()
         return {"image": image, "relu1_1": relu1_1, "relu2_1": relu2_1}
+
+
+def known(
+    features, *, variants=(), others=(), shares=(), guide=None, regions=None, tile="",
+    seed=0, max_patches=MAX_PATCHES,
+):  # fmt: skip
+    """The scene that terms are built from, in few words.
+
+    Args:
+        features: of the first exemplar as it is, and `variants` those of its copies.
+        others: features of more exemplars, and `shares` those of all.
+        guide, regions: (maps of every view in order, map of the output).
+    """
+    pictures = [[features, *variants], *([other] for other in others)]
+    count = sum(map(len, pictures))
+    guides, wanted = guide or ((), None)
+    divided, asked = regions or ((), None)
+    maps = iter(
+        zip(
+            [*guides, *[None] * (count - len(guides))],
+            [*divided, *[None] * (count - len(divided))],
+            strict=True,
+        )
+    )
+    exemplars = tuple(
+        Exemplar(tuple(View(picture, *next(maps)) for picture in views), share)
+        for views, share in zip(pictures, shares or [1.0] * len(pictures), strict=True)
+    )
+    size = next((tuple(x.shape[2:]) for x in (wanted, asked) if x is not None), (1, 1))
+    canvas = Canvas(size, tile, guide=wanted, regions=asked)
+    return Scene(exemplars, canvas, Options(seed, max_patches))
+
+
+def built(kind, features, layers, **told):
+    """A term of what `known` takes."""
+    return kind(known(features, **told), layers)
+
+
+def regional(kind, features, layers, **told):
+    """The same term of every region."""
+    return Regional(kind, known(features, **told), layers)
+
+
+def criterion_of(
+    features, layers, method="gram", weights=None, match_every=MATCH_EVERY, **told
+) -> Criterion:
+    """A criterion of what `known` takes."""
+    return Criterion(known(features, **told), layers, method, weights, match_every)
+
+
+def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec) -> Tensor:
+    """What `coarse_to_fine` makes of one exemplar (1, 3, H, W); `canvas` has fields of that."""
+    size = size or tuple(exemplar.shape[2:])
+    spec = Spec((exemplar_of(exemplar),), Canvas(size, **canvas or {}), **spec)
+    return coarse_to_fine(spec, trunk, report)
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from controls import Controls, colours, cut, expanded, luma, matched_colours, with_chroma
-from terms import PLAIN
+from command.canvas import expanded
+from engine.colours import colours, luma, matched_colours, with_chroma
+from engine.synthesis import _started, cut, finished
+from terms.base import Canvas
+from utils import resize, scaled
 
 
 def noise(*shape, seed=0):
@@ -13,9 +16,15 @@ def noise(*shape, seed=0):
 
 def test_start_is_what_came_before_unless_there_is_an_init():
     before, init = noise(1, 3, 8, 8), noise(1, 3, 8, 8, seed=1)
-    assert Controls().start(before, first=True) is before
-    assert Controls(init=init).start(before, first=True) is init
-    assert Controls(init=init).start(before, first=False) is before  # it has been left already
+    assert _started(Canvas((8, 8)), before, first=True) is before
+    assert _started(Canvas((8, 8), init=init), before, first=True) is init
+    # It has been left already.
+    assert _started(Canvas((8, 8), init=init), before, first=False) is before
+
+
+def test_a_canvas_has_one_size():
+    with pytest.raises(ValueError, match=r"mask has the size \(8, 9\), not \(8, 8\)"):
+        Canvas((8, 8), init=noise(1, 3, 8, 8), mask=noise(1, 1, 8, 9) > 0.5)
 
 
 def test_a_tile_is_cut_where_the_step_is_nearest_to_the_mean():
@@ -30,17 +39,17 @@ def test_a_tile_is_cut_where_the_step_is_nearest_to_the_mean():
 
 def test_what_is_kept_far_from_a_hole_does_not_count():
     """Else what fills the hole would make up for a picture of another texture around it."""
-    free = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
-    free[..., 8, 9] = True
-    _, region = Controls(init=noise(1, 3, 20, 20), free=free).settings(PLAIN).regions
+    mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    mask[..., 8, 9] = True
+    region = Canvas((20, 20), init=noise(1, 3, 20, 20), mask=mask).asked
     assert (region[0, 0, 4:13, 5:14] == 0).all() and (region == 0).sum() == 9 * 9
 
 
 @pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
 def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
-    free = torch.zeros(1, 1, 20, 24, dtype=torch.bool)
-    free[..., 0, 23] = True
-    _, region = Controls(tile, noise(1, 3, 20, 24), free).settings(PLAIN).regions
+    mask = torch.zeros(1, 1, 20, 24, dtype=torch.bool)
+    mask[..., 0, 23] = True
+    region = Canvas((20, 24), tile, noise(1, 3, 20, 24), mask).asked
     rows, columns = {0, 1, 2, 3, 4}, {19, 20, 21, 22, 23}
     rows |= {16, 17, 18, 19} if "y" in tile else set()
     columns |= {0, 1, 2, 3} if "x" in tile else set()
@@ -50,50 +59,49 @@ def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
 
 @pytest.mark.parametrize("name", ["init", "content", "guide"])
 def test_what_says_where_something_is_to_be(name):
-    assert not Controls().placed
-    assert Controls(**{name: noise(1, 3, 8, 8)}).placed
+    assert not Canvas((8, 8)).placed
+    assert Canvas((8, 8), **{name: noise(1, 3, 8, 8)}).placed
 
 
-def test_what_is_not_free_is_init_at_every_scale():
-    init, free = noise(1, 3, 8, 8, seed=1), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-    free[..., 2, 5] = True
-    controls = Controls(init=init, free=free)
+def test_what_the_mask_keeps_is_init_at_every_scale():
+    init, mask = noise(1, 3, 8, 8, seed=1), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 2, 5] = True
+    canvas = Canvas((8, 8), init=init, mask=mask)
     for first in (True, False):
         before = noise(1, 1, 8, 8)  # one channel, of a grey exemplar
-        start = controls.start(before, first)
+        start = _started(canvas, before, first)
         assert torch.equal(start[..., 2, 5], before[..., 2, 5].expand(1, 3))
         assert (start != init).any(1).sum() == 1
     # A small hole is a hole at every scale.
-    assert controls.free_at((4, 4)).nonzero().tolist() == [[0, 0, 1, 2]]
-    assert controls.free_at((2, 2)).nonzero().tolist() == [[0, 0, 0, 1]]
-    assert controls.free_at((8, 8)) is free
-    assert Controls().free_at((4, 4)) is None
+    assert canvas.mask_at((4, 4)).nonzero().tolist() == [[0, 0, 1, 2]]
+    assert canvas.mask_at((2, 2)).nonzero().tolist() == [[0, 0, 0, 1]]
+    assert canvas.mask_at((8, 8)) is mask
+    assert Canvas((8, 8)).mask_at((4, 4)) is None
 
 
 def test_mixed_exemplars_are_resized_as_the_exemplar_is():
     board = torch.tensor([[0.0, 1], [1, 0]]).repeat(10, 15).expand(1, 3, 20, 30)
-    (half,) = Controls(mixed=((board, 0.5),)).mixed_at(0.5)
+    half = resize(board, scaled(board, 0.5))
     assert half.shape == (1, 3, 10, 15)
     assert (half[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.1  # antialiased
-    (tiny,) = Controls(mixed=((board, 0.5),)).mixed_at(0.01)
-    assert tiny.shape == (1, 3, 1, 1)
+    assert scaled(board, 0.01) == (1, 1)
 
 
 def test_finish_puts_back_what_is_kept():
-    init, free = noise(1, 3, 8, 8, seed=1), noise(1, 1, 8, 8) > 0.5
+    init, mask = noise(1, 3, 8, 8, seed=1), noise(1, 1, 8, 8) > 0.5
     image = noise(1, 3, 8, 8, seed=2)
-    found = Controls(init=init, free=free).finish(image)
-    assert torch.equal(found, torch.where(free, image, init))
-    assert Controls(init=init).finish(image) is image
+    found = finished(Canvas((8, 8), init=init, mask=mask), image)
+    assert torch.equal(found, torch.where(mask, image, init))
+    assert torch.equal(finished(Canvas((8, 8), init=init), image), image)
 
 
 def test_expanded_by_hand():
     image = torch.arange(1.0, 7).view(1, 1, 2, 3).expand(1, 3, 2, 3)
-    canvas, free = expanded(image, (3, 5))
+    canvas, mask = expanded(image, (3, 5))
     assert canvas[0, 0].tolist() == [[0, 1, 2, 3, 0], [0, 4, 5, 6, 0], [0, 0, 0, 0, 0]]
-    assert torch.equal(free, (canvas == 0)[:, :1])
-    canvas, free = expanded(image, (2, 3))
-    assert torch.equal(canvas, image) and not free.any()
+    assert torch.equal(mask, (canvas == 0)[:, :1])
+    canvas, mask = expanded(image, (2, 3))
+    assert torch.equal(canvas, image) and not mask.any()
 
 
 def test_matched_colours_have_mean_and_covariance_of_the_content():

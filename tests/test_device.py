@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import Synthesis
-from losses import METHODS
-from terms import TERMS
+from losses import METHODS, TERMS
 from utils import TEXTURES, read_picture
 
 DEVICE = torch.device("meta")

@@ -5,27 +5,29 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import built, criterion_of, regional
 from torch.nn import functional as F
 
-import guides
-from guides import (
+from engine import guides
+from engine.guides import joined, read_guide, which_exemplar
+from engine.orientation import (
     AXIS_BINS,
-    Regional,
     axes,
     axes_of_hue,
     axes_of_vectors,
     axis_bins,
     field,
-    joined,
     missing_turns,
     orientation_guide,
-    read_guide,
-    which_exemplar,
 )
-from losses import CNNMRF, Criterion, Guided, Sliced, _guide_distance
-from patches import nearest_patches
-from terms import Gram, Histogram, Settings
-from utils import UserError, region_masks, turned_and_resized
+from terms.cnnmrf import CNNMRF
+from terms.gram import Gram
+from terms.guided import Guided, _guide_distance
+from terms.histogram import Histogram
+from terms.matching import nearest_patches
+from terms.regions import region_masks
+from terms.sliced import Sliced
+from utils import UserError, turned_and_resized
 
 RED, BLUE, WHITE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
 NAMES = ("source.png", "output.png")
@@ -144,11 +146,11 @@ def halves(height, width):
 def test_regional_is_the_model_of_each_region(tiny):
     left, right, other = (noise(1, 3, 12, 8, seed=seed) ** (1 + seed) for seed in (0, 1, 2))
     maps = {"a": torch.cat((left, right), 3)}
-    settings = Settings(regions=((halves(12, 16),), halves(10, 4)))
+    settings = dict(regions=((halves(12, 16),), halves(10, 4)))
     output = {"a": torch.cat((noise(1, 3, 10, 2, seed=3), noise(1, 3, 10, 2, seed=4)), 3)}
-    found = Regional(Gram, maps, ["a"], settings)(output)
+    found = regional(Gram, maps, ["a"], **settings)(output)
     parts = [
-        Gram({"a": source}, ["a"])({"a": drawn})
+        built(Gram, {"a": source}, ["a"])({"a": drawn})
         for source, drawn in zip((left, right), output["a"].split(2, 3), strict=True)
     ]
     torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
@@ -159,9 +161,9 @@ def test_regions_weigh_as_much_as_they_have_of_the_output():
     """One region of a quarter of the places and one of three quarters."""
     source, output = {"a": noise(1, 3, 8, 8)}, {"a": noise(1, 3, 8, 8, seed=1) ** 3}
     quarter = (torch.arange(8) >= 2).long().expand(1, 1, 8, 8)
-    found = Regional(Gram, source, ["a"], Settings(regions=((halves(8, 8),), quarter)))(output)
+    found = regional(Gram, source, ["a"], regions=((halves(8, 8),), quarter))(output)
     left, right = (
-        Gram({"a": source["a"][..., k : k + 4]}, ["a"])({"a": part})
+        built(Gram, {"a": source["a"][..., k : k + 4]}, ["a"])({"a": part})
         for k, part in ((0, output["a"][..., :2]), (4, output["a"][..., 2:]))
     )
     assert abs(left - right) > 0.05  # else any weights would do
@@ -175,8 +177,8 @@ def test_methods_without_places_look_at_every_region_alone(method):
     image[..., 8:] = image[..., 8:] ** 4
     source, swapped = {"image": image}, {"image": image.roll(8, 3)}
     values = []
-    for settings in (Settings(), Settings(regions=((halves(16, 16),), halves(16, 16)))):
-        criterion = Criterion(source, ["image"], method, {}, settings)
+    for settings in ({}, {"regions": ((halves(16, 16),), halves(16, 16))}):
+        criterion = criterion_of(source, ["image"], method, {}, **settings)
         criterion.renew(swapped)
         values.append(criterion(swapped).item())
     assert values[0] < 1e-6 and values[1] > 0.1
@@ -187,10 +189,10 @@ def test_what_is_in_its_region_is_met_and_elsewhere_not(kind):
     source = {"image": noise(1, 3, 8, 8)}
     source["image"][..., 4:] = source["image"][..., 4:] ** 4
     swapped = {"image": source["image"].roll(4, 3)}
-    settings = Settings(regions=((halves(8, 8),), halves(8, 8)))
-    other = Settings(regions=((halves(8, 8),), 1 - halves(8, 8)))
+    settings = dict(regions=((halves(8, 8),), halves(8, 8)))
+    other = dict(regions=((halves(8, 8),), 1 - halves(8, 8)))
     for output, regions in ((source, settings), (swapped, other)):
-        model = Regional(kind, source, ["image"], regions)
+        model = regional(kind, source, ["image"], **regions)
         values = []
         for features in (output, swapped if output is source else source):
             if hasattr(model, "renew"):
@@ -203,8 +205,8 @@ def test_nothing_is_asked_of_what_has_no_region(tiny):
     source = tiny(noise(1, 3, 16, 16))
     nowhere = torch.zeros(1, 1, 16, 16, dtype=torch.int64)
     nowhere[..., 8:] = -1
-    settings = Settings(regions=((torch.zeros_like(nowhere),), nowhere))
-    criterion = Criterion(source, tiny.layers, "gram", {"histogram": 1.0}, settings)
+    settings = dict(regions=((torch.zeros_like(nowhere),), nowhere))
+    criterion = criterion_of(source, tiny.layers, "gram", {"histogram": 1.0}, **settings)
     image = noise(1, 3, 16, 16, seed=1).requires_grad_()
     (gradient,) = torch.autograd.grad(criterion(tiny(image)).sum(), image)
     assert (gradient[..., :8] != 0).all() and (gradient[..., 12:] == 0).all()
@@ -213,9 +215,9 @@ def test_nothing_is_asked_of_what_has_no_region(tiny):
 def test_where_no_place_has_a_region_the_loss_is_zero_and_has_a_gradient(tiny):
     source = tiny(noise(1, 3, 16, 16))
     nowhere = torch.full((1, 1, 16, 16), -1)
-    settings = Settings(regions=((torch.zeros_like(nowhere),), nowhere))
+    settings = dict(regions=((torch.zeros_like(nowhere),), nowhere))
     image = noise(2, 3, 16, 16, seed=1).requires_grad_()
-    losses = Regional(Gram, source, tiny.layers, settings)(tiny(image))
+    losses = regional(Gram, source, tiny.layers, **settings)(tiny(image))
     (gradient,) = torch.autograd.grad(losses.sum(), image)
     assert losses.tolist() == [0, 0] and (gradient == 0).all()
 
@@ -225,11 +227,11 @@ def test_shares_of_exemplars_hold_within_regions(tiny):
     pictures = [tiny(noise(1, 3, 16, 16, seed=seed)) for seed in (0, 1)]
     output = tiny(noise(1, 3, 16, 16, seed=2))
     whole = torch.zeros(1, 1, 16, 16, dtype=torch.int64)
-    plain = Settings(variants=(pictures[1],), pools=(0, 1), shares=(0.6, 0.4))
+    plain = dict(others=(pictures[1],), shares=(0.6, 0.4))
     for weights in ({"histogram": 1.0}, {"patches": 1.0}):
         values = []
-        for settings in (plain, plain._replace(regions=((whole,), whole))):
-            criterion = Criterion(pictures[0], tiny.layers, "gram", weights, settings)
+        for settings in (plain, {**plain, "regions": ((whole,), whole)}):
+            criterion = criterion_of(pictures[0], tiny.layers, "gram", weights, **settings)
             criterion.renew(output)
             values.append(criterion(output))
         torch.testing.assert_close(*values)
@@ -238,11 +240,11 @@ def test_shares_of_exemplars_hold_within_regions(tiny):
 def test_criterion_of_one_region_is_the_criterion(tiny):
     source, output = tiny(noise(1, 3, 16, 16)), tiny(noise(1, 3, 16, 12, seed=1))
     whole = [torch.zeros(1, 1, 16, width, dtype=torch.int64) for width in (16, 12)]
-    settings = Settings(regions=((whole[0],), whole[1]))
+    settings = dict(regions=((whole[0],), whole[1]))
     for method in ("gram", "swd"):
         values = []
-        for known in (Settings(), settings):
-            criterion = Criterion(source, tiny.layers, method, None, known)
+        for known in (dict(), settings):
+            criterion = criterion_of(source, tiny.layers, method, None, **known)
             if criterion.match_every:
                 criterion.renew(output)
             values.append(criterion(output))
@@ -276,7 +278,7 @@ def test_patches_match_within_their_region(kind, monkeypatch):
     guide = halves(9, 18).float()
     values = []
     for wanted in (1.0, 0.0):
-        model = kind(source, ["a"], Settings(guide=((guide,), torch.full((1, 1, 9, 9), wanted))))
+        model = built(kind, source, ["a"], guide=((guide,), torch.full((1, 1, 9, 9), wanted)))
         model.renew(output)
         values.append(model(output).item())
     assert values[0] < 1e-3 < 0.1 < values[1]
@@ -287,8 +289,8 @@ def test_guides_of_turned_exemplars_are_turned_with_them(kind, monkeypatch):
     monkeypatch.setattr(Guided, "stride", 1)
     source, other = {"a": noise(1, 4, 9, 9)}, {"a": noise(1, 4, 9, 9, seed=1)}
     ones = torch.ones(1, 1, 9, 9)
-    settings = Settings(variants=(other,), guide=((ones, ones * 0), ones * 0))
-    model = kind(source, ["a"], settings)
+    settings = dict(variants=(other,), guide=((ones, ones * 0), ones * 0))
+    model = built(kind, source, ["a"], **settings)
     for output, met in ((other, True), (source, False)):
         model.renew(output)
         assert (model(output).item() < 1e-3) == met
@@ -402,10 +404,10 @@ def test_a_flat_exemplar_is_one_region_whatever_axis_is_asked_for():
 def test_one_guide_is_that_of_every_picture_of_a_batch(kind, monkeypatch):
     monkeypatch.setattr(Guided, "stride", 1)
     source, batch = {"a": noise(1, 4, 9, 12)}, noise(2, 4, 9, 9, seed=1)
-    settings = Settings(guide=((halves(9, 12).float(),), halves(9, 9).float()))
+    settings = dict(guide=((halves(9, 12).float(),), halves(9, 9).float()))
 
     def value(output):
-        model = kind(source, ["a"], settings)
+        model = built(kind, source, ["a"], **settings)
         model.renew({"a": output})
         return model({"a": output})
 

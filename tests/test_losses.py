@@ -4,14 +4,19 @@ import math
 
 import pytest
 import torch
-from conftest import TinyExtractor
+from conftest import TinyExtractor, built, criterion_of
 from torch.nn import functional as F
 
-import losses
 import utils
-from losses import CNNMRF, METHODS, Criterion, Guided, Settings, Sliced, _Sample
-from patches import BANDWIDTH, EPSILON
-from terms import TERMS, Content, Gram, Histogram
+from losses import METHODS, TERMS
+from terms import cnnmrf
+from terms.cnnmrf import CNNMRF
+from terms.content import Content
+from terms.gram import Gram
+from terms.guided import Guided, _Sample
+from terms.histogram import Histogram
+from terms.matching import BANDWIDTH, EPSILON
+from terms.sliced import Sliced
 
 
 def noise(*shape, seed=0):
@@ -40,7 +45,7 @@ def every_patch(monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_at_the_source_and_gradients_elsewhere(method, weights, tiny, every_patch):
     source = tiny(picture(1, 3, 16, 16))
-    criterion = Criterion(source, tiny.layers, method, weights)
+    criterion = criterion_of(source, tiny.layers, method, weights)
     criterion.renew(source)
     assert criterion(source).item() == pytest.approx(0, abs=1e-6)
     output = picture(1, 3, 24, 20, seed=1).requires_grad_()
@@ -55,7 +60,7 @@ def test_zero_at_the_source_and_gradients_elsewhere(method, weights, tiny, every
 @pytest.mark.parametrize("method", METHODS)
 def test_batches_never_mix(method, tiny, checkerboard, every_patch):
     def fresh(images):
-        criterion = Criterion(tiny(checkerboard), tiny.layers, method)
+        criterion = criterion_of(tiny(checkerboard), tiny.layers, method)
         criterion.renew(tiny(images))
         return criterion
 
@@ -76,7 +81,7 @@ def test_flat_pictures_are_finite(method, tiny, checkerboard):
     flat = torch.full((1, 3, 16, 16), 0.5)
     for source, output in ((flat, checkerboard), (checkerboard, flat), (flat, flat)):
         output = output.clone().requires_grad_()
-        criterion = Criterion(tiny(source), tiny.layers, method)
+        criterion = criterion_of(tiny(source), tiny.layers, method)
         criterion.renew(tiny(output))
         value = criterion(tiny(output))
         value.backward()
@@ -86,7 +91,7 @@ def test_flat_pictures_are_finite(method, tiny, checkerboard):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_held_stays_until_it_is_renewed(method, tiny):
     source, output = tiny(picture(1, 3, 32, 32)), tiny(picture(1, 3, 30, 34, seed=1))
-    criterion = Criterion(source, tiny.layers, method, {})
+    criterion = criterion_of(source, tiny.layers, method, {})
     criterion.renew(tiny(picture(1, 3, 30, 34, seed=2)))
     before = criterion(output)
     # Other directions, matches or samples change the value by percents.
@@ -100,8 +105,8 @@ def test_the_same_seed_holds_the_same(method, tiny):
     source, output = tiny(picture(1, 3, 40, 40)), tiny(picture(1, 3, 40, 40, seed=1))
 
     def value(seed):
-        settings = Settings(seed, max_patches=20)
-        criterion = Criterion(source, tiny.layers, method, {}, settings)
+        settings = dict(seed=seed, max_patches=20)
+        criterion = criterion_of(source, tiny.layers, method, {}, **settings)
         criterion.renew(output)
         first = criterion(output).item()
         criterion.renew(output)
@@ -116,43 +121,43 @@ def test_the_same_seed_holds_the_same(method, tiny):
 
 def test_criterion_adds_weighted_terms(tiny, checkerboard, monkeypatch):
     source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
-    plain = Gram(source, tiny.layers)(output)
-    histogram = Histogram(source, tiny.layers)(output)
-    tv = TERMS["tv"](source, tiny.layers)(output)
+    plain = built(Gram, source, tiny.layers)(output)
+    histogram = built(Histogram, source, tiny.layers)(output)
+    tv = built(TERMS["tv"].kind, source, tiny.layers)(output)
     assert histogram.item() > 0.01 and tv.item() > 0.01
     weights = {"histogram": 0.5, "tv": 3.0}
-    criterion = Criterion(source, tiny.layers, "gram", weights)
+    criterion = criterion_of(source, tiny.layers, "gram", weights)
     torch.testing.assert_close(criterion(output), plain + 0.5 * histogram + 3 * tv)
     with_tv = METHODS["gram"]._replace(weights={"tv": 2.0})
     monkeypatch.setitem(METHODS, "gram", with_tv)
-    torch.testing.assert_close(Criterion(source, tiny.layers)(output), plain + 2 * tv)
+    torch.testing.assert_close(criterion_of(source, tiny.layers)(output), plain + 2 * tv)
 
 
 def test_terms_look_at_every_layer_and_models_at_theirs(tiny, checkerboard):
     source, output = tiny(checkerboard), tiny(checkerboard.flip(1))
-    model, term = (Gram(source, layers)(output) for layers in (["relu2_1"], tiny.layers))
+    model, term = (built(Gram, source, layers)(output) for layers in (["relu2_1"], tiny.layers))
     assert model.item() != term.item()
-    criterion = Criterion(source, ["relu2_1"], "gram", {"gram": 2.0})
+    criterion = criterion_of(source, ["relu2_1"], "gram", {"gram": 2.0})
     torch.testing.assert_close(criterion(output), model + 2 * term)
 
 
 def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
-    def forbidden(source, layers, settings):
+    def forbidden(*arguments):
         raise AssertionError("built")
 
     source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
     for name in TERMS:
-        monkeypatch.setitem(losses.TERMS, name, forbidden)
-    criterion = Criterion(source, tiny.layers, "gram", dict.fromkeys(TERMS, 0.0))
-    assert criterion.terms == []
-    torch.testing.assert_close(criterion(output), Gram(source, tiny.layers)(output))
+        monkeypatch.setitem(TERMS, name, TERMS[name]._replace(kind=forbidden))
+    criterion = criterion_of(source, tiny.layers, "gram", dict.fromkeys(TERMS, 0.0))
+    assert len(criterion.terms) == 1  # the model
+    torch.testing.assert_close(criterion(output), built(Gram, source, tiny.layers)(output))
     with pytest.raises(AssertionError, match="built"):
-        Criterion(source, tiny.layers, "gram", {"tv": 1e-9})
+        criterion_of(source, tiny.layers, "gram", {"tv": 1e-9})
 
 
 def test_content_by_hand():
     content = {"a": torch.tensor([1.0, 2.0]).view(1, 1, 1, 2), "b": torch.ones(1, 1, 1, 1)}
-    term = Content(content, ["a", "b"])
+    term = built(Content, content, ["a", "b"])
     assert term(content).item() == 0
     moved = {"a": torch.tensor([2.0, 1.0]).view(1, 1, 1, 2), "b": torch.zeros(1, 1, 1, 1)}
     assert term(moved).item() == pytest.approx((2 / 5 + 1) / 2)  # a texture would not see it
@@ -160,7 +165,7 @@ def test_content_by_hand():
 
 def test_added_terms_weigh_against_all_others(tiny, checkerboard):
     source, output = tiny(checkerboard), tiny(checkerboard.flip(3) * 0.9)
-    criterion = Criterion(source, tiny.layers, "gram", {"histogram": 2.0, "tv": 0.5})
+    criterion = criterion_of(source, tiny.layers, "gram", {"histogram": 2.0, "tv": 0.5})
     before = criterion(output)
     criterion.add(0.1, lambda output: torch.ones(1))
     torch.testing.assert_close(criterion(output), before + 0.1 * 3.5)
@@ -168,8 +173,8 @@ def test_added_terms_weigh_against_all_others(tiny, checkerboard):
 
 def test_terms_are_renewed_beside_a_model_that_is_not(tiny, checkerboard):
     source = tiny(checkerboard)
-    criterion = Criterion(source, tiny.layers, "gram", {"patches": 1.0, "gram": 1.0})
-    (term,) = criterion.renewable
+    criterion = criterion_of(source, tiny.layers, "gram", {"patches": 1.0, "gram": 1.0})
+    (term,) = (term for _, term in criterion.terms if term.renews)
     before = term.levels[0][1]
     criterion.renew(source)
     assert criterion.match_every > 1
@@ -180,10 +185,10 @@ def test_what_is_held_is_renewed_as_often_as_told(tiny, checkerboard):
     source = tiny(checkerboard)
     for method in METHODS:
         held = method != "gram"  # which has nothing to renew
-        assert (Criterion(source, tiny.layers, method).match_every is not None) == held
-        told = Criterion(source, tiny.layers, method, settings=Settings(match_every=3))
+        assert (criterion_of(source, tiny.layers, method).match_every is not None) == held
+        told = criterion_of(source, tiny.layers, method, match_every=3)
         assert told.match_every == (3 if held else None)
-    Criterion(source, tiny.layers).renew(source)  # and takes no harm
+    criterion_of(source, tiny.layers).renew(source)  # and takes no harm
 
 
 @pytest.mark.parametrize("method", ["gram", "swd"])
@@ -191,7 +196,7 @@ def test_neither_gram_nor_slices_see_where_things_are(method):
     source = {"a": noise(1, 5, 6, 7)}
     order = torch.randperm(42, generator=torch.Generator().manual_seed(0))
     shuffled = {"a": source["a"].flatten(2)[..., order].view(1, 5, 7, 6)}
-    criterion = Criterion(source, ["a"], method, {})
+    criterion = criterion_of(source, ["a"], method, {})
     criterion.renew(shuffled)
     assert criterion(shuffled).item() == pytest.approx(0, abs=1e-10)
     criterion.renew({"a": source["a"] * 1.1})
@@ -204,7 +209,7 @@ def test_neither_gram_nor_slices_see_where_things_are(method):
 def test_sliced_by_hand():
     # One channel has the directions 1 and -1, which see the same. Sorted, 0 1 and 0.5 1:
     # (0.5^2 + 0) / 2 over the mean square of the source, 1 / 2.
-    model = Sliced({"a": torch.tensor([[[[1.0, 0.0]]]])}, ["a"], Settings())
+    model = built(Sliced, {"a": torch.tensor([[[[1.0, 0.0]]]])}, ["a"])
     output = {"a": torch.tensor([[[[0.5, 1.0]]]])}
     model.renew(output)
     assert model(output).item() == pytest.approx(0.25)
@@ -213,7 +218,7 @@ def test_sliced_by_hand():
 def test_sliced_is_brute_force():
     source = {"a": noise(1, 3, 4, 5), "b": noise(1, 6, 2, 3, seed=1)}
     output = {"a": noise(1, 3, 5, 4, seed=2), "b": noise(1, 6, 3, 2, seed=3)}
-    model = Sliced(source, ["a", "b"], Settings())
+    model = built(Sliced, source, ["a", "b"])
     model.renew(output)
     expected = 0.0
     for layer in ("a", "b"):
@@ -240,7 +245,7 @@ def test_sliced_compares_other_sizes_by_quantiles():
     tiled = maps.repeat(1, 1, 2, 2)
 
     def value(source, output):
-        model = Sliced({"a": source}, ["a"], Settings())
+        model = built(Sliced, {"a": source}, ["a"])
         model.renew({"a": output})
         return model({"a": output}).item()
 
@@ -254,7 +259,7 @@ def test_sliced_draws_new_directions():
     source = {"a": noise(1, 4, 5, 5)}
     drawn = []
     for seed in (0, 0, 1):
-        model = Sliced(source, ["a"], Settings(seed))
+        model = built(Sliced, source, ["a"], seed=seed)
         for _ in range(2):
             model.renew(source)
             drawn.append(model.slices["a"][0])
@@ -267,15 +272,15 @@ def test_sliced_draws_new_directions():
 
 # Three sources of different widths, as features of turned and resized exemplars have.
 SOURCES = [noise(1, 4, 8, 10), noise(1, 4, 7, 6, seed=1), noise(1, 4, 5, 9, seed=2)]
-VARIANTS = Settings(variants=tuple({"a": maps} for maps in SOURCES[1:]))
+VARIANTS = dict(variants=tuple({"a": maps} for maps in SOURCES[1:]))
 
 
-@pytest.mark.parametrize("settings", [Settings(), VARIANTS])
+@pytest.mark.parametrize("settings", [dict(), VARIANTS])
 def test_cnnmrf_is_the_sum_over_patches(settings):
     output = {"a": noise(2, 4, 6, 11, seed=3)}
-    model = CNNMRF({"a": SOURCES[0]}, ["a"], settings)
+    model = built(CNNMRF, {"a": SOURCES[0]}, ["a"], **settings)
     model.renew(output)
-    taken = SOURCES[: 1 + len(settings.variants)]
+    taken = SOURCES[: 1 + len(settings.get("variants", ()))]
     wanted = torch.cat([columns(maps[0], 3) for maps in taken])
     origin = torch.cat([torch.full((len(columns(m[0], 3)),), i) for i, m in enumerate(taken)])
     for i in range(2):
@@ -289,7 +294,7 @@ def test_cnnmrf_is_the_sum_over_patches(settings):
 
 
 def test_cnnmrf_sees_no_seam_where_there_is_none(tiny):
-    model = CNNMRF(tiny(picture(1, 3, 20, 16)), tiny.layers, Settings(tile="xy"))
+    model = built(CNNMRF, tiny(picture(1, 3, 20, 16)), tiny.layers, tile="xy")
     tiled = TinyExtractor("circular")
     image = picture(1, 3, 24, 28, seed=1)
     values = []
@@ -303,7 +308,7 @@ def test_cnnmrf_sees_no_seam_where_there_is_none(tiny):
 
 def test_guided_takes_patches_across_the_border(every_patch):
     source, output = ({"a": noise(1, 2, 9, 9, seed=s)} for s in (0, 1))
-    model = Guided(source, ["a"], Settings(tile="x"))
+    model = built(Guided, source, ["a"], tile="x")
     model.renew(output)
     (held,) = model.held["a"]
     assert held.sample.columns(utils.wrapped(output["a"], "x", 6, 6)).shape[1] == 3 * 9
@@ -315,11 +320,11 @@ def test_guided_takes_patches_across_the_border(every_patch):
 @pytest.mark.parametrize("origin", range(3))
 def test_cnnmrf_finds_what_only_one_of_the_sources_has(origin):
     output = {"a": SOURCES[origin][:, :, 1:5, 1:6]}
-    model = CNNMRF({"a": SOURCES[0]}, ["a"], VARIANTS)
+    model = built(CNNMRF, {"a": SOURCES[0]}, ["a"], **VARIANTS)
     model.renew(output)
     torch.testing.assert_close(model.found["a"][0], output["a"])
     assert model(output).item() == pytest.approx(0, abs=1e-6)
-    alone = CNNMRF({"a": SOURCES[0]}, ["a"], Settings())
+    alone = built(CNNMRF, {"a": SOURCES[0]}, ["a"])
     alone.renew(output)
     assert (alone(output).item() < 1e-6) == (origin == 0)
 
@@ -327,9 +332,9 @@ def test_cnnmrf_finds_what_only_one_of_the_sources_has(origin):
 def test_cnnmrf_finds_a_rotated_patch(tiny):
     exemplar = picture(1, 3, 16, 20)
     turned = torch.rot90(exemplar, 1, (2, 3))
-    settings = Settings(variants=(tiny(turned),))
-    with_turned = Criterion(tiny(exemplar), tiny.layers, "cnnmrf", {}, settings)
-    without = Criterion(tiny(exemplar), tiny.layers, "cnnmrf", {})
+    settings = dict(variants=(tiny(turned),))
+    with_turned = criterion_of(tiny(exemplar), tiny.layers, "cnnmrf", {}, **settings)
+    without = criterion_of(tiny(exemplar), tiny.layers, "cnnmrf", {})
     for criterion in (with_turned, without):
         criterion.renew(tiny(turned))
     assert with_turned(tiny(turned)).item() == pytest.approx(0, abs=1e-6)
@@ -338,7 +343,7 @@ def test_cnnmrf_finds_a_rotated_patch(tiny):
 
 def test_cnnmrf_of_maps_smaller_than_a_patch():
     # Single positions, matched by direction: (3, 0) goes to (1, 0), at a squared distance of 4.
-    model = CNNMRF(positions((1, 0), (0, 2)), ["a"], Settings())
+    model = built(CNNMRF, positions((1, 0), (0, 2)), ["a"])
     output = positions((3, 0), (0, 2))
     model.renew(output)
     # Two positions, 4 + 0; the source's mean square norm is (1 + 4) / 2.
@@ -350,19 +355,15 @@ def test_cnnmrf_averages_layers():
     output = {"a": noise(1, 3, 6, 6, seed=2), "b": source["b"]}
     values = []
     for layers in (["a"], ["a", "b"]):
-        model = CNNMRF(source, layers, Settings())
+        model = built(CNNMRF, source, layers)
         model.renew(output)
         values.append(model(output).item())
     assert values[1] == pytest.approx(values[0] / 2)  # layer b is met
 
 
 def pooled(*pictures, shares):
-    """Settings of several exemplars, after the first."""
-    return Settings(
-        variants=tuple({"a": maps} for maps in pictures),
-        pools=tuple(range(1 + len(pictures))),
-        shares=shares,
-    )
+    """What is told of several exemplars, after the first."""
+    return dict(others=tuple({"a": maps} for maps in pictures), shares=shares)
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.2, 0.8)])
@@ -370,25 +371,25 @@ def test_cnnmrf_gives_every_exemplar_its_share(shares, monkeypatch):
     # The second exemplar is like the output, the first is not.
     output = {"a": noise(1, 6, 24, 24)}
     other = output["a"] + 0.5 * noise(1, 6, 24, 24, seed=1)
-    model = CNNMRF({"a": noise(1, 6, 24, 24, seed=2)}, ["a"], pooled(other, shares=shares))
+    model = built(CNNMRF, {"a": noise(1, 6, 24, 24, seed=2)}, ["a"], **pooled(other, shares=shares))
     starts = []
-    plain = losses.overlapped
+    plain = cnnmrf.overlapped
 
     def watched(flat, start, *rest):
         starts.append(start)
         return plain(flat, start, *rest)
 
-    monkeypatch.setattr(losses, "overlapped", watched)
+    monkeypatch.setattr(cnnmrf, "overlapped", watched)
     model.renew(output)
     assert (starts[0] >= 24 * 24).float().mean().item() == pytest.approx(shares[1], abs=0.02)
 
 
 def test_blend_is_the_mean_of_statistics():
     one, two, output = ({"a": noise(1, 3, 5, 5, seed=s)} for s in range(3))
-    criterion = Criterion(one, ["a"], "gram", {}, pooled(two["a"], shares=(0.7, 0.3)))
-    expected = 0.7 * Gram(one, ["a"])(output) + 0.3 * Gram(two, ["a"])(output)
+    criterion = criterion_of(one, ["a"], "gram", {}, **pooled(two["a"], shares=(0.7, 0.3)))
+    expected = 0.7 * built(Gram, one, ["a"])(output) + 0.3 * built(Gram, two, ["a"])(output)
     torch.testing.assert_close(criterion(output), expected)
-    sliced = Criterion(one, ["a"], "swd", {}, pooled(one["a"], shares=(0.7, 0.3)))
+    sliced = criterion_of(one, ["a"], "swd", {}, **pooled(one["a"], shares=(0.7, 0.3)))
     sliced.renew(one)
     # Squares of what is left by rounding, 2^-24 or so of each value.
     assert sliced(one).item() == pytest.approx(0, abs=1e-12)
@@ -414,7 +415,7 @@ RIGHT, UP, LEFT, DOWN = (1, 0), (0, 1), (-1, 0), (0, -1)
 
 def test_guided_by_hand(every_patch):
     source = positions(RIGHT, UP, LEFT, DOWN)  # of mean 0
-    model = Guided(source, ["a"], Settings())
+    model = built(Guided, source, ["a"])
     even, uneven = positions(UP, LEFT, DOWN, RIGHT), positions(UP, UP, UP, UP)
     # Each used as often as another: all distances 0.05 above 0, 1, 1 and 2, nearest by far.
     model.renew(even)
@@ -429,7 +430,7 @@ def test_guided_by_hand(every_patch):
 
 def test_guided_penalty_is_the_share_of_a_patch(every_patch):
     # Two output patches, four source patches: one use is twice the share.
-    model = Guided(positions(RIGHT, UP, LEFT, DOWN), ["a"], Settings())
+    model = built(Guided, positions(RIGHT, UP, LEFT, DOWN), ["a"])
     output = positions(LEFT, DOWN)
     model.renew(output)
     extra = model.held["a"][0].extra(torch.arange(2))
@@ -439,7 +440,7 @@ def test_guided_penalty_is_the_share_of_a_patch(every_patch):
 def test_guided_is_brute_force(every_patch):
     source = {"a": noise(1, 2, 9, 10), "b": noise(1, 3, 8, 8, seed=1)}
     output = {"a": noise(1, 2, 10, 9, seed=2), "b": noise(1, 3, 7, 9, seed=3)}
-    model = Guided(source, ["a", "b"], Settings())
+    model = built(Guided, source, ["a", "b"])
     model.renew(output)
     expected = 0
     for layer in ("a", "b"):
@@ -459,7 +460,7 @@ def test_guided_prefers_what_has_the_same_guide(every_patch):
     guide = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4)
     output = positions(UP, UP, UP, UP)
     wanted = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 1, 1, 4)
-    model = Guided(source, ["a"], Settings(guide=((guide,), wanted)))
+    model = built(Guided, source, ["a"], guide=((guide,), wanted))
     model.renew(output)
     extra = model.held["a"][0].extra(torch.arange(4))
     # A guide counts as 10 times its squared distance, and about the mean (0.5, 0.5) up and right
@@ -476,8 +477,8 @@ def test_guided_prefers_what_has_the_same_guide(every_patch):
 def test_guides_are_resized_and_averaged_over_patches(every_patch):
     source = {"a": noise(2, 4, 10, 9)[:1]}
     output = {"a": noise(2, 4, 9, 12, seed=1)}
-    guides = picture(1, 2, 20, 18), picture(2, 2, 18, 24, seed=2)
-    model = Guided(source, ["a"], Settings(guide=((guides[0],), guides[1])))
+    guides = picture(1, 2, 20, 18), picture(1, 2, 18, 24, seed=2)
+    model = built(Guided, source, ["a"], guide=((guides[0],), guides[1]))
     model.renew(output)
 
     def means(guide, size):
@@ -487,7 +488,7 @@ def test_guides_are_resized_and_averaged_over_patches(every_patch):
     wanted = means(guides[0], (10, 9))
     rows = torch.tensor([0, 5, 17])
     for i in range(2):
-        drawn = means(guides[1][i : i + 1], (9, 12))[rows]
+        drawn = means(guides[1], (9, 12))[rows]
         distance = torch.stack([10 * (row - wanted).square().sum(1) for row in drawn])
         extra = model.held["a"][i].extra(rows)  # and the same penalty in every row
         found, expected = extra - extra[0], distance - distance[0]
@@ -496,7 +497,7 @@ def test_guides_are_resized_and_averaged_over_patches(every_patch):
 
 def test_guided_takes_patches_at_a_stride_from_a_drawn_origin():
     source, output = {"a": noise(1, 3, 15, 20)}, {"a": noise(1, 3, 18, 14, seed=1)}
-    model = Guided(source, ["a"], Settings())
+    model = built(Guided, source, ["a"])
     every = F.normalize(columns((source["a"] - source["a"].mean((2, 3), True))[0], 7), dim=1)
     origins = set()
     for _ in range(30):
@@ -520,7 +521,7 @@ def test_guided_takes_no_more_patches_than_it_may():
     source, output = {"a": noise(1, 2, 20, 30)}, {"a": noise(1, 2, 25, 20, seed=1)}
 
     def held(seed, max_patches):
-        model = Guided(source, ["a"], Settings(seed, max_patches=max_patches))
+        model = built(Guided, source, ["a"], seed=seed, max_patches=max_patches)
         model.renew(output)
         assert model(output).isfinite().all()
         return model.held["a"][0]
@@ -537,7 +538,7 @@ def test_guided_takes_no_more_patches_than_it_may():
 def test_many_pictures_share_the_patches_that_guided_may_take():
     """An exemplar with its turned copies costs as much memory as the exemplar alone."""
     pictures = [{"a": noise(1, 2, 30, 30, seed=seed)} for seed in range(4)]
-    model = Guided(pictures[0], ["a"], Settings(max_patches=20, variants=tuple(pictures[1:])))
+    model = built(Guided, pictures[0], ["a"], max_patches=20, variants=tuple(pictures[1:]))
     model.renew(pictures[0])
     (held,) = model.held["a"]
     assert len(held.source) == 20  # 5 of each, of 36
@@ -560,7 +561,7 @@ def test_chosen_patches_are_those_of_all_patches():
 
 def test_guided_takes_smaller_patches_of_smaller_maps(every_patch):
     source, output = {"a": noise(1, 3, 5, 9)}, {"a": noise(1, 3, 8, 4, seed=1)}
-    model = Guided(source, ["a"], Settings())
+    model = built(Guided, source, ["a"])
     model.renew(output)
     assert model.held["a"][0].source.shape == (2 * 6, 3 * 4 * 4)  # 4, the shortest of all sides
     assert model(output).isfinite().all()
@@ -571,7 +572,7 @@ def test_guided_gives_every_exemplar_its_share(shares, every_patch):
     output = {"a": noise(1, 3, 24, 24) - 0.5}
     other = output["a"] + 0.5 * (noise(1, 3, 24, 24, seed=1) - 0.5)
     source = {"a": noise(1, 3, 24, 24, seed=2) - 0.5}
-    model = Guided(source, ["a"], pooled(other, shares=shares))
+    model = built(Guided, source, ["a"], **pooled(other, shares=shares))
     model.occurrence_weight = 0.0
     model.renew(output)
     (held,) = model.held["a"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import maps
-from maps import carried, correspondence, holds_normals, turned
+from engine import maps
+from engine.maps import carried, correspondence, holds_normals, turned
 
 
 def features(image):

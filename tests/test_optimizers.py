@@ -5,10 +5,19 @@ import weakref
 
 import pytest
 import torch
+from conftest import criterion_of
 
-import optimizers
-from losses import METHODS, Criterion, Settings
-from optimizers import LINE_SEARCH_TRIALS, OPTIMIZERS, optimize
+from engine import optimizers
+from engine.optimizers import LINE_SEARCH_TRIALS, OPTIMIZERS
+from losses import METHODS
+from terms.base import Term
+
+
+def optimize(image, extractor, criterion, *arguments, **options):
+    """`optimizers.optimize`, of functions too: they have nothing to renew."""
+    if not hasattr(criterion, "match_every"):
+        criterion.match_every = None
+    return optimizers.optimize(image, extractor, criterion, *arguments, **options)
 
 
 def identity(image):
@@ -92,8 +101,8 @@ def test_steps_are_evaluations(method, optimizer, steps, tiny, checkerboard):
         seen.append(image)
         return tiny(image)
 
-    settings = Settings(match_every=3)
-    criterion = Criterion(tiny(checkerboard), tiny.layers, method, settings=settings)
+    settings = dict(match_every=3)
+    criterion = criterion_of(tiny(checkerboard), tiny.layers, method, **settings)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     optimize(start, extractor, criterion, steps, optimizer, report=lambda *r: reported.append(r))
     assert len(seen) == steps
@@ -103,7 +112,7 @@ def test_steps_are_evaluations(method, optimizer, steps, tiny, checkerboard):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboard):
-    criterion = Criterion(tiny(checkerboard), tiny.layers)
+    criterion = criterion_of(tiny(checkerboard), tiny.layers)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before, losses = start.clone(), []
     found = optimize(
@@ -145,13 +154,13 @@ def test_a_start_without_a_finite_loss_is_a_bug(start):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stays_where_the_loss_is_zero(optimizer, tiny, checkerboard):
-    criterion = Criterion(tiny(checkerboard), tiny.layers)
+    criterion = criterion_of(tiny(checkerboard), tiny.layers)
     found = optimize(checkerboard, tiny, criterion, 10, optimizer)
     assert torch.equal(found, checkerboard)
 
 
 def test_adam_does_not_mind_the_scale_of_the_loss(tiny, checkerboard):
-    criterion = Criterion(tiny(checkerboard), tiny.layers)
+    criterion = criterion_of(tiny(checkerboard), tiny.layers)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     plain = optimize(start, tiny, criterion, 20)
     scaled = optimize(start, tiny, lambda features: 1024 * criterion(features), 20)
@@ -159,7 +168,7 @@ def test_adam_does_not_mind_the_scale_of_the_loss(tiny, checkerboard):
 
 
 def test_a_batch_of_adam_is_its_single_runs(tiny, checkerboard):
-    criterion = Criterion(tiny(checkerboard), tiny.layers)
+    criterion = criterion_of(tiny(checkerboard), tiny.layers)
     batch = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     images = []
     optimize(batch, tiny, criterion, 5, report=lambda _, image, __: images.append(image))
@@ -330,11 +339,11 @@ def test_a_function_is_never_renewed(start):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("method", [m for m in METHODS if hasattr(METHODS[m].model, "renew")])
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].kind.renew is not Term.renew])
 def test_methods_that_are_renewed_get_nearer(method, optimizer, tiny):
     source = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     start = torch.full((1, 3, 24, 24), 0.5) + 0.1 * (source.flip(2, 3) - 0.5)
-    criterion = Criterion(tiny(source), tiny.layers, method)
+    criterion = criterion_of(tiny(source), tiny.layers, method)
 
     def loss(image):
         criterion.renew(tiny(image))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import Synthesis
+from command import results
 from models import NETS, layer_table
 from utils import resize
 
@@ -28,13 +29,13 @@ CONTROLS = {
     "size": Control("--size 32x44", 0, (32, 44)),
     "expand": Control("--expand 44x48", 1, (44, 48)),
     "mask": Control("--init init.png --mask mask.png", 2, (34, 32)),
-    "labels": Control("--guide labels.png wanted_labels.png", 3, (40, 32)),
-    "grey": Control("--guide grey.png wanted_grey.png", 3, (36, 40)),
-    "mix by a map": Control("--mix other.png --guide mix wanted_mix.png", 3, (38, 34)),
-    "hue": Control("--orientation hue.png", 4, (40, 36)),
-    "vectors": Control("--orientation vectors.npy", 4, (42, 34)),
-    "init": Control("--init start.png", 5, (38, 32)),
-    "style": Control("--style_image style.png --keep_color", 9),
+    "labels": Control("--guide labels.png wanted_labels.png", 4, (40, 32)),
+    "grey": Control("--guide grey.png wanted_grey.png", 4, (36, 40)),
+    "mix by a map": Control("--mix other.png --guide mix wanted_mix.png", 4, (38, 34)),
+    "hue": Control("--orientation hue.png", 5, (40, 36)),
+    "vectors": Control("--orientation vectors.npy", 5, (42, 34)),
+    "init": Control("--init start.png", 6, (38, 32)),
+    "style": Control("--style_image style.png --keep_color", 3, EXEMPLAR),
     "mix": Control("--mix other.png:0.3", 9),
     "degrees": Control("--orientation 45", 9),
     "maps": Control("--maps height.png", 9),
@@ -121,8 +122,8 @@ def narrow_net(monkeypatch):
             weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator)
             weights[f"features.{index}.bias"] = torch.zeros(WIDTH)
             channels = WIDTH
-    monkeypatch.setattr(Synthesis, "load_weights", lambda *_: (weights, "vgg16-hed", []))
-    monkeypatch.setattr(Synthesis, "saved_error", lambda *_: 0.0)  # is not of what is controlled
+    monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: (weights, "vgg16-hed", []))
+    monkeypatch.setattr(results, "saved_error", lambda *_: 0.0)  # is not of what is controlled
 
 
 def expected_size(one, two):

@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from conftest import built
 from torch.nn import functional as F
 
-import scores
-from scores import SCORES, score
+from command import scores
+from command.scores import SCORES, score
 from Synthesis import main
-from terms import Patches, luminance_autocorrelation
+from terms.autocorrelation import luminance_autocorrelation
+from terms.patches import Patches
 from utils import TEXTURES, read_picture, save_picture
 
 
@@ -157,7 +159,7 @@ def test_patches_are_judged_by_directions_that_none_was_fitted_to(pebbles, monke
     )
     scores.patches(pebbles[..., :32, :32], pebbles)
     judged = torch.cat(drawn).flatten(1)
-    term = Patches({"image": pebbles[..., :64, :64]}, [])
+    term = built(Patches, {"image": pebbles[..., :64, :64]}, [])
     for _ in range(2):
         fitted = torch.cat([directions for _, directions, _ in term.levels]).flatten(1)
         # Unit vectors of 147 numbers: by chance their cosines spread by 1 / sqrt(147), 0.08.

@@ -8,23 +8,28 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import synthesized
 from PIL import Image
 
-import jobs
 import models
-import scores
 import Synthesis
-from arguments import build_parser
-from controls import Controls, cut
-from guides import axes
-from losses import METHODS
-from Synthesis import Progress, main, synthesize
-from terms import GRAM_LAYERS, TERMS, relative_error
+from command import canvas, scores
+from command.arguments import Request, parse
+from command.plan import VERSION
+from engine import synthesis
+from engine.colours import noise_like
+from engine.orientation import axes
+from engine.synthesis import Progress, Spec, coarse_to_fine, exemplar_of
+from losses import METHODS, TERMS
+from Synthesis import main
+from terms.base import Canvas, relative_error
+from terms.gram import GRAM_LAYERS
 from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record, resize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,15 +137,15 @@ def test_tile_has_no_border(method, monkeypatch):
     weights = models.load_weights("vgg16-hed", None, layers)[0]
     net = models.Extractor(weights, "vgg16-hed", layers)
     terms = {"histogram": 0.5, "spectrum": 0.1, "patches": 10.0, "tv": 1.0}
-    noise = Synthesis._noise_like(exemplar, (64, 64), torch.Generator().manual_seed(0))
+    noise = noise_like(exemplar, (64, 64), torch.Generator().manual_seed(0))
     found = {}
     for shift in (0, 32):
         start = noise.roll((shift, shift), (2, 3))
-        monkeypatch.setattr(Synthesis, "_noise_like", lambda *args, start=start: start)
-        monkeypatch.setattr(Synthesis, "cut", lambda image, tile: image)
+        monkeypatch.setattr(synthesis, "noise_like", lambda *args, start=start: start)
+        monkeypatch.setattr(synthesis, "cut", lambda image, tile: image)
         for tile in ("", "xy"):
-            options = {"method": method, "weights": terms, "controls": Controls(tile), "scales": 1}
-            output = synthesize(exemplar, net, steps=5, optimizer="LBFGS", **options)
+            options = {"method": method, "weights": terms, "canvas": {"tile": tile}, "scales": 1}
+            output = synthesized(exemplar, net, steps=5, optimizer="LBFGS", **options)
             found[tile, shift] = output.roll((-shift, -shift), (2, 3))
     assert (found["xy", 0] - found["xy", 32]).abs().mean() < 1e-3
     assert (found["", 0] - found["", 32]).abs().mean() > 3e-3
@@ -161,7 +166,7 @@ def test_the_outermost_rows_have_no_beads(method, terms):
     net = models.Extractor(weights, "vgg16-hed", layers)
     net.rescale(exemplar)
     options = {"method": method, "weights": terms, "optimizer": "LBFGS", "steps": 40}
-    image = synthesize(exemplar, net, **options)[0]
+    image = synthesized(exemplar, net, **options)[0]
     frequency = torch.fft.rfftfreq(96)
     band = (frequency >= 1 / 12) & (frequency <= 1 / 5)
     found = []
@@ -187,10 +192,10 @@ def test_tile_along_one_axis(result, pebbles, capfd):
 def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny):
     """What is cut stays as it is when it is cut again; by chance 1 in 40 does along an axis."""
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :40]
-    output = synthesize(exemplar, tiny, steps=4, scales=1, controls=Controls(tile))
-    assert torch.equal(cut(output, tile), output)
-    plain = synthesize(exemplar, tiny, steps=4, scales=1)
-    assert not torch.equal(cut(plain, tile), plain)
+    output = synthesized(exemplar, tiny, steps=4, scales=1, canvas={"tile": tile})
+    assert torch.equal(synthesis.cut(output, tile), output)
+    plain = synthesized(exemplar, tiny, steps=4, scales=1)
+    assert not torch.equal(synthesis.cut(plain, tile), plain)
 
 
 def test_a_tile_of_what_has_its_place_is_not_moved(result, pebbles):
@@ -218,9 +223,9 @@ def test_what_is_kept_never_moves(optimizer, tiny, checkerboard):
     free[..., 5:9, 6:12] = True
     init = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     seen: list[Progress] = []
-    controls = Controls(init=init, free=free)
-    options = {"controls": controls, "optimizer": optimizer, "scales": 1, "report": seen.append}
-    synthesize(checkerboard, tiny, steps=10, **options)
+    canvas = {"init": init, "mask": free}
+    options = {"canvas": canvas, "optimizer": optimizer, "scales": 1, "report": seen.append}
+    synthesized(checkerboard, tiny, steps=10, **options)
     moved = [(progress.image != init).any(1, keepdim=True) for progress in seen]
     assert len(moved) == 10 and moved[-1][free].all()
     assert not any(pixels[~free].any() for pixels in moved)
@@ -545,8 +550,8 @@ def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
     exemplar, other = (torch.rand(1, 3, *size) for size in ((32, 24), (48, 64)))
     seen = []
     tiny.register_forward_pre_hook(lambda net, args: seen.append(tuple(args[0].shape[2:])))
-    controls = Controls(mixed=((other, 0.5),))
-    synthesize(exemplar, tiny, steps=0, scales=2, controls=controls)
+    mixed = exemplar_of(exemplar, share=0.5), exemplar_of(other, share=0.5)
+    coarse_to_fine(Spec(mixed, Canvas((32, 24)), steps=0, scales=2), tiny)
     assert (16, 12) in seen and (24, 32) in seen and (32, 24) in seen and (48, 64) in seen
     assert seen.count((48, 64)) == 1
 
@@ -563,7 +568,7 @@ def test_the_record_makes_the_picture_again(pebbles, result, tmp_path):
         pebbles, result, "--seed", "5", "--optimizer", "l-bfgs", "--no-rescale", "--pool", "max",
         "--layers", "conv2_1", "relu1_1", "--scales", "2",
     )  # fmt: skip
-    assert record["layers"] == ["relu1_1", "relu2_1"] and record["version"] == Synthesis.VERSION
+    assert record["layers"] == ["relu1_1", "relu2_1"] and record["version"] == VERSION
     assert record["net"] == "vgg16-hed" and record["exemplar"] == "corner.png"
     assert record["device"] == "cpu" and record["lr"] == 1.0 and record["error"] > 0
     arguments = ["--layers", *record["layers"]]
@@ -857,10 +862,10 @@ def test_out_of_memory_is_one_line(error, pebbles, result, capfd, monkeypatch):
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(Synthesis, "synthesize", full)
+    monkeypatch.setattr(Synthesis, "coarse_to_fine", full)
     assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "out of memory on cpu" in line
+    assert "out of memory" in line and "--size" in line
 
 
 def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
@@ -869,7 +874,7 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
         def bug(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(Synthesis, "synthesize", bug)
+        monkeypatch.setattr(Synthesis, "coarse_to_fine", bug)
         with pytest.raises(type(error)):
             main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY])
 
@@ -877,7 +882,9 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
 def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch):
     make(pebbles, result)
     before = result.read_bytes()
-    monkeypatch.setattr(Synthesis, "synthesize", lambda *a, **k: torch.full((1, 3, 8, 8), np.nan))
+    monkeypatch.setattr(
+        Synthesis, "coarse_to_fine", lambda *a, **k: torch.full((1, 3, 8, 8), np.nan)
+    )
     with pytest.raises(ValueError, match="finite"):
         make(pebbles, result)
     assert result.read_bytes() == before
@@ -889,20 +896,20 @@ def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch):
 def test_synthesize_in_a_notebook(tiny, checkerboard):
     seen: list[Progress] = []
     steps = {"steps": 60, "scales": 1, "size": (20, 28), "report": seen.append}
-    output = synthesize(checkerboard, tiny, **steps)
+    output = synthesized(checkerboard, tiny, **steps)
     assert output.shape == (1, 3, 20, 28)
     assert output.min() >= 0 and output.max() <= 1
     assert [progress.step for progress in seen] == list(range(1, 61))
     assert seen[-1].loss < seen[0].loss / 10
     assert [progress.fraction for progress in seen] == pytest.approx([k / 60 for k in range(1, 61)])
-    assert torch.equal(output, synthesize(checkerboard, tiny, **steps))
+    assert torch.equal(output, synthesized(checkerboard, tiny, **steps))
     with pytest.raises(UserError, match="exemplar"):
-        synthesize(checkerboard[..., :2], tiny)
+        synthesized(checkerboard[..., :2], tiny)
 
 
 def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard):
     seen: list[Progress] = []
-    synthesize(checkerboard, tiny, steps=6, scales=2, report=seen.append)
+    synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     # Four steps at 8x8 and two at 16x16, each of which is four times the work.
     assert [progress.scale for progress in seen] == [1, 1, 1, 1, 2, 2]
     assert [progress.fraction * 12 for progress in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
@@ -910,7 +917,7 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard):
 
 def test_noise_has_the_exemplars_colours():
     exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 2 + 0.25  # clear of the bounds
-    noise = Synthesis._noise_like(exemplar, (200, 200), torch.Generator().manual_seed(0))
+    noise = noise_like(exemplar, (200, 200), torch.Generator().manual_seed(0))
     assert noise.shape == (1, 3, 200, 200)
     source, drawn = exemplar[0].flatten(1), noise[0].flatten(1)
     torch.testing.assert_close(drawn.mean(1), source.mean(1), atol=5e-3, rtol=0)
@@ -930,7 +937,7 @@ def test_noise_of_few_colours_is_between_them(count):
     drawn = torch.randint(count, (64, 64), generator=torch.Generator().manual_seed(0))
     squares = drawn.repeat_interleave(8, 0).repeat_interleave(8, 1)  # of 8 px
     exemplar = palette[squares].permute(2, 0, 1)[None]
-    noise = Synthesis._noise_like(exemplar, (200, 200), torch.Generator().manual_seed(0))
+    noise = noise_like(exemplar, (200, 200), torch.Generator().manual_seed(0))
     source, found = exemplar[0].flatten(1), noise[0].flatten(1)
     torch.testing.assert_close(found.mean(1), source.mean(1), atol=0.01, rtol=0)
     torch.testing.assert_close(found.cov(), source.cov(), atol=0.01, rtol=0)
@@ -943,8 +950,8 @@ def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
     exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 4 + 0.375  # clear of the bounds
     start = {}
     for share in (0.0, 1.0):
-        monkeypatch.setattr(Synthesis, "DETAIL", share)
-        start[share] = synthesize(exemplar, tiny, steps=0, scales=2)
+        monkeypatch.setattr(synthesis, "DETAIL", share)
+        start[share] = synthesized(exemplar, tiny, steps=0, scales=2)
     added = (start[1.0] - start[0.0])[0].flatten(1)
     gained = (exemplar - resize(resize(exemplar, (128, 128)), (256, 256)))[0].flatten(1)
     torch.testing.assert_close(added.cov(), gained.cov(), atol=0, rtol=0.1)
@@ -964,13 +971,11 @@ def test_the_pooling_grid_is_not_seen(result):
 
 
 def test_every_flag_has_a_reader():
-    source = "".join(
-        (ROOT / f"{name}.py").read_text() for name in ("Synthesis", "arguments", "jobs")
-    )
-    for action in build_parser()._actions:
-        # That every term changes the picture is tested above.
-        if action.dest not in ("help", *TERMS):
-            assert re.search(rf"\bargs\.{action.dest}\b", source), action.dest
+    files = [ROOT / "Synthesis.py", *(ROOT / "command").glob("*.py")]
+    source = "".join(path.read_text() for path in files)
+    for one in fields(Request):
+        # Presets are read by the parser, by name.
+        assert one.name == "preset" or re.search(rf"\brequest\.{one.name}\b", source), one.name
 
 
 def readme_commands() -> list[str]:
@@ -985,7 +990,7 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch):
     command = command.replace("$(basename $f)", "leaf.jpg").replace("$seed", "1")
     command = command.replace("$f", "textures/leaf.jpg")
     arguments = shlex.split(command)
-    args = build_parser().parse_args(arguments)
+    args = parse(arguments)
     if args.score:
         assert main(arguments) == 0
         return
@@ -994,7 +999,7 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch):
         picture, notes = read_picture(path)
         return picture[..., ::2, ::2], notes
 
-    monkeypatch.setattr(jobs, "read_picture", of_every_other_pixel)
+    monkeypatch.setattr(canvas, "read_picture", of_every_other_pixel)
     save_path = tmp_path / args.save_path.name
     cheaper = ["--epoch", "2", "--save_path", str(save_path), "--device", "cpu"]
     if not (args.mask or args.expand):  # whose size is that of what they keep

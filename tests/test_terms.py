@@ -5,31 +5,27 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyExtractor
+from conftest import TinyExtractor, built
 from torch.nn import functional as F
 
-import terms
-from terms import (
+from losses import TERMS
+from terms import spectrum as spectrum_file
+from terms.autocorrelation import (
     PERIODIC,
-    TERMS,
-    TINY,
     Autocorrelation,
-    Gram,
-    Histogram,
-    Moments,
-    Patches,
-    Settings,
-    Spectrum,
-    TotalVariation,
     autocorrelation,
-    gram,
     luminance_autocorrelation,
     period,
-    relative_error,
-    resampled,
     self_correlation,
     without_shade,
 )
+from terms.base import TINY, relative_error, resampled
+from terms.gram import Gram, gram
+from terms.histogram import Histogram
+from terms.moments import Moments
+from terms.patches import PATCH_DIRECTIONS, Patches
+from terms.spectrum import Spectrum
+from terms.variation import TotalVariation
 from utils import TEXTURES, read_picture
 
 
@@ -43,7 +39,7 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("name", TERMS)
 def test_term_is_zero_at_the_source_and_has_gradients_elsewhere(name, tiny):
     source = noise(1, 3, 16, 16)
-    term = TERMS[name](tiny(source), tiny.layers)
+    term = built(TERMS[name].kind, tiny(source), tiny.layers)
     if name == "tv":
         assert term(tiny(source)).item() > 0.3  # of noise: 1/3 down and 1/3 across
     else:
@@ -59,7 +55,7 @@ def test_term_is_zero_at_the_source_and_has_gradients_elsewhere(name, tiny):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_term_never_mixes_a_batch(name, tiny, checkerboard):
-    term = TERMS[name](tiny(checkerboard), tiny.layers)
+    term = built(TERMS[name].kind, tiny(checkerboard), tiny.layers)
     batch = noise(3, 3, 24, 20, seed=2).requires_grad_()
     values = term(tiny(batch))
     assert values.shape == (3,)
@@ -76,13 +72,13 @@ def test_term_never_mixes_a_batch(name, tiny, checkerboard):
 @pytest.mark.parametrize("size", [(12, 30), (16, 16), (40, 17)])
 def test_term_takes_any_size_and_flat_pictures(name, size, tiny, checkerboard):
     output = noise(2, 3, *size).requires_grad_()
-    term = TERMS[name](tiny(checkerboard), tiny.layers)
+    term = built(TERMS[name].kind, tiny(checkerboard), tiny.layers)
     term(tiny(output)).sum().backward()
     assert output.grad.isfinite().all()
     flat = torch.full((1, 3, *size), 0.5, requires_grad=True)
     term(tiny(flat)).sum().backward()
     assert flat.grad.isfinite().all()
-    of_flat = TERMS[name](tiny(torch.full((1, 3, 16, 16), 0.5)), tiny.layers)
+    of_flat = built(TERMS[name].kind, tiny(torch.full((1, 3, 16, 16), 0.5)), tiny.layers)
     assert of_flat(tiny(output)).isfinite().all()
 
 
@@ -92,17 +88,17 @@ def test_term_takes_any_size_and_flat_pictures(name, size, tiny, checkerboard):
 @pytest.mark.parametrize("name", TERMS)
 def test_term_keeps_nothing_of_one_size_for_another(name, tiny):
     source = tiny(noise(1, 3, 20, 18))
-    term = TERMS[name](source, tiny.layers)
+    term = built(TERMS[name].kind, source, tiny.layers)
     for size in [(12, 30), (9, 9), (20, 18), (12, 30)]:
         output = tiny(noise(1, 3, *size, seed=1))
-        expected = TERMS[name](source, tiny.layers)(output)
+        expected = built(TERMS[name].kind, source, tiny.layers)(output)
         torch.testing.assert_close(term(output), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", set(TERMS) - {"spectrum", "autocorrelation"})
 def test_term_sees_no_seam_where_there_is_none(name, tiny):
     # Blocks of 4 px keep patches of halves and quarters in step.
-    term = TERMS[name](tiny(noise(1, 3, 20, 24)), tiny.layers, Settings(tile="xy"))
+    term = built(TERMS[name].kind, tiny(noise(1, 3, 20, 24)), tiny.layers, tile="xy")
     tiled = TinyExtractor("circular")
     image = noise(1, 3, 28, 32, seed=1)
     moved = term(tiled(image.roll((8, 12), (2, 3))))
@@ -120,7 +116,7 @@ def test_term_looks_across_the_border(name, tile, dim):
         features = {"image": stripes if dim == 3 else stripes.mT}
         features["relu1_1"] = features["image"]
         tiled, other, plain = (
-            TERMS[name](features, ["relu1_1"], Settings(tile=axes))(features).item()
+            built(TERMS[name].kind, features, ["relu1_1"], tile=axes)(features).item()
             for axes in (tile, "yx".replace(tile, ""), "")
         )
         assert other == pytest.approx(plain, abs=2e-3)
@@ -131,7 +127,7 @@ def test_term_looks_across_the_border(name, tile, dim):
 def test_gram_by_hand():
     # Two maps of 1x2: [1, 2] and [3, 4]; products 1+4, 3+8, 9+16, over 2 positions.
     features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-    assert gram(features).tolist() == [[[2.5, 5.5], [5.5, 12.5]]]
+    assert gram(features).mean.tolist() == [[[2.5, 5.5], [5.5, 12.5]]]
 
 
 def test_gram_has_the_gradient_of_the_plain_product():
@@ -139,14 +135,14 @@ def test_gram_has_the_gradient_of_the_plain_product():
     weights = noise(2, 5, 5, seed=1)  # not symmetric
     flat = features.flatten(2)
     (expected,) = torch.autograd.grad((weights * (flat @ flat.mT) / 12).sum(), features)
-    (found,) = torch.autograd.grad((weights * gram(features)).sum(), features)
+    (found,) = torch.autograd.grad((weights * gram(features).mean).sum(), features)
     torch.testing.assert_close(found, expected)
 
 
 def test_gram_of_half_precision_is_float32_and_does_not_overflow():
     features = torch.full((1, 2, 4, 4), 300.0, dtype=torch.float16)
-    assert gram(features).dtype == torch.float32
-    assert gram(features).tolist() == [[[90000.0, 90000.0], [90000.0, 90000.0]]]
+    assert gram(features).mean.dtype == torch.float32
+    assert gram(features).mean.tolist() == [[[90000.0, 90000.0], [90000.0, 90000.0]]]
 
 
 def test_gram_does_not_see_where_things_are():
@@ -171,16 +167,38 @@ def test_gram_term_averages_layers_by_hand():
     source = {"a": torch.ones(1, 1, 2, 2), "b": torch.full((1, 1, 2, 2), 2.0)}
     output = {"a": torch.full((1, 1, 2, 2), 2.0), "b": torch.full((1, 1, 2, 2), 2.0)}
     # Grams 4 against 1: (4-1)^2 / 1 = 9; layer b is met: (9 + 0) / 2
-    assert Gram(source, ["a", "b"])(output).tolist() == [4.5]
-    assert Gram(source, ["b"])(output).tolist() == [0]
+    assert built(Gram, source, ["a", "b"])(output).tolist() == [4.5]
+    assert built(Gram, source, ["b"])(output).tolist() == [0]
 
 
 def test_gram_term_is_the_same_for_any_scale_of_a_layer(tiny, checkerboard):
     source, output = tiny(checkerboard), tiny(checkerboard.flip(1))
     scaled = [{k: 7 * v for k, v in features.items()} for features in (source, output)]
     torch.testing.assert_close(
-        Gram(source, tiny.layers)(output), Gram(scaled[0], tiny.layers)(scaled[1])
+        built(Gram, source, tiny.layers)(output), built(Gram, scaled[0], tiny.layers)(scaled[1])
     )
+
+
+@pytest.mark.parametrize("name", [name for name, entry in TERMS.items() if not entry.kind.whole])
+def test_statistics_of_parts_add_up_to_those_of_the_whole(name, tiny):
+    """What evaluation by blocks and over several machines stands on."""
+    term = built(TERMS[name].kind, tiny(noise(1, 3, 16, 16)), tiny.layers)
+    output = tiny(noise(2, 3, 24, 20, seed=1))
+    top, bottom = ({k: part(v) for k, v in output.items()} for part in (_upper, _lower))
+    one, other, both = map(term.measure, (top, bottom, output))
+    added = {k: one[k] + other[k] for k in both}
+    assert [sums.count for sums in added.values()] == [sums.count for sums in both.values()]
+    torch.testing.assert_close(term.distance(added), term(output))
+    assert not torch.allclose(term(top), term(output))
+
+
+def _upper(maps):
+    """The first third of the rows."""
+    return maps[..., : maps.shape[2] // 3, :]
+
+
+def _lower(maps):
+    return maps[..., maps.shape[2] // 3 :, :]
 
 
 # ----------------------------------------------------------------------- histogram and moments
@@ -200,15 +218,15 @@ def test_histogram_by_hand():
     brighter = {"image": source / 2 + 0.5}  # half 0.5, half 1: covariance 0.0625
     transport = (0.5**2 + 0**2) / 2 / 0.25
     covariance = 9 * (0.25 - 0.0625) ** 2 / (9 * 0.25**2)
-    term = Histogram({"image": source}, [])
+    term = built(Histogram, {"image": source}, [])
     assert term(brighter).item() == pytest.approx(transport + covariance)
     assert term({"image": source.flip(3)}).item() == 0
 
 
 def test_histogram_of_a_flat_exemplar_is_finite(checkerboard):
     flat = {"image": torch.full((1, 3, 4, 4), 0.5)}
-    assert Histogram(flat, [])(flat).item() == 0
-    assert Histogram(flat, [])({"image": checkerboard}).isfinite().all()
+    assert built(Histogram, flat, [])(flat).item() == 0
+    assert built(Histogram, flat, [])({"image": checkerboard}).isfinite().all()
 
 
 def test_moments_by_hand():
@@ -218,8 +236,8 @@ def test_moments_by_hand():
     source = {"a": maps(1.0, 3.0), "b": maps(1.0, 3.0)}
     output = {"a": maps(6.0, 2.0), "b": maps(3.0, 1.0)}
     # Means 4 against 2, deviations 2 against 1: (2^2 + 1^2) / (2^2 + 1^2); layer b is met.
-    assert Moments(source, ["a"])(output).item() == pytest.approx(1)
-    assert Moments(source, ["a", "b"])(output).item() == pytest.approx(0.5)
+    assert built(Moments, source, ["a"])(output).item() == pytest.approx(1)
+    assert built(Moments, source, ["a", "b"])(output).item() == pytest.approx(0.5)
 
 
 # ------------------------------------------------------------------------------------ spectrum
@@ -228,11 +246,11 @@ def test_moments_by_hand():
 @pytest.fixture
 def wrapped(monkeypatch):
     """Frequencies of the window itself, which a circular shift leaves alone."""
-    monkeypatch.setattr(terms, "SPECTRUM_PADDING", 1)
+    monkeypatch.setattr(spectrum_file, "SPECTRUM_PADDING", 1)
 
 
 def spectrum(source):
-    term = Spectrum({"image": source}, [])
+    term = built(Spectrum, {"image": source}, [])
     return lambda image: term({"image": image}).item()
 
 
@@ -272,7 +290,7 @@ def test_spectrum_sees_blur_and_channels_that_part():
 
 def test_spectrum_leads_to_the_nearest_picture_of_that_spectrum(wrapped):
     source, image = noise(1, 3, 12, 14), noise(1, 3, 12, 14, seed=1).requires_grad_()
-    term = Spectrum({"image": source}, [])
+    term = built(Spectrum, {"image": source}, [])
     value = term({"image": image})
     (gradient,) = torch.autograd.grad(value.sum(), image)
     norm = (source - source.mean((2, 3), keepdim=True)).square().sum()
@@ -290,7 +308,7 @@ def test_spectrum_beside_a_mask_counts_what_is_made():
     source, image = noise(1, 3, 12, 10), noise(1, 3, 12, 10, seed=1).requires_grad_()
     region = torch.full((1, 1, 12, 10), -1)
     region[..., 3:7, 2:8] = 0
-    term = Spectrum({"image": source}, [], Settings(regions=((torch.zeros_like(region),), region)))
+    term = built(Spectrum, {"image": source}, [], regions=((torch.zeros_like(region),), region))
     value = term({"image": image})
     mean = source.mean((2, 3), keepdim=True)
     wanted, drawn = (torch.fft.rfft2(x.detach() - mean, (24, 20)) for x in (source, image))
@@ -309,11 +327,11 @@ def test_spectrum_beside_a_mask_goes_by_windows():
     image = torch.cat((source, 3 * noise(1, 3, 12, 12, seed=1)), 3)
     region = torch.zeros(1, 1, 12, 24, dtype=torch.int64)
     region[..., 6:] = -1  # the left half of the first window of three
-    settings = Settings(regions=((region[..., :12],), region))
-    assert Spectrum({"image": source}, [], settings)({"image": image}).item() < 1e-9
-    assert Spectrum({"image": source}, [])({"image": image}).item() > 1
-    settings = Settings(regions=((region[..., :12],), torch.full_like(region, -1)))
-    assert Spectrum({"image": source}, [], settings)({"image": image}).tolist() == [0]
+    settings = dict(regions=((region[..., :12],), region))
+    assert built(Spectrum, {"image": source}, [], **settings)({"image": image}).item() < 1e-9
+    assert built(Spectrum, {"image": source}, [])({"image": image}).item() > 1
+    settings = dict(regions=((region[..., :12],), torch.full_like(region, -1)))
+    assert built(Spectrum, {"image": source}, [], **settings)({"image": image}).tolist() == [0]
 
 
 def test_spectrum_compares_windows_of_other_sizes(wrapped):
@@ -374,13 +392,13 @@ def test_autocorrelation_term_by_hand():
     # Lags reach to half of the shorter side, 1 px, which is no lag at all.
     source = {"a": torch.tensor([[[[1.0, 3.0]]]])}
     output = {"a": torch.tensor([[[[0.0, 4.0]]]])}
-    assert Autocorrelation(source, ["a"])(output).item() == pytest.approx((4 - 1) ** 2 / 1)
+    assert built(Autocorrelation, source, ["a"])(output).item() == pytest.approx((4 - 1) ** 2 / 1)
 
 
 def test_autocorrelation_term_sees_repetition_and_no_shift_of_it():
     tile = noise(1, 4, 6, 6)
     source = {"a": tile.repeat(1, 1, 4, 4)}
-    term = Autocorrelation(source, ["a"])
+    term = built(Autocorrelation, source, ["a"])
     shifted = term({"a": source["a"].roll((2, 3), (2, 3))}).item()
     larger = term({"a": tile.repeat(1, 1, 5, 6)}).item()
     other = term({"a": noise(1, 4, 24, 24, seed=1)}).item()
@@ -391,8 +409,8 @@ def test_autocorrelation_term_sees_repetition_and_no_shift_of_it():
 def test_autocorrelation_term_looks_at_the_middle_layer(tiny, checkerboard):
     source = tiny(checkerboard)
     output = {k: v if k == "relu2_1" else v + 1 for k, v in source.items()}
-    assert Autocorrelation(source, ["relu1_1", "relu2_1", "image"])(output).item() < 1e-9
-    assert Autocorrelation(source, ["relu1_1"])(output).item() > 0.1
+    assert built(Autocorrelation, source, ["relu1_1", "relu2_1", "image"])(output).item() < 1e-9
+    assert built(Autocorrelation, source, ["relu1_1"])(output).item() > 0.1
 
 
 def test_self_correlation_is_pearsons_of_what_overlaps():
@@ -542,9 +560,9 @@ def test_period_of_what_has_none():
 def test_total_variation_by_hand():
     image = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.5, 0.7]]).expand(2, 3, 2, 3)
     # Across: (0.5 + 0.5 + 0.5 + 0.2) / 4; down: (0 + 0 + 0.3) / 3
-    value = TotalVariation({}, [])({"image": image})
+    value = built(TotalVariation, {}, [])({"image": image})
     torch.testing.assert_close(value, torch.tensor([0.525, 0.525]))
-    assert TotalVariation({}, [])({"image": torch.full((1, 3, 4, 4), 0.3)}).item() == 0
+    assert built(TotalVariation, {}, [])({"image": torch.full((1, 3, 4, 4), 0.3)}).item() == 0
 
 
 # ------------------------------------------------------------------------------------- patches
@@ -558,9 +576,9 @@ def mirrored(image, mode="symmetric"):
 def test_patches_by_loops():
     """Every pixel is the middle of one patch, those at the border of mirrored ones."""
     source, output = noise(1, 3, 9, 8), noise(1, 3, 9, 8, seed=1)
-    term = Patches({"image": source}, [])
+    term = built(Patches, {"image": source}, [])
     ((factor, directions, _),) = term.levels  # too small for patches of its half
-    assert factor == 1 and directions.shape == (terms.PATCH_DIRECTIONS, 3, 7, 7)
+    assert factor == 1 and directions.shape == (PATCH_DIRECTIONS, 3, 7, 7)
     distance = variance = 0
     for direction in directions:
         assert direction.norm().item() == pytest.approx(1)
@@ -582,8 +600,8 @@ def test_patches_of_regions_by_loops():
     output = noise(1, 3, 12, 13, seed=2)
     shapes = [tuple(image.shape[2:]) for image in (*sources, output)]
     *regions, region = (torch.randint(-1, 2, (1, 1, *shape)) for shape in shapes)
-    settings = Settings(variants=({"image": sources[1]},), regions=(tuple(regions), region))
-    ((_, directions, _),) = Patches({"image": sources[0]}, [], settings).levels
+    settings = dict(variants=({"image": sources[1]},), regions=(tuple(regions), region))
+    ((_, directions, _),) = built(Patches, {"image": sources[0]}, [], **settings).levels
 
     def projections(image, region, mode, skipped=0):
         """{region: [a row for every patch]}"""
@@ -608,7 +626,7 @@ def test_patches_of_regions_by_loops():
             distance += (drawn[k].sort(1).values - wanted[k]).square().mean() * count
         total = torch.cat(wanted, 1)
         expected = distance / total.shape[1] / total.var(1, correction=0).mean() / 3
-        term = Patches({"image": sources[0]}, [], settings._replace(tile=tile))
+        term = built(Patches, {"image": sources[0]}, [], tile=tile, **settings)
         assert term({"image": output}).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -617,7 +635,7 @@ def test_patches_of_one_region_are_those_of_the_picture():
     whole = torch.zeros(1, 1, 32, 36, dtype=torch.int64)
     for tile in ("", "xy"):
         plain, regional = (
-            Patches({"image": source}, [], Settings(tile=tile, regions=regions))
+            built(Patches, {"image": source}, [], tile=tile, regions=regions)
             for regions in (None, ((whole,), whole))
         )
         torch.testing.assert_close(regional(output), plain(output))
@@ -628,14 +646,14 @@ def test_patches_beside_what_has_none():
     image = noise(1, 3, 9, 9)
     none, some = torch.full((1, 1, 9, 9), -1), torch.zeros(1, 1, 9, 9, dtype=torch.int64)
     for regions in (((none,), some), ((some,), none)):
-        term = Patches({"image": image}, [], Settings(regions=regions))
+        term = built(Patches, {"image": image}, [], regions=regions)
         assert term({"image": image * 0.5}).item() == 0
 
 
 def test_patches_on_as_many_sizes_as_have_one():
     source = noise(1, 3, 28, 28)
-    assert [factor for factor, _, _ in Patches({"image": source}, []).levels] == [1, 2, 4]
-    assert [f for f, _, _ in Patches({"image": source[..., :27]}, []).levels] == [1, 2]
+    assert [factor for factor, _, _ in built(Patches, {"image": source}, []).levels] == [1, 2, 4]
+    assert [f for f, _, _ in built(Patches, {"image": source[..., :27]}, []).levels] == [1, 2]
 
 
 def test_patches_of_few_places_have_few_directions_unless_they_repeat():
@@ -646,13 +664,13 @@ def test_patches_of_few_places_have_few_directions_unless_they_repeat():
         (83, [32, 32, 32], [32, 128, 512]),
     ):
         for image, expected in ((noise(1, 3, side, 200), counts), (stripes[..., :side], repeating)):
-            levels = Patches({"image": image}, []).levels
+            levels = built(Patches, {"image": image}, []).levels
             assert [len(directions) for _, directions, _ in levels] == expected
 
 
 def test_patches_draw_other_directions_at_renewal():
     source, output = noise(1, 3, 16, 16), {"image": noise(1, 3, 16, 16, seed=1)}
-    first, second = (Patches({"image": source}, []) for _ in range(2))
+    first, second = (built(Patches, {"image": source}, []) for _ in range(2))
     before = first(output)
     torch.testing.assert_close(before, second(output), rtol=1e-5, atol=0)
     first.renew(output)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import patches
-from patches import (
+from terms import matching
+from terms.matching import (
     BANDWIDTH,
     EPSILON,
     ContextualScore,
@@ -49,10 +49,10 @@ def brute_force(output, source, patch):
     return index.view(shape), correlation.view(shape)
 
 
-@pytest.mark.parametrize("chunk_bytes", [patches.CHUNK_BYTES, 1])
+@pytest.mark.parametrize("chunk_bytes", [matching.CHUNK_BYTES, 1])
 @pytest.mark.parametrize("output, source, patch", SHAPES)
 def test_nearest_patches_is_brute_force(output, source, patch, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(patches, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(matching, "CHUNK_BYTES", chunk_bytes)
     output, source = noise(*output), noise(*source, seed=1)
     found, expected = nearest_patches(output, source, patch), brute_force(output, source, patch)
     assert torch.equal(found[0], expected[0])
@@ -83,16 +83,16 @@ def test_nearest_patches_of_flat_features_is_finite():
 
 def test_nearest_patches_holds_as_much_as_it_may(monkeypatch):
     held = []
-    plain = patches._diagonal_sums
+    plain = matching._diagonal_sums
 
     def watched(x, *rest):
         held.append(x.numel() * 4)
         return plain(x, *rest)
 
-    monkeypatch.setattr(patches, "_diagonal_sums", watched)
+    monkeypatch.setattr(matching, "_diagonal_sums", watched)
     output, source = noise(2, 12, 5), noise(2, 6, 7, seed=1)
     row = 5 * 6 * 7 * 4  # bytes of the products of one row of the output
-    monkeypatch.setattr(patches, "CHUNK_BYTES", 3 * 4 * row)
+    monkeypatch.setattr(matching, "CHUNK_BYTES", 3 * 4 * row)
     nearest_patches(output, source, 3)
     # Products and both sums of a strip fit when it has 4 rows, 2 of them patches: 10 in 5 strips.
     assert len(held) == 2 * 5 and max(held) == 4 * row
@@ -100,16 +100,16 @@ def test_nearest_patches_holds_as_much_as_it_may(monkeypatch):
 
 def test_nearest_patches_splits_a_large_source_too(monkeypatch):
     held = []
-    plain = patches._nearest
+    plain = matching._nearest
 
     def watched(output, source, patch, guides):
         held.append((output.shape[1], source.shape[1]))
         return plain(output, source, patch)
 
-    monkeypatch.setattr(patches, "_nearest", watched)
+    monkeypatch.setattr(matching, "_nearest", watched)
     output, source = noise(2, 6, 5), noise(2, 12, 7, seed=1)
     # Three rows of the output, as few as hold a patch, against four of the source.
-    monkeypatch.setattr(patches, "CHUNK_BYTES", 3 * 4 * (3 * 5) * (4 * 7))
+    monkeypatch.setattr(matching, "CHUNK_BYTES", 3 * 4 * (3 * 5) * (4 * 7))
     index, _ = nearest_patches(output, source, 3)
     assert held == 4 * (5 * [(3, 4)])  # two rows of patches each: 10 of the source in 5 strips
     assert torch.equal(index, brute_force(output, source, 3)[0])
@@ -125,17 +125,17 @@ def test_balanced_rows_are_highest_at_their_share(shares):
 
 def test_chunk_rows_by_hand(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(patches, "available_bytes", lambda device: 8 * 1000)
-    monkeypatch.setattr(patches, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(matching, "available_bytes", lambda device: 8 * 1000)
+    monkeypatch.setattr(matching, "CHUNK_BYTES", 700)
     assert chunk_rows(200, cpu) == 3  # 700 bytes of it
-    monkeypatch.setattr(patches, "CHUNK_BYTES", 5000)
+    monkeypatch.setattr(matching, "CHUNK_BYTES", 5000)
     assert chunk_rows(200, cpu) == 5  # an eighth of what is free
     assert chunk_rows(2000, cpu) == 1  # there is no less
 
 
 def test_chunks_where_the_system_does_not_say_what_is_free(monkeypatch):
-    monkeypatch.setattr(patches, "available_bytes", lambda device: math.inf)
-    assert chunk_rows(2**20, torch.device("cpu")) == patches.CHUNK_BYTES // 2**20
+    monkeypatch.setattr(matching, "available_bytes", lambda device: math.inf)
+    assert chunk_rows(2**20, torch.device("cpu")) == matching.CHUNK_BYTES // 2**20
 
 
 # ---------------------------------------------------------------------------------- overlapping
@@ -221,9 +221,9 @@ def test_contextual_score_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["nothing", "per source row", "per pair"])
-@pytest.mark.parametrize("chunk_bytes", [patches.CHUNK_BYTES, 8 * 11 * 3, 1])
+@pytest.mark.parametrize("chunk_bytes", [matching.CHUNK_BYTES, 8 * 11 * 3, 1])
 def test_contextual_score_is_the_formula(kind, chunk_bytes, rows, monkeypatch):
-    monkeypatch.setattr(patches, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(matching, "CHUNK_BYTES", chunk_bytes)
     output, source, pairs = rows
     extra = {"nothing": pairs * 0, "per source row": pairs[:1], "per pair": pairs}[kind]
     extra = extra.expand(7, 11)

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arguments import parse
-from jobs import layers_of, plan
-from terms import PLAIN
+from command.arguments import parse
+from command.plan import plan
 
 
 def planned(*options):
     """The only job of a command line, and the notes on it."""
-    args = parse([*options, "--size", "128"])
-    (job,), notes = plan(args, layers_of(args, "vgg16-hed")[1])
-    return job, notes
+    (job,), notes = plan(parse([*options, "--size", "128"]))
+    return job.spec, notes
 
 
 @pytest.fixture
@@ -48,5 +46,5 @@ def test_what_sees_the_whole_picture_is_off_beside_guides(halves):
     ],
 )
 def test_the_exemplar_has_an_equal_part_of_what_is_left(mix, expected):
-    job, _ = planned("--gt_path", "pebbles.png", "--mix", *mix.split())
-    assert job.controls.settings(PLAIN).shares == pytest.approx(expected)
+    spec, _ = planned("--gt_path", "pebbles.png", "--mix", *mix.split())
+    assert [one.share for one in spec.exemplars] == pytest.approx(expected)

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terms import (
-    PATCH,
-    PATCH_LEVELS,
+from command.arguments import Request
+from command.display import say
+from terms.autocorrelation import (
     PERIODIC,
     luminance_autocorrelation,
     period,
-    resampled,
     self_correlation,
-    unit_directions,
     without_shade,
 )
-from utils import LEVELS
+from terms.base import resampled
+from terms.patches import PATCH, PATCH_LEVELS, unit_directions
+from utils import LEVELS, UserError, find_picture, read_picture
 
 DIRECTIONS = 128
 BINS = 64
@@ -149,9 +149,9 @@ def unshifted(output: Tensor, source: Tensor) -> float:
 
 def seam(output: Tensor, source: Tensor) -> float:
     """Mean step across the borders of a 2x2 tiling over the mean step inside; 1 is seamless."""
-    across = sum((output.select(d, 0) - output.select(d, -1)).abs().mean() for d in (2, 3))
-    inside = sum(output.diff(dim=d).abs().mean() for d in (2, 3))
-    return (across / inside.clamp(min=1e-6)).item()
+    across = sum((output.select(d, 0) - output.select(d, -1)).abs().mean().item() for d in (2, 3))
+    inside = sum(output.diff(dim=d).abs().mean().item() for d in (2, 3))
+    return across / max(inside, 1e-6)
 
 
 class Score(NamedTuple):
@@ -205,3 +205,25 @@ def as_json(scores: dict[str, tuple[float, float]]) -> str:
         for name, values in scores.items()
     }
     return json.dumps({name: {"picture": a, "halves": b} for name, (a, b) in plain.items()})
+
+
+def print_scores(request: Request) -> None:
+    """What `--score` asks for, as a table or as JSON.
+
+    Raises:
+        UserError: several exemplars, or a picture that is missing or too small.
+    """
+    assert request.score is not None
+    if len(request.gt_path) > 1:
+        told = f"--score compares with one exemplar, --gt_path has {len(request.gt_path)}"
+        raise UserError(told)
+    pictures = []
+    for path in (find_picture(request.score), find_picture(request.gt_path[0])):
+        picture, notes = read_picture(path)
+        height, width = picture.shape[-2:]
+        if min(height, width) < LEAST_SIDE:
+            raise UserError(f"{path}: {width}x{height}, scores need sides of {LEAST_SIDE} or more")
+        say(notes, request.quiet)
+        pictures.append(picture)
+    scores = score(*pictures)
+    print(as_json(scores) if request.json else as_table(scores))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patches import higher, nearest_patches, overlapped
-from terms import Features
-from utils import padded, turned_and_resized
+from models import Features
+from terms.matching import higher, nearest_patches, overlapped
+from utils import Size, padded, size_of, turned_and_resized
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px; every pixel is the mean of what this many patches either way have there
@@ -30,12 +30,12 @@ def correspondence(output: Features, source: Features, tile: str = "") -> tuple[
     width = source[deepest].shape[3]
     found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches
     for layer in reversed(LAYERS[:-1]):
-        found = _enlarged(found, output[layer].shape[2:])
+        found = _enlarged(found, size_of(output[layer]))
         found, near = _refined(found, output[layer], source[layer])
     return found[0] * source[finest].shape[3] + found[1], near
 
 
-def _enlarged(found: Tensor, size: tuple[int, int]) -> Tensor:
+def _enlarged(found: Tensor, size: Size) -> Tensor:
     """(2, h, w) positions of a layer -> (2, H, W) of the next finer one, of twice the size."""
     double = (2 * found).repeat_interleave(2, 1).repeat_interleave(2, 2)
     double[0, 1::2] += 1
@@ -55,7 +55,9 @@ def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Ten
         # What the neighbour at (y, x) found, seen from here.
         other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
-    return reduce(higher, (_judged(place, output, source) for place in candidates))
+    judged: list[Sequence[Tensor]] = [_judged(place, output, source) for place in candidates]
+    best, near = reduce(higher, judged)
+    return best, near
 
 
 def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

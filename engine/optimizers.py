@@ -9,11 +9,23 @@ one that was optimised outside of it and clamped afterwards is another picture, 
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from terms import Features
+from models import Features
+
+
+class Objective(Protocol):
+    """What is brought to its minimum: features -> losses (B,)."""
+
+    match_every: int | None  # steps between renewals; None: there is nothing to renew
+
+    def __call__(self, output: Features, /) -> Tensor: ...
+
+    def renew(self, output: Features, /) -> None: ...
+
 
 Report = Callable[[int, Tensor, float], None]
 
@@ -28,17 +40,23 @@ class _Evaluator:
     def __init__(
         self,
         extractor: Callable[[Tensor], Features],
-        criterion: Callable[[Features], Tensor],
+        criterion: Objective,
         steps: int,
         report: Report | None,
     ) -> None:
         self.extractor, self.criterion, self.report = extractor, criterion, report
         self.taken, self.steps = 0, steps
-        self.match_every = getattr(criterion, "match_every", None)
+        self.match_every = criterion.match_every
         self.renewed: int | None = None  # after which step
         self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
         self.best: Tensor | None = None
         self.best_loss = math.inf
+
+    @property
+    def best_seen(self) -> Tensor:
+        """(B, C, H, W): the best picture; there is one after the first step."""
+        assert self.best is not None
+        return self.best
 
     @property
     def due(self) -> bool:
@@ -75,6 +93,7 @@ class _Evaluator:
 
     def renew_kept(self) -> tuple[Tensor, Tensor, float]:
         """The picture kept, under the criterion renewed for it: no step, as it was seen before."""
+        assert self.kept is not None  # the last step was told to keep it
         (image, features), self.kept = self.kept, None
         self._renew(features)
         return self._judge(image, features)
@@ -99,7 +118,7 @@ class _Evaluator:
 def optimize(
     image: Tensor,
     extractor: Callable[[Tensor], Features],
-    criterion: Callable[[Features], Tensor],
+    criterion: Objective,
     steps: int,
     optimizer: str = "Adam",
     lr: float | None = None,
@@ -137,12 +156,12 @@ def _adam(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
     cosine decay do the rest: figures in the README.
     """
     first, second = torch.zeros_like(image), torch.zeros_like(image)
-    age, losses = 0, None
+    age, losses = 0, image.new_ones(len(image))
     for step in range(steps):
         due, before = evaluate.due, losses
         losses, gradient, total = evaluate(image, renew=due)
         if not math.isfinite(total):
-            image, lr, age = evaluate.best, lr / 2, 0
+            image, lr, age = evaluate.best_seen, lr / 2, 0
             first.zero_()
             second.zero_()
             continue

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from utils import available_bytes
 
+GUIDE_WEIGHT = 10.0  # of squared distances of guides, beside cosines of features
 CHUNK_BYTES = 2**27  # of similarities held at a time, where there is room for them
 FREE_SHARE = 8  # and at most this part of the memory that is available
 BANDWIDTH = 0.5
@@ -23,6 +24,12 @@ def chunk_rows(row_bytes: int, device: torch.device) -> int:
 def strips(count: int, rows: int) -> Iterator[slice]:
     """Slices of at most that many rows, which cover `count` of them."""
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+
+
+def guide_at(guide: Tensor | None, size: Sequence[int]) -> Tensor:
+    """(1, G, H, W) -> (1, G, h, w): a guide in the size of a layer."""
+    assert guide is not None  # a canvas that is guided has exemplars that are
+    return F.interpolate(guide, tuple(size), mode="bilinear", antialias=True)
 
 
 def nearest_patches(
@@ -48,14 +55,15 @@ def nearest_patches(
     pairs = chunk_rows((3 if here is None else 5) * 4, output.device)
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
-    starts, heights = [], []
+    starts: list[Tensor] = []
+    heights: list[Tensor] = []
     for top in range(0, H - patch + 1, rows):
         strip = output[:, top : top + rows + patch - 1]
-        found = []
+        found: list[Sequence[Tensor]] = []
         for y in range(0, h - patch + 1, source_rows):
             part = source[:, y : y + source_rows + patch - 1]
             guides = None
-            if here is not None:
+            if here is not None and there is not None:
                 guides = here[:, top : top + rows], there[:, y : y + source_rows]
             start, height = _nearest(strip, part, patch, guides)
             found.append((start + y * w, height))
@@ -65,7 +73,7 @@ def nearest_patches(
     return torch.cat(starts), torch.cat(heights)
 
 
-def higher(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def higher(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
     """(found, height, ...), (found, height, ...) -> position by position the one that is higher."""
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
@@ -107,15 +115,14 @@ def _nearest(
 def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
     """Sums of `window` steps along two axes at once, each of which gets shorter accordingly."""
     counts = x.shape[a] - window + 1, x.shape[b] - window + 1
-    total = None
-    for i in range(window):
-        part = x.narrow(a, i, counts[0]).narrow(b, i, counts[1])
-        total = part.clone() if total is None else total.add_(part)
+    total = x.narrow(a, 0, counts[0]).narrow(b, 0, counts[1]).clone()
+    for i in range(1, window):
+        total += x.narrow(a, i, counts[0]).narrow(b, i, counts[1])
     return total
 
 
 def overlapped(
-    source: Tensor, starts: Tensor, stride: int, patch: int
+    source: Tensor, starts: Tensor, stride: Tensor, patch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Source patches laid where they were found to fit, overlapping.
 

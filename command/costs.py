@@ -6,7 +6,6 @@ the rate at which the machine was just seen to convolve. Constants that are no s
 named and explained here, and nowhere else.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,20 +14,21 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from jobs import Job, layers_of, scales_of
-from losses import CNNMRF, METHODS, Guided, Sliced
+from command.plan import Job
+from engine.optimizers import LBFGS_MEMORY
+from engine.scales import split_steps
+from engine.synthesis import Sizes, sizes_of
+from losses import MATCH_EVERY, METHODS
 from models import NETS, WIDTHS, layer_table, resolve_layers
-from optimizers import LBFGS_MEMORY
-from patches import CHUNK_BYTES
-from terms import (
-    GRAM_LAYERS,
-    MATCH_EVERY,
-    MAX_PATCHES,
-    PATCH_DIRECTIONS,
-    PATCH_LEVELS,
-    SPECTRUM_PADDING,
-)
-from utils import UserError, available_bytes, split_steps
+from terms.base import MAX_PATCHES
+from terms.cnnmrf import CNNMRF
+from terms.gram import GRAM_LAYERS
+from terms.guided import Guided
+from terms.matching import CHUNK_BYTES
+from terms.patches import PATCH_DIRECTIONS, PATCH_LEVELS
+from terms.sliced import Sliced
+from terms.spectrum import SPECTRUM_PADDING
+from utils import Size, UserError, available_bytes, told
 
 FLOAT = 4  # bytes
 PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
     net: str
     layers: Sequence[str]  # that the extractor has
-    scales: Sequence[tuple[tuple[int, int], tuple[int, int]]]  # of (exemplar, output), as `pyramid`
+    scales: Sizes  # of (exemplar, output), coarse to fine
     looked_at: Sequence[str]  # layers, by the texture model
     method: str = "gram"
     terms: Sequence[str] = ("histogram",)  # beside it
@@ -69,24 +69,22 @@ class Run(NamedTuple):
     max_patches: int = MAX_PATCHES
 
     @classmethod
-    def of(cls, job: Job, args: argparse.Namespace, net: str) -> "Run":
-        """What the arguments say of one job."""
-        looked_at, layers = layers_of(args, net)
-        exemplar = tuple(job.exemplar.shape[-2:])
-        copies = (1 + len(job.rotations)) * (1 + sum(factor**2 for factor in args.patch_scales))
-        mixed = sum(picture[0, 0].numel() for picture, _ in job.controls.mixed)
+    def of(cls, job: Job, net: str) -> "Run":
+        """What a job will be, in a net of that name."""
+        spec = job.spec
+        pixels = [view.image[0, 0].numel() for one in spec.exemplars for view in one.views]
         return cls(
             net,
-            layers,
-            scales_of(exemplar, job.size, args.scales, layers, args.tile),
-            looked_at,
-            args.method,
-            [name for name, weight in job.weights.items() if weight],
-            args.optimizer,
-            args.epoch,
-            copies + mixed / math.prod(exemplar),
-            args.match_every or MATCH_EVERY,
-            args.max_patches or MAX_PATCHES,
+            job.trunk_layers,
+            sizes_of(spec, job.trunk_layers),
+            spec.layers or job.trunk_layers,
+            spec.method,
+            [name for name, weight in (spec.weights or {}).items() if weight],
+            spec.optimizer,
+            spec.steps,
+            sum(pixels) / pixels[0],
+            spec.match_every,
+            spec.max_patches,
         )
 
 
@@ -163,7 +161,7 @@ def _exemplar_bytes(run: Run) -> float:
     floats = _floats(run)
     kept = sum(floats[layer] for layer in run.layers)
     sorts = kept + SORTING * PATCH_DIRECTIONS if "patches" in run.terms else 0
-    if METHODS[run.method].model is Sliced:  # at the first step, when other features are gone
+    if METHODS[run.method].kind is Sliced:  # at the first step, when other features are gone
         sorts = max(sorts, SORTING * max(floats[layer] for layer in run.looked_at))
     whole = max(_passing(run.net, run.layers), sorts) + _held(run)
     judged = _passing(run.net, GRAM_LAYERS) + PICTURE
@@ -207,23 +205,21 @@ def _held(run: Run) -> float:
 
 
 def _matching_bytes(run: Run) -> float:
-    model = METHODS[run.method].model
+    kind = METHODS[run.method].kind
     sizes = [_matched(run, layer, *run.scales[-1]) for layer in run.looked_at]
-    if model is CNNMRF:
+    if kind is CNNMRF:
         return max(min(CHUNK_BYTES, 3 * FLOAT * n * m) for n, m, _ in sizes)
-    if model is Guided:
+    if kind is Guided:
         held = sum(m * floats for _, m, floats in sizes)
         return FLOAT * (held + COPIES * max(n * floats for n, _, floats in sizes))
     return 0.0
 
 
-def _matched(
-    run: Run, layer: str, exemplar: tuple[int, int], output: tuple[int, int]
-) -> tuple[float, float, float]:
+def _matched(run: Run, layer: str, exemplar: Size, output: Size) -> tuple[float, float, float]:
     """How many patches of output and of source a layer has, and the floats that are compared."""
     (stage,) = (stage for stage in _stages(run.net, run.layers) if stage.layer == layer)
     n, m = (stage.area * math.prod(size) for size in (output, exemplar))
-    if METHODS[run.method].model is not Guided:
+    if METHODS[run.method].kind is not Guided:
         return n, m * run.sources, stage.channels
     n, m = (min(run.max_patches, positions / Guided.stride**2) for positions in (n, m))
     return n, m, stage.channels * Guided.patch**2
@@ -241,9 +237,9 @@ def estimated_flops(run: Run) -> float:
         total += 2 * through * slower * math.prod(output) * steps
         for layer in run.looked_at:
             n, m, floats = _matched(run, layer, exemplar, output)
-            if METHODS[run.method].model is CNNMRF:
+            if METHODS[run.method].kind is CNNMRF:
                 total += 2 * n * m * floats * math.ceil(steps / run.match_every)
-            elif METHODS[run.method].model is Guided:
+            elif METHODS[run.method].kind is Guided:
                 total += 4 * n * m * floats * steps  # products, and on the way back
     return total
 
@@ -263,7 +259,7 @@ def convolution_rate(device: torch.device) -> float:
     return 2 * 2 * 9 * PROBE[1] * math.prod(PROBE) / min(seconds)
 
 
-def told(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[str]:
+def cost_notes(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[str]:
     """One line where runs, each with the name of its exemplar, are large or long, else none.
 
     Raises:
@@ -272,10 +268,10 @@ def told(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[str]:
     available = available_bytes(device)
     name, run = max(runs, key=lambda named: estimated_bytes(named[1]))
     size = estimated_bytes(run)
-    (h, w), (height, width) = run.scales[-1]
+    exemplar, output = run.scales[-1]
     needed = (
-        f"{name}: {width}x{height} from an exemplar of {w}x{h} needs about {size / 1e9:.1f} GB of "
-        f"memory, {available / 1e9:.1f} GB are available"
+        f"{name}: {told(output)} from an exemplar of {told(exemplar)} needs about "
+        f"{size / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
     )
     if size - PROGRAM_BYTES > available:  # the program itself is there already
         raise UserError(f"{needed}: give {_smaller(run)}")

@@ -1,0 +1,1 @@
+"""Between a terminal and the library: flags, plans, progress, results, scores."""

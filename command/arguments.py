@@ -1,0 +1,499 @@
+"""The command line: every flag, its default and what it means; and the request that comes of it."""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from PIL import Image
+
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS
+from engine.orientation import FIELDS
+from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
+from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
+from terms.base import MAX_PATCHES
+from utils import SUFFIXES, UserError
+
+MAX_SIDE = 16383  # WebP's limit
+SCORE_FLAGS = {"score", "json", "gt_path", "quiet"}  # all that has a meaning beside --score
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are the user's, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def number(kind: type, least: float, unit: str, most: float | None = None) -> Callable[[str], Any]:
+    """A parser of finite numbers from `least` to `most`, for argparse."""
+    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < 2**63 or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} of {allowed}")
+        return value
+
+    return parse
+
+
+def parse_scales(text: str) -> int | None:
+    """Return None for 'auto', else the number."""
+    return None if text.lower() == "auto" else number(int, 1, "auto, or a number")(text)
+
+
+def parse_optimizer(text: str) -> str:
+    """Return the optimiser's name for any case of it, hyphen or none; unknown ones as they are."""
+    names = {name.lower(): name for name in OPTIMIZERS}
+    return names.get(text.lower().replace("-", ""), text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
+
+    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels, and for more
+    pixels in all than Pillow reads back.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
+    width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
+    most = Image.MAX_IMAGE_PIXELS or sys.maxsize
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= most):
+        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels and {most} pixels in all"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
+    return height, width
+
+
+def parse_share(text: str) -> tuple[str, float | None]:
+    """Return 'b.jpg:0.3' as ('b.jpg', 0.3) and 'b.jpg' as ('b.jpg', None).
+
+    Raises argparse.ArgumentTypeError for a share that is not between 0 and 1.
+    """
+    name, _, share = text.rpartition(":")
+    try:
+        value = float(share)
+    except ValueError:
+        return text, None
+    if not name or not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give PICTURE:SHARE, the share between 0 and 1")
+    return name, value
+
+
+def parse_bool(text: str) -> bool:
+    """Return True or False for the words for it; `type=bool` would read 'False' as true.
+
+    Raises argparse.ArgumentTypeError for any other word.
+    """
+    word = text.strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+
+
+# ------------------------------------------------------------------------------------ the flags
+
+
+def flag(
+    group: str, help: str, *names: str, default: Any = None, told: str = "", **options: Any
+) -> Any:
+    """A field of `Request` that is a flag of the command.
+
+    Args:
+        group: under which heading `--help` shows it.
+        help: what it means, in one sentence.
+        names: of the flag; none means `--` and the field's name.
+        default: the field's.
+        told: how the default is told, where its value alone would not say it.
+        options: as `ArgumentParser.add_argument` takes them.
+    """
+    return field(
+        default=default,
+        metadata={"group": group, "help": help, "names": names, "told": told, "options": options},
+    )
+
+
+def several(**options: Any) -> dict[str, Any]:
+    """Options of a flag of one value or more, which may be given again for more of them."""
+    return {"nargs": "+", "action": "extend"} | options
+
+
+PICTURES, CONTROL, MODEL, TERM, MATCHING, NET, OPTIMISATION, OUTPUT, INSTEAD = (
+    "pictures",
+    "control",
+    "texture model",
+    "terms beside the texture model",
+    "matching",
+    "net",
+    "optimisation",
+    "output",
+    "instead of a synthesis",
+)
+_rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, as the command line says it; nothing is read or checked yet."""
+
+    gt_path: Sequence[str] = flag(
+        PICTURES,
+        "exemplar(s), looked up as given, then in textures/",
+        "--gt_path",
+        "--image_path",
+        default=("leaf.jpg",),
+        **several(metavar="PICTURE"),
+    )
+    style_image: str | None = flag(
+        PICTURES,
+        "texture to paint --image_path in, which is then the content: style transfer",
+        metavar="PICTURE",
+    )
+    save_path: Path = flag(
+        PICTURES,
+        f"result, format by suffix ({' '.join(SUFFIXES)}); with several exemplars each one's name "
+        "is added",
+        default=Path("result.jpg"),
+        metavar="FILE",
+        type=Path,
+    )
+    save_every: int | None = flag(
+        PICTURES,
+        "also save a snapshot beside the result every N steps",
+        told="none",
+        type=number(int, 1, "a number of steps"),
+        metavar="N",
+    )
+    size: tuple[int, int] | None = flag(
+        PICTURES,
+        "of the output, in pixels",
+        told="the exemplar's, or that of the maps that describe the output",
+        type=parse_size,
+        metavar="N|WxH",
+    )
+
+    tile: str = flag(
+        CONTROL,
+        "seamless across, down or both ways; also saves NAME_tiled, the repeat",
+        default="",
+        told="none",
+        choices=("x", "y", "xy"),
+    )
+    guide: Sequence[Sequence[str]] = flag(
+        CONTROL,
+        "what goes where: maps of the exemplar and of the output, of one colour per region, or "
+        "grey for a progression; may be given again",
+        default=(),
+        told="none",
+        nargs=2,
+        action="append",
+        metavar=("SOURCE_MAP", "OUTPUT_MAP"),
+    )
+    orientation: str | None = flag(
+        CONTROL,
+        "axis along which the texture runs: degrees counter-clockwise from the horizontal, "
+        f"{', '.join(FIELDS)}, a picture whose hue is twice the angle, or .npy of (2, H, W) with "
+        "vectors to the right and down",
+        told="as it runs in the exemplar",
+        metavar="DEGREES|FIELD|FILE",
+    )
+    mix: Sequence[tuple[str, float | None]] = flag(
+        CONTROL,
+        "other exemplars and their shares; --gt_path has the rest, equal parts where nothing is "
+        "said. With --guide mix OUTPUT_MAP, colours from dark to light are --gt_path and these",
+        default=(),
+        told="none",
+        **several(type=parse_share, metavar="PICTURE[:SHARE]"),
+    )
+    maps: Sequence[str] = flag(
+        CONTROL,
+        "other maps of the exemplar's material, carried along and saved as NAME_MAP.png",
+        default=(),
+        told="none",
+        **several(metavar="PICTURE"),
+    )
+    init: str | None = flag(
+        CONTROL,
+        "what the output starts from",
+        told="content with --style_image, else noise",
+        metavar="noise|content|PICTURE",
+    )
+    mask: str | None = flag(
+        CONTROL,
+        "with --init PICTURE: white is made anew, black stays as it is, to the bit",
+        told="all is made",
+        metavar="PICTURE",
+    )
+    expand: tuple[int, int] | None = flag(
+        CONTROL,
+        "grow --init PICTURE, or else the exemplar, outwards to this size",
+        told="none",
+        type=parse_size,
+        metavar="N|WxH",
+    )
+    content_layers: Sequence[str] | None = flag(
+        CONTROL,
+        "with --style_image: layers that keep the content",
+        told="conv4_1",
+        **several(metavar="LAYER"),
+    )
+    content_weight: float | None = flag(
+        CONTROL,
+        "with --style_image: weight of the content, relative to that of texture model and terms "
+        "together, the same for any size",
+        told="0.5",
+        type=number(float, 0, "a weight"),
+        metavar="WEIGHT",
+    )
+    keep_color: bool = flag(
+        CONTROL,
+        "with --style_image: keep the content's colours",
+        default=False,
+        told="off",
+        action="store_true",
+    )
+
+    preset: str | None = flag(
+        MODEL,
+        "several flags in one, others go before it; "
+        + "; ".join(
+            f"{name} means {' '.join(f'--{k} {v}' for k, v in flags.items())}"
+            for name, flags in PRESETS.items()
+        ),
+        told="none",
+        choices=tuple(PRESETS),
+    )
+    method: str = flag(MODEL, "", default="gram", type=str.lower)
+    layers: Sequence[str] | None = flag(
+        MODEL,
+        "conv4_1 or relu4_1 (both after the ReLU), pool4, ...",
+        told="; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
+        **several(metavar="LAYER"),
+    )
+    pool: str = flag(MODEL, "pooling in the net", default="avg", choices=tuple(POOLS))
+    rescale: bool = flag(
+        MODEL,
+        "scale filters to unit mean activation on the exemplar; --no-rescale is the same as "
+        "--rescale False",
+        default=True,
+        nargs="?",
+        const=True,
+        type=parse_bool,
+        metavar="True|False",
+    )
+
+    terms: dict[str, float] = field(default_factory=dict)  # weights that the user says
+
+    match_every: int | None = flag(
+        MATCHING,
+        "steps for which matches (swd: directions, guided: samples) are held",
+        told=str(MATCH_EVERY),
+        type=number(int, 1, "a number of steps"),
+        metavar="N",
+    )
+    patch_rotations: Sequence[float] = flag(
+        MATCHING,
+        "cnnmrf, guided: also take patches from the exemplar at these angles",
+        default=(),
+        told="none",
+        **several(type=number(float, -360, "degrees", 360), metavar="DEGREES"),
+    )
+    patch_scales: Sequence[float] = flag(
+        MATCHING,
+        "cnnmrf, guided: also take patches from the exemplar resized by these",
+        default=(),
+        told="none",
+        **several(type=number(float, 0.1, "a factor", 10), metavar="FACTOR"),
+    )
+    max_patches: int | None = flag(
+        MATCHING,
+        "guided: most patches of a layer that are compared, of exemplar and output each",
+        told=str(MAX_PATCHES),
+        type=number(int, 1, "a number of patches"),
+        metavar="N",
+    )
+
+    model: str | None = flag(
+        NET,
+        "",
+        told=f"{DEFAULT_NET}, and where it can be neither found nor downloaded the bundled "
+        f"{BUNDLED_NET}",
+        choices=tuple(NETS),
+    )
+    weights: Path | None = flag(
+        NET,
+        "state dict in torchvision's layout, whole or features only",
+        told="torchvision's",
+        type=Path,
+        metavar="PATH",
+    )
+    device: str | None = flag(
+        NET,
+        "cuda:0, cuda:1, ..., cpu",
+        told="cuda:0, or the CPU where there is none",
+        metavar="DEVICE",
+    )
+
+    optimizer: str = flag(
+        OPTIMISATION, "", default="Adam", choices=tuple(OPTIMIZERS), type=parse_optimizer
+    )
+    epoch: int = flag(
+        OPTIMISATION,
+        "steps (evaluations of loss and gradient) over all scales",
+        default=1000,
+        type=number(int, 1, "a number of steps"),
+        metavar="N",
+    )
+    lr: float | None = flag(
+        OPTIMISATION,
+        "step size, for Adam in units of the range [0, 1]",
+        told=_rates,
+        type=number(float, 1e-12, "a step size"),
+        metavar="RATE",
+    )
+    scales: int | None = flag(
+        OPTIMISATION,
+        "how many sizes, coarse to fine by factors of two",
+        told="auto",
+        type=parse_scales,
+        metavar="auto|N",
+    )
+    seed: int = flag(
+        OPTIMISATION,
+        "of the noise to start from",
+        default=0,
+        type=number(int, 0, "a number"),
+        metavar="N",
+    )
+
+    quiet: bool = flag(
+        OUTPUT, "nothing on stderr but errors", default=False, told="off", action="store_true"
+    )
+
+    score: str | None = flag(
+        INSTEAD,
+        "print how far this picture is from the exemplar, beside how far the exemplar's two "
+        "halves are from each other",
+        told="none",
+        metavar="PICTURE",
+    )
+    json: bool = flag(
+        INSTEAD, "with --score: print it as JSON", default=False, told="off", action="store_true"
+    )
+
+
+class _Weight(argparse.Action):
+    """The weight of a term, kept under the term's name in `terms`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = getattr(namespace, "terms", {})
+        namespace.terms = given | {self.dest: values}
+
+
+def build_parser() -> Parser:
+    """The parser of `Synthesis.py`. What the user leaves out is left out of its namespace."""
+    parser = Parser(
+        prog="Synthesis.py",
+        usage="python Synthesis.py --gt_path leaf.jpg --epoch 1000\n"
+        "       python Synthesis.py --gt_path pebbles.png --size 512x384 --optimizer LBFGS "
+        "--save_path out/pebbles.png",
+        description="A picture of a texture -> new texture of any size.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {name: parser.add_argument_group(name) for name in (PICTURES, CONTROL, MODEL)}
+    groups[TERM] = parser.add_argument_group(
+        TERM, "weights, relative to the model's; 0 means without"
+    )
+    for name in (MATCHING, NET, OPTIMISATION, OUTPUT, INSTEAD):
+        groups[name] = parser.add_argument_group(name)
+    for one in fields(Request):
+        if one.metadata:
+            _add_flag(groups[one.metadata["group"]], one)
+    groups[MODEL].add_argument(
+        "--no-rescale", dest="rescale", action="store_false", help=argparse.SUPPRESS
+    )
+    for name, term in TERMS.items():
+        defaults = {m: method.weights.get(name, 0) for m, method in METHODS.items()}
+        told = ", ".join(f"{m} {weight:g}" for m, weight in defaults.items() if weight) or "0"
+        if name == "spectrum":
+            told += f", {LONG_RANGE_WEIGHT:g} for exemplars that repeat"
+        groups[TERM].add_argument(
+            f"--{name}",
+            action=_Weight,
+            type=number(float, 0, "a weight"),
+            metavar="WEIGHT",
+            help=f"{term.help}; default {told}",
+        )
+    return parser
+
+
+def _add_flag(group: argparse._ArgumentGroup, one: Any) -> None:
+    options = dict(one.metadata["options"])
+    help = one.metadata["help"]
+    if one.name == "method":  # what there is may have grown since the class was made
+        options["choices"] = tuple(METHODS)
+        help = "; ".join(f"{name}: {method.help}" for name, method in METHODS.items())
+    elif "choices" in options:
+        help = "; ".join(filter(None, (help, "one of " + ", ".join(options["choices"]))))
+    told = one.metadata["told"]
+    if not told and one.default is not MISSING and one.default is not None:
+        several = isinstance(one.default, tuple)
+        told = " ".join(map(str, one.default)) if several else str(one.default)
+    help = "; ".join(filter(None, (help, told and f"default {told}")))
+    names = one.metadata["names"] or (f"--{one.name}",)
+    group.add_argument(*names, dest=one.name, help=help.replace("%", "%%"), **options)
+
+
+def parse(argv: list[str] | None = None) -> Request:
+    """The request: what the user says, else what the preset says, else the defaults.
+
+    Raises:
+        UserError: a flag that there is not, or a value that it does not take.
+    """
+    given = vars(build_parser().parse_args(argv))
+    if "score" in given:
+        for name in (given | given.pop("terms", {})).keys() - SCORE_FLAGS:
+            raise UserError(f"--{name}: --score makes no picture and has no use for it")
+    preset: dict[str, Any] = dict(PRESETS.get(given.get("preset", ""), {}))
+    terms = {name: preset.pop(name) for name in list(preset) if name in TERMS}
+    given["terms"] = terms | given.get("terms", {})
+    return Request(**preset | given)
+
+
+def request_of(**flags: Any) -> Request:
+    """The request of flags by name, with the command line's own checks.
+
+    Sizes are (height, width) or text as at the command line, --guide a list of pairs.
+
+    Raises:
+        UserError: as `parse` does.
+    """
+    switches = {
+        one.name
+        for one in fields(Request)
+        if one.metadata.get("options", {}).get("action") == "store_true"
+    }
+    argv: list[str] = []
+    for name, value in flags.items():
+        if value is None or (name in switches and not value):
+            continue
+        if name in switches:
+            argv.append(f"--{name}")
+        elif name == "guide":
+            argv += [text for pair in value for text in ("--guide", *map(str, pair))]
+        elif name in ("size", "expand") and not isinstance(value, str | int):
+            argv.append(f"--{name}={value[1]}x{value[0]}")
+        elif isinstance(value, list | tuple):
+            argv += [f"--{name}", *map(str, value)]
+        else:
+            argv.append(f"--{name}={value}")
+    return parse(argv)

@@ -1,0 +1,167 @@
+"""The output's size, decided by one rule, and all that is said of its places, in that size."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from command.arguments import Request
+from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
+from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
+from terms.base import Canvas
+from utils import Size, UserError, find_picture, read_picture, read_vectors, resize, size_of, told
+
+
+class Pictures:
+    """Reads pictures, each once, and remembers what the user should hear of them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Path, Tensor] = {}
+        self.notes: list[str] = []
+
+    def read(self, name: str | Path) -> Tensor:
+        """(1, 3, H, W) of a picture looked up as `find_picture` does."""
+        path = find_picture(name)
+        if path not in self.seen:
+            self.seen[path], notes = read_picture(path)
+            self.notes += notes
+        return self.seen[path]
+
+
+def output_size(
+    request: Request,
+    drawn_axes: Tensor | None,
+    content: Tensor | None,
+    exemplar: Tensor,
+    pictures: Pictures,
+) -> Size:
+    """(height, width) of the output, which all maps and pictures are then brought to.
+
+    The first that is given of: --size, --expand, the picture whose kept pixels --mask names, the
+    content, the output map of the first --guide, the map of --orientation, --init, the exemplar.
+    """
+    init = _init_picture(request, pictures)
+    maps = [pictures.read(output) for _, output in request.guide]
+    given = (init if request.mask else None, content, *maps, drawn_axes, init, exemplar)
+    followed = next(picture for picture in given if picture is not None)
+    return request.size or request.expand or size_of(followed)
+
+
+def canvas_of(
+    request: Request, size: Size, exemplar: Tensor, content: Tensor | None, pictures: Pictures
+) -> Canvas:
+    """The canvas, but for guides.
+
+    Raises:
+        UserError: pixels are to be kept to the bit in another size, or none may change.
+    """
+    init = _init_picture(request, pictures)
+    if request.init in (None, "content"):
+        init = content
+    mask = None
+    if request.expand:
+        init, mask = _expanded(request.expand, exemplar if init is None else init)
+    if request.mask:
+        assert init is not None  # checked where flags are: --mask needs --init PICTURE
+        mask = pictures.read(request.mask).mean(1, keepdim=True) >= 0.5
+        if size_of(mask) != size_of(init):
+            raise UserError(
+                f"--mask {request.mask}: {told(size_of(mask))}, but --init {request.init} is "
+                f"{told(size_of(init))}"
+            )
+        if not mask.any():
+            raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
+    if mask is not None and size_of(mask) != size:
+        flag = "--expand" if request.expand else f"--mask {request.mask}"
+        raise UserError(
+            f"--size {told(size)}: {flag} keeps pixels of {told(size_of(mask))} to the bit, "
+            "which is the only size allowed"
+        )
+    return Canvas(
+        size,
+        request.tile,
+        None if init is None else resize(init, size, request.tile),
+        mask,
+        None if content is None else resize(content, size),
+        request.keep_color,
+    )
+
+
+def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
+    return None if request.init in (None, "content", "noise") else pictures.read(request.init)
+
+
+def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
+    if any(new < old for new, old in zip(size, size_of(picture), strict=True)):
+        raise UserError(
+            f"--expand {told(size)}: smaller than the picture, {told(size_of(picture))}, that it "
+            "is to hold"
+        )
+    return expanded(picture, size)
+
+
+def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """(1, 3, h, w) in the middle of a canvas of (H, W), and (1, 1, H, W) of bool: what is new."""
+    spare = [new - old for new, old in zip(size, size_of(image), strict=True)]
+    pads = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
+    mask = torch.ones(1, 1, *size, dtype=torch.bool)
+    mask[..., pads[2] : size[0] - pads[3], pads[0] : size[1] - pads[1]] = False
+    return F.pad(image, pads), mask
+
+
+def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
+    """Unit axes (1, 2, H, W) of a file, of its own size; None for degrees and for FIELDS.
+
+    Raises:
+        UserError: neither degrees nor a name nor a file that holds axes.
+    """
+    if spec is None or field(spec, (1, 1)) is not None:
+        return None
+    if Path(spec).suffix.lower() == ".npy":
+        return axes_of_vectors(read_vectors(Path(spec)))
+    try:
+        return axes_of_hue(pictures.read(spec))
+    except UserError as error:
+        allowed = f"--orientation: neither degrees nor {', '.join(FIELDS)} nor a file"
+        raise UserError(f"{allowed} ({error})") from error
+
+
+def axes_at(spec: str, drawn: Tensor | None, size: Size) -> Tensor:
+    """Unit axes (1, 2, H, W) in that size; where opposite ones of a file meet there is none."""
+    if drawn is None:
+        found = field(spec, size)
+        assert found is not None  # as `drawn_axes` has read whatever is neither degrees nor a name
+        return found
+    if size_of(drawn) == size:
+        return drawn
+    return F.normalize(F.interpolate(drawn, size, mode="bilinear", antialias=True))
+
+
+def guide_of(
+    request: Request,
+    size: Size,
+    exemplars: list[Tensor],
+    axes: Tensor | None,
+    variants: Variants,
+    pictures: Pictures,
+) -> Guide | None:
+    """What all guides and the orientation say together of the places of exemplars and output.
+
+    Raises:
+        UserError: a guide that does not fit its exemplar, or asks for what that does not have.
+    """
+    guides = []
+    for names in request.guide:
+        if request.mix and names[0] == "mix":
+            return which_exemplar(exemplars, pictures.read(names[1]), names[1], size)
+        source, output = (pictures.read(name) for name in names)
+        if size_of(source) != size_of(exemplars[0]):
+            raise UserError(
+                f"--guide {names[0]}: {told(size_of(source))}, but the exemplar that it "
+                f"describes is {told(size_of(exemplars[0]))}"
+            )
+        guides.append(read_guide(source, output, names, variants, size))
+    if axes is not None:
+        guides.append(orientation_guide(exemplars[0], axes, variants))
+    return joined(guides) if guides else None

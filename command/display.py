@@ -1,0 +1,64 @@
+"""What the user sees and gets while a picture is made: a bar or lines on stderr, and snapshots."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from command.plan import Job
+from engine.synthesis import Progress, finished
+from utils import save_picture
+
+
+def say(notes: Iterable[str | None], quiet: bool) -> None:
+    """Print what the user should hear on stderr, unless it is to be quiet."""
+    for note in notes:
+        if note and not quiet:
+            print(note, file=sys.stderr)
+
+
+class Display:
+    """Shows progress, saves snapshots, and keeps the picture as it stands."""
+
+    def __init__(self, job: Job, record: dict[str, Any], quiet: bool) -> None:
+        self.job, self.record = job, record
+        self.last: Progress | None = None
+        self.lines = not quiet and not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=1,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            dynamic_ncols=True,
+            disable=quiet or self.lines,
+            leave=False,
+        )
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """After a step."""
+        height, width = progress.image.shape[-2:]
+        if self.last is None or self.last.scale != progress.scale:
+            told = f"scale {progress.scale}/{progress.scales} {width}x{height}"
+            self.bar.set_description(told, refresh=False)
+            if self.lines:
+                print(f"{self.job.name}: {told} from step {progress.step}", file=sys.stderr)
+        self.last = progress
+        told = f"step {progress.step}/{self.job.spec.steps}, error {progress.loss:.2g}"
+        self.bar.set_postfix_str(told, refresh=False)
+        self.bar.update(progress.fraction - self.bar.n)
+        if self.job.save_every and progress.step % self.job.save_every == 0:
+            path = self.job.save_path
+            path = path.with_stem(f"{path.stem}_{progress.step:06d}")
+            save_picture(self.picture(), path, self.record | {"step": progress.step})
+
+    def picture(self) -> Tensor:
+        """(1, 3, height, width) in [0, 1]: the best so far, as it would be saved."""
+        assert self.last is not None  # there is a picture after the first step
+        image = self.last.image
+        return finished(self.job.spec.canvas.to(image.device), image)

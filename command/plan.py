@@ -1,0 +1,338 @@
+"""From what was asked for to jobs that are complete: everything read and checked before slow work.
+
+Arguments end here. A job is frozen and holds all that decides a picture but the net's weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from command.arguments import Request
+from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from engine.colours import matched_colours
+from engine.maps import turned
+from engine.optimizers import LEARNING_RATES
+from engine.orientation import missing_turns
+from engine.synthesis import Spec, exemplar_of, sizes_of
+from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
+from models import DEFAULT_NET, least_side, resolve_layers
+from terms.autocorrelation import PERIODIC, period
+from terms.base import MAX_PATCHES, Canvas, Exemplar
+from terms.gram import GRAM_LAYERS
+from utils import (
+    UserError,
+    check_save_path,
+    find_picture,
+    is_deep,
+    scaled,
+    size_of,
+    told,
+    turned_and_resized,
+)
+
+VERSION = "0.1.0"
+CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
+# What a record does not hold: where things are, and what does not change the picture.
+NOT_RECORDED = {"gt_path", "save_path", "save_every", "quiet", "score", "json", "model", "weights"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make: all that decides it, and where it goes."""
+
+    name: str  # of the picture of --gt_path
+    spec: Spec
+    trunk_layers: list[str]  # that the net is asked for: the model's and those of terms
+    pool: str
+    rescale: bool
+    save_path: Path
+    save_every: int | None  # steps between snapshots
+    maps: list["CarriedMap"]
+    record: dict[str, Any]  # kept inside the picture
+
+    @property
+    def tiled_path(self) -> Path:
+        """Where the repeat of a picture that tiles goes."""
+        return self.save_path.with_stem(f"{self.save_path.stem}_tiled")
+
+    def written(self) -> list[Path]:
+        """Every file that this makes, but snapshots."""
+        tiled = [self.tiled_path] if self.spec.canvas.tile else []
+        return [self.save_path, *tiled, *(one.path for one in self.maps)]
+
+
+@dataclass(frozen=True)
+class CarriedMap:
+    """Another map of the exemplar's material."""
+
+    path: Path  # where it goes
+    copies: list[Tensor]  # (1, 3, h, w) each: as it is, and turned and resized as the exemplar is
+    deep: bool  # 16-bit
+
+
+def plan(request: Request) -> tuple[list[Job], list[str]]:
+    """Read every picture and check every path and size, before any slow work.
+
+    Returns the jobs, and what was done to the pictures that the user should hear.
+
+    Raises:
+        UserError: whatever of these cannot be.
+    """
+    check_uses(request)
+    # Spelling is checked here; the net may turn out to be another one.
+    layers = layers_of(request, request.model or DEFAULT_NET)
+    pictures = Pictures()
+    paths = [find_picture(name) for name in request.gt_path]
+    jobs: list[Job] = []
+    for path in paths:
+        save_path = request.save_path
+        if len(paths) > 1:
+            save_path = save_path.with_stem(f"{save_path.stem}_{path.stem}")
+        if save_path in (job.save_path for job in jobs):
+            raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
+        check_save_path(save_path)
+        jobs.append(_job(request, layers, path, save_path, pictures))
+    written = [path for job in jobs for path in job.written()]
+    for path in written:
+        if any(path.exists() and path.samefile(read) for read in pictures.seen):
+            raise UserError(f"--save_path {path}: that is an exemplar, give another name")
+        if written.count(path) > 1:
+            raise UserError(f"--save_path {path}: two pictures would be saved there")
+    return jobs, pictures.notes
+
+
+def _job(
+    request: Request,
+    layers: tuple[list[str], list[str]],
+    path: Path,
+    save_path: Path,
+    pictures: Pictures,
+) -> Job:
+    exemplar, content, exemplar_name = pictures.read(path), None, path.name
+    if request.style_image:
+        content, exemplar = exemplar, pictures.read(request.style_image)
+        exemplar_name = find_picture(request.style_image).name
+        if request.keep_color:
+            exemplar = matched_colours(exemplar, content)
+    exemplars, canvas = _exemplars_and_canvas(request, exemplar, content, pictures)
+    weights, notes = term_weights(request, exemplar_name, exemplar, canvas)
+    pictures.notes += notes
+    spec = Spec(
+        exemplars,
+        canvas,
+        method=request.method,
+        layers=layers[0],
+        weights=weights,
+        match_every=request.match_every or MATCH_EVERY,
+        max_patches=request.max_patches or MAX_PATCHES,
+        content_layers=tuple(
+            resolve_layers(request.content_layers or CONTENT_LAYERS, request.model or DEFAULT_NET)
+        ),
+        content_weight=(
+            CONTENT_WEIGHT if request.content_weight is None else request.content_weight
+        ),
+        optimizer=request.optimizer,
+        steps=request.epoch,
+        lr=request.lr,
+        scales=request.scales,
+        seed=request.seed,
+    )
+    check_sizes(spec, layers[1])
+    made_at = sizes_of(spec, layers[1])[-1][1]
+    if made_at != canvas.size:
+        pictures.notes.append(
+            f"{path.name}: made at {told(made_at)}, then resized, to tile exactly"
+        )
+    if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
+        pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
+    return Job(
+        path.name,
+        spec,
+        layers[1],
+        request.pool,
+        request.rescale,
+        save_path,
+        request.save_every,
+        [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
+        _record(request, spec, exemplar_name, path.name),
+    )
+
+
+def _exemplars_and_canvas(
+    request: Request, exemplar: Tensor, content: Tensor | None, pictures: Pictures
+) -> tuple[tuple[Exemplar, ...], Canvas]:
+    """Every exemplar with its copies, and the canvas, with what guides say of both."""
+    drawn = drawn_axes(request.orientation, pictures)
+    size = output_size(request, drawn, content, exemplar, pictures)
+    axes, rotations = None, list(request.patch_rotations)
+    if request.orientation:
+        axes = axes_at(request.orientation, drawn, size)
+        rotations = rotations or missing_turns(exemplar, axes)
+    shares = _shares(request.mix)
+    others = [(pictures.read(name), share) for name, share in shares]
+    rest = 1 - sum(share for _, share in shares)
+    exemplars = (
+        exemplar_of(exemplar, rotations, request.patch_scales, rest),
+        *(exemplar_of(picture, share=share) for picture, share in others),
+    )
+    canvas = canvas_of(request, size, exemplar, content, pictures)
+    variants = partial(turned_and_resized, degrees=rotations, factors=request.patch_scales)
+    mixed = [exemplar, *(picture for picture, _ in others)]
+    guide = guide_of(request, size, mixed, axes, variants, pictures)
+    return (exemplars, canvas) if guide is None else guide.laid(exemplars, canvas)
+
+
+def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
+    """Shares where none is given: equal parts of the rest, of which the exemplar has one."""
+    rest = 1 - sum(share or 0 for _, share in mix)
+    if rest <= 1e-6:
+        raise UserError(f"--mix: shares of {1 - rest:g} in all leave nothing for the exemplar")
+    part = rest / (1 + sum(share is None for _, share in mix))
+    return [(name, share or part) for name, share in mix]
+
+
+def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
+    found, path = pictures.read(name), find_picture(name)
+    if found.shape != exemplar.image.shape:
+        raise UserError(
+            f"--maps {name}: {told(size_of(found))}, but the exemplar is "
+            f"{told(size_of(exemplar.image))}"
+        )
+    goes = save_path.with_name(f"{save_path.stem}_{path.stem}.png")
+    check_save_path(goes)
+    copies = [found, *turned(found, exemplar.rotations, exemplar.factors)]
+    return CarriedMap(goes, copies, is_deep(path))
+
+
+def _record(request: Request, spec: Spec, exemplar: str, given: str) -> dict[str, Any]:
+    """What the picture's file keeps of how it was made."""
+    record: dict[str, Any] = {"version": VERSION, "exemplar": exemplar}
+    record |= {k: v for k, v in asdict(request).items() if k not in NOT_RECORDED | {"terms"}}
+    if request.style_image:
+        record |= {
+            "content": given,
+            "content_layers": spec.content_layers,
+            "content_weight": spec.content_weight,
+        }
+    return (
+        record
+        | (spec.weights or {})
+        | {
+            "size": told(spec.canvas.size),
+            "layers": spec.layers,
+            "lr": spec.lr or LEARNING_RATES[spec.optimizer],
+        }
+    )
+
+
+def check_sizes(spec: Spec, layers: list[str]) -> None:
+    """Raise UserError when exemplars, copies or output are too small for the layers."""
+    least = least_side(layers)
+    coarsest = sizes_of(spec, layers)[0][0]
+    first, *others = spec.exemplars
+    factor = coarsest[0] / first.image.shape[2]
+    named = [("--patch_rotations, --patch_scales: the", view) for view in first.views[1:]]
+    named += [("--mix: an", view) for other in others for view in other.views]
+    for name, view in named:
+        size = scaled(view.image, factor)
+        if min(size) < least:
+            raise UserError(
+                f"{name} exemplar becomes {told(size)} at the coarsest scale, "
+                f"allowed are sides of {least} or more"
+            )
+
+
+def given_weights(request: Request) -> dict[str, float]:
+    """The weight of every term: what the user says, else the method's own."""
+    return dict.fromkeys(TERMS, 0.0) | METHODS[request.method].weights | request.terms
+
+
+def term_weights(
+    request: Request, name: str, exemplar: Tensor, canvas: Canvas
+) -> tuple[dict[str, float], list[str]]:
+    """The weight of every term for this exemplar, and what the user should hear of them."""
+    weights, notes = given_weights(request), []
+    if "spectrum" not in request.terms:
+        clear, y, x = period(exemplar)
+        if clear > PERIODIC:
+            weights["spectrum"] = LONG_RANGE_WEIGHT
+            whole = "; --tile keeps its order where --size holds whole repeats"
+            notes = [
+                f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "
+                f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
+                + (whole if canvas.tile else "")
+            ]
+    off, off_notes = _terms_of_the_whole(weights, canvas)
+    return weights | off, off_notes if "spectrum" in off else notes + off_notes
+
+
+def _terms_of_the_whole(
+    weights: dict[str, float], canvas: Canvas
+) -> tuple[dict[str, float], list[str]]:
+    """What to make of the weights of terms that see the picture as a whole, and the line for it.
+
+    The spectrum knows what a mask keeps and judges what is made alone; the autocorrelation cannot
+    tell them apart. Guides ask different places for different things: beside them both are off.
+    """
+    if canvas.guide is not None:
+        beside, terms = "guides", ["spectrum", "autocorrelation"]
+    elif canvas.mask is not None:
+        beside, terms = "what is kept", ["autocorrelation"]
+    else:
+        return {}, []
+    off = [term for term in terms if weights[term]]
+    note = f"{', '.join(off)}: off beside {beside}, as it sees the picture as a whole"
+    return dict.fromkeys(off, 0.0), [note] if off else []
+
+
+def layers_of(request: Request, net: str) -> tuple[list[str], list[str]]:
+    """The layers that the texture model looks at, and those that the trunk must have.
+
+    Raises:
+        UserError: a layer that the net does not have.
+    """
+    layers = resolve_layers(request.layers or METHODS[request.method].layers, net)
+    weights = given_weights(request)
+    every = set(layers)
+    if any(weights[term] for term in ("gram", "moments", "autocorrelation")):
+        every.update(GRAM_LAYERS)
+    if request.style_image:
+        every.update(request.content_layers or CONTENT_LAYERS)
+    return layers, resolve_layers(every, net)
+
+
+def check_uses(request: Request) -> None:
+    """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
+    for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
+        if getattr(request, flag) and flag not in METHODS[request.method].takes:
+            takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
+            raise UserError(f"--{flag}: --method {request.method} has no use for it, but {takers}")
+    if request.maps and request.mix:
+        raise UserError("--maps: of one exemplar, leave out --mix")
+    for flag, given in (
+        ("keep_color", request.keep_color),
+        ("init content", request.init == "content"),
+        ("content_weight", request.content_weight is not None),
+        ("content_layers", request.content_layers is not None),
+    ):
+        if given and not request.style_image:
+            raise UserError(f"--{flag}: of use with --style_image only, which is missing")
+    if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
+        raise UserError("--mix: exemplars are mixed as they are, not turned or resized")
+    if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
+        raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
+    for name, share in request.mix:
+        if share is not None and request.guide:
+            raise UserError(
+                f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
+            )
+    if request.mask and request.init in (None, "content", "noise"):
+        raise UserError(f"--mask {request.mask}: say what is masked, --init PICTURE")
+    if request.mask and request.expand:
+        raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")
+    if request.style_image and (request.mask or request.expand):
+        raise UserError("--style_image paints all of the picture: leave out --mask and --expand")

@@ -1,0 +1,94 @@
+"""What a job leaves behind: the picture with its record, its repeat, its maps, and one line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from command.plan import Job
+from engine import maps
+from models import Extractor, Weights, least_side, resolve_layers
+from terms.base import Exemplar, Scene, View
+from terms.gram import GRAM_LAYERS, Gram
+from utils import read_picture, save_picture
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net as it was found on this machine."""
+
+    weights: Weights
+    name: str
+    told: str  # as records and the last line name it
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job."""
+
+    path: Path
+    image: Tensor  # (1, 3, H, W) in [0, 1], on the CPU
+    record: dict[str, Any]
+    seconds: float
+    interrupted: bool  # the picture is that of the steps until Ctrl-C
+
+    @property
+    def line(self) -> str:
+        """What the command prints of it."""
+        return (
+            f"{self.path}  {self.record['size']}  {self.seconds:.1f} s  "
+            f"Gram error {self.record['error']:.6f}  {self.record['net']}"
+        )
+
+
+def save(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> dict[str, Any]:
+    """Save all that a job makes; returns the record, to which the saved file's error is added."""
+    save_picture(image, job.save_path, record)
+    exemplar = job.spec.exemplars[0].image.to(image.device)
+    error = saved_error(job.save_path, exemplar, net)
+    record = record | {"error": round(error, 6)}
+    save_picture(image, job.save_path, record)
+    tile = job.spec.canvas.tile
+    if tile:
+        down, across = (2 if axis in tile else 1 for axis in "yx")
+        save_picture(image.repeat(1, 1, down, across), job.tiled_path, record)
+    if job.maps:
+        carry_maps(job, image, record, net)
+    return record
+
+
+@torch.no_grad()
+def saved_error(path: Path, exemplar: Tensor, net: Net) -> float:
+    """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
+
+    Always of `GRAM_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
+    pictures made with different settings compare.
+    """
+    saved = read_picture(path)[0].to(exemplar.device)
+    least = min(*saved.shape[-2:], *exemplar.shape[-2:])
+    layers = [
+        layer for layer in resolve_layers(GRAM_LAYERS, net.name) if least_side([layer]) <= least
+    ]
+    trunk = Extractor(net.weights, net.name, layers).to(exemplar.device)
+    scene = Scene((Exemplar((View(trunk(exemplar)),)),))
+    return Gram(scene, layers)(trunk(saved)).item()
+
+
+@torch.no_grad()
+def carry_maps(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> None:
+    """Save the exemplar's other maps as they go with the picture, each place from the exemplar as
+    it is or as it was turned and resized, whichever is nearer."""
+    device, tile = image.device, job.spec.canvas.tile
+    trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
+    output = trunk(image, tile)
+    found = [
+        maps.correspondence(output, trunk(view.image.to(device)), tile)
+        for view in job.spec.exemplars[0].views
+    ]
+    for one in job.maps:
+        carried = maps.carried([copy.to(device) for copy in one.copies], found, tile)
+        kept = {name: record[name] for name in ("version", "exemplar")}
+        save_picture(carried, one.path, kept, one.deep)

@@ -1,0 +1,1 @@
+"""How a picture is made: scales and start, guides and maps, colours, optimisers."""

@@ -1,0 +1,68 @@
+"""Means and covariances of colours."""
+
+import math
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
+
+
+def is_grey(picture: Tensor) -> bool:
+    """Whether the channels of (1, 3, H, W) are equal."""
+    return torch.equal(picture, picture[:, :1].expand_as(picture))
+
+
+def luma(image: Tensor) -> Tensor:
+    """(1, 3, H, W) -> (1, 1, H, W)."""
+    weights = torch.tensor(LUMA, device=image.device).view(1, 3, 1, 1)
+    return (image * weights).sum(1, keepdim=True)
+
+
+def with_chroma(image: Tensor, content: Tensor) -> Tensor:
+    """The luma of one picture with the colour differences of another of the same size."""
+    return (luma(image) + content - luma(content)).clamp(0, 1)
+
+
+def matched_colours(style: Tensor, content: Tensor) -> Tensor:
+    """The style moved linearly to the content's mean and covariance of colours.
+
+    Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016, section 4, by the
+    symmetric square root, which moves colours least. Along axes of colour in which the style
+    hardly varies it cannot be made to: a flat style becomes the content's mean.
+    """
+    (mean_style, root_style), (mean, root) = (
+        colours(picture[0].flatten(1), LEAST_DEVIATION) for picture in (style, content)
+    )
+    pixels = style[0].flatten(1).double() - mean_style
+    matched = root @ torch.linalg.solve(root_style, pixels) + mean
+    return matched.view(style.shape).to(style.dtype).clamp(0, 1)
+
+
+def colours(pixels: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(C, N) -> mean (C, 1) and symmetric square root of the covariance (C, C), as float64.
+
+    The root exists for any picture, of two colours or of one as well, whose covariance has no full
+    rank and is therefore of no use to a Cholesky decomposition. Its eigenvalues are the standard
+    deviations along the axes of the colours, each of them at least `least`.
+    """
+    pixels = pixels.double()
+    covariance = pixels.cov().reshape(len(pixels), len(pixels))
+    variances, axes = torch.linalg.eigh(covariance)  # what is 0 may come out as -1e-18
+    deviations = variances.clamp(min=0).sqrt().clamp(min=least)
+    return pixels.mean(1, keepdim=True), axes @ deviations.diag() @ axes.T
+
+
+def noise_like(picture: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Gaussian white noise with the picture's mean colour and colour covariance.
+
+    A picture whose channels are equal gives one of one channel, so that what is grey stays grey.
+    Drawn on the CPU, where a seed means the same on every machine.
+    """
+    pixels = picture[0].flatten(1).cpu()  # (3, H W)
+    if is_grey(picture):
+        pixels = pixels[:1]
+    mean, root = (x.float() for x in colours(pixels))
+    image = mean + root @ torch.randn(len(pixels), math.prod(size), generator=generator)
+    return image.view(1, len(pixels), *size).to(picture.device)

@@ -1,0 +1,167 @@
+"""Guides: pairs of maps that say what goes where, as regions or as a progression."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from terms.base import Canvas, Exemplar
+from terms.regions import one_hot
+from utils import LEVELS, Size, UserError, size_of
+
+MOST_REGIONS = 12  # colours; a picture of more is no label map
+STEPS = 8  # into which methods that match statistics divide a progression
+
+
+class Guide(NamedTuple):
+    """What each place of the exemplar is, and of each of its variants, the exemplar turned and
+    resized; and what each place of the output shall be.
+
+    Channels are for methods that match patches, (1, G, h, w); regions, (1, 1, h, w) of int64, for
+    those that match statistics: -1 is no region.
+    """
+
+    sources: tuple[Tensor, ...]
+    output: Tensor
+    source_regions: tuple[Tensor, ...]
+    output_region: Tensor
+
+    def laid(
+        self, exemplars: tuple[Exemplar, ...], canvas: Canvas
+    ) -> tuple[tuple[Exemplar, ...], Canvas]:
+        """Exemplars and canvas that know of the guide."""
+        maps = iter(zip(self.sources, self.source_regions, strict=True))
+        guided = []
+        for exemplar in exemplars:
+            views = []
+            for view in exemplar.views:
+                guide, regions = next(maps)
+                views.append(replace(view, guide=guide, regions=regions))
+            guided.append(replace(exemplar, views=tuple(views)))
+        return tuple(guided), replace(canvas, guide=self.output, regions=self.output_region)
+
+
+Variants = Callable[[Tensor], list[Tensor]]
+
+
+def read_guide(
+    source: Tensor,
+    output: Tensor,
+    names: Sequence[str],
+    variants: Variants = lambda maps: [],
+    size: Size | None = None,
+) -> Guide:
+    """The guide that two control maps make, pictures (1, 3, H, W) of any two sizes.
+
+    Maps of at most MOST_REGIONS colours in all are labels: each colour is a region. Other ones are
+    a progression, in grey. The output's map is brought to `size`, (height, width), None for its
+    own: labels by the nearest one, so that they stay labels, a progression smoothly.
+
+    Raises:
+        UserError: a colour of the output that the source does not have; more colours than
+            regions may be.
+    """
+    levels = [_levels(picture) for picture in (source, output)]
+    colours, index = torch.cat(levels).unique(dim=0, return_inverse=True)
+    indices = [
+        part.view(1, 1, *picture.shape[2:])
+        for part, picture in zip(
+            index.split([len(x) for x in levels]), (source, output), strict=True
+        )
+    ]
+    if len(colours) <= MOST_REGIONS:
+        for k in range(len(colours)):
+            if not (indices[0] == k).any():
+                colour = "#" + "".join(f"{level:02x}" for level in colours[k].tolist())
+                raise UserError(f"--guide {names[0]}: has no {colour}, which {names[1]} asks for")
+        indices[1] = _labels_at(indices[1], size)
+        channels = [one_hot(x, len(colours)) for x in indices]
+        return _with_variants(channels[0], channels[1], indices[0], indices[1], variants)
+    if (colours != colours[:, :1]).any():
+        raise UserError(
+            f"--guide {' '.join(names)}: {len(colours)} colours; give {MOST_REGIONS} regions or "
+            f"fewer, each of one colour, saved without loss, or a grey progression"
+        )
+    if size is not None:
+        output = F.interpolate(output, size, mode="bilinear", antialias=True)
+    # Steps of the same share of the source: none is empty.
+    edges = source[:, :1].flatten().quantile(torch.linspace(0, 1, STEPS + 1)[1:-1]).unique()
+    steps = [torch.bucketize(picture[:, :1].contiguous(), edges) for picture in (source, output)]
+    steps = [x.clamp(steps[0].min(), steps[0].max()) for x in steps]
+    return _with_variants(source[:, :1], output[:, :1], steps[0], steps[1], variants)
+
+
+def _with_variants(
+    source: Tensor, output: Tensor, source_region: Tensor, output_region: Tensor, variants: Variants
+) -> Guide:
+    shares = one_hot(source_region, 1 + int(source_region.max()))
+    regions = [maps.argmax(1, keepdim=True) for maps in variants(shares)]
+    sources = source, *variants(source)
+    return Guide(sources, output, (source_region, *regions), output_region)
+
+
+def which_exemplar(
+    exemplars: list[Tensor], output: Tensor, name: str, size: Size | None = None
+) -> Guide:
+    """The guide whose regions are whole exemplars, by the colours of a map from dark to light.
+
+    The map is brought to `size`, (height, width), None for its own.
+
+    Raises:
+        UserError: the map has not one colour for each of the exemplars.
+    """
+    colours, index = _levels(output).unique(dim=0, return_inverse=True)
+    if len(colours) != len(exemplars):
+        raise UserError(
+            f"--guide mix {name}: {len(colours)} colours, needed are {len(exemplars)}, one for "
+            "each exemplar from dark to light"
+        )
+    order = colours.sum(1).argsort().argsort()
+    region = _labels_at(order[index].view(1, 1, *output.shape[2:]), size)
+    regions = tuple(
+        torch.full((1, 1, *exemplar.shape[2:]), k) for k, exemplar in enumerate(exemplars)
+    )
+
+    sources = tuple(one_hot(region, len(exemplars)) for region in regions)
+    return Guide(sources, one_hot(region, len(exemplars)), regions, region)
+
+
+def _labels_at(labels: Tensor, size: Size | None) -> Tensor:
+    """(1, 1, H, W) of int64 -> of another size, each place with the label nearest to it."""
+    if size is None or size_of(labels) == tuple(size):
+        return labels
+    return F.interpolate(labels.double(), size, mode="nearest-exact").long()
+
+
+def _levels(picture: Tensor) -> Tensor:
+    """(1, 3, H, W) in [0, 1] -> (H W, 3) of int64, levels of 8 bits."""
+    return (LEVELS * picture[0]).round().long().flatten(1).T
+
+
+def joined(guides: list[Guide]) -> Guide:
+    """Several guides as one: every channel, and a region for every pair of regions.
+
+    Raises:
+        UserError: the output asks for regions together that the source has only apart.
+    """
+    first, *others = guides
+    for other in others:
+        count = 1 + max(x.max() for x in (*other.source_regions, other.output_region))
+
+        def both(one: Tensor, two: Tensor, count: Tensor = count) -> Tensor:
+            return torch.where((one < 0) | (two < 0), -1, one * count + two)
+
+        regions = tuple(map(both, first.source_regions, other.source_regions))
+        wanted = both(first.output_region, other.output_region)
+        had = torch.cat([x.flatten() for x in regions])
+        if not torch.isin(wanted[wanted >= 0].unique(), had).all():
+            raise UserError(
+                "--guide: the output maps ask together for what no place of the source is"
+            )
+        sources = zip(first.sources, other.sources, strict=True)
+        output = torch.cat((first.output, other.output), 1)
+        first = Guide(tuple(torch.cat(pair, 1) for pair in sources), output, regions, wanted)
+    return first

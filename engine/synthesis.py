@@ -1,0 +1,199 @@
+"""Coarse to fine: how a picture is made, once all about it is decided."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from engine.colours import is_grey, noise_like, with_chroma
+from engine.optimizers import optimize
+from engine.scales import pyramid, split_steps
+from losses import MATCH_EVERY, Criterion
+from models import Extractor, Features, least_side, stride
+from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View, moved
+from terms.content import Content
+from utils import Size, resize, scaled, size_of, turned_and_resized
+
+DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that decides a picture, but for the net."""
+
+    exemplars: tuple[Exemplar, ...]  # their views are pictures alone, at full size
+    canvas: Canvas
+    method: str = "gram"  # a name in `losses.METHODS`
+    layers: list[str] | None = None  # that the model looks at; None: all that the trunk has
+    weights: dict[str, float] | None = None  # of the terms beside it; None: the method's own
+    match_every: int = MATCH_EVERY  # steps for which what is matched is held
+    max_patches: int = MAX_PATCHES  # of a layer, for models that sample
+    content_layers: tuple[str, ...] = ()
+    content_weight: float = 0.0  # relative to that of model and terms together
+    optimizer: str = "Adam"  # a name in `optimizers.OPTIMIZERS`
+    steps: int = 1000  # evaluations of loss and gradient, over all scales
+    lr: float | None = None  # step size; None: the optimiser's own
+    scales: int | None = None  # how many; None: as many as the exemplar's size asks for
+    seed: int = 0  # the same on one machine's CPU gives the same picture
+
+    def to(self, device: torch.device) -> "Spec":
+        """The same on another device."""
+        exemplars = tuple(one.to(device) for one in self.exemplars)
+        return replace(self, exemplars=exemplars, canvas=moved(self.canvas, device))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a synthesis stands after a step."""
+
+    step: int  # 1 ... steps, over all scales
+    scale: int  # 1 ... scales
+    scales: int
+    fraction: float  # of the work that is done, 0 ... 1; a fine step is more work than a coarse one
+    image: Tensor  # the best so far, (1, 3 or 1, H, W) in [0, 1]
+    loss: float
+
+
+Report = Callable[[Progress], None]
+Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale
+
+
+def coarse_to_fine(spec: Spec, trunk: Extractor, report: Report | None = None) -> Tensor:
+    """New texture like the exemplars, from white noise, coarse to fine.
+
+    The first scale starts from noise with the exemplar's mean and covariance of colours, every
+    other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart
+    from them in that noise is added of what the exemplar gains in detail: from a smooth start, fine
+    structure grows along the net's pooling grid, and the grid is left to be seen.
+
+    Args:
+        spec: on the trunk's device. Sides along which the output tiles are optimised as multiples
+            of the net's stride.
+        trunk: of the layers that the spec names and any that terms shall look at.
+        report: called after every step.
+
+    Returns:
+        (1, 3, height, width) in [0, 1].
+
+    Raises:
+        UserError: exemplar or size too small for the layers or the scales.
+    """
+    canvas, exemplar = spec.canvas, spec.exemplars[0].image
+    sizes = sizes_of(spec, trunk.layers)
+    shares = split_steps(spec.steps, len(sizes))
+    generator = torch.Generator().manual_seed(spec.seed)
+    image = noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
+    if not all(is_grey(other.image) for other in spec.exemplars):
+        image = image.expand(-1, 3, -1, -1)
+    before = None
+    for scale, (source_size, size) in enumerate(sizes):
+        criterion = criterion_at(spec, trunk, source_size, size)
+        image = resize(image, size, canvas.tile)
+        picture = resize(exemplar, source_size)
+        if before is not None:
+            gained = picture - resize(before, source_size)
+            image = (image + DETAIL * noise_like(gained, size, generator)).clamp(0, 1)
+        before = picture
+        image = _started(canvas, image, first=scale == 0)
+        extract = partial(_extract, trunk, canvas.tile, canvas.mask_at(size))
+        on_step = partial(_tell, report, sizes, shares, scale) if report else None
+        image = optimize(image, extract, criterion, shares[scale], spec.optimizer, spec.lr, on_step)
+    return finished(canvas, image)
+
+
+def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
+    """The sizes of (exemplar, output) from coarse to fine; raises UserError as `pyramid` does."""
+    down, across = (stride(layers) if axis in spec.canvas.tile else 1 for axis in "yx")
+    exemplar = size_of(spec.exemplars[0].image)
+    return pyramid(exemplar, spec.canvas.size, spec.scales, least_side(layers), (down, across))
+
+
+@torch.no_grad()
+def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) -> Criterion:
+    """What the output shall be like at one scale, from the exemplars resized to it."""
+    factor = source_size[0] / spec.exemplars[0].image.shape[2]
+    exemplars = tuple(_seen_by(trunk, one, factor) for one in spec.exemplars)
+    scene = Scene(exemplars, spec.canvas, Options(spec.seed, spec.max_patches))
+    layers = spec.layers or trunk.layers
+    criterion = Criterion(scene, layers, spec.method, spec.weights, spec.match_every)
+    if spec.canvas.content is not None:
+        features = trunk(resize(spec.canvas.content, size, spec.canvas.tile))
+        photo = Scene((Exemplar((View(features),)),))
+        criterion.add(spec.content_weight, Content(photo, list(spec.content_layers)))
+    return criterion
+
+
+def _seen_by(trunk: Extractor, exemplar: Exemplar, factor: float) -> Exemplar:
+    """An exemplar of pictures, resized, as one of features."""
+    views = [
+        replace(view, features=trunk(resize(view.image, scaled(view.image, factor))))
+        for view in exemplar.views
+    ]
+    return replace(exemplar, views=tuple(views))
+
+
+def exemplar_of(
+    picture: Tensor,
+    rotations: Sequence[float] = (),
+    factors: Sequence[float] = (),
+    share: float = 1.0,
+) -> Exemplar:
+    """A picture (1, 3, H, W) in [0, 1], and the same turned by degrees and resized by factors."""
+    copies = turned_and_resized(picture, rotations, factors)
+    views = tuple(View({"image": image}) for image in (picture, *copies))
+    return Exemplar(views, share, tuple(rotations), tuple(factors))
+
+
+def _started(canvas: Canvas, image: Tensor, first: bool) -> Tensor:
+    """What a scale starts from: `image`, noise or the scale before, or init where it counts."""
+    init, mask = canvas.init_at(size_of(image)), canvas.mask_at(size_of(image))
+    if init is None or not (first or mask is not None):
+        return image
+    return init if mask is None else torch.where(mask, image, init)
+
+
+def finished(canvas: Canvas, image: Tensor) -> Tensor:
+    """(1, 3 or 1, h, w) of any scale -> (1, 3, H, W) of the canvas's size, with what was to be kept
+    put back exactly, and a tile cut where that is free."""
+    image = resize(image, canvas.size, canvas.tile).expand(-1, 3, -1, -1)
+    if canvas.mask is not None and canvas.init is not None:
+        image = torch.where(canvas.mask, image, canvas.init)
+    elif canvas.keep_color and canvas.content is not None:
+        image = with_chroma(image, canvas.content)
+    return image if canvas.placed else cut(image, canvas.tile)
+
+
+def cut(image: Tensor, tile: str) -> Tensor:
+    """(1, 3, H, W) that tiles -> the same, moved round until the step across is the mean one.
+
+    Where the repeat of a picture is cut is free; a row of large steps there looks like a seam.
+    """
+    for axis, dim in (("y", 2), ("x", 3)):
+        if axis in tile:
+            steps = (image - image.roll(1, dim)).abs().transpose(0, dim).flatten(1).mean(1)
+            image = image.roll(-int((steps - steps.mean()).abs().argmin()), dim)
+    return image
+
+
+def _extract(trunk: Extractor, tile: str, mask: Tensor | None, image: Tensor) -> Features:
+    if mask is not None:
+        image = torch.where(mask, image, image.detach())  # no gradient, so that it never moves
+    return trunk(image, tile)
+
+
+def _tell(
+    report: Report,
+    sizes: Sizes,
+    shares: list[int],
+    scale: int,
+    step: int,
+    image: Tensor,
+    loss: float,
+) -> None:
+    work = [share * math.prod(size) for share, (_, size) in zip(shares, sizes, strict=True)]
+    done = sum(work[:scale]) + step * math.prod(sizes[scale][1])
+    step += sum(shares[:scale])
+    report(Progress(step, scale + 1, len(sizes), done / sum(work), image, loss))

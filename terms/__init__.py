@@ -1,0 +1,1 @@
+"""Texture models and statistics, one a file, and the matching of patches that they share."""

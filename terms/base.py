@@ -1,0 +1,254 @@
+"""What every term is built from and what it promises.
+
+A term says what an output shall have in common with its exemplars. It is built once from the
+exemplars' features, and is then a function of the output's: `term(features) -> (B,)`. It never
+mixes the pictures of a batch, and its values do not depend on net, layer and size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import Features
+from utils import Size, resize
+
+TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
+NEAR = 4  # px around what may change that count with it; beyond may lie another texture
+MAX_PATCHES = 10_000
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture that texture is taken from, and what each of its places is."""
+
+    features: Features  # "image" is the picture itself, (1, 3, h, w) in [0, 1]
+    guide: Tensor | None = None  # (1, G, h, w), for terms that match patches
+    regions: Tensor | None = None  # (1, 1, h, w) of int64, for statistics; -1 is no region
+
+    @property
+    def image(self) -> Tensor:
+        """(1, 3, h, w) in [0, 1]."""
+        return self.features["image"]
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A given texture: the picture as it is, then the same turned and resized."""
+
+    views: tuple[View, ...]
+    share: float = 1.0  # of the output; those of all exemplars add up to 1
+    rotations: tuple[float, ...] = ()  # degrees counter-clockwise and factors, of which the copies
+    factors: tuple[float, ...] = ()  # are all the pairs, as `utils.turned_and_resized` orders them
+
+    @property
+    def features(self) -> Features:
+        """Of the picture as it is."""
+        return self.views[0].features
+
+    @property
+    def image(self) -> Tensor:
+        """(1, 3, h, w) in [0, 1]: the picture as it is."""
+        return self.views[0].image
+
+    def views_for_statistics(self) -> tuple[View, ...]:
+        """The picture as it is, and those of its copies of which a guide says what they are."""
+        return self.views[:1] + tuple(v for v in self.views[1:] if v.regions is not None)
+
+    def to(self, device: torch.device) -> Exemplar:
+        """The same on another device."""
+        return replace(self, views=tuple(map(lambda view: moved(view, device), self.views)))
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The picture to make, but for its texture. All maps have its size.
+
+    Raises ValueError for a map of another size.
+    """
+
+    size: Size  # (height, width)
+    tile: str = ""  # axes along which it goes on where it began, "x", "y" or "xy"
+    init: Tensor | None = None  # (1, 3, H, W) in [0, 1]: what it starts from; None means noise
+    mask: Tensor | None = None  # (1, 1, H, W) of bool: where it may leave init; None: everywhere
+    content: Tensor | None = None  # (1, 3, H, W) in [0, 1]: the photo whose layout it keeps
+    keep_color: bool = False  # it gets the content's hue and saturation
+    guide: Tensor | None = None  # (1, G, H, W): what each place shall be, as views have it
+    regions: Tensor | None = None  # (1, 1, H, W) of int64: the same for statistics
+
+    def __post_init__(self) -> None:
+        for name in ("init", "mask", "content", "guide", "regions"):
+            maps = getattr(self, name)
+            if maps is not None and tuple(maps.shape[2:]) != tuple(self.size):
+                raise ValueError(f"{name} has the size {tuple(maps.shape[2:])}, not {self.size}")
+
+    @property
+    def placed(self) -> bool:
+        """Whether anything says where in the output something is to be."""
+        return any(x is not None for x in (self.init, self.content, self.guide))
+
+    @property
+    def asked(self) -> Tensor | None:
+        """(1, 1, H, W) of int64: the region whose statistics a place shall have; None: one for
+        all. What is kept further than NEAR from all that may change counts in none, -1, as it
+        would only be made up for elsewhere."""
+        if self.mask is None:
+            return self.regions
+        near = _dilated(self.mask, self.tile)
+        whole = torch.zeros_like(near, dtype=torch.int64)
+        return torch.where(near, whole if self.regions is None else self.regions, -1)
+
+    def mask_at(self, size: Size) -> Tensor | None:
+        """`mask` in another size: a place may change where any of it may."""
+        if self.mask is None or tuple(size) == tuple(self.size):
+            return self.mask
+        return F.adaptive_max_pool2d(self.mask.float(), size) > 0
+
+    def init_at(self, size: Size) -> Tensor | None:
+        """`init` in another size."""
+        return None if self.init is None else resize(self.init, size, self.tile)
+
+    def to(self, device: torch.device) -> Canvas:
+        """The same on another device."""
+        return moved(self, device)
+
+
+def _dilated(mask: Tensor, tile: str) -> Tensor:
+    """(1, 1, H, W) of bool -> the same, grown by NEAR px, across the border of what tiles."""
+    grown = mask.float()
+    for axis, pads in (("x", (NEAR, NEAR, 0, 0)), ("y", (0, 0, NEAR, NEAR))):
+        grown = F.pad(grown, pads, "circular" if axis in tile else "constant")
+    return F.max_pool2d(grown, 2 * NEAR + 1, 1) > 0
+
+
+def moved(record: Any, device: torch.device) -> Any:
+    """A copy of a data class whose tensors are on that device."""
+
+    def there(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return {k: there(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    values = {f.name: there(getattr(record, f.name)) for f in fields(record)}
+    return replace(record, **values)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may decide about how terms look at pictures."""
+
+    seed: int = 0  # of what is drawn at random
+    max_patches: int = MAX_PATCHES  # of a layer that are compared
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a term is built from."""
+
+    exemplars: tuple[Exemplar, ...]
+    canvas: Canvas = Canvas((1, 1))
+    options: Options = Options()
+
+    @property
+    def exemplar(self) -> Exemplar:
+        """The only one."""
+        (exemplar,) = self.exemplars
+        return exemplar
+
+    @property
+    def blended(self) -> bool:
+        """Whether exemplars are mixed by their shares; where a guide says which of them goes
+        where, shares have nothing to decide."""
+        return len(self.exemplars) > 1 and self.canvas.guide is None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A statistic before it is divided by the number of positions: those of two parts of a
+    picture add up to that of the whole."""
+
+    total: Tensor  # (B, ...)
+    count: int  # of positions
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, ...)"""
+        return self.total / self.count
+
+
+Statistics = dict[str, Any]  # Sums, or what a term that needs the whole picture makes of it
+
+
+class Term:
+    """The base of texture models and of the terms beside them."""
+
+    whole: ClassVar[str] = ""  # why parts of a picture do not do; "": its statistics are Sums
+    unordered: ClassVar[bool] = False  # does not see where things are
+    tells_apart: ClassVar[bool] = False  # knows what to do with several exemplars at once
+
+    def __init__(self, scene: Scene, layers: list[str]) -> None:
+        """
+        Args:
+            scene: exemplars with features at `layers`, several only where the term `tells_apart`
+                them; the canvas, whose borders, guide and regions it minds; and options.
+            layers: that the term looks at.
+        """
+        raise NotImplementedError
+
+    def measure(self, output: Features) -> Statistics:
+        """What the distance needs to know of features, (B, C, h, w) each."""
+        raise NotImplementedError
+
+    def distance(self, statistics: Statistics) -> Tensor:
+        """(B,): how far what was measured is from the exemplars."""
+        raise NotImplementedError
+
+    def renew(self, output: Features) -> None:
+        """Take anew what is held fixed between renewals: matches, directions, samples."""
+
+    @property
+    def renews(self) -> bool:
+        """Whether there is anything to renew."""
+        return type(self).renew is not Term.renew
+
+    def __call__(self, output: Features) -> Tensor:
+        """(B,)"""
+        return self.distance(self.measure(output))
+
+
+def relative_error(output: Tensor, source: Tensor) -> Tensor:
+    """(B, ...), (1, ...) -> (B,): squared distance over the squared norm of the source."""
+    distance = (output - source).flatten(1).square().sum(1)
+    return distance / source.square().sum().clamp(min=TINY)
+
+
+def resampled(ascending: Tensor, count: int) -> Tensor:
+    """(..., n) in ascending order -> (..., count): the same distribution in `count` quantiles."""
+    if ascending.shape[-1] == count:
+        return ascending
+    steps = torch.arange(count, device=ascending.device, dtype=torch.float64) + 0.5
+    position = (steps * (ascending.shape[-1] / count) - 0.5).clamp(0, ascending.shape[-1] - 1)
+    low = position.long()
+    high = (low + 1).clamp(max=ascending.shape[-1] - 1)
+    share = (position - low).to(ascending.dtype)
+    return torch.lerp(ascending[..., low], ascending[..., high], share)
+
+
+def squared_wasserstein(ascending: Tensor, wanted: Tensor) -> Tensor:
+    """(B, K, n) and (K, n) or (1, K, n), ascending -> (B,): squared Wasserstein-2 distance of the
+    samples, which in one dimension is that of the sorted values (Rabin et al. 2011), mean over K.
+    """
+    return (ascending - wanted).square().mean((1, 2))
+
+
+def mean_of_layers(errors: Iterable[Tensor]) -> Tensor:
+    """(B,) of every layer -> (B,): layers weigh the same."""
+    return torch.stack(list(errors)).mean(0)

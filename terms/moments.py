@@ -1,0 +1,42 @@
+"""Mean and standard deviation of every filter."""
+
+import torch
+from torch import Tensor
+
+from models import Features
+from terms.base import TINY, Scene, Statistics, Sums, Term, mean_of_layers, relative_error
+
+
+class Moments(Term):
+    """Mean and standard deviation of every filter, as Galerne et al., "Scaling Painting Style
+    Transfer", 2024, put beside Gram matrices; relative to the source's, mean over the layers.
+    """
+
+    unordered = True
+
+    def __init__(self, scene: Scene, layers: list[str]) -> None:
+        exemplar = scene.exemplar
+        # Squares are summed about the source's mean: about zero, rounding would eat the variance.
+        self.centres = {k: exemplar.features[k].detach().float().mean((2, 3)) for k in layers}
+        found = self.measure(exemplar.features)
+        self.wanted = {layer: self._moments(found[layer], layer) for layer in layers}
+
+    def measure(self, output: Features) -> Statistics:
+        found = {}
+        for layer, centre in self.centres.items():
+            about = output[layer].float() - centre[..., None, None]
+            total = torch.stack((about.sum((2, 3)), about.square().sum((2, 3))), 1)
+            found[layer] = Sums(total, about[0, 0].numel())
+        return found
+
+    def distance(self, statistics: Statistics) -> Tensor:
+        return mean_of_layers(
+            relative_error(self._moments(statistics[layer], layer), wanted)
+            for layer, wanted in self.wanted.items()
+        )
+
+    def _moments(self, sums: Sums, layer: str) -> Tensor:
+        """(B, 2, C): mean and standard deviation."""
+        mean, square = sums.mean.unbind(1)
+        variance = (square - mean.square()).clamp(min=0)
+        return torch.stack((self.centres[layer] + mean, (variance + TINY).sqrt()), 1)

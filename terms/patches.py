@@ -1,0 +1,121 @@
+"""The distribution of patches of pixels."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import Features
+from terms.autocorrelation import PERIODIC, period
+from terms.base import TINY, Scene, Statistics, Term, resampled, squared_wasserstein
+from terms.regions import count_of_regions, region_masks, regions_of
+from utils import surrounded
+
+PATCH = 7  # px
+PATCH_LEVELS = 3  # each of half the size
+PATCH_DIRECTIONS = 32  # at full size; four times as many at half of it cost the same
+PATCH_SIDE = 42  # px; many directions pin a smaller picture, and the output becomes a copy
+
+
+class Patches(Term):
+    """The distribution of 7x7 patches of pixels, by the sliced Wasserstein distance on random unit
+    directions, on the picture and on its halves and quarters: Elnekave and Weiss, "Generating
+    Natural Images with Direct Patch Distributions Matching", 2022.
+
+    We depart from the paper: directions stay for some steps, so that the objective is smooth in
+    between; the distance is relative to the variance of the source's projections; sizes are
+    compared through quantiles; every region has a distribution of its own, that of the patches
+    whose middle lies in it; and the picture is mirrored at its borders. Otherwise the outermost
+    rows are in one patch where others are in seven, and take up what the others leave over: beads
+    of dark and light.
+    """
+
+    whole = "sorts the projections of all patches"
+
+    def __init__(self, scene: Scene, layers: list[str]) -> None:
+        self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1
+        views = [scene.exemplars[0].views[0]]
+        if self.region is not None:
+            views = [view for one in scene.exemplars for view in one.views_for_statistics()]
+            self.count = count_of_regions(views, self.region)
+        self.images = [view.image.detach() for view in views]
+        self.regions = [None if self.region is None else regions_of(view) for view in views]
+        # A periodic exemplar has no layout to copy, so many directions are safe.
+        self.repeats = period(self.images[0])[0] > PERIODIC
+        self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
+        self.renew(scene.exemplars[0].features)
+
+    def renew(self, output: Features) -> None:
+        """Draw new directions."""
+        self.levels: list[tuple[int, Tensor, list[Tensor]]] = []
+        side = min(self.images[0].shape[2:])
+        for level in range(PATCH_LEVELS):
+            factor = 2**level
+            many = self.repeats or side >= factor * PATCH_SIDE
+            count = PATCH_DIRECTIONS * (4**level if many else 1)
+            directions = unit_directions(count, self.generator).to(self.images[0].device)
+            if side >= factor * PATCH:
+                found = [
+                    self._projected(image, factor, directions, "", region)
+                    for image, region in zip(self.images, self.regions, strict=True)
+                    if min(image.shape[2:]) >= factor * PATCH
+                ]
+                wanted = [torch.cat(parts, 2).sort(2).values for parts in zip(*found, strict=True)]
+                self.levels.append((factor, directions, wanted))
+
+    def measure(self, output: Features) -> Statistics:
+        image = output["image"]
+        return {
+            str(factor): self._projected(image, factor, directions, self.tile, self.region)
+            for factor, directions, _ in self.levels
+            if min(image.shape[2:]) >= factor * PATCH
+        }
+
+    def distance(self, statistics: Statistics) -> Tensor:
+        errors = [
+            _distance(statistics[str(factor)], wanted)
+            for factor, _, wanted in self.levels
+            if str(factor) in statistics
+        ]
+        return sum(errors, torch.zeros(1, device=self.images[0].device)) / PATCH_LEVELS
+
+    def _projected(
+        self, image: Tensor, factor: int, directions: Tensor, wraps: str, region: Tensor | None
+    ) -> list[Tensor]:
+        """(B, 3, H, W), (K, 3, 7, 7), (1, 1, ., .) of -1 ... count - 1 -> (B, K, n) of each region.
+
+        Every patch is in the region of its middle. Along the axes that the output tiles, the output
+        `wraps` and the source has no border; along the others both are mirrored.
+        """
+        smaller, reach = F.avg_pool2d(image, factor), PATCH // 2
+        mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
+        projected = F.conv2d(surrounded(smaller, wraps, mirrors, reach), directions)
+        if region is None:
+            return [projected.flatten(2)]
+        h, w = smaller.shape[2:]
+        top, left = (0 if axis in wraps + mirrors else reach for axis in "yx")
+        masks = region_masks(region, (h, w), self.count).view(-1, h, w)
+        masks = masks[:, top : h - top, left : w - left]
+        return [projected[..., mask] for mask in masks]
+
+
+def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """(B, K, n) and (1, K, m) in ascending order of every region -> (B,), regions by their n."""
+    pairs = [
+        (parts.sort(2).values, resampled(ascending, parts.shape[2]))
+        for parts, ascending in zip(found, wanted, strict=True)
+        if parts.shape[2] and ascending.shape[2]
+    ]
+    if not pairs:
+        return found[0].new_zeros(len(found[0]))
+    count = sum(parts.shape[2] for parts, _ in pairs)
+    variance = torch.cat([ascending for _, ascending in pairs], 2).var(2, correction=0).mean()
+    return sum(
+        squared_wasserstein(parts, ascending) * (parts.shape[2] / count)
+        for parts, ascending in pairs
+    ) / variance.clamp(min=TINY)
+
+
+def unit_directions(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 3, PATCH, PATCH): random patches of norm 1, drawn on the CPU."""
+    directions = torch.randn(count, 3, PATCH, PATCH, generator=generator)
+    return directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -1,0 +1,152 @@
+"""One term for several regions, or for several exemplars: each alone, weighed by its share."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import Features
+from terms.base import Exemplar, Scene, Statistics, Term, View
+from utils import Size, size_of
+
+Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
+
+
+class Parts(Term):
+    """A sum of terms, each weighed by its share."""
+
+    parts: list[tuple[float, Term]]
+
+    def renew(self, output: Features) -> None:
+        for (_, part), features in zip(self.parts, self._seen(output), strict=True):
+            part.renew(features)
+
+    @property
+    def renews(self) -> bool:
+        return any(part.renews for _, part in self.parts)
+
+    def measure(self, output: Features) -> Statistics:
+        measured = [
+            part.measure(features)
+            for (_, part), features in zip(self.parts, self._seen(output), strict=True)
+        ]
+        # Where no place has a region, the loss is 0 and so is its gradient.
+        nothing = 0 * next(iter(output.values())).flatten(1).sum(1)
+        return {"parts": measured, "nothing": nothing}
+
+    def distance(self, statistics: Statistics) -> Tensor:
+        distance = statistics["nothing"]
+        for (share, part), measured in zip(self.parts, statistics["parts"], strict=True):
+            distance = distance + share * part.distance(measured)
+        return distance
+
+    def _seen(self, output: Features) -> list[Features]:
+        """What each part sees of the output."""
+        return [output] * len(self.parts)
+
+
+class Blend(Parts):
+    """Several exemplars' statistics, each met as much as its share: squared distances add up to
+    that from the mean of the statistics, for Gram matrices, or from the barycentre of the
+    distributions (Rabin et al. 2011), and a constant.
+    """
+
+    def __init__(self, kind: type[Term], scene: Scene, layers: list[str]) -> None:
+        self.parts = [
+            (one.share, alone(kind, replace(scene, exemplars=(one,)), layers))
+            for one in scene.exemplars
+        ]
+
+
+class Regional(Parts):
+    """A term that sees what features there are, not where, for every region alone: Gatys et al.,
+    "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4, and the tags of
+    Heitz et al. 2021; regions weigh as much as they have of the output.
+    """
+
+    def __init__(self, kind: type[Term], scene: Scene, layers: list[str]) -> None:
+        region = scene.canvas.asked
+        assert region is not None  # else there is nothing to divide
+        self.region = region
+        views = [view for one in scene.exemplars for view in one.views_for_statistics()]
+        self.count = count_of_regions(views, self.region)
+        self.places: Places = {}
+        pictures = [
+            (view.features, self._places({}, view.features, regions_of(view))) for view in views
+        ]
+        sizes = [int(n) for n in region[region >= 0].bincount(minlength=self.count)]
+        self.kept = [k for k, size in enumerate(sizes) if size]
+        self.parts = []
+        for k in self.kept:
+            source = Exemplar((View(_gathered(pictures, k)),))
+            part = kind(Scene((source,), options=scene.options), layers)
+            self.parts.append((sizes[k] / sum(sizes), part))
+
+    def _seen(self, output: Features) -> list[Features]:
+        places = self._places(self.places, output, self.region)
+        return [_of_region(output, places, k) for k in self.kept]
+
+    def _places(self, places: Places, features: Features, regions: Tensor) -> Places:
+        """Where the positions of every region are, for every size of the features, found once."""
+        for maps in features.values():
+            size = size_of(maps)
+            if size not in places:
+                masks = region_masks(regions, size, self.count)
+                places[size] = [mask.nonzero()[:, 0] for mask in masks]
+        return places
+
+
+def alone(kind: type[Term], scene: Scene, layers: list[str]) -> Term:
+    """A term of that kind, for each exemplar and region alone where it does not tell them apart."""
+    if scene.blended and not kind.tells_apart:
+        return Blend(kind, scene, layers)
+    if scene.canvas.asked is not None and kind.unordered:
+        return Regional(kind, scene, layers)
+    return kind(scene, layers)
+
+
+def regions_of(view: View) -> Tensor:
+    """(1, 1, h, w): the region of each place of a view; what nobody divided is one region."""
+    if view.regions is not None:
+        return view.regions
+    return torch.zeros_like(view.image[:, :1], dtype=torch.int64)
+
+
+def count_of_regions(views: list[View], asked: Tensor) -> int:
+    """How many regions there are, -1 not being one."""
+    return 1 + int(max(x.max() for x in (asked, *(regions_of(view) for view in views))))
+
+
+def one_hot(regions: Tensor, count: int) -> Tensor:
+    """(1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of 0 and 1."""
+    return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
+
+
+def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
+    """(1, 1, H, W) of -1 ... count - 1 -> (count, h w) of bool: which positions of a layer are in.
+
+    Each position is in the region that has most of it, -1 being none; a region that has most of no
+    position gets the one of which it has most.
+    """
+    shares = one_hot(regions + 1, count + 1)
+    shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
+    masks = F.one_hot(shares.argmax(0), count + 1).T.bool()[1:]
+    for mask, share in zip(masks, shares[1:], strict=True):
+        if not mask.any() and share.max() > 0:
+            mask[share.argmax()] = True
+    return masks
+
+
+def _of_region(features: Features, places: Places, k: int) -> Features:
+    """(B, C, H, W) each -> (B, C, n, 1), the positions of region k."""
+    return {
+        layer: maps.flatten(2)[..., places[size_of(maps)][k]][..., None]
+        for layer, maps in features.items()
+    }
+
+
+def _gathered(pictures: list[tuple[Features, Places]], k: int) -> Features:
+    """The positions of region k in several pictures, side by side."""
+    parts = [_of_region(features, places, k) for features, places in pictures]
+    return {layer: torch.cat([part[layer] for part in parts], 2) for layer in parts[0]}

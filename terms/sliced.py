@@ -1,0 +1,50 @@
+"""The distribution of features, by random projections."""
+
+import torch
+from torch import Tensor
+
+from models import Features
+from terms.base import TINY, Scene, Statistics, Term, mean_of_layers, resampled, squared_wasserstein
+
+
+class Sliced(Term):
+    """The sliced Wasserstein loss of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture
+    Synthesis", 2021, section 3: features projected on random unit directions, as many as a layer
+    has channels, sorted and compared.
+
+    We depart from the paper: relative to the source's mean square, so that layers weigh the same;
+    directions stay for some steps, so that the objective is smooth in between; and other sizes
+    are compared through quantiles, where the paper repeats samples.
+    """
+
+    whole = "sorts the projections of all positions"
+    unordered = True
+
+    def __init__(self, scene: Scene, layers: list[str]) -> None:
+        exemplar = scene.exemplar
+        self.source = {
+            layer: exemplar.features[layer].detach().float().flatten(2)[0] for layer in layers
+        }
+        self.generator = torch.Generator().manual_seed(scene.options.seed)
+        self.slices: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def renew(self, output: Features) -> None:
+        for layer, source in self.source.items():
+            C = len(source)
+            directions = torch.randn(C, C, generator=self.generator).to(source.device)
+            directions /= directions.norm(dim=1, keepdim=True)
+            ascending = (directions @ source).sort(1).values  # (C, h w)
+            self.slices[layer] = directions, resampled(ascending, output[layer][0, 0].numel())
+
+    def measure(self, output: Features) -> Statistics:
+        return {
+            layer: directions @ output[layer].float().flatten(2)  # (B, C, H W)
+            for layer, (directions, _) in self.slices.items()
+        }
+
+    def distance(self, statistics: Statistics) -> Tensor:
+        errors = []
+        for layer, (_, wanted) in self.slices.items():
+            distance = squared_wasserstein(statistics[layer].sort(2).values, wanted)
+            errors.append(distance / wanted.square().mean().clamp(min=TINY))
+        return mean_of_layers(errors)

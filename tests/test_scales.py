@@ -1,0 +1,65 @@
+"""The sizes and steps of a synthesis, coarse to fine."""
+
+import pytest
+
+from engine.scales import pyramid, split_steps
+from utils import UserError
+
+
+@pytest.mark.parametrize(
+    "exemplar, output, scales, expected",
+    [
+        # Sides of the exemplar and of the output, coarse to fine.
+        ((256, 256), (256, 256), None, [(64, 64), (128, 128), (256, 256)]),
+        ((256, 256), (512, 512), None, [(64, 128), (128, 256), (256, 512)]),
+        ((512, 512), (128, 128), None, [(64, 16), (128, 32), (256, 64), (512, 128)]),
+        ((512, 512), (64, 64), None, [(128, 16), (256, 32), (512, 64)]),
+        ((90, 90), (90, 90), None, [(90, 90)]),  # log2(90/64) = 0.49
+        ((91, 91), (91, 91), None, [(46, 46), (91, 91)]),  # log2(91/64) = 0.508
+        ((16, 16), (16, 16), None, [(16, 16)]),
+        ((256, 256), (256, 256), 1, [(256, 256)]),
+        ((64, 64), (64, 64), 3, [(16, 16), (32, 32), (64, 64)]),
+    ],
+)
+def test_pyramid_of_squares(exemplar, output, scales, expected):
+    sizes = pyramid(exemplar, output, scales, least=16)
+    assert sizes == [((a, a), (b, b)) for a, b in expected]
+
+
+def test_pyramid_goes_by_the_shorter_side_and_keeps_the_aspect():
+    assert pyramid((300, 200), (100, 400), None, least=16) == [
+        ((75, 50), (25, 100)),
+        ((150, 100), (50, 200)),
+        ((300, 200), (100, 400)),
+    ]
+
+
+def test_pyramid_refuses():
+    with pytest.raises(UserError, match="--scales 6: .* 1 to 5"):
+        pyramid((256, 300), (256, 256), 6, 16)
+    with pytest.raises(UserError, match="exemplar of 300x15"):
+        pyramid((15, 300), (64, 64), None, 16)
+    with pytest.raises(UserError, match="output of 1x64"):
+        pyramid((64, 64), (64, 1), None, 16)
+
+
+def test_split_steps_by_hand():
+    assert split_steps(1000, 3) == [571, 286, 143]  # 4/7, 2/7 and 1/7
+    assert split_steps(700, 3) == [400, 200, 100]
+    assert split_steps(5, 1) == [5]
+
+
+@pytest.mark.parametrize("scales", range(1, 8))
+def test_split_steps_spends_all_and_most_at_the_coarse_scales(scales):
+    for steps in range(1, 200):
+        shares = split_steps(steps, scales)
+        assert sum(shares) == steps and min(shares) >= 0 and len(shares) == scales
+        assert shares[0] == max(shares)
+
+
+def test_pyramid_rounds_outputs_up_to_multiples():
+    sizes = pyramid((256, 256), (250, 256), 3, 16, (8, 1))
+    assert [output for _, output in sizes] == [(64, 64), (128, 128), (256, 256)]
+    sizes = pyramid((256, 256), (300, 250), 3, 16, (1, 8))
+    assert [output for _, output in sizes] == [(75, 64), (150, 128), (300, 256)]
+    assert [exemplar for exemplar, _ in sizes] == [(64, 64), (128, 128), (256, 256)]
