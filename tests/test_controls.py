@@ -45,6 +45,14 @@ def test_what_is_kept_far_from_a_hole_does_not_count():
     assert (region[0, 0, 4:13, 5:14] == 0).all() and (region == 0).sum() == 9 * 9
 
 
+def test_regions_hold_within_what_a_mask_lets_change():
+    mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    mask[..., 8, 9] = True
+    regions = torch.arange(20).expand(1, 1, 20, 20) // 10
+    asked = Canvas((20, 20), init=noise(1, 3, 20, 20), mask=mask, regions=regions).asked
+    assert asked[0, 0, 8].tolist() == [-1] * 5 + [0] * 5 + [1] * 4 + [-1] * 6
+
+
 @pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
 def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
     mask = torch.zeros(1, 1, 20, 24, dtype=torch.bool)

@@ -78,20 +78,21 @@ def test_a_real_run_makes_the_texture(optimizer, steps, pebbles, result, capsys)
 
 
 @pytest.mark.parametrize(
-    "options, most",
+    "options, error, most",
     [
-        ("--method swd", 11),
+        ("--method swd", 0.06, 11),
         # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
-        # their weight; errors are 0.08 to 0.13 with a tenth of that of the Gram matrices.
-        ("--method cnnmrf", 6),
-        ("--method guided", 6),
-        ("--preset best", 6),
+        # their weight; errors of 0.024 to 0.032, and 0.049 to 0.077 with a tenth of the weight
+        # of Gram matrices.
+        ("--method cnnmrf", 0.042, 6),
+        ("--method guided", 0.042, 6),
+        ("--preset best", 0.06, 6),
     ],
 )
-def test_every_method_makes_the_texture(options, most, pebbles, result):
+def test_every_method_makes_the_texture(options, error, most, pebbles, result):
     size = ["--size", "48x56", "--epoch", "60", "--optimizer", "LBFGS"]
     record = make(pebbles, result, *size, *options.split())
-    assert record["error"] < 0.06  # white noise of the same colours: 0.72
+    assert record["error"] < error  # white noise of the same colours: 0.72
     assert scores.patches(read_picture(result)[0], read_picture(pebbles)[0]) < most
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 5
     assert record["method"] == (options.split()[1] if "method" in options else "gram")
