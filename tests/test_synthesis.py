@@ -80,12 +80,12 @@ def test_a_real_run_makes_the_texture(optimizer, steps, pebbles, result, capsys)
 @pytest.mark.parametrize(
     "options, error, most",
     [
-        ("--method swd", 0.06, 11),
+        pytest.param("--method swd", 0.06, 11, marks=pytest.mark.slow),
         # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
         # their weight; errors of 0.024 to 0.032, and 0.049 to 0.077 with a tenth of the weight
         # of Gram matrices.
         ("--method cnnmrf", 0.042, 6),
-        ("--method guided", 0.042, 6),
+        pytest.param("--method guided", 0.042, 6, marks=pytest.mark.slow),
         ("--preset best", 0.06, 6),
     ],
 )
@@ -107,7 +107,9 @@ def test_the_picture_is_saved_from_any_thread(pebbles, result):
     assert read_record(result)["error"] > 0  # the last that is written
 
 
-@pytest.mark.parametrize("method, most", [("gram", 6), ("swd", 4.5)])
+@pytest.mark.parametrize(
+    "method, most", [("gram", 6), pytest.param("swd", 4.5, marks=pytest.mark.slow)]
+)
 def test_methods_of_statistics_keep_the_colours(method, most, result, tmp_path):
     """The histogram that goes with them halves what colours of brick are off, and more."""
     corner = tmp_path / "bricks.png"
@@ -154,7 +156,11 @@ def test_tile_has_no_border(method, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method, terms", [("swd", {"histogram": 0.1}), ("gram", {"histogram": 0.5, "patches": 10.0})]
+    "method, terms",
+    [
+        pytest.param("swd", {"histogram": 0.1}, marks=pytest.mark.slow),
+        ("gram", {"histogram": 0.5, "patches": 10.0}),
+    ],
 )
 def test_the_outermost_rows_have_no_beads(method, terms):
     """Energy at periods of 5 to 12 px in the outermost rows and columns, over that of others: 1.1
@@ -590,7 +596,7 @@ def test_flags_change_the_picture(pebbles, tmp_path):
         other = tmp_path / f"{i}.png"
         make(pebbles, other, *options.split())
         assert pixels(other).shape != pixels(plain).shape or (pixels(other) != pixels(plain)).any()
-    size = ["--size", "48"]
+    size = ["--size", "48", "--epoch", "4"]
     make(pebbles, plain, *size)
     for term in TERMS:
         make(pebbles, other, *size, f"--{term}", "3")
@@ -991,16 +997,17 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch):
     command = command.replace("$(basename $f)", "leaf.jpg").replace("$seed", "1")
     command = command.replace("$f", "textures/leaf.jpg")
     arguments = shlex.split(command)
-    args = parse(arguments)
-    if args.score:
-        assert main(arguments) == 0
-        return
 
     def of_every_other_pixel(path):
         picture, notes = read_picture(path)
         return picture[..., ::2, ::2], notes
 
-    monkeypatch.setattr(canvas, "read_picture", of_every_other_pixel)
+    for module in (canvas, scores):
+        monkeypatch.setattr(module, "read_picture", of_every_other_pixel)
+    args = parse(arguments)
+    if args.score:
+        assert main(arguments) == 0
+        return
     save_path = tmp_path / args.save_path.name
     cheaper = ["--epoch", "2", "--save_path", str(save_path), "--device", "cpu"]
     if not (args.mask or args.expand):  # whose size is that of what they keep
