@@ -62,7 +62,7 @@ class Exemplar:
 
     def to(self, device: torch.device) -> Exemplar:
         """The same on another device."""
-        return replace(self, views=tuple(map(lambda view: moved(view, device), self.views)))
+        return replace(self, views=tuple(moved(view, device) for view in self.views))
 
 
 @dataclass(frozen=True)
