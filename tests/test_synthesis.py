@@ -67,7 +67,9 @@ def pixels(path) -> np.ndarray:
 # -------------------------------------------------------------------------------- the main job
 
 
-@pytest.mark.parametrize("optimizer, steps", [("Adam", "150"), ("LBFGS", "130")])
+@pytest.mark.parametrize(
+    "optimizer, steps", [pytest.param("Adam", "150", marks=pytest.mark.slow), ("LBFGS", "130")]
+)
 def test_a_real_run_makes_the_texture(optimizer, steps, pebbles, result, capsys):
     record = make(pebbles, result, "--size", "64", "--epoch", steps, "--optimizer", optimizer)
     assert record["error"] < 0.02  # white noise of the same colours: 0.72
@@ -440,6 +442,7 @@ def test_orientation_turns_the_texture(method, spec, result, upright, tmp_path):
     assert error[found.norm(dim=1) > 0.5].median() < 10
 
 
+@pytest.mark.slow
 def test_maps_turn_with_the_texture(result, upright, tmp_path):
     slope = np.broadcast_to(-0.7 * np.cos(np.arange(64) * 2 * np.pi / 8), (64, 64))
     normal = np.stack((slope, 0 * slope, np.sqrt(1 - slope**2)), 2)
@@ -966,6 +969,7 @@ def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
     assert even == pytest.approx(odd, rel=0.05)  # on no grid
 
 
+@pytest.mark.slow
 def test_the_pooling_grid_is_not_seen(result):
     """Steps between columns are as large wherever they lie on the grid of conv3_1, 4 px."""
     make("wood.png", result, "--size", "96", "--optimizer", "LBFGS", "--epoch", "60")
