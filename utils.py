@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
-LEVELS, DEEP_LEVELS = 255, 65535  # of a channel of 8 and of 16 bits
+LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
 GROUPS = Path("/sys/fs/cgroup")
@@ -119,7 +119,7 @@ def read_picture(path: Path) -> tuple[Tensor, list[str]]:
     return image, [f"{path.name}: {note}" for note in notes]
 
 
-def is_deep(path: Path) -> bool:
+def is_16_bit(path: Path) -> bool:
     """Whether a picture is grey of more than 8 bits; Pillow reads others at 8 bits a channel."""
     with _opened(path) as picture:
         return picture.mode[0] in "IF"
@@ -175,7 +175,7 @@ def _deep_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
         notes.append("colour profile of a grey picture of more than 8 bits, ignored")
     # Pillow calls a 32-bit integer file "I" as well as some 16-bit ones; only the latter have a
     # white that we know.
-    white = 1 if picture.mode == "F" else DEEP_LEVELS
+    white = 1 if picture.mode == "F" else LEVELS_16_BIT
     grey = np.asarray(picture).astype(np.float64)
     if not (grey.min() >= 0 and grey.max() <= white):  # so that NaN is refused
         raise ValueError(f"values {grey.min():g} to {grey.max():g}, allowed are 0 to {white}")
@@ -230,10 +230,12 @@ def check_save_path(path: Path) -> None:
         raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
 
 
-def save_picture(image: Tensor, path: Path, record: dict[str, Any], deep: bool = False) -> None:
+def save_picture(
+    image: Tensor, path: Path, record: dict[str, Any], sixteen_bit: bool = False
+) -> None:
     """Save (1, 3, H, W) in [0, 1] at 8 bits, as the suffix says, with `record` inside the file.
 
-    With `deep` it is grey of 16 bits, the first channel, which .png and .tif hold.
+    With `sixteen_bit` it is grey of 16 bits, the first channel, which .png and .tif hold.
 
     The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
     for another shape or for values that are not finite.
@@ -243,9 +245,9 @@ def save_picture(image: Tensor, path: Path, record: dict[str, Any], deep: bool =
     if not image.isfinite().all():
         raise ValueError("the picture holds values that are not finite")
     # The clamp keeps 1.0000001 from wrapping round to black.
-    most = DEEP_LEVELS if deep else LEVELS
+    most = LEVELS_16_BIT if sixteen_bit else LEVELS
     levels = image.detach()[0].double().mul(most).round().clamp(0, most).cpu().numpy()
-    if deep:
+    if sixteen_bit:
         picture = Image.fromarray(levels[0].astype(np.uint16))
     else:
         picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0), np.uint8))
@@ -497,7 +499,7 @@ def scaled(maps: Tensor, factor: float) -> Size:
     return height, width
 
 
-def turned_and_resized(
+def rotated_and_resized(
     image: Tensor, degrees: Iterable[float], factors: Iterable[float]
 ) -> list[Tensor]:
     """Return (B, C, H, W) at every one of the angles and factors and every pair of the two.
@@ -509,12 +511,12 @@ def turned_and_resized(
     found = []
     for angle in (0, *degrees):
         for factor in (1, *factors):
-            turned = _turned(image, angle)
-            found.append(resize(turned, scaled(turned, factor)))
+            rotated = _rotated(image, angle)
+            found.append(resize(rotated, scaled(rotated, factor)))
     return found[1:]
 
 
-def _turned(image: Tensor, degrees: float) -> Tensor:
+def _rotated(image: Tensor, degrees: float) -> Tensor:
     quarters, rest = divmod(degrees, 90)
     image = torch.rot90(image, int(quarters), (2, 3))
     if rest == 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 from command.arguments import Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from engine.colours import matched_colours
-from engine.maps import turned
+from engine.maps import rotated
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.synthesis import Spec, exemplar_of, sizes_of
@@ -27,11 +27,11 @@ from utils import (
     UserError,
     check_save_path,
     find_picture,
-    is_deep,
+    is_16_bit,
+    rotated_and_resized,
     scaled,
     size_of,
     told,
-    turned_and_resized,
 )
 
 VERSION = "0.1.0"
@@ -70,8 +70,8 @@ class CarriedMap:
     """Another map of the exemplar's material."""
 
     path: Path  # where it goes
-    copies: list[Tensor]  # (1, 3, h, w) each: as it is, and turned and resized as the exemplar is
-    deep: bool  # 16-bit
+    copies: list[Tensor]  # (1, 3, h, w) each: as it is, and rotated and resized as the exemplar is
+    sixteen_bit: bool
 
 
 def plan(request: Request) -> tuple[list[Job], list[str]]:
@@ -180,7 +180,7 @@ def _exemplars_and_canvas(
         *(exemplar_of(picture, share=share) for picture, share in others),
     )
     canvas = canvas_of(request, size, exemplar, content, pictures)
-    variants = partial(turned_and_resized, degrees=rotations, factors=request.patch_scales)
+    variants = partial(rotated_and_resized, degrees=rotations, factors=request.patch_scales)
     mixed = [exemplar, *(picture for picture, _ in others)]
     guide = guide_of(request, size, mixed, axes, variants, pictures)
     return (exemplars, canvas) if guide is None else guide.laid(exemplars, canvas)
@@ -204,8 +204,8 @@ def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> 
         )
     goes = save_path.with_name(f"{save_path.stem}_{path.stem}.png")
     check_save_path(goes)
-    copies = [found, *turned(found, exemplar.rotations, exemplar.factors)]
-    return CarriedMap(goes, copies, is_deep(path))
+    copies = [found, *rotated(found, exemplar.rotations, exemplar.factors)]
+    return CarriedMap(goes, copies, is_16_bit(path))
 
 
 def _record(request: Request, spec: Spec, exemplar: str, given: str) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def check_uses(request: Request) -> None:
         if given and not request.style_image:
             raise UserError(f"--{flag}: of use with --style_image only, which is missing")
     if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
-        raise UserError("--mix: exemplars are mixed as they are, not turned or resized")
+        raise UserError("--mix: exemplars are mixed as they are, not rotated or resized")
     if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
         raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
     for name, share in request.mix:

@@ -80,7 +80,7 @@ def saved_error(path: Path, exemplar: Tensor, net: Net) -> float:
 @torch.no_grad()
 def carry_maps(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> None:
     """Save the exemplar's other maps as they go with the picture, each place from the exemplar as
-    it is or as it was turned and resized, whichever is nearer."""
+    it is or as it was rotated and resized, whichever is nearer."""
     device, tile = image.device, job.spec.canvas.tile
     trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
     output = trunk(image, tile)
@@ -91,4 +91,4 @@ def carry_maps(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> Non
     for one in job.maps:
         carried = maps.carried([copy.to(device) for copy in one.copies], found, tile)
         kept = {name: record[name] for name in ("version", "exemplar")}
-        save_picture(carried, one.path, kept, one.deep)
+        save_picture(carried, one.path, kept, one.sixteen_bit)

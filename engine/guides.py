@@ -17,7 +17,7 @@ STEPS = 8  # into which methods that match statistics divide a progression
 
 
 class Guide(NamedTuple):
-    """What each place of the exemplar is, and of each of its variants, the exemplar turned and
+    """What each place of the exemplar is, and of each of its variants, the exemplar rotated and
     resized; and what each place of the output shall be.
 
     Channels are for methods that match patches, (1, G, h, w); regions, (1, 1, h, w) of int64, for

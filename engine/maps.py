@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.matching import higher, nearest_patches, overlapped
-from utils import Size, padded, size_of, turned_and_resized
+from terms.matching import more_similar, nearest_patches, overlapped
+from utils import Size, padded, rotated_and_resized, size_of
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px; every pixel is the mean of what this many patches either way have there
@@ -56,12 +56,12 @@ def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Ten
         other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
     judged: list[Sequence[Tensor]] = [_judged(place, output, source) for place in candidates]
-    best, near = reduce(higher, judged)
+    best, near = reduce(more_similar, judged)
     return best, near
 
 
 def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Places moved to where a patch fits in, and how near the features there are: the higher."""
+    """Places moved to where a patch fits in, and how near the features there are: 0 is equal."""
     margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
     place = torch.stack(
         [
@@ -78,7 +78,7 @@ def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tens
 def carried(
     copies: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor]], tile: str = ""
 ) -> Tensor:
-    """A map of the exemplar, and of its copies turned and resized, (1, C, h, w) each, and what
+    """A map of the exemplar, and of its copies rotated and resized, (1, C, h, w) each, and what
     `correspondence` found for each -> (1, C, H, W) of the output, every place from the nearest.
 
     Patches around the places that correspond are laid over each other and averaged. The mean is
@@ -124,9 +124,9 @@ def holds_normals(maps: Tensor) -> bool:
     return maps.shape[1] == 3 and ((lengths - 1).abs() < 0.02).float().mean().item() > 0.9
 
 
-def turned(maps: Tensor, degrees: Sequence[float], factors: Sequence[float]) -> list[Tensor]:
-    """`utils.turned_and_resized`, normals turning with the picture: red to the right, green up."""
-    found = turned_and_resized(maps, degrees, factors)
+def rotated(maps: Tensor, degrees: Sequence[float], factors: Sequence[float]) -> list[Tensor]:
+    """`utils.rotated_and_resized`, normals rotating along: red to the right, green up."""
+    found = rotated_and_resized(maps, degrees, factors)
     if not holds_normals(maps):
         return found
     angles = [math.radians(angle) for angle in (0, *degrees) for _ in (1, *factors)][1:]

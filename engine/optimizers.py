@@ -205,10 +205,10 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
             history.clear()
             continue
         new_image, new_gradient, loss = accepted
-        moved, turned = new_image - image, new_gradient - gradient
-        curvature = (moved * turned).sum()
-        if curvature > 1e-10 * turned.square().sum():
-            history.append((moved, turned, 1 / curvature))
+        moved, gradient_change = new_image - image, new_gradient - gradient
+        curvature = (moved * gradient_change).sum()
+        if curvature > 1e-10 * gradient_change.square().sum():
+            history.append((moved, gradient_change, 1 / curvature))
         image, gradient = new_image, new_gradient
         if evaluate.due:
             # The curvature seen so far is kept: it is the features', hardly the held matches'.
@@ -220,13 +220,17 @@ def _quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]
     if not history:
         return gradient * (-LBFGS_FIRST_MOVE / gradient.abs().mean().clamp(min=1e-30))
     direction, weights = -gradient, []
-    for moved, turned, inverse_curvature in reversed(history):
+    for moved, gradient_change, inverse_curvature in reversed(history):
         weights.append(inverse_curvature * (moved * direction).sum())
-        direction = direction - weights[-1] * turned
-    _, turned, inverse_curvature = history[-1]
-    direction = direction / (inverse_curvature * turned.square().sum())
-    for (moved, turned, inverse_curvature), weight in zip(history, reversed(weights), strict=True):
-        direction = direction + (weight - inverse_curvature * (turned * direction).sum()) * moved
+        direction = direction - weights[-1] * gradient_change
+    _, gradient_change, inverse_curvature = history[-1]
+    direction = direction / (inverse_curvature * gradient_change.square().sum())
+    for (moved, gradient_change, inverse_curvature), weight in zip(
+        history, reversed(weights), strict=True
+    ):
+        direction = (
+            direction + (weight - inverse_curvature * (gradient_change * direction).sum()) * moved
+        )
     return direction
 
 

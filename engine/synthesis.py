@@ -15,7 +15,7 @@ from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View, moved
 from terms.content import Content
-from utils import Size, resize, scaled, size_of, turned_and_resized
+from utils import Size, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 
@@ -141,8 +141,8 @@ def exemplar_of(
     factors: Sequence[float] = (),
     share: float = 1.0,
 ) -> Exemplar:
-    """A picture (1, 3, H, W) in [0, 1], and the same turned by degrees and resized by factors."""
-    copies = turned_and_resized(picture, rotations, factors)
+    """A picture (1, 3, H, W) in [0, 1], and the same rotated by degrees and resized by factors."""
+    copies = rotated_and_resized(picture, rotations, factors)
     views = tuple(View({"image": image}) for image in (picture, *copies))
     return Exemplar(views, share, tuple(rotations), tuple(factors))
 

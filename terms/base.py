@@ -39,12 +39,12 @@ class View:
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A given texture: the picture as it is, then the same turned and resized."""
+    """A given texture: the picture as it is, then the same rotated and resized."""
 
     views: tuple[View, ...]
     share: float = 1.0  # of the output; those of all exemplars add up to 1
     rotations: tuple[float, ...] = ()  # degrees counter-clockwise and factors, of which the copies
-    factors: tuple[float, ...] = ()  # are all the pairs, as `utils.turned_and_resized` orders them
+    factors: tuple[float, ...] = ()  # are all the pairs, as `utils.rotated_and_resized` orders them
 
     @property
     def features(self) -> Features:

@@ -10,7 +10,14 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import TINY, Scene, Statistics, Term, mean_of_layers
-from terms.matching import GUIDE_WEIGHT, balanced, guide_at, higher, nearest_patches, overlapped
+from terms.matching import (
+    GUIDE_WEIGHT,
+    balanced,
+    guide_at,
+    more_similar,
+    nearest_patches,
+    overlapped,
+)
 from utils import wrapped
 
 
@@ -71,16 +78,16 @@ class CNNMRF(Term):
             offset += source[0].numel()
         if self.shares:
             found = self._shared(found, picture, size)
-        start, _, stride = reduce(higher, found)
+        start, _, stride = reduce(more_similar, found)
         flat = torch.cat([source.flatten(1) for source in sources], 1)
         return overlapped(flat, start, stride, size)
 
     def _shared(
         self, found: list[Sequence[Tensor]], picture: Tensor, size: int
     ) -> list[Sequence[Tensor]]:
-        """The same with heights such that every exemplar has its share of the patches."""
+        """The same with similarities such that every exemplar has its share of the patches."""
         norms = F.avg_pool2d(picture.square().sum(0)[None], size, 1)[0].sqrt().clamp(min=1e-12)
-        cosines = [height / norms for _, height, _ in found]
+        cosines = [similarity / norms for _, similarity, _ in found]
         best = []
         for k in range(len(self.shares)):
             own = [c for c, pool in zip(cosines, self.pools, strict=True) if pool == k]

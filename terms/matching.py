@@ -56,7 +56,7 @@ def nearest_patches(
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
     starts: list[Tensor] = []
-    heights: list[Tensor] = []
+    similarities: list[Tensor] = []
     for top in range(0, H - patch + 1, rows):
         strip = output[:, top : top + rows + patch - 1]
         found: list[Sequence[Tensor]] = []
@@ -65,31 +65,31 @@ def nearest_patches(
             guides = None
             if here is not None and there is not None:
                 guides = here[:, top : top + rows], there[:, y : y + source_rows]
-            start, height = _nearest(strip, part, patch, guides)
-            found.append((start + y * w, height))
-        start, height = reduce(higher, found)
+            start, similarity = _nearest(strip, part, patch, guides)
+            found.append((start + y * w, similarity))
+        start, similarity = reduce(more_similar, found)
         starts.append(start)
-        heights.append(height)
-    return torch.cat(starts), torch.cat(heights)
+        similarities.append(similarity)
+    return torch.cat(starts), torch.cat(similarities)
 
 
-def higher(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
-    """(found, height, ...), (found, height, ...) -> position by position the one that is higher."""
+def more_similar(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
+    """(found, similarity, ...) twice -> position by position what is more similar."""
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
 
-def balanced(heights: Tensor, shares: Sequence[float]) -> Tensor:
+def balanced(similarities: Tensor, shares: Sequence[float]) -> Tensor:
     """(K, N), K shares of sum 1 -> (K,): what to add to each row for it to be the highest one at
     its share of the N places.
 
     The dual of an optimal transport of places to rows, by subgradients.
     """
-    wanted = torch.tensor(shares, device=heights.device, dtype=heights.dtype)
+    wanted = torch.tensor(shares, device=similarities.device, dtype=similarities.dtype)
     added = torch.zeros_like(wanted)
-    step = heights.std().clamp(min=1e-6)
+    step = similarities.std().clamp(min=1e-6)
     for i in range(200):
-        highest = (heights + added[:, None]).argmax(0)
-        found = highest.bincount(minlength=len(wanted)) / heights.shape[1]
+        best = (similarities + added[:, None]).argmax(0)
+        found = best.bincount(minlength=len(wanted)) / similarities.shape[1]
         added += step / (1 + i / 10) * (wanted - found)
     return added
 
@@ -102,14 +102,16 @@ def _nearest(
     norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
     products = (output.reshape(C, -1).T @ source.reshape(C, -1)).view(H, W, h, w)
     sums = _diagonal_sums(_diagonal_sums(products, 0, 2, patch), 1, 3, patch)
-    heights = sums.mul_(norms.clamp(min=1e-12).rsqrt()).flatten(2)
+    similarities = sums.mul_(norms.clamp(min=1e-12).rsqrt()).flatten(2)
     if guides is not None:
         sizes = F.avg_pool2d(output.square().sum(0)[None], patch, 1)[0].mul(patch**2).sqrt()
         here, there = (guide.flatten(1).T for guide in guides)
-        heights -= sizes[..., None] * torch.cdist(here, there).square().view(heights.shape)
-    height, found = heights.max(2)
+        similarities -= sizes[..., None] * torch.cdist(here, there).square().view(
+            similarities.shape
+        )
+    similarity, found = similarities.max(2)
     across = w - patch + 1
-    return found // across * w + found % across, height
+    return found // across * w + found % across, similarity
 
 
 def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:

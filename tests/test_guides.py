@@ -27,7 +27,7 @@ from terms.histogram import Histogram
 from terms.matching import nearest_patches
 from terms.regions import region_masks
 from terms.sliced import Sliced
-from utils import UserError, turned_and_resized
+from utils import UserError, rotated_and_resized
 
 RED, BLUE, WHITE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
 NAMES = ("source.png", "output.png")
@@ -364,7 +364,7 @@ def test_missing_turns_bring_what_is_wanted():
     exemplar = stripes(90)
     assert missing_turns(exemplar, field("90", (64, 64))) == []
     (turn,) = missing_turns(exemplar, field("45", (64, 64)))
-    (turned,) = turned_and_resized(exemplar, [turn], [])
+    (turned,) = rotated_and_resized(exemplar, [turn], [])
     error = degrees_of(axes(turned)) - 45
     assert error.abs().median() < 2
     assert len(missing_turns(exemplar, field("circular", (64, 64)))) == AXIS_BINS - 1
@@ -387,7 +387,7 @@ def test_orientation_asks_for_no_statistics_that_nothing_has():
     guide = orientation_guide(stripes(0), wanted, lambda image: [])
     assert (guide.output_region[..., :4] == -1).all() and (guide.output_region[..., 4:] == 0).all()
     assert (guide.source_regions[0] == 0).all()
-    turned = partial(turned_and_resized, degrees=[90], factors=[])
+    turned = partial(rotated_and_resized, degrees=[90], factors=[])
     guide = orientation_guide(stripes(0), field("90", (8, 8)), turned)
     assert (guide.output_region == 4).all() and (guide.source_regions[1] == 4).float().mean() > 0.9
     assert len(guide.sources) == 2 and guide.sources[1].shape == (1, 2, 64, 64)

@@ -115,6 +115,12 @@ def test_help_comes_from_the_catalogue(brightness, capsys):
         assert entry.help in told
 
 
+def test_the_readme_names_all_of_the_catalogue():
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"^\| `--(\w+)` \|", readme, re.MULTILINE) == list(losses.TERMS)
+    assert re.findall(r"^- \*\*`(\w+)`\*\*", readme, re.MULTILINE) == list(losses.METHODS)
+
+
 def test_what_has_no_help_or_name_of_its_own_is_not_offered(brightness):
     with pytest.raises(ValueError, match="one line"):
         losses.add_term("silent", Brightness, " ")

@@ -270,7 +270,7 @@ def test_sliced_draws_new_directions():
 
 # -------------------------------------------------------------------------------------- cnnmrf
 
-# Three sources of different widths, as features of turned and resized exemplars have.
+# Three sources of different widths, as features of rotated and resized exemplars have.
 SOURCES = [noise(1, 4, 8, 10), noise(1, 4, 7, 6, seed=1), noise(1, 4, 5, 9, seed=2)]
 VARIANTS = dict(variants=tuple({"a": maps} for maps in SOURCES[1:]))
 

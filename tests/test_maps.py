@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from engine import maps
-from engine.maps import carried, correspondence, holds_normals, turned
+from engine.maps import carried, correspondence, holds_normals, rotated
 
 
 def features(image):
@@ -108,9 +108,9 @@ def test_what_holds_normals():
 
 def test_normals_turn_with_the_picture():
     right = torch.tensor([0.6, 0, 0.8]).view(1, 3, 1, 1).expand(1, 3, 4, 6)
-    up, smaller = (2 * maps - 1 for maps in turned((right + 1) / 2, [90], [0.5])[1:])
+    up, smaller = (2 * maps - 1 for maps in rotated((right + 1) / 2, [90], [0.5])[1:])
     torch.testing.assert_close(up[0, :, 0, 0], torch.tensor([0, 0.6, 0.8]))
     torch.testing.assert_close(smaller[0, :, 0, 0], torch.tensor([0, 0.6, 0.8]))
     assert up.shape == (1, 3, 6, 4) and smaller.shape == (1, 3, 3, 2)
     height = torch.rand(1, 1, 4, 6).expand(1, 3, 4, 6)
-    assert torch.equal(turned(height, [90], [])[0], height.rot90(1, (2, 3)))
+    assert torch.equal(rotated(height, [90], [])[0], height.rot90(1, (2, 3)))

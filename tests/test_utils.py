@@ -632,30 +632,30 @@ def ramp(height, width, across, down):
 
 def test_turned_and_resized_is_every_pair_but_the_picture_itself():
     image = ramp(20, 30, 0.01, 0.005)
-    found = utils.turned_and_resized(image, [90, 180], [0.5, 1.5])
+    found = utils.rotated_and_resized(image, [90, 180], [0.5, 1.5])
     # Of 0, 90 and 180 degrees: as it is, half, and half as much again.
     sizes = [(10, 15), (30, 45), (30, 20), (15, 10), (45, 30), (20, 30), (10, 15), (30, 45)]
     assert [tuple(other.shape[2:]) for other in found] == sizes
-    assert utils.turned_and_resized(image, [], []) == []
-    (half,) = utils.turned_and_resized(image, [], [0.5])
+    assert utils.rotated_and_resized(image, [], []) == []
+    (half,) = utils.rotated_and_resized(image, [], [0.5])
     assert torch.equal(half, utils.resize(image, (10, 15)))
-    (tiny,) = utils.turned_and_resized(image, [], [0.001])
+    (tiny,) = utils.rotated_and_resized(image, [], [0.001])
     assert tiny.shape == (1, 3, 1, 1)
 
 
 @pytest.mark.parametrize("degrees, quarters", [(90, 1), (180, 2), (270, 3), (-90, 3), (450, 1)])
 def test_quarter_turns_are_exact(degrees, quarters):
     image = torch.rand(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
-    (turned,) = utils.turned_and_resized(image, [degrees], [])
+    (turned,) = utils.rotated_and_resized(image, [degrees], [])
     assert torch.equal(turned, torch.rot90(image, quarters, (2, 3)))
 
 
 def test_turning_is_counter_clockwise():
     corner = torch.zeros(1, 1, 4, 6)
     corner[0, 0, 0, 5] = 1  # top right goes to top left
-    assert utils.turned_and_resized(corner, [90], [])[0][0, 0, 0, 0] == 1
+    assert utils.rotated_and_resized(corner, [90], [])[0][0, 0, 0, 0] == 1
     # What rises to the right rises up to the right after 30 degrees: down, it falls by the sine.
-    (turned,) = utils.turned_and_resized(ramp(60, 60, 0.01, 0), [30], [])
+    (turned,) = utils.rotated_and_resized(ramp(60, 60, 0.01, 0), [30], [])
     middle = turned[0, 0, 10:-10, 10:-10]
     assert middle.diff(dim=1).mean().item() == pytest.approx(0.01 * math.cos(math.pi / 6), rel=0.01)
     assert middle.diff(dim=0).mean().item() == pytest.approx(-0.01 / 2, rel=0.01)
@@ -665,7 +665,7 @@ def test_turning_is_counter_clockwise():
 def test_nearly_a_quarter_turn_is_nearly_exact(near):
     image = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     image = utils.resize(image, (45, 45))  # smooth
-    (turned,) = utils.turned_and_resized(image, [near], [])
+    (turned,) = utils.rotated_and_resized(image, [near], [])
     exact = torch.rot90(image, round(near / 90), (2, 3))
     # One pixel less either way, so that pixels lie in the middle of four.
     assert turned.shape == (1, 3, 44, 44)
@@ -679,12 +679,12 @@ def test_nearly_a_quarter_turn_is_nearly_exact(near):
 @pytest.mark.parametrize("degrees", [1, 30, 45, 77.5, 100, 211, -15, 359])
 def test_turned_pictures_have_no_empty_corners(shape, degrees):
     constant = torch.full((1, 3, *shape), 0.6)
-    (turned,) = utils.turned_and_resized(constant, [degrees], [])
+    (turned,) = utils.rotated_and_resized(constant, [degrees], [])
     torch.testing.assert_close(turned, torch.full_like(turned, 0.6))
     # A ramp that leaves the picture is not reflected: every pixel lies where the plane says.
     height, width = shape
     across = 0.4 / width
-    (turned,) = utils.turned_and_resized(ramp(height, width, across, 0), [degrees], [])
+    (turned,) = utils.rotated_and_resized(ramp(height, width, across, 0), [degrees], [])
     assert turned.min() > 0.29 and turned.max() < 0.71
     angle = math.radians(degrees)
     expected = ramp(*turned.shape[2:], across * math.cos(angle), -across * math.sin(angle))
@@ -694,7 +694,7 @@ def test_turned_pictures_have_no_empty_corners(shape, degrees):
 @pytest.mark.parametrize("degrees", [10, 45, 130])
 def test_turned_pictures_are_as_large_as_they_can_be(degrees):
     height, width = 60, 90
-    (turned,) = utils.turned_and_resized(torch.rand(1, 1, height, width), [degrees], [])
+    (turned,) = utils.rotated_and_resized(torch.rand(1, 1, height, width), [degrees], [])
     h, w = turned.shape[2:]
     if degrees > 90:  # turned by a quarter, and by the rest
         height, width = width, height
@@ -715,7 +715,7 @@ def test_turned_pictures_are_as_large_as_they_can_be(degrees):
 
 def test_turned_pictures_stay_in_the_box():
     steps = torch.rand(1, 3, 30, 30, generator=torch.Generator().manual_seed(0)).round()
-    for turned in utils.turned_and_resized(steps, [20, 45], [0.7, 1.3]):
+    for turned in utils.rotated_and_resized(steps, [20, 45], [0.7, 1.3]):
         assert turned.min() >= 0 and turned.max() <= 1  # bicubic alone leaves it
 
 
