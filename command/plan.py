@@ -121,26 +121,7 @@ def _job(
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, content, pictures)
     weights, notes = term_weights(request, exemplar_name, exemplar, canvas)
     pictures.notes += notes
-    spec = Spec(
-        exemplars,
-        canvas,
-        method=request.method,
-        layers=layers[0],
-        weights=weights,
-        match_every=request.match_every or MATCH_EVERY,
-        max_patches=request.max_patches or MAX_PATCHES,
-        content_layers=tuple(
-            resolve_layers(request.content_layers or CONTENT_LAYERS, request.model or DEFAULT_NET)
-        ),
-        content_weight=(
-            CONTENT_WEIGHT if request.content_weight is None else request.content_weight
-        ),
-        optimizer=request.optimizer,
-        steps=request.epoch,
-        lr=request.lr,
-        scales=request.scales,
-        seed=request.seed,
-    )
+    spec = _spec(request, layers[0], exemplars, canvas, weights)
     check_sizes(spec, layers[1])
     made_at = sizes_of(spec, layers[1])[-1][1]
     if made_at != canvas.size:
@@ -159,6 +140,34 @@ def _job(
         request.save_every,
         [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
         _record(request, spec, exemplar_name, path.name),
+    )
+
+
+def _spec(
+    request: Request,
+    layers: list[str],
+    exemplars: tuple[Exemplar, ...],
+    canvas: Canvas,
+    weights: dict[str, float],
+) -> Spec:
+    weight = request.content_weight
+    return Spec(
+        exemplars,
+        canvas,
+        method=request.method,
+        layers=layers,
+        weights=weights,
+        match_every=request.match_every or MATCH_EVERY,
+        max_patches=request.max_patches or MAX_PATCHES,
+        content_layers=tuple(
+            resolve_layers(request.content_layers or CONTENT_LAYERS, request.model or DEFAULT_NET)
+        ),
+        content_weight=CONTENT_WEIGHT if weight is None else weight,
+        optimizer=request.optimizer,
+        steps=request.epoch,
+        lr=request.lr,
+        scales=request.scales,
+        seed=request.seed,
     )
 
 
