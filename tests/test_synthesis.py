@@ -274,6 +274,7 @@ def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd):
     assert "JPEG" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_style_transfer_keeps_the_layout(result, pebbles):
     """The more it weighs, the nearer is the content; the result has its size."""
     weights = models.load_weights("vgg16-hed", None, ["relu4_1"])[0]
@@ -566,6 +567,7 @@ def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
     assert seen.count((48, 64)) == 1
 
 
+@pytest.mark.slow
 def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
     make("brick.png", result, "--mix", f"{pebbles}:0.9", "--optimizer", "LBFGS", "--epoch", "20")
     assert np.ptp(pixels(result).astype(int), 2).mean() > 5
