@@ -4,6 +4,7 @@ A new texture model is a class in `terms/` and one line of the catalogue below; 
 The command's flags, its help and the README's tables come from here.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ def add_term(name: str, kind: type[Term], help: str) -> None:
     Raises:
         ValueError: it has no help, or the name is taken.
     """
-    _check_new(name, help)
+    _check_new(name, help, TERMS)
     TERMS[name] = Entry(kind, help)
 
 
@@ -77,10 +78,10 @@ def add_method(
     METHODS[name] = Method(kind, help, layers, weights, takes)
 
 
-def _check_new(name: str, help: str, catalogue: dict | None = None) -> None:
+def _check_new(name: str, help: str, catalogue: Mapping[str, object]) -> None:
     if not help.strip():
         raise ValueError(f"{name}: say in one line what it is")
-    if name in (TERMS if catalogue is None else catalogue):
+    if name in catalogue:
         raise ValueError(f"{name}: there is one of that name")
 
 

@@ -13,7 +13,7 @@ from engine.optimizers import optimize
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
-from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View, moved
+from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.content import Content
 from utils import Size, resize, rotated_and_resized, scaled, size_of
 
@@ -42,7 +42,7 @@ class Spec:
     def to(self, device: torch.device) -> "Spec":
         """The same on another device."""
         exemplars = tuple(one.to(device) for one in self.exemplars)
-        return replace(self, exemplars=exemplars, canvas=moved(self.canvas, device))
+        return replace(self, exemplars=exemplars, canvas=self.canvas.to(device))
 
 
 @dataclass(frozen=True)
