@@ -152,6 +152,8 @@ def _started(canvas: Canvas, image: Tensor, first: bool) -> Tensor:
     init, mask = canvas.init_at(size_of(image)), canvas.mask_at(size_of(image))
     if init is None or not (first or mask is not None):
         return image
+    if image.shape[1] == 1 and is_grey(init):
+        init = init[:, :1]  # what is grey stays grey under any optimiser
     return init if mask is None else torch.where(mask, image, init)
 
 

@@ -550,6 +550,16 @@ def test_size_of_the_exemplar_by_default(tmp_path, result):
     assert pixels(result).shape == (33, 50, 3)
 
 
+def test_grey_stays_grey_where_it_is_filled(result, tmp_path):
+    exemplar, filled, mask = tmp_path / "grass.png", tmp_path / "mask.png", Image.new("L", (64, 64))
+    Image.open(TEXTURES / "grass.png").crop((0, 0, 64, 64)).save(exemplar)
+    mask.paste(255, (20, 20, 44, 44))
+    mask.save(filled)
+    options = ["--init", str(exemplar), "--mask", str(filled), "--optimizer", "LBFGS"]
+    make(exemplar, result, "--size", "64", "--epoch", "20", "--method", "cnnmrf", *options)
+    assert np.ptp(pixels(result).astype(int), 2).max() == 0
+
+
 def test_grey_stays_grey(result):
     make("brick.png", result)
     grey = pixels(result)
