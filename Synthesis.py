@@ -21,7 +21,7 @@ from command.display import Display, say
 from command.plan import Job, plan
 from command.results import Net, Result, save
 from command.scores import print_scores
-from engine.synthesis import coarse_to_fine
+from engine.synthesis import Made, new_texture
 from models import DEFAULT_NET, Extractor, load_weights
 from utils import UserError, pick_device
 
@@ -81,15 +81,17 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
     interrupted = False
     with Display(job, record, quiet) as display:
         try:
-            image = coarse_to_fine(spec, trunk, display)
+            made = new_texture(spec, trunk, display)
         except KeyboardInterrupt:
             if display.last is None:
                 raise
-            interrupted, image = True, display.picture()
+            interrupted, made = True, Made(display.picture(), None)
             record["interrupted at step"] = display.last.step
     with ctrl_c_ignored():
-        record = save(job, image, record, net)
-    return Result(job.save_path, image.cpu(), record, time.perf_counter() - started, interrupted)
+        record = save(job, made, record, net)
+    return Result(
+        job.save_path, made.image.cpu(), record, time.perf_counter() - started, interrupted
+    )
 
 
 @contextmanager

@@ -122,7 +122,15 @@ add_method(
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {"optimizer": "LBFGS", "histogram": 0.5, "spectrum": 0.1, "patches": 10.0}
+    "best": {
+        "repaint": 0.8,
+        "epoch": 100,
+        "optimizer": "LBFGS",
+        "rescale": False,
+        "histogram": 1.0,
+        "patches": 10.0,
+    },
+    "draft": {"repaint": 1.0, "epoch": 100},
 }
 
 

@@ -278,6 +278,14 @@ class Request:
         told="; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
         **several(metavar="LAYER"),
     )
+    repaint: float = flag(
+        MODEL,
+        "paint the picture with the exemplar's own pixels in this share of the steps, first, and "
+        "let the model polish that in the others: 0 is the model alone, 1 the pixels alone",
+        default=0.0,
+        type=number(float, 0, "a share", 1),
+        metavar="SHARE",
+    )
     pool: str = flag(MODEL, "pooling in the net", default="avg", choices=tuple(POOLS))
     rescale: bool = flag(
         MODEL,

@@ -1,5 +1,6 @@
 """What the user sees and gets while a picture is made: a bar or lines on stderr, and snapshots."""
 
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -49,7 +50,8 @@ class Display:
             if self.lines:
                 print(f"{self.job.name}: {told} from step {progress.step}", file=sys.stderr)
         self.last = progress
-        told = f"step {progress.step}/{self.job.spec.steps}, error {progress.loss:.2g}"
+        told = f"step {progress.step}/{self.job.spec.steps}"
+        told += ", painting" if math.isnan(progress.loss) else f", error {progress.loss:.2g}"
         self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(progress.fraction - self.bar.n)
         if self.job.save_every and progress.step % self.job.save_every == 0:

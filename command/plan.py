@@ -14,9 +14,11 @@ from torch import Tensor
 from command.arguments import Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from engine.colours import matched_colours
+from engine.kinds import Kind, kind_of
 from engine.maps import rotated
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
+from engine.repaint import check_sides
 from engine.synthesis import Spec, exemplar_of, sizes_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import DEFAULT_NET, least_side, resolve_layers
@@ -120,8 +122,11 @@ def _job(
             exemplar = matched_colours(exemplar, content)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, content, pictures)
     weights, notes = term_weights(request, exemplar_name, exemplar, canvas)
+    kind = kind_of(exemplar) if request.repaint else None
+    if kind is not None:
+        notes.append(f"{exemplar_name} is {kind.name}: {_painted(request, kind)}")
     pictures.notes += notes
-    spec = _spec(request, layers[0], exemplars, canvas, weights)
+    spec = _spec(request, layers[0], exemplars, canvas, weights, kind)
     check_sizes(spec, layers[1])
     made_at = sizes_of(spec, layers[1])[-1][1]
     if made_at != canvas.size:
@@ -149,6 +154,7 @@ def _spec(
     exemplars: tuple[Exemplar, ...],
     canvas: Canvas,
     weights: dict[str, float],
+    kind: Kind | None,
 ) -> Spec:
     weight = request.content_weight
     return Spec(
@@ -168,6 +174,18 @@ def _spec(
         lr=request.lr,
         scales=request.scales,
         seed=request.seed,
+        repaint=request.repaint,
+        regular=kind is not None and kind.regular,
+    )
+
+
+def _painted(request: Request, kind: Kind) -> str:
+    """What follows from the kind of a texture, and how to change it."""
+    straight = ", rows and columns straight" if kind.regular else ""
+    polish = f", then polished by {request.method}" if request.repaint < 1 else ""
+    return (
+        f"painted with its pixels{straight}{polish} (--repaint {request.repaint:g}, "
+        "--repaint 0 is the model alone)"
     )
 
 
@@ -239,7 +257,10 @@ def _record(request: Request, spec: Spec, exemplar: str, given: str) -> dict[str
 
 
 def check_sizes(spec: Spec, layers: list[str]) -> None:
-    """Raise UserError when exemplars, copies or output are too small for the layers."""
+    """Raise UserError when exemplars, copies or output are too small for the layers, or for the
+    patches that are painted."""
+    if spec.repaint:
+        check_sides(spec.exemplars, spec.canvas.size)
     least = least_side(layers)
     coarsest = sizes_of(spec, layers)[0][0]
     first, *others = spec.exemplars
@@ -265,7 +286,8 @@ def term_weights(
 ) -> tuple[dict[str, float], list[str]]:
     """The weight of every term for this exemplar, and what the user should hear of them."""
     weights, notes = given_weights(request), []
-    if "spectrum" not in request.terms:
+    # What is painted has the exemplar's order already.
+    if "spectrum" not in request.terms and not request.repaint:
         clear, y, x = period(exemplar)
         if clear > PERIODIC:
             weights["spectrum"] = LONG_RANGE_WEIGHT

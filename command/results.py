@@ -9,10 +9,12 @@ from torch import Tensor
 
 from command.plan import Job
 from engine import maps
+from engine.repaint import stretch
+from engine.synthesis import Made
 from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View
 from terms.gram import GRAM_LAYERS, Gram
-from utils import read_picture, save_picture
+from utils import read_picture, resize, save_picture
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Result:
         )
 
 
-def save(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> dict[str, Any]:
+def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> dict[str, Any]:
     """Save all that a job makes; returns the record, to which the saved file's error is added."""
+    image = made.image
     save_picture(image, job.save_path, record)
     exemplar = job.spec.exemplars[0].image.to(image.device)
     error = saved_error(job.save_path, exemplar, net)
@@ -56,7 +59,7 @@ def save(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> dict[str,
         down, across = (2 if axis in tile else 1 for axis in "yx")
         save_picture(image.repeat(1, 1, down, across), job.tiled_path, record)
     if job.maps:
-        carry_maps(job, image, record, net)
+        carry_maps(job, made, record, net)
     return record
 
 
@@ -78,17 +81,25 @@ def saved_error(path: Path, exemplar: Tensor, net: Net) -> float:
 
 
 @torch.no_grad()
-def carry_maps(job: Job, image: Tensor, record: dict[str, Any], net: Net) -> None:
+def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
     """Save the exemplar's other maps as they go with the picture, each place from the exemplar as
     it is or as it was rotated and resized, whichever is nearer."""
-    device, tile = image.device, job.spec.canvas.tile
-    trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
-    output = trunk(image, tile)
-    found = [
-        maps.correspondence(output, trunk(view.image.to(device)), tile)
-        for view in job.spec.exemplars[0].views
-    ]
+    spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
+    if made.painting is not None:
+        found = maps.painted_from(made.painting)
+    else:
+        trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
+        output = trunk(made.image, tile)
+        found = [
+            maps.correspondence(output, trunk(view.image.to(device)), tile)
+            for view in spec.exemplars[0].views
+        ]
     for one in job.maps:
-        carried = maps.carried([copy.to(device) for copy in one.copies], found, tile)
+        copies = [copy.to(device) for copy in one.copies]
+        if made.painting is not None:
+            copies = [stretch(copy, spec.seed, spec.regular) for copy in copies]
+        carried = maps.carried(copies, found, tile)
+        if made.painting is not None:
+            carried = resize(carried, spec.canvas.size, tile).roll(made.shift, (2, 3))
         kept = {name: record[name] for name in ("version", "exemplar")}
         save_picture(carried, one.path, kept, one.sixteen_bit)

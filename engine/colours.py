@@ -4,8 +4,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+SMOOTH = 9  # px, odd
 LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
 
 
@@ -23,6 +27,16 @@ def luma(image: Tensor) -> Tensor:
 def with_chroma(image: Tensor, content: Tensor) -> Tensor:
     """The luma of one picture with the colour differences of another of the same size."""
     return (luma(image) + content - luma(content)).clamp(0, 1)
+
+
+def with_fine_chroma(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
+    """(1, 3, H, W) twice -> the first, with the second's colour differences in all that is smaller
+    than SMOOTH px."""
+    change = image - painted
+    chroma = change - luma(change)
+    mirrors = "".join(axis for axis in "yx" if axis not in tile)
+    smooth = F.avg_pool2d(surrounded(chroma, tile, mirrors, SMOOTH // 2), SMOOTH, 1)
+    return (image - chroma + smooth).clamp(0, 1)
 
 
 def matched_colours(style: Tensor, content: Tensor) -> Tensor:

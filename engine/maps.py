@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.repaint import Painting
 from models import Features
 from terms.matching import more_similar, nearest_patches, overlapped
 from utils import Size, padded, rotated_and_resized, size_of
@@ -33,6 +34,23 @@ def correspondence(output: Features, source: Features, tile: str = "") -> tuple[
         found = _enlarged(found, size_of(output[layer]))
         found, near = _refined(found, output[layer], source[layer])
     return found[0] * source[finest].shape[3] + found[1], near
+
+
+def painted_from(painting: Painting) -> list[tuple[Tensor, Tensor]]:
+    """What `correspondence` returns, for every view: 0 for how near the one is that a place was
+    painted from, and less for all others."""
+    found, top = [], 0
+    across = painting.views.shape[1]
+    rows, columns = painting.places // across, painting.places % across
+    owner = painting.views[rows, columns]
+    for view in range(int(painting.views.max()) + 1):
+        mine = painting.views == view
+        height, width = int(mine.any(1).sum()), int(mine.any(0).sum())
+        here = owner == view
+        place = ((rows - top) * width + columns).where(here, 0)
+        found.append((place, here.float() - 1))
+        top += height
+    return found
 
 
 def _enlarged(found: Tensor, size: Size) -> Tensor:
@@ -105,7 +123,10 @@ def carried(
 
 def _mean_of_patches(maps: Tensor, places: Tensor, tile: str) -> Tensor:
     """(1, C, h, w), (H, W) -> (C, H, W)."""
-    width, reach = maps.shape[3], VOTE // 2
+    (height, width), reach = maps.shape[2:], VOTE // 2
+    y = (places // width).clamp(reach, height - 1 - reach)  # so that a patch fits in
+    x = (places % width).clamp(reach, width - 1 - reach)
+    places = y * width + x
     rows, columns = (
         torch.arange(-reach, side + reach, device=places.device) % side
         if axis in tile

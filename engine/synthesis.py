@@ -1,4 +1,4 @@
-"""Coarse to fine: how a picture is made, once all about it is decided."""
+"""How a picture is made, once all about it is decided: painted, optimised, or both."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.colours import is_grey, noise_like, with_chroma
+from engine.colours import is_grey, noise_like, with_chroma, with_fine_chroma
 from engine.optimizers import optimize
+from engine.repaint import Painting, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
@@ -18,6 +19,7 @@ from terms.content import Content
 from utils import Size, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
+PAINTING = 6  # steps at the finest scale that take about as long as painting
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Spec:
     steps: int = 1000  # evaluations of loss and gradient, over all scales
     lr: float | None = None  # step size; None: the optimiser's own
     scales: int | None = None  # how many; None: as many as the exemplar's size asks for
+    repaint: float = 0.0  # share of the steps that go into painting with the exemplar's pixels
+    regular: bool = False  # the exemplar has rows and columns, which painting leaves straight
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
     def to(self, device: torch.device) -> "Spec":
@@ -54,40 +58,116 @@ class Progress:
     scales: int
     fraction: float  # of the work that is done, 0 ... 1; a fine step is more work than a coarse one
     image: Tensor  # the best so far, (1, 3 or 1, H, W) in [0, 1]
-    loss: float
+    loss: float  # NaN while the picture is painted: nothing is optimised then
+
+
+@dataclass(frozen=True)
+class Made:
+    """What has come of a synthesis."""
+
+    image: Tensor  # (1, 3, height, width) in [0, 1]
+    painting: Painting | None  # where its pixels are from, if it was painted
+    shift: Size = (0, 0)  # rows and columns by which the painting was rolled to be the image
 
 
 Report = Callable[[Progress], None]
 Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale
 
 
-def coarse_to_fine(spec: Spec, trunk: Extractor, report: Report | None = None) -> Tensor:
-    """New texture like the exemplars, from white noise, coarse to fine.
+def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> Made:
+    """New texture like the exemplars.
+
+    Painted with their pixels first, and then optimised at the finest scale alone, which brings
+    back the grain and the colours that a mean of patches has lost; optimised from white noise where
+    nothing is to be painted. Where a content decides what is where, it is optimised first.
+
+    Args:
+        spec: on the trunk's device. Sides along which the output tiles are made as multiples of
+            the net's stride.
+        trunk: of the layers that the spec names and any that terms shall look at.
+        report: called after every step.
+
+    Raises:
+        UserError: exemplar or size too small for the layers, the scales or the patches.
+    """
+    if not spec.repaint:
+        return _made(spec, coarse_to_fine(spec, trunk, report), None)
+    painted = round(spec.repaint * spec.steps)
+    rest = spec.steps - painted
+    size = sizes_of(spec, trunk.layers)[-1][1]
+    split = PAINTING / (PAINTING + rest)
+
+    def paint(begin: float, layout: Tensor | None) -> Painting:
+        def tell(scale: int, scales: int, done: float, image: Tensor) -> None:
+            if report is not None:
+                step = max(1, round(done * painted)) + (rest if begin else 0)
+                done = begin + split * done
+                report(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
+
+        return repainted(spec.exemplars, spec.canvas, size, spec.seed, spec.regular, layout, tell)
+
+    if spec.canvas.content is not None:
+        first = None if report is None else _part_of(report, 0, 0.0, 1 - split)
+        layout = coarse_to_fine(replace(spec, steps=rest), trunk, first) if rest else None
+        painting = paint(1 - split, spec.canvas.content if layout is None else layout)
+        return _made(spec, painting.image, painting)
+    painting = paint(0.0, None)
+    image = painting.image
+    if rest:
+        then = None if report is None else _part_of(report, painted, split, 1.0)
+        image = _polished(replace(spec, steps=rest), trunk, image, then)
+    return _made(spec, image, painting)
+
+
+def _polished(spec: Spec, trunk: Extractor, painted: Tensor, report: Report | None) -> Tensor:
+    """A picture optimised from that which was painted, at its size, fine chroma left as it is.
+
+    The first layers of a net trained on photographs hardly see it: conv1_1 of the bundled net
+    answers noise along red-green and blue-yellow with a tenth of the power that it has for grey.
+    What is optimised there comes out as specks.
+    """
+    image = painted[:, :1] if all(is_grey(one.image) for one in spec.exemplars) else painted
+    polished = coarse_to_fine(replace(spec, scales=1), trunk, report, image)
+    return with_fine_chroma(polished.expand(-1, 3, -1, -1), painted, spec.canvas.tile)
+
+
+def _part_of(report: Report, before: int, begin: float, end: float) -> Report:
+    """A report of what is a part of the work, after so many steps."""
+
+    def tell(progress: Progress) -> None:
+        done = begin + (end - begin) * progress.fraction
+        report(replace(progress, step=before + progress.step, fraction=done))
+
+    return tell
+
+
+def _made(spec: Spec, image: Tensor, painting: Painting | None) -> Made:
+    shift = (0, 0) if spec.canvas.placed else cut_at(_whole(spec.canvas, image), spec.canvas.tile)
+    return Made(finished(spec.canvas, image), painting, shift)
+
+
+def coarse_to_fine(
+    spec: Spec, trunk: Extractor, report: Report | None = None, start: Tensor | None = None
+) -> Tensor:
+    """An optimised picture, from white noise or from `start`, coarse to fine.
 
     The first scale starts from noise with the exemplar's mean and covariance of colours, every
     other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart
     from them in that noise is added of what the exemplar gains in detail: from a smooth start, fine
     structure grows along the net's pooling grid, and the grid is left to be seen.
 
-    Args:
-        spec: on the trunk's device. Sides along which the output tiles are optimised as multiples
-            of the net's stride.
-        trunk: of the layers that the spec names and any that terms shall look at.
-        report: called after every step.
-
     Returns:
-        (1, 3, height, width) in [0, 1].
-
-    Raises:
-        UserError: exemplar or size too small for the layers or the scales.
+        (1, 3 or 1, h, w) in [0, 1], of the finest scale's size.
     """
     canvas, exemplar = spec.canvas, spec.exemplars[0].image
     sizes = sizes_of(spec, trunk.layers)
     shares = split_steps(spec.steps, len(sizes))
     generator = torch.Generator().manual_seed(spec.seed)
-    image = noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
-    if not all(is_grey(other.image) for other in spec.exemplars):
-        image = image.expand(-1, 3, -1, -1)
+    image = start
+    if image is None:
+        image = noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
+        if not all(is_grey(other.image) for other in spec.exemplars):
+            image = image.expand(-1, 3, -1, -1)
     before = None
     for scale, (source_size, size) in enumerate(sizes):
         criterion = criterion_at(spec, trunk, source_size, size)
@@ -97,11 +177,11 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, report: Report | None = None) -
             gained = picture - resize(before, source_size)
             image = (image + DETAIL * noise_like(gained, size, generator)).clamp(0, 1)
         before = picture
-        image = _started(canvas, image, first=scale == 0)
+        image = _started(canvas, image, first=scale == 0 and start is None)
         extract = partial(_extract, trunk, canvas.tile, canvas.mask_at(size))
         on_step = partial(_tell, report, sizes, shares, scale) if report else None
         image = optimize(image, extract, criterion, shares[scale], spec.optimizer, spec.lr, on_step)
-    return finished(canvas, image)
+    return image
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
@@ -160,24 +240,36 @@ def _started(canvas: Canvas, image: Tensor, first: bool) -> Tensor:
 def finished(canvas: Canvas, image: Tensor) -> Tensor:
     """(1, 3 or 1, h, w) of any scale -> (1, 3, H, W) of the canvas's size, with what was to be kept
     put back exactly, and a tile cut where that is free."""
+    image = _whole(canvas, image)
+    return image if canvas.placed else cut(image, canvas.tile)
+
+
+def _whole(canvas: Canvas, image: Tensor) -> Tensor:
     image = resize(image, canvas.size, canvas.tile).expand(-1, 3, -1, -1)
     if canvas.mask is not None and canvas.init is not None:
         image = torch.where(canvas.mask, image, canvas.init)
     elif canvas.keep_color and canvas.content is not None:
         image = with_chroma(image, canvas.content)
-    return image if canvas.placed else cut(image, canvas.tile)
+    return image
 
 
 def cut(image: Tensor, tile: str) -> Tensor:
-    """(1, 3, H, W) that tiles -> the same, moved round until the step across is the mean one.
+    """(1, 3, H, W) that tiles -> the same, moved round until the step across is the mean one."""
+    return image.roll(cut_at(image, tile), (2, 3))
+
+
+def cut_at(image: Tensor, tile: str) -> Size:
+    """By how many rows and columns to roll (1, 3, H, W) that tiles, for the step across its border
+    to be the mean one.
 
     Where the repeat of a picture is cut is free; a row of large steps there looks like a seam.
     """
-    for axis, dim in (("y", 2), ("x", 3)):
+    shift = [0, 0]
+    for i, (axis, dim) in enumerate((("y", 2), ("x", 3))):
         if axis in tile:
             steps = (image - image.roll(1, dim)).abs().transpose(0, dim).flatten(1).mean(1)
-            image = image.roll(-int((steps - steps.mean()).abs().argmin()), dim)
-    return image
+            shift[i] = -int((steps - steps.mean()).abs().argmin())
+    return shift[0], shift[1]
 
 
 def _extract(trunk: Extractor, tile: str, mask: Tensor | None, image: Tensor) -> Features:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.synthesis import Spec, coarse_to_fine, exemplar_of
+from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.regions import Regional
@@ -90,10 +90,10 @@ def criterion_of(
 
 
 def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec) -> Tensor:
-    """What `coarse_to_fine` makes of one exemplar (1, 3, H, W); `canvas` has fields of that."""
+    """What `new_texture` makes of one exemplar (1, 3, H, W); `canvas` has fields of that."""
     size = size or tuple(exemplar.shape[2:])
     spec = Spec((exemplar_of(exemplar),), Canvas(size, **canvas or {}), **spec)
-    return coarse_to_fine(spec, trunk, report)
+    return new_texture(spec, trunk, report).image
 
 
 @pytest.fixture

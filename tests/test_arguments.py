@@ -40,7 +40,7 @@ def test_parse_bool():
 def test_a_preset_gives_way_to_what_is_said():
     plain, best = arguments.parse([]), arguments.parse(["--preset", "best"])
     assert (plain.optimizer, plain.terms) == ("Adam", {})
-    terms = {"histogram": 0.5, "spectrum": 0.1, "patches": 10.0}
+    terms = {"histogram": 1.0, "patches": 10.0}
     assert (best.optimizer, best.terms) == ("LBFGS", terms)
     said = arguments.parse(["--histogram", "2", "--preset", "best", "--optimizer", "Adam"])
     assert (said.optimizer, said.terms) == ("Adam", terms | {"histogram": 2})

@@ -25,7 +25,7 @@ from command.plan import VERSION
 from engine import synthesis
 from engine.colours import noise_like
 from engine.orientation import axes
-from engine.synthesis import Progress, Spec, coarse_to_fine, exemplar_of
+from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from Synthesis import main
 from terms.base import Canvas, relative_error
@@ -572,7 +572,7 @@ def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
     seen = []
     tiny.register_forward_pre_hook(lambda net, args: seen.append(tuple(args[0].shape[2:])))
     mixed = exemplar_of(exemplar, share=0.5), exemplar_of(other, share=0.5)
-    coarse_to_fine(Spec(mixed, Canvas((32, 24)), steps=0, scales=2), tiny)
+    new_texture(Spec(mixed, Canvas((32, 24)), steps=0, scales=2), tiny)
     assert (16, 12) in seen and (24, 32) in seen and (32, 24) in seen and (48, 64) in seen
     assert seen.count((48, 64)) == 1
 
@@ -884,7 +884,7 @@ def test_out_of_memory_is_one_line(error, pebbles, result, capfd, monkeypatch):
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(Synthesis, "coarse_to_fine", full)
+    monkeypatch.setattr(Synthesis, "new_texture", full)
     assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "out of memory" in line and "--size" in line
@@ -896,7 +896,7 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
         def bug(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(Synthesis, "coarse_to_fine", bug)
+        monkeypatch.setattr(Synthesis, "new_texture", bug)
         with pytest.raises(type(error)):
             main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY])
 
@@ -905,7 +905,7 @@ def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch):
     make(pebbles, result)
     before = result.read_bytes()
     monkeypatch.setattr(
-        Synthesis, "coarse_to_fine", lambda *a, **k: torch.full((1, 3, 8, 8), np.nan)
+        Synthesis, "new_texture", lambda *a, **k: Made(torch.full((1, 3, 8, 8), np.nan), None)
     )
     with pytest.raises(ValueError, match="finite"):
         make(pebbles, result)

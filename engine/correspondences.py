@@ -1,0 +1,209 @@
+"""For every patch of one picture a similar patch of another, searched for by PatchMatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils import Size, wrapped
+
+PATCH = 7  # px
+COMPONENTS = 32  # of the 147 numbers of a patch, by principal components
+SAMPLE = 20_000  # patches that the principal components are computed from
+STRIDES = (8, 4, 2, 1, 1)  # px to the neighbours whose places are tried
+CHUNK = 2**16  # patches compared at a time, so that they stay in the cache
+
+
+@dataclass(frozen=True)
+class Places:
+    """For every patch the row and column where a similar patch begins, (H, W) of int64 each."""
+
+    y: Tensor
+    x: Tensor
+
+    @classmethod
+    def drawn(cls, size: Size, among: Size, generator: torch.Generator) -> Places:
+        """`size` of them, anywhere among so many rows and columns; on the CPU."""
+        y, x = (torch.randint(n, size, generator=generator) for n in among)
+        return cls(y, x)
+
+    def to(self, device: torch.device) -> Places:
+        """The same on another device."""
+        return Places(self.y.to(device), self.x.to(device))
+
+    def clamped(self, among: Size) -> Places:
+        """The nearest among so many rows and columns."""
+        return Places(self.y.clamp(0, among[0] - 1), self.x.clamp(0, among[1] - 1))
+
+    def flat(self, width: int) -> Tensor:
+        """(H, W): y * width + x."""
+        return self.y * width + self.x
+
+    def seen_from(self, down: int, across: int, tile: str) -> Places:
+        """Where a patch would lie if it went on from its neighbour so many px up and left."""
+        y, x = (
+            _shifted(_shifted(z, 0, down, "y" in tile), 1, across, "x" in tile)
+            for z in (self.y, self.x)
+        )
+        return Places(y + down, x + across)
+
+    def resized(self, size: Size, factor: float) -> Places:
+        """The same at another size, of an exemplar that was resized by `factor`."""
+        rows, columns = (torch.arange(side, device=self.y.device) for side in size)
+        above, left = (
+            ((new + 0.5) * old / side).long()
+            for new, old, side in zip((rows, columns), self.y.shape, size, strict=True)
+        )
+        y, x = (z[above][:, left] for z in (self.y, self.x))
+        y = ((y - above[:, None]) * factor).round().long() + rows[:, None]
+        x = ((x - left) * factor).round().long() + columns
+        return Places(y, x)
+
+
+def _shifted(z: Tensor, dim: int, by: int, wraps: bool) -> Tensor:
+    """What lies `by` px before; beyond the border the outermost, or what comes round."""
+    index = torch.arange(z.shape[dim], device=z.device) - by
+    n = z.shape[dim]
+    return z.index_select(dim, index % n if wraps else index.clamp(0, n - 1))
+
+
+class Descriptor:
+    """Patches of pixels in their principal components (of the exemplar), and mean guides.
+
+    The squared distance of two descriptors is, but for the components left out, the mean squared
+    difference of two patches' pixels, and that of their guides.
+    """
+
+    def __init__(self, picture: Tensor, usable: Tensor, generator: torch.Generator) -> None:
+        """(1, 3, h, w), and (h - PATCH + 1, w - PATCH + 1) of bool: which patches there are."""
+        starts = usable.flatten().nonzero()[:, 0]
+        if len(starts) > SAMPLE:
+            chosen = torch.randperm(len(starts), generator=generator)[:SAMPLE]
+            starts = starts[chosen.to(starts.device)]
+        width = usable.shape[1]
+        steps = torch.arange(PATCH, device=starts.device)
+        offsets = (steps[:, None] * picture.shape[3] + steps).flatten()
+        first = starts // width * picture.shape[3] + starts % width
+        patches = picture[0].flatten(1)[:, first[:, None] + offsets]  # (3, n, PATCH^2)
+        patches = patches.transpose(0, 1).flatten(1)
+        self.mean = patches.mean(0)
+        centred = patches - self.mean
+        _, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).double())
+        self.axes = axes[:, -COMPONENTS:].to(picture.dtype)  # (3 PATCH^2, D)
+
+    def __call__(self, picture: Tensor, guide: Tensor | None, tile: str = "") -> Tensor:
+        """(1, 3, H, W), (1, G, H, W) -> (H', W', D + G), a descriptor for every patch."""
+        kernel = self.axes.T.view(-1, 3, PATCH, PATCH)
+        maps = F.conv2d(wrapped(picture, tile, PATCH - 1, PATCH - 1), kernel)
+        maps = maps - (self.mean @ self.axes).view(-1, 1, 1)
+        maps = maps / (3 * PATCH**2) ** 0.5
+        if guide is not None:
+            means = F.avg_pool2d(wrapped(guide, tile, PATCH - 1, PATCH - 1), PATCH, 1)
+            maps = torch.cat((maps, means), 1)
+        return maps[0].movedim(0, 2).contiguous()
+
+
+class Search:
+    """Finds for every patch of an output a patch of a source at a small distance.
+
+    PatchMatch (Barnes et al. 2009): what is right for a patch is, some px further, right for its
+    neighbour; and random places, far and near. We depart from the paper in that all patches are
+    tried at once, with neighbours 8, 4, 2 and 1 px away, instead of one patch after the other.
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        source: Tensor,
+        usable: Tensor,
+        generator: torch.Generator,
+        tile: str = "",
+        factor: Tensor | None = None,
+        kinds: Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            output: (H, W, D), a descriptor for every patch.
+            source: (h, w, D).
+            usable: (h, w) of bool, which patches of the source there are; any of them.
+            generator: of what is drawn, on the CPU.
+            tile: the axes along which the output goes on where it began.
+            factor: (h, w) that multiplies the distances of a source patch; None means 1.
+            kinds: (h, w) of int64; a patch of the output stays with the kind that it has. None
+                means that there is one kind.
+        """
+        self.output, self.source, self.usable = output, source, usable
+        self.generator, self.tile = generator, tile
+        self.factor, self.kinds = factor, kinds
+
+    def __call__(self, places: Places, rounds: int) -> Places:
+        """Better places than these, at patches that there are."""
+        places = self._moved_to_usable(places)
+        kind = None if self.kinds is None else self._at(self.kinds, places)
+        cost = self._cost(places)
+
+        def offer(other: Places) -> None:
+            nonlocal places, cost
+            height, width = self.usable.shape
+            inside = (other.y >= 0) & (other.y < height) & (other.x >= 0) & (other.x < width)
+            other = other.clamped((height, width))
+            inside &= self._at(self.usable, other)
+            if kind is not None:
+                inside &= self._at(self.kinds, other) == kind
+            found = self._cost(other)
+            better = inside & (found < cost)
+            cost = torch.where(better, found, cost)
+            places = Places(
+                torch.where(better, other.y, places.y), torch.where(better, other.x, places.x)
+            )
+
+        for _ in range(rounds):
+            for stride in STRIDES:
+                for down, across in ((0, stride), (0, -stride), (stride, 0), (-stride, 0)):
+                    offer(places.seen_from(down, across, self.tile))
+            reach = max(self.usable.shape)
+            while reach >= 1:
+                offer(self._near(places, reach))
+                reach //= 3
+        return places
+
+    def distance(self, places: Places) -> Tensor:
+        """(H, W): squared distances of the descriptors."""
+        index = places.flat(self.source.shape[1]).flatten()
+        output, source = self.output.flatten(0, 1), self.source.flatten(0, 1)
+        pairs = zip(output.split(CHUNK), index.split(CHUNK), strict=True)
+        found = [(part - source.index_select(0, at)).square().sum(1) for part, at in pairs]
+        return torch.cat(found).view(places.y.shape)
+
+    def _cost(self, places: Places) -> Tensor:
+        found = self.distance(places)
+        return found if self.factor is None else found * self._at(self.factor, places)
+
+    def _at(self, values: Tensor | None, places: Places) -> Tensor:
+        """(h, w) -> (H, W): what it says of those places."""
+        assert values is not None
+        return values.flatten()[places.flat(values.shape[1])]
+
+    def _near(self, places: Places, reach: int) -> Places:
+        """Places drawn from around these, `reach` px to every side."""
+        y, x = (
+            z + torch.randint(-reach, reach + 1, z.shape, generator=self.generator).to(z.device)
+            for z in (places.y, places.x)
+        )
+        return Places(y, x)
+
+    def _moved_to_usable(self, places: Places) -> Places:
+        """Where a place is not one of a patch that there is: any that is."""
+        height, width = self.usable.shape
+        near = places.clamped((height, width))
+        there = self.usable.flatten().nonzero()[:, 0]
+        drawn = torch.randint(len(there), near.y.shape, generator=self.generator)
+        any_of = there[drawn.to(there.device)]
+        usable = self._at(self.usable, near)
+        return Places(
+            torch.where(usable, near.y, any_of // width),
+            torch.where(usable, near.x, any_of % width),
+        )

@@ -1,0 +1,334 @@
+"""Painting a picture with the exemplar's own pixels, coarse to fine.
+
+Patches of the output become the mean of similar patches of the exemplar, over and over (Kwatra et
+al. 2005), each distance divided by how near any of the output's patches is to that patch of the
+exemplar, so that all of the exemplar is used (Granot et al., "Drop the GAN", 2022). The first
+layout is quilted from blocks, or is that of a picture that is given.
+
+We depart from these papers in three points. Patches are found by PatchMatch, not by comparing all
+pairs. They count by the inverse of their squared distance: their plain mean is blurred where they
+do not agree. And the exemplar is stretched and squeezed a little, as smoothly as the eye does not
+notice, so that what is laid is never the exemplar's very pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.correspondences import PATCH, Descriptor, Places, Search
+from engine.quilting import UNKNOWN, quilted
+from engine.scales import COARSEST
+from terms.base import Canvas, Exemplar, View
+from utils import Size, UserError, resize, scaled, size_of, told
+
+FACTOR = math.sqrt(2)  # from scale to scale
+SMALLER = 1.2  # than what they should be, by so much sides may be at the coarsest scale
+COMPLETENESS = 0.005  # mean square: less makes every patch of the exemplar be used (Granot: alpha)
+SHARPNESS = 2.0  # patches count by distance to the power of minus this
+LEAST_DISTANCE = 1e-4  # mean square; what is nearer than this is as good
+GUIDE = 1.0  # of the mean squared difference of guides, beside that of pixels
+FINE = 0.49  # of full size: from where on a given layout is painted
+STRAIN = 0.06  # by how much the exemplar is stretched, root mean square
+WAVE = 96  # px at full size of 256: over which the stretch changes
+LEAST_SIDE = 2 * PATCH  # px
+
+# Called with the scale, how many there are, the share of the work that is done, and the picture.
+Tell = Callable[[int, int, float, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A picture, and where in the exemplars its pixels are from."""
+
+    image: Tensor  # (1, 3, H, W) in [0, 1]
+    places: Tensor  # (H, W) of int64: pixel y * w + x of the views below each other
+    views: Tensor  # (h, w) of int64: the view of every pixel there; UNKNOWN is none
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All views of all exemplars at one size, below each other; beside them is nothing."""
+
+    picture: Tensor  # (1, 3, h, w)
+    guide: Tensor | None  # (1, G, h, w)
+    views: Tensor  # (h, w) of int64: which view a pixel is of; UNKNOWN is none
+    exemplars: Tensor  # (h, w) of int64
+
+    @classmethod
+    def of(cls, exemplars: tuple[Exemplar, ...], factor: float) -> _Source:
+        views = [(i, view) for i, one in enumerate(exemplars) for view in one.views]
+        pictures = [resize(view.image, scaled(view.image, factor)) for _, view in views]
+        sizes = [size_of(picture) for picture in pictures]
+        guides = [
+            F.interpolate(view.guide, size, mode="bilinear", antialias=True)
+            for (_, view), size in zip(views, sizes, strict=True)
+            if view.guide is not None
+        ]
+        marks = [
+            torch.tensor((n, i), device=pictures[0].device).view(1, 2, 1, 1).expand(1, 2, *size)
+            for n, ((i, _), size) in enumerate(zip(views, sizes, strict=True))
+        ]
+        marked = _stacked(marks, UNKNOWN)[0]
+        guide = _stacked(guides, 0) * GUIDE**0.5 if guides else None
+        return cls(_stacked(pictures, 0), guide, marked[0], marked[1])
+
+    @property
+    def usable(self) -> Tensor:
+        """(h', w') of bool: which patches lie in one view."""
+        marks = self.views.float()[None]
+        most, least = (F.max_pool2d(sign * marks, PATCH, 1)[0] for sign in (1, -1))
+        return (most == -least) & (most != UNKNOWN)
+
+
+def _stacked(maps: list[Tensor], value: int) -> Tensor:
+    """(1, C, ., .) each -> below each other, as wide as the widest of them."""
+    width = max(one.shape[3] for one in maps)
+    return torch.cat([F.pad(one, (0, width - one.shape[3]), value=value) for one in maps], 2)
+
+
+def repainted(
+    exemplars: tuple[Exemplar, ...],
+    canvas: Canvas,
+    size: Size,
+    seed: int,
+    regular: bool = False,
+    layout: Tensor | None = None,
+    tell: Tell | None = None,
+) -> Painting:
+    """A picture of the exemplars' pixels.
+
+    Args:
+        exemplars: pictures with their guides, at full size.
+        canvas: its borders, guide, mask and what is kept.
+        size: to paint at, (height, width); the canvas's, or a little more.
+        seed: of all that is drawn.
+        regular: the exemplar has straight rows and columns, which stay straight.
+        layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
+            alone; None means that the layout is made as well, or is that of
+            `canvas.init`.
+        tell: called after every round.
+
+    Raises:
+        UserError: an exemplar or the size has sides of less than LEAST_SIDE px.
+    """
+    check_sides(exemplars, size)
+    exemplars = stretched(exemplars, seed, regular)
+    painter = _Painter(exemplars, canvas, torch.Generator().manual_seed(seed))
+    factors = _factors(exemplars, size)
+    if layout is not None:
+        factors = [factor for factor in factors if factor >= FINE]
+    rounds = [_rounds(exemplars, factor) for factor in factors]
+    work = [n * factor**2 for n, factor in zip(rounds, factors, strict=True)]
+    if layout is None and canvas.mask is None:
+        layout = canvas.init
+    for scale, factor in enumerate(factors):
+        height, width = (max(LEAST_SIDE, round(side * factor)) for side in size)
+        painter.begin(factor, size if factor == 1 else (height, width), layout)
+        for n in range(rounds[scale]):
+            painter.round()
+            if tell is not None:
+                done = sum(work[:scale]) + (n + 1) * factor**2
+                tell(scale + 1, len(factors), done / sum(work), painter.image)
+    return painter.painting()
+
+
+def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
+    """Raise UserError where there is no room for patches."""
+    named = [("exemplar", size_of(view.image)) for one in exemplars for view in one.views]
+    for name, sides in (*named, ("output", size)):
+        if min(sides) < LEAST_SIDE:
+            raise UserError(
+                f"--repaint: {name} of {told(sides)}, sides of {LEAST_SIDE} or more are needed"
+            )
+
+
+def _factors(exemplars: tuple[Exemplar, ...], size: Size) -> list[float]:
+    """Of the sizes from coarse to fine: the first brings the exemplar to COARSEST, unless a copy
+    or the output became too small."""
+    sides = [min(size_of(view.image)) for one in exemplars for view in one.views]
+    most = min(sides[0] / COARSEST, min(*sides, *size) / LEAST_SIDE)
+    count = max(0, math.floor(math.log(SMALLER * most, FACTOR)))
+    return [FACTOR**-k for k in range(count, -1, -1)]
+
+
+def _rounds(exemplars: tuple[Exemplar, ...], factor: float) -> int:
+    """Coarse rounds cost little and decide much."""
+    side = factor * min(size_of(exemplars[0].image))
+    return 8 if side < 2 * COARSEST + 2 else 4 if side < 3 * COARSEST else 2
+
+
+class _Painter:
+    """The picture while it is painted, from scale to scale."""
+
+    def __init__(
+        self, exemplars: tuple[Exemplar, ...], canvas: Canvas, generator: torch.Generator
+    ) -> None:
+        self.exemplars, self.canvas, self.generator = exemplars, canvas, generator
+        self.factor = 0.0
+        self.places: Places | None = None  # of patches
+        self.nearest: Places | None = None  # for every patch of the source one of the output
+        # Where a guide says what goes where, not all of the exemplar is asked for.
+        self.complete = canvas.guide is None
+
+    def begin(self, factor: float, size: Size, layout: Tensor | None) -> None:
+        """Go on at another size."""
+        canvas, self.size = self.canvas, size
+        self.source = _Source.of(self.exemplars, factor)
+        self.usable = self.source.usable
+        self.describe = Descriptor(self.source.picture, self.usable, self.generator)
+        self.described = self.describe(self.source.picture, self.source.guide)
+        self.guide = None
+        if canvas.guide is not None:
+            guide = F.interpolate(canvas.guide, size, mode="bilinear", antialias=True)
+            self.guide = guide * GUIDE**0.5
+        self.mask, self.kept = canvas.mask_at(size), canvas.init_at(size)
+        count = (size[0] - self._short("y"), size[1] - self._short("x"))
+        among = (self.usable.shape[0], self.usable.shape[1])
+        patches = (count[0], count[1])
+        if self.places is not None and self.nearest is not None:
+            grown = factor / self.factor
+            self.places = self.places.resized(patches, grown)
+            self.nearest = self.nearest.resized(among, grown)
+            self._vote(None)
+        else:
+            self.nearest = Places.drawn(among, patches, self.generator).to(self.usable.device)
+            if layout is not None:
+                self.image = resize(layout, size, canvas.tile)
+                self.places = Places.drawn(patches, among, self.generator).to(self.usable.device)
+            else:
+                self.places = self._quilted(size, patches)
+                self._vote(None)
+        self.factor = factor
+
+    def _short(self, axis: str) -> int:
+        """By how much fewer patches there are than pixels."""
+        return 0 if axis in self.canvas.tile else PATCH - 1
+
+    def _quilted(self, size: Size, patches: Size) -> Places:
+        """Where patches are from in a new layout."""
+        even = 3**-0.5  # so that squared differences add up to those of descriptors
+        source, guide = even * self.source.picture[0], self.source.guide
+        blank = torch.zeros(3, *size, device=source.device)
+        canvas = blank if self.kept is None or self.mask is None else even * self.kept[0]
+        sure = torch.zeros_like(blank, dtype=torch.bool)
+        if self.mask is not None:
+            sure = (~self.mask[0]).expand(3, -1, -1)
+        if guide is not None and self.guide is not None:
+            source, canvas = torch.cat((source, guide[0])), torch.cat((canvas, self.guide[0]))
+            sure = torch.cat((sure, torch.ones_like(self.guide[0], dtype=torch.bool)))
+        shares = [one.share for one in self.exemplars] if self._mixes else None
+        pixels = quilted(
+            source,
+            self.source.exemplars if self._mixes else self.source.exemplars.clamp(max=0),
+            canvas,
+            sure,
+            shares or [1.0],
+            self.canvas.tile,
+            self.generator,
+        )
+        # A patch goes where its middle goes.
+        middle = PATCH // 2
+        y, x = (z.roll((-middle, -middle), (0, 1)) - middle for z in (pixels.y, pixels.x))
+        return Places(y[: patches[0], : patches[1]], x[: patches[0], : patches[1]])
+
+    @property
+    def _mixes(self) -> bool:
+        return len(self.exemplars) > 1 and self.canvas.guide is None
+
+    def round(self) -> None:
+        """Find similar patches and lay them over each other."""
+        assert self.places is not None and self.nearest is not None  # since it began
+        output = self.describe(self.image, self.guide, self.canvas.tile)
+        factor = None
+        if self.complete:
+            anywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+            back = Search(self.described, output, anywhere, self.generator)
+            self.nearest = back(self.nearest, 1)
+            factor = 1 / (COMPLETENESS + back.distance(self.nearest))
+        h, w = self.usable.shape
+        search = Search(
+            output,
+            self.described,
+            self.usable,
+            self.generator,
+            self.canvas.tile,
+            factor,
+            self.source.exemplars[:h, :w] if self._mixes else None,
+        )
+        self.places = search(self.places, 1)
+        self._vote((search.distance(self.places) + LEAST_DISTANCE) ** -SHARPNESS)
+
+    def _vote(self, weights: Tensor | None) -> None:
+        """The picture as the mean of its patches, and what is kept of the canvas."""
+        assert self.places is not None
+        height, width = self.source.picture.shape[2:]
+        start = self.places.clamped((height - PATCH + 1, width - PATCH + 1)).flat(width)
+        if weights is None:
+            weights = torch.ones(start.shape, device=start.device)
+        colours = self.source.picture[0].flatten(1)
+        total, most = colours.new_zeros(4, *self.size), colours.new_zeros(self.size)
+        self.pixels = torch.zeros(self.size, dtype=torch.int64, device=start.device)
+        for down in range(PATCH):
+            for across in range(PATCH):
+                at = start + down * width + across
+                values = colours[:, at.flatten()].view(3, *at.shape)
+                laid = self._laid(torch.cat((values * weights, weights[None])), down, across)
+                total = total + laid
+                own = self._laid(at, down, across)
+                self.pixels = torch.where(laid[3] > most, own, self.pixels)
+                most = torch.maximum(laid[3], most)
+        self.image = (total[:3] / total[3])[None]
+        if self.mask is not None and self.kept is not None:
+            self.image = torch.where(self.mask, self.image, self.kept)
+
+    def _laid(self, values: Tensor, down: int, across: int) -> Tensor:
+        """(..., h, w), one value a patch -> (..., H, W), at that pixel of the patch."""
+        padded = F.pad(values, (0, self._short("x"), 0, self._short("y")))
+        return padded.roll((down, across), (-2, -1))
+
+    def painting(self) -> Painting:
+        """What has come of it."""
+        return Painting(self.image, self.pixels, self.source.views)
+
+
+# --------------------------------------------------------------------------- a stretched exemplar
+
+
+def stretched(exemplars: tuple[Exemplar, ...], seed: int, regular: bool) -> tuple[Exemplar, ...]:
+    """The same, stretched and squeezed smoothly by STRAIN: all maps of a view alike."""
+
+    def of(view: View) -> View:
+        guide = None if view.guide is None else stretch(view.guide, seed, regular)
+        return replace(view, features={"image": stretch(view.image, seed, regular)}, guide=guide)
+
+    return tuple(replace(one, views=tuple(of(view) for view in one.views)) for one in exemplars)
+
+
+def stretch(maps: Tensor, seed: int, regular: bool) -> Tensor:
+    """(1, C, H, W) -> the same, stretched as the seed says, the same for maps of the same size.
+
+    Where rows and columns shall stay straight, those are moved as they are.
+    """
+    height, width = size_of(maps)
+    wave = min(height, width) * WAVE / 256
+    generator = torch.Generator().manual_seed(seed)
+    knots = [max(4, round(2 * side / wave) + 3) for side in (height, width)]
+    drawn = torch.randn(1, 2, *knots, generator=generator)
+    moved = F.interpolate(drawn, (height, width), mode="bicubic", align_corners=True)[0]
+    if regular:
+        moved = torch.stack(
+            (moved[0, :, :1].expand(height, width), moved[1, :1].expand(height, width))
+        )
+    slopes = [moved[i].diff(dim=d).square().mean() for i in (0, 1) for d in (0, 1)]
+    moved = moved * STRAIN / torch.stack(slopes).mean().sqrt()
+    y = torch.arange(height)[:, None] + moved[0]
+    x = torch.arange(width) + moved[1]
+    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), 2)[None]
+    found = F.grid_sample(maps, grid.to(maps), "bicubic", "reflection", align_corners=False)
+    return found.clamp(maps.min(), maps.max())

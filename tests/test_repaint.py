@@ -1,0 +1,329 @@
+"""Painting with the exemplar's pixels: places, the search for them, quilting, and the picture."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine import maps, quilting, repaint
+from engine.colours import luma, with_fine_chroma
+from engine.correspondences import PATCH, Descriptor, Places, Search
+from engine.kinds import kind_of
+from engine.quilting import quilted
+from engine.synthesis import exemplar_of
+from terms.base import Canvas
+from utils import UserError
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(1, 3, height, width, generator=generator(seed))
+
+
+def painted(*exemplars, size=(40, 48), seed=0, regular=False, **canvas):
+    exemplars = tuple(one if hasattr(one, "views") else exemplar_of(one) for one in exemplars)
+    return repaint.repainted(exemplars, Canvas(size, **canvas), size, seed, regular)
+
+
+def all_usable(*size: int) -> torch.Tensor:
+    return torch.ones(*size, dtype=torch.bool)
+
+
+# ------------------------------------------------------------------------------------ the search
+
+
+def test_what_goes_on_from_a_neighbour_is_seen_from_it():
+    places = Places(torch.tensor([[10, 20]]), torch.tensor([[1, 2]]))
+    right = places.seen_from(0, 1, "")  # each patch sees its left neighbour's place, one px on
+    assert (right.y.tolist(), right.x.tolist()) == ([[10, 10]], [[2, 2]])
+    round_the_border = places.seen_from(0, 1, "x")
+    assert (round_the_border.y.tolist(), round_the_border.x.tolist()) == ([[20, 10]], [[3, 2]])
+
+
+def test_places_keep_their_offsets_when_they_are_resized():
+    """At twice the size what was 5 px further down is 10 px further down, pixel for pixel."""
+    places = Places(torch.tensor([[5], [6]]), torch.tensor([[0], [0]]))
+    assert places.resized((4, 2), 2).y.tolist() == [[10, 10], [11, 11], [12, 12], [13, 13]]
+    assert places.resized((4, 2), 2).x.tolist() == [[0, 1]] * 4
+
+
+def test_the_search_finds_a_part_of_the_source():
+    source = torch.rand(40, 44, 5, generator=generator())
+    search = Search(source[5:30, 3:31], source, all_usable(40, 44), generator())
+    found = search(Places.drawn((25, 28), (40, 44), generator(1)), 2)
+    assert torch.equal(found.y, (torch.arange(25) + 5)[:, None].expand(25, 28))
+    assert torch.equal(found.x, (torch.arange(28) + 3).expand(25, 28))
+    assert not search.distance(found).any()
+
+
+def test_the_search_is_near_to_comparing_all_pairs():
+    """Of noise, where no neighbour helps, and which the field's pictures are not."""
+    output, source = (torch.rand(20, 20, 3, generator=generator(seed)) for seed in (0, 1))
+    search = Search(output, source, all_usable(20, 20), generator())
+    found = search.distance(search(Places.drawn((20, 20), (20, 20), generator(1)), 8)).mean()
+    pairs = torch.cdist(output.flatten(0, 1), source.flatten(0, 1)).square()
+    assert pairs.amin(1).mean() <= found < 0.1 * pairs.mean()
+
+
+def test_of_equal_patches_the_search_takes_those_of_the_lower_factor():
+    factor = torch.ones(24, 12)
+    factor[:12] = 2
+    flat = torch.ones(24, 12, 3)
+    search = Search(flat[:12] * 0, flat, all_usable(24, 12), generator(), factor=factor)
+    assert (search(Places.drawn((12, 12), (24, 12), generator(1)), 2).y >= 12).all()
+
+
+def test_the_search_ends_at_patches_that_there_are_and_of_their_kind():
+    output, source = torch.rand(9, 9, 2, generator=generator()), torch.rand(30, 12, 2)
+    usable = all_usable(30, 12)
+    usable[12:16] = False
+    kinds = torch.zeros(30, 12, dtype=torch.int64)
+    kinds[16:] = 1
+    first = Places(torch.arange(81).view(9, 9) % 40 - 5, torch.full((9, 9), 50))
+    first.y[:, :4], first.y[:, 4:] = 3, 20
+    found = Search(output, source, usable, generator(), kinds=kinds)(first, 3)
+    assert usable[found.y, found.x].all()
+    assert (found.y[:, :4] < 12).all() and (found.y[:, 4:] >= 16).all()
+    outside = Places(torch.full((9, 9), 13), torch.full((9, 9), -4))
+    found = Search(output, source, usable, generator())(outside, 0)
+    assert usable[found.y, found.x].all()
+
+
+def test_distances_of_descriptors_are_mean_squares():
+    """Of a picture that a few components hold, which is so for sums of a few waves."""
+    y, x = torch.arange(30.0)[:, None], torch.arange(26.0)
+    picture = torch.stack([(0.7 * x + y).sin(), (x - 0.3 * y).cos(), (x * 0.2 + y).cos()])[None] / 2
+    guide = torch.rand(1, 2, 30, 26, generator=generator())
+    describe = Descriptor(picture, all_usable(24, 20), generator())
+    found = describe(picture, guide)
+    patches = F.unfold(picture, PATCH)[0].T
+    means = F.unfold(guide, PATCH)[0].view(2, PATCH**2, -1).mean(1).T
+    wanted = torch.cdist(patches, patches).square() / (3 * PATCH**2)
+    wanted = wanted + torch.cdist(means, means).square()
+    flat = found.flatten(0, 1)
+    assert (torch.cdist(flat, flat).square() - wanted).abs().max() < 1e-4
+    assert describe(picture, None, "xy").shape[:2] == (30, 26)
+
+
+# ------------------------------------------------------------------------------------ the layout
+
+
+def layout(source, size, owner=None, shares=(1.0,), tile="", canvas=None, known=None, seed=0):
+    owner = torch.zeros(source.shape[1:], dtype=torch.int64) if owner is None else owner
+    canvas = torch.zeros(len(source), *size) if canvas is None else canvas
+    known = torch.zeros_like(canvas, dtype=torch.bool) if known is None else known
+    found = quilted(source, owner, canvas, known, list(shares), tile, generator(seed))
+    return source[:, found.y, found.x], found
+
+
+@pytest.mark.parametrize("tile", ["", "xy"])
+def test_blocks_of_a_pattern_go_on_in_it(tile):
+    y, x = torch.arange(40)[:, None], torch.arange(40)
+    pattern = (y // 4 % 2 == x // 4 % 2).float().expand(3, 40, 40)
+    found, _ = layout(pattern, (48, 32), tile=tile)
+    assert torch.equal(found[:, 8:], found[:, :-8]) and torch.equal(found[..., 8:], found[..., :-8])
+
+
+def test_exemplars_have_their_shares_of_the_blocks():
+    source = torch.cat((torch.zeros(3, 20, 20), torch.ones(3, 20, 20)), 1)
+    owner = torch.arange(2).repeat_interleave(20)[:, None].expand(40, 20)
+    found, _ = layout(source, (200, 200), owner, (0.25, 0.75))
+    assert 0.65 < found.mean() < 0.85
+
+
+def test_what_is_known_is_gone_on_with():
+    """Rows of the source are all different, so a block that fits goes on row by row."""
+    source = torch.arange(40.0)[:, None].expand(3, 40, 40) / 40
+    canvas = torch.zeros(3, 30, 30)
+    known = torch.zeros_like(canvas, dtype=torch.bool)
+    canvas[..., :4], known[..., :4] = source[:, 5:35, :4], True
+    found, _ = layout(source, (30, 30), canvas=canvas, known=known)
+    assert torch.equal(found[..., 4:], source[:, 5:35, 4:30])
+
+
+def test_every_part_is_used_before_any_is_used_again():
+    """Of flat sources every block fits; 16 blocks of 16 px cover most of 64 x 64."""
+    _, found = layout(torch.zeros(3, 64, 64), (60, 60))
+    used = torch.zeros(64, 64)
+    used[found.y.flatten(), found.x.flatten()] = 1
+    drawn = torch.zeros(64, 64)
+    for y, x in torch.randint(49, (25, 2), generator=generator()).tolist():
+        drawn[y : y + 12, x : x + 12] = 1
+    assert used.mean() > drawn.mean()
+
+
+def test_a_cut_goes_where_the_error_is_least():
+    error = torch.tensor([[9.0, 1, 9, 9], [9, 9, 1, 9], [9, 9, 9, 1], [9, 9, 1, 9]])
+    assert quilting._path(error).tolist() == [1, 2, 3, 2]
+
+
+# ----------------------------------------------------------------------------------- the picture
+
+
+def test_a_flat_exemplar_gives_a_flat_picture():
+    flat = torch.tensor((0.2, 0.5, 0.7)).view(1, 3, 1, 1).expand(1, 3, 64, 70)
+    assert torch.allclose(painted(flat).image, flat[..., :40, :48], atol=1e-6)
+
+
+def test_a_painting_is_of_the_exemplars_colours_and_none_of_its_own():
+    """Of an exemplar in two colours, which the stretch mixes at edges alone."""
+    picture = (F.interpolate(noise(8, 8), (64, 64)) > 0.5).float()[:, :1].expand(1, 3, 64, 64)
+    image = painted(picture).image
+    assert image.shape == (1, 3, 40, 48)
+    assert ((image < 0.1) | (image > 0.9)).float().mean() > 0.7
+    assert abs(image.mean() - picture.mean()) < 0.1
+    assert torch.equal(image[:, 0], image[:, 1])
+
+
+def test_the_same_seed_is_the_same_painting_and_another_is_another():
+    first, again, other = (painted(noise(48, 48), seed=seed).image for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert (first - other).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+def test_a_painting_tiles(tile):
+    """The step across the border is that of any other place, and a large one if it does not."""
+    smooth = F.avg_pool2d(noise(96, 96), 21, 1)
+    image = painted(smooth, size=(48, 40), tile=tile).image
+    for axis, dim in (("y", 2), ("x", 3)):
+        steps = (image - image.roll(1, dim)).abs().transpose(0, dim).flatten(1).mean(1)
+        assert (steps[0] < 2 * steps[1:].mean()) == (axis in tile)
+
+
+def test_what_is_kept_is_kept_and_only_that():
+    init, mask = noise(40, 48, 3), torch.zeros(1, 1, 40, 48, dtype=torch.bool)
+    mask[..., 10:30, 10:30] = True
+    image = painted(noise(64, 64), init=init, mask=mask).image
+    assert torch.equal(image[..., :10, :], init[..., :10, :])
+    assert not torch.equal(image[..., 10:30, 10:30], init[..., 10:30, 10:30])
+
+
+def test_a_guide_says_what_goes_where():
+    """Black and white halves, which the guide asks for the other way round."""
+    picture = torch.zeros(1, 3, 64, 64)
+    picture[..., 32:] = 1
+    exemplar = exemplar_of(picture)
+    (view,) = exemplar.views
+    views = (repaint.replace(view, guide=picture[:, :1]),)
+    wanted = torch.ones(1, 1, 48, 48)
+    wanted[..., 24:] = 0
+    image = painted(repaint.replace(exemplar, views=views), size=(48, 48), guide=wanted).image
+    assert image[..., :20].mean() > 0.95 and image[..., 28:].mean() < 0.05
+
+
+def test_exemplars_that_are_mixed_keep_their_shares():
+    black, white = torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 40, 72)
+    image = painted(exemplar_of(black, share=0.3), exemplar_of(white, share=0.7)).image
+    assert 0.4 < image.mean() < 0.95
+
+
+def test_a_layout_stays_where_it_is():
+    picture = torch.zeros(1, 3, 64, 64)
+    picture[..., 32:] = 1
+    canvas = Canvas((64, 64))
+    wanted = picture.flip(3)
+    image = repaint.repainted((exemplar_of(picture),), canvas, (64, 64), 0, layout=wanted).image
+    assert (image - wanted).abs().mean() < 0.1
+
+
+def test_small_pictures_are_refused():
+    for exemplar, size in ((noise(13, 40), (40, 40)), (noise(40, 40), (40, 13))):
+        with pytest.raises(UserError, match="sides of 14 or more"):
+            painted(exemplar, size=size)
+
+
+def test_every_place_is_of_the_view_that_it_was_painted_from():
+    """The second exemplar lies below the first, and beside it is nothing: a map that holds a 1 for
+    every pixel of its own view is carried as 1."""
+    first, second = noise(40, 30), noise(30, 44, 1)
+    painting = painted(exemplar_of(first, share=0.5), exemplar_of(second, share=0.5))
+    found = maps.painted_from(painting)
+    assert len(found) == 2
+    near = torch.stack([near for _, near in found])
+    assert torch.equal(near.amax(0), torch.zeros(40, 48)) and (near.amin(0) == -1).all()
+    for (place, near), picture in zip(found, (first, second), strict=True):
+        there = repaint.stretch(picture, 0, False)[0].flatten(1)[:, place]
+        error = (there - painting.image[0]).abs().mean(0)
+        assert error[near == 0].mean() < 0.1
+
+
+# ----------------------------------------------------------------------------------- the stretch
+
+
+def test_a_stretch_is_as_strong_as_it_says_and_no_more():
+    """Of a ramp along x the slopes are 1, give or take the stretch along x."""
+    ramp = torch.arange(128.0).expand(1, 1, 128, 128)
+    slopes = repaint.stretch(ramp, 0, False).diff(dim=3)[..., 20:-20, 20:-20]
+    assert 0.02 < slopes.std() < 0.12
+    assert torch.equal(repaint.stretch(ramp, 0, False), repaint.stretch(ramp, 0, False))
+    assert not torch.equal(repaint.stretch(ramp, 0, False), repaint.stretch(ramp, 1, False))
+
+
+def test_rows_and_columns_stay_straight():
+    ramp = torch.arange(64.0).expand(1, 1, 64, 64)
+    for one, dim in ((ramp, 2), (ramp.transpose(2, 3), 3)):
+        found = repaint.stretch(one, 0, True)
+        assert found.diff(dim=dim).abs().max() < 1e-4 < found.sub(one).abs().max()
+        assert repaint.stretch(one, 0, False).diff(dim=dim).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------- what is left of colour
+
+
+def test_fine_chroma_is_the_paintings_and_all_else_is_the_polish():
+    painting = torch.full((1, 3, 36, 36), 0.5)
+    brighter = painting + 0.1
+    assert torch.allclose(with_fine_chroma(brighter, painting), brighter)
+    redder = painting + torch.tensor((0.1, 0.0, -0.1)).view(1, 3, 1, 1)
+    assert torch.allclose(with_fine_chroma(redder, painting, "xy"), redder, atol=1e-6)
+    specks = painting.clone()
+    specks[:, 0, ::9, ::9] += 0.3
+    found = with_fine_chroma(specks, painting)
+    assert torch.allclose(luma(found), luma(specks), atol=1e-6)
+    chroma = found - luma(found)
+    assert chroma.abs().max() < 0.02 < 0.2 < (specks - luma(specks)).abs().max()
+
+
+# --------------------------------------------------------------------------------------- the kind
+
+
+def waves(*pairs: tuple[float, float]) -> torch.Tensor:
+    y, x = torch.arange(128.0)[:, None], torch.arange(128.0)
+    found = sum((2 * math.pi * (a * y + b * x)).sin() for a, b in pairs)
+    return (found / (2 * len(pairs)) + 0.5).expand(1, 3, 128, 128)
+
+
+def kinds() -> dict[str, torch.Tensor]:
+    """A picture of every kind, in the order in which they are looked for."""
+    rough = torch.rand(1, 1, 128, 128, generator=generator())
+    across = F.interpolate(rough[..., :16], (128, 128), mode="bicubic")
+    bricks = F.interpolate(rough[..., :13, :7], (128, 128))
+    ramp = torch.linspace(0, 1, 128).expand(1, 1, 128, 128)
+    blotches = F.interpolate(rough[..., :24, :24], (128, 128), mode="bicubic")
+    found = {
+        "periodic": waves((0.1, 0.0), (0.0, 0.1)),
+        "directional": across,
+        "in courses": bricks,
+        "not stationary": ramp * 0.8 + rough * 0.2,
+        "with objects": blotches,
+        "stochastic": rough,
+    }
+    return {name: image.expand(1, 3, 128, 128).clamp(0, 1) for name, image in found.items()}
+
+
+@pytest.mark.parametrize("name", list(kinds()))
+def test_the_kind_of_a_texture(name):
+    found = kind_of(kinds()[name])
+    assert found.name == name
+    assert found.regular == (name in ("periodic", "in courses"))
+
+
+def test_any_picture_has_a_kind():
+    for size in ((16, 16), (300, 20), (600, 520)):
+        assert kind_of(torch.zeros(1, 3, *size)).name
+        assert kind_of(noise(*size)).name
