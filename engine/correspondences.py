@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from terms.matching import patches_at
 from utils import Size, wrapped
 
 PATCH = 7  # px
@@ -15,6 +16,7 @@ COMPONENTS = 32  # of the 147 numbers of a patch, by principal components
 SAMPLE = 20_000  # patches that the principal components are computed from
 STRIDES = (8, 4, 2, 1, 1)  # px to the neighbours whose places are tried
 CHUNK = 2**16  # patches compared at a time, so that they stay in the cache
+UNKNOWN = -1  # what has no mark
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ def _shifted(z: Tensor, dim: int, by: int, wraps: bool) -> Tensor:
     return z.index_select(dim, index % n if wraps else index.clamp(0, n - 1))
 
 
+def marks_of_windows(marks: Tensor, window: int) -> Tensor:
+    """(h, w) of int64 -> (h - window + 1, w - window + 1): the one mark that all pixels of a window
+    have, else UNKNOWN."""
+    values = marks.float()[None]
+    most, least = (F.max_pool2d(sign * values, window, 1)[0] for sign in (1, -1))
+    return torch.where(most == -least, most.long(), UNKNOWN)
+
+
 class Descriptor:
     """Patches of pixels in their principal components (of the exemplar), and mean guides.
 
@@ -84,11 +94,9 @@ class Descriptor:
             chosen = torch.randperm(len(starts), generator=generator)[:SAMPLE]
             starts = starts[chosen.to(starts.device)]
         width = usable.shape[1]
-        steps = torch.arange(PATCH, device=starts.device)
-        offsets = (steps[:, None] * picture.shape[3] + steps).flatten()
-        first = starts // width * picture.shape[3] + starts % width
-        patches = picture[0].flatten(1)[:, first[:, None] + offsets]  # (3, n, PATCH^2)
-        patches = patches.transpose(0, 1).flatten(1)
+        starts = starts // width * picture.shape[3] + starts % width
+        # Sums over another layout round otherwise, and what is nearly equal would be another patch.
+        patches = patches_at(picture, starts, PATCH).T.contiguous()
         self.mean = patches.mean(0)
         centred = patches - self.mean
         _, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).double())

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from engine.colours import luma
 from terms.autocorrelation import PERIODIC, luminance_autocorrelation, period
+from utils import resize, scaled
 
 # Measured on 32 exemplars: brick walls have 0.34 to 0.65, everything without courses at most 0.28,
 # but for wood, whose gradients are one axis to 0.68 and more (walls: 0.55 at most).
@@ -41,9 +42,7 @@ def kind_of(image: Tensor) -> Kind:
         return PERIODICAL
     shorter = min(image.shape[2:])
     if shorter > SIDE:
-        image = F.interpolate(
-            image, scale_factor=SIDE / shorter, mode="bicubic", antialias=True
-        ).clamp(0, 1)
+        image = resize(image, scaled(image, SIDE / shorter))
     along_rows_and_columns, along_one_axis = _directions(image)
     if along_one_axis > DIRECTIONAL:
         return ALONG_AN_AXIS

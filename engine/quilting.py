@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.correspondences import Places
+from engine.correspondences import Places, marks_of_windows
 
 BLOCK, OVERLAP = 20, 6  # px of the coarsest scale
 TOLERANCE = 0.1  # over the best block's error: among those one is drawn
 LEAST_ERROR = 1e-4  # of a pixel; less is no reason to prefer a block
-UNKNOWN = -1
 
 
 def quilted(
@@ -94,9 +93,7 @@ class _Quilt:
         self.squares = self.columns.square()
         self.width = source.shape[2] - block + 1
         self.used = torch.zeros(source.shape[1:], device=source.device)
-        owners = owner.float()[None]
-        most, least = (F.max_pool2d(sign * owners, block, 1)[0].flatten() for sign in (1, -1))
-        self.owner = torch.where(most == -least, most.long(), UNKNOWN)  # of whole blocks
+        self.owner = marks_of_windows(owner, block).flatten()
 
     def chosen(self, here: Tensor, sure: Tensor) -> tuple[int, int]:
         """(C, block, block) of the canvas, and whether each is known -> row and column."""

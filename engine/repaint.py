@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.correspondences import PATCH, Descriptor, Places, Search
-from engine.quilting import UNKNOWN, quilted
+from engine.correspondences import PATCH, UNKNOWN, Descriptor, Places, Search, marks_of_windows
+from engine.quilting import quilted
 from engine.scales import COARSEST
 from terms.base import Canvas, Exemplar, View
+from terms.matching import guide_at
 from utils import Size, UserError, resize, scaled, size_of, told
 
 FACTOR = math.sqrt(2)  # from scale to scale
@@ -66,7 +67,7 @@ class _Source:
         pictures = [resize(view.image, scaled(view.image, factor)) for _, view in views]
         sizes = [size_of(picture) for picture in pictures]
         guides = [
-            F.interpolate(view.guide, size, mode="bilinear", antialias=True)
+            guide_at(view.guide, size)
             for (_, view), size in zip(views, sizes, strict=True)
             if view.guide is not None
         ]
@@ -81,9 +82,7 @@ class _Source:
     @property
     def usable(self) -> Tensor:
         """(h', w') of bool: which patches lie in one view."""
-        marks = self.views.float()[None]
-        most, least = (F.max_pool2d(sign * marks, PATCH, 1)[0] for sign in (1, -1))
-        return (most == -least) & (most != UNKNOWN)
+        return marks_of_windows(self.views, PATCH) != UNKNOWN
 
 
 def _stacked(maps: list[Tensor], value: int) -> Tensor:
@@ -110,8 +109,7 @@ def repainted(
         seed: of all that is drawn.
         regular: the exemplar has straight rows and columns, which stay straight.
         layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
-            alone; None means that the layout is made as well, or is that of
-            `canvas.init`.
+            alone; None means that the layout is made as well, or is that of `canvas.init`.
         tell: called after every round.
 
     Raises:
@@ -183,14 +181,11 @@ class _Painter:
         self.usable = self.source.usable
         self.describe = Descriptor(self.source.picture, self.usable, self.generator)
         self.described = self.describe(self.source.picture, self.source.guide)
-        self.guide = None
-        if canvas.guide is not None:
-            guide = F.interpolate(canvas.guide, size, mode="bilinear", antialias=True)
-            self.guide = guide * GUIDE**0.5
+        guided = canvas.guide is not None
+        self.guide = guide_at(canvas.guide, size) * GUIDE**0.5 if guided else None
         self.mask, self.kept = canvas.mask_at(size), canvas.init_at(size)
-        count = (size[0] - self._short("y"), size[1] - self._short("x"))
-        among = (self.usable.shape[0], self.usable.shape[1])
-        patches = (count[0], count[1])
+        patches = size[0] - self._short("y"), size[1] - self._short("x")
+        among = self.usable.shape[0], self.usable.shape[1]
         if self.places is not None and self.nearest is not None:
             grown = factor / self.factor
             self.places = self.places.resized(patches, grown)
@@ -222,16 +217,10 @@ class _Painter:
         if guide is not None and self.guide is not None:
             source, canvas = torch.cat((source, guide[0])), torch.cat((canvas, self.guide[0]))
             sure = torch.cat((sure, torch.ones_like(self.guide[0], dtype=torch.bool)))
-        shares = [one.share for one in self.exemplars] if self._mixes else None
-        pixels = quilted(
-            source,
-            self.source.exemplars if self._mixes else self.source.exemplars.clamp(max=0),
-            canvas,
-            sure,
-            shares or [1.0],
-            self.canvas.tile,
-            self.generator,
-        )
+        owner, shares = self.source.exemplars, [one.share for one in self.exemplars]
+        if not self._mixes:
+            owner, shares = owner.clamp(max=0), [1.0]
+        pixels = quilted(source, owner, canvas, sure, shares, self.canvas.tile, self.generator)
         # A patch goes where its middle goes.
         middle = PATCH // 2
         y, x = (z.roll((-middle, -middle), (0, 1)) - middle for z in (pixels.y, pixels.x))

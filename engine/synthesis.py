@@ -142,8 +142,9 @@ def _part_of(report: Report, before: int, begin: float, end: float) -> Report:
 
 
 def _made(spec: Spec, image: Tensor, painting: Painting | None) -> Made:
-    shift = (0, 0) if spec.canvas.placed else cut_at(_whole(spec.canvas, image), spec.canvas.tile)
-    return Made(finished(spec.canvas, image), painting, shift)
+    image = _whole(spec.canvas, image)
+    shift = (0, 0) if spec.canvas.placed else cut_at(image, spec.canvas.tile)
+    return Made(image.roll(shift, (2, 3)), painting, shift)
 
 
 def coarse_to_fine(

@@ -18,6 +18,7 @@ from terms.matching import (
     balanced,
     chunk_rows,
     guide_at,
+    patches_at,
     strips,
 )
 from utils import wrapped
@@ -154,14 +155,10 @@ class _Sample(NamedTuple):
         maps = maps[..., y:, x:]
         if self.chosen is None:
             return F.unfold(maps, self.size, stride=self.stride)[0]
-        # All patches of a large layer would not fit; only the chosen ones are ever copied.
-        C, _, W = maps.shape[1:]
+        W = maps.shape[3]
         across = (W - self.size) // self.stride + 1
         starts = (self.chosen // across * W + self.chosen % across) * self.stride
-        steps = torch.arange(self.size, device=maps.device)
-        positions = (steps[:, None] * W + steps).view(-1, 1) + starts  # (size^2, N)
-        flat = maps.movedim(1, -1).reshape(-1, C)
-        return flat[positions].permute(2, 0, 1).flatten(0, 1)
+        return patches_at(maps, starts, self.size)
 
     def unit_patches(self, maps: Tensor) -> Tensor:
         """(1, C, H, W) -> (N, C size^2), each of norm 1."""

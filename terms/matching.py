@@ -32,6 +32,17 @@ def guide_at(guide: Tensor | None, size: Sequence[int]) -> Tensor:
     return F.interpolate(guide, tuple(size), mode="bilinear", antialias=True)
 
 
+def patches_at(maps: Tensor, starts: Tensor, patch: int) -> Tensor:
+    """(1, C, H, W), (N,) positions y * W + x of the first pixels -> (C patch^2, N), as `F.unfold`
+    orders them: all patches of a large layer would not fit, only those that are asked for are
+    ever copied."""
+    C, _, W = maps.shape[1:]
+    steps = torch.arange(patch, device=maps.device)
+    positions = (steps[:, None] * W + steps).view(-1, 1) + starts  # (patch^2, N)
+    flat = maps.movedim(1, -1).reshape(-1, C)
+    return flat[positions].permute(2, 0, 1).flatten(0, 1)
+
+
 def nearest_patches(
     output: Tensor,
     source: Tensor,

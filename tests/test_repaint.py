@@ -1,6 +1,7 @@
 """Painting with the exemplar's pixels: places, the search for them, quilting, and the picture."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,10 +210,10 @@ def test_a_guide_says_what_goes_where():
     picture[..., 32:] = 1
     exemplar = exemplar_of(picture)
     (view,) = exemplar.views
-    views = (repaint.replace(view, guide=picture[:, :1]),)
+    views = (replace(view, guide=picture[:, :1]),)
     wanted = torch.ones(1, 1, 48, 48)
     wanted[..., 24:] = 0
-    image = painted(repaint.replace(exemplar, views=views), size=(48, 48), guide=wanted).image
+    image = painted(replace(exemplar, views=views), size=(48, 48), guide=wanted).image
     assert image[..., :20].mean() > 0.95 and image[..., 28:].mean() < 0.05
 
 
