@@ -14,7 +14,7 @@ from torch import Tensor
 from command.arguments import Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from engine.colours import matched_colours
-from engine.kinds import Kind, kind_of
+from engine.kinds import STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
@@ -122,8 +122,8 @@ def _job(
             exemplar = matched_colours(exemplar, content)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, content, pictures)
     weights, notes = term_weights(request, exemplar_name, exemplar, canvas)
-    kind = kind_of(exemplar) if request.repaint else None
-    if kind is not None:
+    kind = kind_of(exemplar) if request.repaint else STOCHASTIC
+    if request.repaint:
         notes.append(f"{exemplar_name} is {kind.name}: {_painted(request, kind)}")
     pictures.notes += notes
     spec = _spec(request, layers[0], exemplars, canvas, weights, kind)
@@ -154,7 +154,7 @@ def _spec(
     exemplars: tuple[Exemplar, ...],
     canvas: Canvas,
     weights: dict[str, float],
-    kind: Kind | None,
+    kind: Kind,
 ) -> Spec:
     weight = request.content_weight
     return Spec(
@@ -175,7 +175,7 @@ def _spec(
         scales=request.scales,
         seed=request.seed,
         repaint=request.repaint,
-        regular=kind is not None and kind.regular,
+        kind=kind,
     )
 
 

@@ -72,9 +72,9 @@ def _shifted(z: Tensor, dim: int, by: int, wraps: bool) -> Tensor:
     return z.index_select(dim, index % n if wraps else index.clamp(0, n - 1))
 
 
-def marks_of_windows(marks: Tensor, window: int) -> Tensor:
-    """(h, w) of int64 -> (h - window + 1, w - window + 1): the one mark that all pixels of a window
-    have, else UNKNOWN."""
+def marks_of_windows(marks: Tensor, window: Size) -> Tensor:
+    """(h, w) of int64 -> (h - height + 1, w - width + 1): the one mark that all pixels of a window
+    of that height and width have, else UNKNOWN."""
     values = marks.float()[None]
     most, least = (F.max_pool2d(sign * values, window, 1)[0] for sign in (1, -1))
     return torch.where(most == -least, most.long(), UNKNOWN)

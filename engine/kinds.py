@@ -14,6 +14,7 @@ from utils import resize, scaled
 # but for wood, whose gradients are one axis to 0.68 and more (walls: 0.55 at most).
 COURSES = 0.33  # of the power of its gradients along rows and columns
 NEAR_AXIS = 10  # degrees
+HALFWAY = 45  # degrees between two axes of the picture
 DIRECTIONAL = 0.6  # of the power of its gradients along one axis, 0 ... 1
 UNEVEN = 0.12  # of its variance between sixteenths of the picture
 BLOTCH = 4  # px at 256, after which its autocorrelation is small
@@ -26,6 +27,7 @@ class Kind(NamedTuple):
 
     name: str
     regular: bool = False  # has rows and columns, which are to stay straight
+    axis: str = ""  # of the picture, along which its grain runs: "y", "x" or neither
 
 
 PERIODICAL = Kind("periodic", regular=True)
@@ -43,9 +45,10 @@ def kind_of(image: Tensor) -> Kind:
     shorter = min(image.shape[2:])
     if shorter > SIDE:
         image = resize(image, scaled(image, SIDE / shorter))
-    along_rows_and_columns, along_one_axis = _directions(image)
+    along_rows_and_columns, along_one_axis, steepest = _directions(image)
     if along_one_axis > DIRECTIONAL:
-        return ALONG_AN_AXIS
+        grain = "y" if steepest < HALFWAY / 2 else "x" if steepest > 90 - HALFWAY / 2 else ""
+        return ALONG_AN_AXIS._replace(axis=grain)
     if along_rows_and_columns > COURSES:
         return IN_COURSES
     if _unevenness(image) > UNEVEN:
@@ -53,10 +56,10 @@ def kind_of(image: Tensor) -> Kind:
     return WITH_OBJECTS if _blotch(image) >= BLOTCH else STOCHASTIC
 
 
-def _directions(image: Tensor) -> tuple[float, float]:
-    """What part of the power of the gradients is near an axis of the picture; and how far all of it
+def _directions(image: Tensor) -> tuple[float, float, float]:
+    """What part of the power of the gradients is near an axis of the picture; how far all of it
     has one axis in common, which need not be one of the picture's (the coherence of the structure
-    tensor)."""
+    tensor); and how many degrees that one is from the horizontal, 0 ... 90."""
     grey = luma(image)[0, 0].double()
     x = grey[1:-1, 2:] - grey[1:-1, :-2]
     y = grey[2:, 1:-1] - grey[:-2, 1:-1]
@@ -64,8 +67,10 @@ def _directions(image: Tensor) -> tuple[float, float]:
     total = power.sum().clamp(min=1e-12)
     degrees = torch.rad2deg(torch.atan2(y, x))
     off = (degrees - 90 * (degrees / 90).round()).abs()
-    along = torch.stack(((x.square() - y.square()).sum(), (2 * x * y).sum())).norm()
-    return (power[off < NEAR_AXIS].sum() / total).item(), (along / total).item()
+    along = torch.stack(((x.square() - y.square()).sum(), (2 * x * y).sum()))
+    steepest = torch.rad2deg(torch.atan2(along[1], along[0])).abs() / 2
+    shares = power[off < NEAR_AXIS].sum() / total, along.norm() / total
+    return shares[0].item(), shares[1].item(), steepest.item()
 
 
 def _unevenness(image: Tensor) -> float:

@@ -1,20 +1,30 @@
 """A first layout: blocks of the exemplar laid over each other so that they fit.
 
 Image quilting, Efros and Freeman 2001, at the coarsest scale, where it takes no time and whole
-objects fit into a block.
+objects fit into a block. What has rows and columns keeps them beyond a block: two blocks are to lie
+as far from each other as the exemplar, moved by as much, is like itself (He and Sun, "Statistics of
+Patch Offsets for Image Completion", 2012, who take the offsets of similar patches for that).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.correspondences import Places, marks_of_windows
+from terms.autocorrelation import self_correlation, without_shade
+from utils import Size
 
-BLOCK, OVERLAP = 20, 6  # px of the coarsest scale
+OVERLAP = 0.3  # of a block
 TOLERANCE = 0.1  # over the best block's error: among those one is drawn
 LEAST_ERROR = 1e-4  # of a pixel; less is no reason to prefer a block
+ORDER = 3.0  # of the squared difference that a block's place makes expect, beside that of its rim
+NEAR = 1.5  # blocks, after which a block counts 1 / e for another one's place; beyond twice that, 0
+LEAST_LAG = 0.08  # of the shorter side; what is less is the same place, not a period
+LEFT = 0.15  # of the picture, which two copies of it must share for their likeness to be known
 
 
 def quilted(
@@ -25,6 +35,8 @@ def quilted(
     shares: list[float],
     tile: str,
     generator: torch.Generator,
+    block: Size,
+    regular: bool = False,
 ) -> Places:
     """Where in the source each pixel of a canvas comes from.
 
@@ -40,37 +52,39 @@ def quilted(
         shares: of the exemplars.
         tile: axes along which the canvas goes on where it began.
         generator: of what is drawn, on the CPU.
+        block: its height and width; of small exemplars and of small canvases it is the whole.
+        regular: blocks keep the rows and columns of the source (of its first three channels).
 
     Returns:
         Places of pixels, (H, W); where the canvas was known, too.
     """
-    H, W = canvas.shape[1:]
-    # Of small exemplars and of small canvases a block is the whole.
-    block = min(BLOCK, *source.shape[1:], H, W)
-    step = max(1, block - min(OVERLAP, block // 3))
-    quilt = _Quilt(source, owner, block, shares, generator)
+    H, W = size = canvas.shape[1], canvas.shape[2]
+    height, width = block = (min(block[0], source.shape[1], H), min(block[1], source.shape[2], W))
+    order = _Order(source[:3], block, size, tile) if regular else None
+    quilt = _Quilt(source, owner, block, shares, generator, order)
     free = ~known[0]
     canvas, known = canvas.clone(), known.clone()
-    y, x = (torch.zeros(H, W, dtype=torch.int64, device=source.device) for _ in "yx")
-    side = torch.arange(block, device=source.device)
-    for top in _starts(H, block, step, "y" in tile):
-        for left in _starts(W, block, step, "x" in tile):
-            rows, columns = ((top + side) % H)[:, None], (left + side) % W
+    y, x = (torch.zeros(size, dtype=torch.int64, device=source.device) for _ in "yx")
+    below, beside = (torch.arange(side, device=source.device) for side in block)
+    for top in _starts(H, height, "y" in tile):
+        for left in _starts(W, width, "x" in tile):
+            rows, columns = ((top + below) % H)[:, None], (left + beside) % W
             here, sure = canvas[:, rows, columns], known[:, rows, columns]
-            down, across = quilt.chosen(here, sure)
-            laid = source[:, down : down + block, across : across + block]
+            down, across = quilt.chosen(here, sure, (top, left))
+            laid = source[:, down : down + height, across : across + width]
             error = (laid - here).square().sum(0)
             taken = _cut(error, sure[0])
-            y[rows, columns] = torch.where(taken, (down + side)[:, None], y[rows, columns])
-            x[rows, columns] = torch.where(taken, across + side, x[rows, columns])
+            y[rows, columns] = torch.where(taken, (down + below)[:, None], y[rows, columns])
+            x[rows, columns] = torch.where(taken, across + beside, x[rows, columns])
             taken &= free[rows, columns]
             canvas[:3, rows, columns] = torch.where(taken, laid, here)[:3]
             known[:3, rows, columns] = True
     return Places(y, x)
 
 
-def _starts(side: int, block: int, step: int, wraps: bool) -> list[int]:
+def _starts(side: int, block: int, wraps: bool) -> list[int]:
     """Where blocks begin, for them to cover a side."""
+    step = block - round(OVERLAP * block)
     if wraps:
         return list(range(0, side, step))
     inner = range(0, side - block, step)
@@ -84,30 +98,33 @@ class _Quilt:
         self,
         source: Tensor,
         owner: Tensor,
-        block: int,
+        block: Size,
         shares: list[float],
         generator: torch.Generator,
+        order: _Order | None,
     ) -> None:
-        self.block, self.generator, self.shares = block, generator, shares
-        self.columns = F.unfold(source[None], block)[0]  # (C block^2, M)
-        self.squares = self.columns.square()
-        self.width = source.shape[2] - block + 1
+        self.source, self.squares = source[None], source[None].square()
+        self.block, self.shares, self.generator, self.order = block, shares, generator, order
         self.used = torch.zeros(source.shape[1:], device=source.device)
-        self.owner = marks_of_windows(owner, block).flatten()
+        self.owner = marks_of_windows(owner, block)
 
-    def chosen(self, here: Tensor, sure: Tensor) -> tuple[int, int]:
-        """(C, block, block) of the canvas, and whether each is known -> row and column."""
-        mask = sure.flatten().float()
-        there = here.flatten() * mask
-        error = mask @ self.squares - 2 * (there @ self.columns) + there.square().sum()
-        error = error / sure[0].sum().clamp(min=1)
-        mean_use = F.avg_pool2d(self.used[None], self.block, 1)[0].flatten()
-        cost = error.clamp(min=LEAST_ERROR) * (1 + mean_use)
+    def chosen(self, here: Tensor, sure: Tensor, at: Size) -> Size:
+        """(C, height, width) of the canvas, whether each is known, and where that is -> row and
+        column of the source."""
+        mask = sure[None].float()
+        there = here * mask
+        error = F.conv2d(self.squares, mask) - 2 * F.conv2d(self.source, there)
+        error = (error[0, 0] + there.square().sum()) / sure[0].sum().clamp(min=1)
+        cost = error.clamp(min=LEAST_ERROR) * (1 + F.avg_pool2d(self.used[None], self.block, 1)[0])
+        if self.order is not None:
+            cost = cost + ORDER * self.order.missing(at, (len(cost), cost.shape[1]))
         cost = torch.where(self.owner == self._exemplar(), cost, torch.inf)
-        among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()[:, 0]
+        among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()
         drawn = int(torch.randint(len(among), (1,), generator=self.generator))
-        down, across = divmod(int(among[drawn]), self.width)
-        self.used[down : down + self.block, across : across + self.block] += 1
+        down, across = among[drawn].tolist()
+        self.used[down : down + self.block[0], across : across + self.block[1]] += 1
+        if self.order is not None:
+            self.order.laid.append((at, (down, across)))
         return down, across
 
     def _exemplar(self) -> int:
@@ -117,16 +134,59 @@ class _Quilt:
         return min(int((ends < drawn).sum()), len(self.shares) - 1)
 
 
+class _Order:
+    """How far a block, at its place, would be from the order of those that were laid."""
+
+    def __init__(self, source: Tensor, block: Size, size: Size, tile: str) -> None:
+        """(3, h, w) of the source; of the canvas its size, and the axes along which it wraps."""
+        self.block, self.size, self.tile = block, size, tile
+        self.laid: list[tuple[Size, Size]] = []  # where in the canvas, and where from
+        sides = source.shape[1:]
+        self.reach = max(sides) - 1
+        likeness = self_correlation(without_shade(source[None]), self.reach).to(source)
+        lag = torch.arange(-self.reach, self.reach + 1, device=source.device)
+        rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)
+        known = rows[:, None] * columns > LEFT
+        far = lag[:, None].square() + lag.square() > (LEAST_LAG * min(sides)) ** 2
+        # No more is asked for than the exemplar has after a period: else blocks would go on where
+        # their neighbours end, which is to copy.
+        most = likeness[known & far].max()
+        # Two pictures of a variance and a correlation differ by 2 variance (1 - correlation).
+        variance = source.var((1, 2)).sum()
+        likeness = torch.where(known, likeness, -1)
+        self.table = 2 * variance * (most - likeness).clamp(min=0)
+
+    def missing(self, at: Size, among: Size) -> Tensor:
+        """The mean squared difference that is to be expected, of blocks from all of `among`."""
+        total, weights = torch.zeros(among, device=self.table.device), 0.0
+        places = [torch.arange(side, device=self.table.device) for side in among]
+        for there, source in self.laid:
+            gap = [
+                (to - from_ + side // 2) % side - side // 2 if axis in self.tile else to - from_
+                for to, from_, side, axis in zip(at, there, self.size, "yx", strict=True)
+            ]
+            blocks = math.hypot(*(n / side for n, side in zip(gap, self.block, strict=True)))
+            if blocks > 2 * NEAR:
+                continue
+            y, x = (
+                (place - start - n).clamp(-self.reach, self.reach) + self.reach
+                for place, start, n in zip(places, source, gap, strict=True)
+            )
+            weight = math.exp(-blocks / NEAR)
+            total, weights = total + weight * self.table[y[:, None], x], weights + weight
+        return total / max(weights, 1e-12)
+
+
 def _cut(error: Tensor, known: Tensor) -> Tensor:
-    """(block, block) of errors, and whether a pixel lies there already -> which pixels are taken
+    """(height, width) of errors, and whether a pixel lies there already -> which pixels are taken
     from the new block: those on its side of the cuts of least error, and all that are unknown."""
     taken = torch.ones_like(known)
     for quarter in range(4):
         e, k = torch.rot90(error, quarter), torch.rot90(known, quarter)
         overlap = int(k.all(0).long().cumprod(0).sum())
-        if 0 < overlap < len(e):
+        if 0 < overlap < e.shape[1]:
             turned = torch.rot90(taken, quarter)
-            turned &= torch.arange(len(e), device=e.device) > _path(e[:, :overlap])[:, None]
+            turned &= torch.arange(e.shape[1], device=e.device) > _path(e[:, :overlap])[:, None]
             taken = torch.rot90(turned, -quarter)
     return taken | ~known
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.correspondences import PATCH, UNKNOWN, Descriptor, Places, Search, marks_of_windows
+from engine.kinds import STOCHASTIC, Kind
 from engine.quilting import quilted
 from engine.scales import COARSEST
 from terms.base import Canvas, Exemplar, View
@@ -29,6 +30,8 @@ from terms.matching import guide_at
 from utils import Size, UserError, resize, scaled, size_of, told
 
 FACTOR = math.sqrt(2)  # from scale to scale
+BLOCK = 0.31  # of the exemplar's shorter side: a side of a quilted block
+ALONG = 0.7  # along a grain, where a cut across is seen at once
 SMALLER = 1.2  # than what they should be, by so much sides may be at the coarsest scale
 COMPLETENESS = 0.005  # mean square: less makes every patch of the exemplar be used (Granot: alpha)
 SHARPNESS = 2.0  # patches count by distance to the power of minus this
@@ -82,7 +85,7 @@ class _Source:
     @property
     def usable(self) -> Tensor:
         """(h', w') of bool: which patches lie in one view."""
-        return marks_of_windows(self.views, PATCH) != UNKNOWN
+        return marks_of_windows(self.views, (PATCH, PATCH)) != UNKNOWN
 
 
 def _stacked(maps: list[Tensor], value: int) -> Tensor:
@@ -96,7 +99,7 @@ def repainted(
     canvas: Canvas,
     size: Size,
     seed: int,
-    regular: bool = False,
+    kind: Kind = STOCHASTIC,
     layout: Tensor | None = None,
     tell: Tell | None = None,
 ) -> Painting:
@@ -107,7 +110,7 @@ def repainted(
         canvas: its borders, guide, mask and what is kept.
         size: to paint at, (height, width); the canvas's, or a little more.
         seed: of all that is drawn.
-        regular: the exemplar has straight rows and columns, which stay straight.
+        kind: of the exemplar; where it is regular, rows and columns stay straight.
         layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
             alone; None means that the layout is made as well, or is that of `canvas.init`.
         tell: called after every round.
@@ -116,9 +119,9 @@ def repainted(
         UserError: an exemplar or the size has sides of less than LEAST_SIDE px.
     """
     check_sides(exemplars, size)
-    exemplars = stretched(exemplars, seed, regular)
-    painter = _Painter(exemplars, canvas, torch.Generator().manual_seed(seed))
-    factors = _factors(exemplars, size)
+    exemplars = stretched(exemplars, seed, kind.regular)
+    painter = _Painter(exemplars, canvas, kind, torch.Generator().manual_seed(seed))
+    factors = _factors(exemplars, size, kind)
     if layout is not None:
         factors = [factor for factor in factors if factor >= FINE]
     rounds = [_rounds(exemplars, factor) for factor in factors]
@@ -146,11 +149,15 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
             )
 
 
-def _factors(exemplars: tuple[Exemplar, ...], size: Size) -> list[float]:
+def _factors(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind) -> list[float]:
     """Of the sizes from coarse to fine: the first brings the exemplar to COARSEST, unless a copy
-    or the output became too small."""
+    or the output became too small.
+
+    Of what has rows and columns to twice that, as there a pixel that a block lies off is a step in
+    a course of bricks.
+    """
     sides = [min(size_of(view.image)) for one in exemplars for view in one.views]
-    most = min(sides[0] / COARSEST, min(*sides, *size) / LEAST_SIDE)
+    most = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / LEAST_SIDE)
     count = max(0, math.floor(math.log(SMALLER * most, FACTOR)))
     return [FACTOR**-k for k in range(count, -1, -1)]
 
@@ -165,9 +172,14 @@ class _Painter:
     """The picture while it is painted, from scale to scale."""
 
     def __init__(
-        self, exemplars: tuple[Exemplar, ...], canvas: Canvas, generator: torch.Generator
+        self,
+        exemplars: tuple[Exemplar, ...],
+        canvas: Canvas,
+        kind: Kind,
+        generator: torch.Generator,
     ) -> None:
-        self.exemplars, self.canvas, self.generator = exemplars, canvas, generator
+        self.exemplars, self.canvas, self.kind = exemplars, canvas, kind
+        self.generator = generator
         self.factor = 0.0
         self.places: Places | None = None  # of patches
         self.nearest: Places | None = None  # for every patch of the source one of the output
@@ -197,7 +209,7 @@ class _Painter:
                 self.image = resize(layout, size, canvas.tile)
                 self.places = Places.drawn(patches, among, self.generator).to(self.usable.device)
             else:
-                self.places = self._quilted(size, patches)
+                self.places = self._quilted(size, patches, factor)
                 self._vote(None)
         self.factor = factor
 
@@ -205,7 +217,7 @@ class _Painter:
         """By how much fewer patches there are than pixels."""
         return 0 if axis in self.canvas.tile else PATCH - 1
 
-    def _quilted(self, size: Size, patches: Size) -> Places:
+    def _quilted(self, size: Size, patches: Size, factor: float) -> Places:
         """Where patches are from in a new layout."""
         even = 3**-0.5  # so that squared differences add up to those of descriptors
         source, guide = even * self.source.picture[0], self.source.guide
@@ -220,7 +232,20 @@ class _Painter:
         owner, shares = self.source.exemplars, [one.share for one in self.exemplars]
         if not self._mixes:
             owner, shares = owner.clamp(max=0), [1.0]
-        pixels = quilted(source, owner, canvas, sure, shares, self.canvas.tile, self.generator)
+        side = factor * min(size_of(self.exemplars[0].image))
+        grain = "" if guide is not None else self.kind.axis
+        height, width = (round(side * (ALONG if axis == grain else BLOCK)) for axis in "yx")
+        pixels = quilted(
+            source,
+            owner,
+            canvas,
+            sure,
+            shares,
+            self.canvas.tile,
+            self.generator,
+            (height, width),
+            self.kind.regular,
+        )
         # A patch goes where its middle goes.
         middle = PATCH // 2
         y, x = (z.roll((-middle, -middle), (0, 1)) - middle for z in (pixels.y, pixels.x))

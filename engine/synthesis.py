@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.colours import is_grey, noise_like, with_chroma, with_fine_chroma
+from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import optimize
 from engine.repaint import Painting, repainted
 from engine.scales import pyramid, split_steps
@@ -40,7 +41,7 @@ class Spec:
     lr: float | None = None  # step size; None: the optimiser's own
     scales: int | None = None  # how many; None: as many as the exemplar's size asks for
     repaint: float = 0.0  # share of the steps that go into painting with the exemplar's pixels
-    regular: bool = False  # the exemplar has rows and columns, which painting leaves straight
+    kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
     def to(self, device: torch.device) -> "Spec":
@@ -104,7 +105,7 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
                 done = begin + split * done
                 report(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        return repainted(spec.exemplars, spec.canvas, size, spec.seed, spec.regular, layout, tell)
+        return repainted(spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell)
 
     if spec.canvas.content is not None:
         first = None if report is None else _part_of(report, 0, 0.0, 1 - split)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine import maps, quilting, repaint
 from engine.colours import luma, with_fine_chroma
 from engine.correspondences import PATCH, Descriptor, Places, Search
-from engine.kinds import kind_of
+from engine.kinds import STOCHASTIC, kind_of
 from engine.quilting import quilted
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
@@ -25,9 +25,9 @@ def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(1, 3, height, width, generator=generator(seed))
 
 
-def painted(*exemplars, size=(40, 48), seed=0, regular=False, **canvas):
+def painted(*exemplars, size=(40, 48), seed=0, kind=STOCHASTIC, **canvas):
     exemplars = tuple(one if hasattr(one, "views") else exemplar_of(one) for one in exemplars)
-    return repaint.repainted(exemplars, Canvas(size, **canvas), size, seed, regular)
+    return repaint.repainted(exemplars, Canvas(size, **canvas), size, seed, kind)
 
 
 def all_usable(*size: int) -> torch.Tensor:
@@ -113,11 +113,14 @@ def test_distances_of_descriptors_are_mean_squares():
 # ------------------------------------------------------------------------------------ the layout
 
 
-def layout(source, size, owner=None, shares=(1.0,), tile="", canvas=None, known=None, seed=0):
+BLOCK = 20, 20
+
+
+def layout(source, size, owner=None, shares=(1.0,), tile="", canvas=None, known=None, block=BLOCK):
     owner = torch.zeros(source.shape[1:], dtype=torch.int64) if owner is None else owner
     canvas = torch.zeros(len(source), *size) if canvas is None else canvas
     known = torch.zeros_like(canvas, dtype=torch.bool) if known is None else known
-    found = quilted(source, owner, canvas, known, list(shares), tile, generator(seed))
+    found = quilted(source, owner, canvas, known, list(shares), tile, generator(), block)
     return source[:, found.y, found.x], found
 
 
@@ -160,6 +163,42 @@ def test_every_part_is_used_before_any_is_used_again():
 def test_a_cut_goes_where_the_error_is_least():
     error = torch.tensor([[9.0, 1, 9, 9], [9, 9, 1, 9], [9, 9, 9, 1], [9, 9, 1, 9]])
     assert quilting._path(error).tolist() == [1, 2, 3, 2]
+
+
+def test_blocks_of_any_shape_cover_the_canvas():
+    """Rows of a ramp go on from one block to the next, so all columns of a block row are alike."""
+    source = torch.arange(40.0)[:, None].expand(3, 40, 40) / 40
+    found, places = layout(source, (30, 50), block=(30, 9))
+    assert torch.equal(places.y.diff(dim=0), torch.ones(29, 50, dtype=torch.int64))
+    assert torch.equal(found, found[..., :1].expand(3, 30, 50))
+
+
+@pytest.mark.parametrize("tile", ["", "y"])
+def test_a_block_is_expected_where_the_source_is_like_itself(tile):
+    """A wave of ten rows: what lies 14 rows below a block at row 0 is like rows 4 and 14, and
+    unlike row 9, which has the wave's other sign and differs by four times its variance. Round a
+    border of 16 rows it lies 2 above, and is like row 8."""
+    wave = (torch.arange(60.0) * 2 * math.pi / 10).sin()[:, None].expand(3, 60, 60)
+    order = quilting._Order(wave, (20, 20), (16, 60), tile)
+    order.laid.append(((0, 0), (0, 0)))
+    missing = order.missing((14, 0), (30, 40))[:, 3]
+    assert missing[[8, 18] if tile else [4, 14]].max() < 0.1
+    variance = 3 * wave[0].var().item()
+    assert missing[3 if tile else 9].item() == pytest.approx(4 * variance, rel=0.1)
+
+
+def test_blocks_that_fit_anywhere_keep_the_order_if_that_is_asked_for():
+    """A wave down the rows with gaps wider than the rims of blocks, so that rims say nothing."""
+    rows = torch.arange(64.0)
+    source = (rows % 16 < 4).float()[:, None].expand(3, 64, 64).contiguous()
+    owner = torch.zeros(64, 64, dtype=torch.int64)
+    known = torch.zeros(3, 64, 64, dtype=torch.bool)
+    off = []
+    for regular in (False, True):
+        args = source, owner, torch.zeros(3, 64, 64), known, [1.0], "", generator(), (12, 12)
+        moved = quilted(*args, regular).y - rows.long()[:, None]
+        off.append((((moved - moved[0, 0]) % 16 + 1) % 16 > 2).float().mean().item())
+    assert off[1] == 0 < 0.2 < off[0]
 
 
 # ----------------------------------------------------------------------------------- the picture
@@ -322,6 +361,13 @@ def test_the_kind_of_a_texture(name):
     found = kind_of(kinds()[name])
     assert found.name == name
     assert found.regular == (name in ("periodic", "in courses"))
+
+
+def test_grain_runs_along_an_axis_of_the_picture_or_none():
+    across = kinds()["directional"]
+    assert kind_of(across).axis == "x" and kind_of(across.transpose(2, 3)).axis == "y"
+    assert kind_of(waves((0.01, 0.012), (0.03, 0.035), (0.071, 0.067))).axis == ""
+    assert kind_of(kinds()["stochastic"]).axis == ""
 
 
 def test_any_picture_has_a_kind():
