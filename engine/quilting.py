@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.correspondences import Places, marks_of_windows
+from engine.kinds import STOCHASTIC, Kind
 from terms.autocorrelation import self_correlation, without_shade
 from utils import Size
 
@@ -36,7 +37,7 @@ def quilted(
     tile: str,
     generator: torch.Generator,
     block: Size,
-    regular: bool = False,
+    kind: Kind = STOCHASTIC,
 ) -> Places:
     """Where in the source each pixel of a canvas comes from.
 
@@ -53,42 +54,76 @@ def quilted(
         tile: axes along which the canvas goes on where it began.
         generator: of what is drawn, on the CPU.
         block: its height and width; of small exemplars and of small canvases it is the whole.
-        regular: blocks keep the rows and columns of the source (of its first three channels).
+        kind: of the source. If it is regular, blocks keep its rows and columns; if it has a grain,
+            their ends along it do not lie beside each other.
 
     Returns:
         Places of pixels, (H, W); where the canvas was known, too.
     """
-    H, W = size = canvas.shape[1], canvas.shape[2]
-    height, width = block = (min(block[0], source.shape[1], H), min(block[1], source.shape[2], W))
-    order = _Order(source[:3], block, size, tile) if regular else None
+    block = (
+        min(block[0], source.shape[1], canvas.shape[1]),
+        min(block[1], source.shape[2], canvas.shape[2]),
+    )
+    # A line of blocks along a grain begins before the canvas and ends behind it, anywhere, unless
+    # one block reaches from border to border.
+    beyond = [
+        n if axis == kind.axis and axis not in tile and n < side else 0
+        for axis, n, side in zip("yx", block, canvas.shape[1:], strict=True)
+    ]
+    around = (beyond[1], beyond[1], beyond[0], beyond[0])
+    canvas, known = F.pad(canvas, around), F.pad(known, around)
+    size = H, W = canvas.shape[1], canvas.shape[2]
+    order = _Order(source[:3], block, size, tile) if kind.regular else None
     quilt = _Quilt(source, owner, block, shares, generator, order)
     free = ~known[0]
-    canvas, known = canvas.clone(), known.clone()
     y, x = (torch.zeros(size, dtype=torch.int64, device=source.device) for _ in "yx")
     below, beside = (torch.arange(side, device=source.device) for side in block)
-    for top in _starts(H, height, "y" in tile):
-        for left in _starts(W, width, "x" in tile):
-            rows, columns = ((top + below) % H)[:, None], (left + beside) % W
-            here, sure = canvas[:, rows, columns], known[:, rows, columns]
-            down, across = quilt.chosen(here, sure, (top, left))
-            laid = source[:, down : down + height, across : across + width]
-            error = (laid - here).square().sum(0)
-            taken = _cut(error, sure[0])
-            y[rows, columns] = torch.where(taken, (down + below)[:, None], y[rows, columns])
-            x[rows, columns] = torch.where(taken, across + beside, x[rows, columns])
-            taken &= free[rows, columns]
-            canvas[:3, rows, columns] = torch.where(taken, laid, here)[:3]
-            known[:3, rows, columns] = True
-    return Places(y, x)
+    for top, left in _corners(size, block, tile, kind.axis, generator):
+        rows, columns = ((top + below) % H)[:, None], (left + beside) % W
+        here, sure = canvas[:, rows, columns], known[:, rows, columns]
+        down, across = quilt.chosen(here, sure, (top, left))
+        laid = source[:, down : down + block[0], across : across + block[1]]
+        error = (laid - here).square().sum(0)
+        taken = _cut(error, sure[0])
+        y[rows, columns] = torch.where(taken, (down + below)[:, None], y[rows, columns])
+        x[rows, columns] = torch.where(taken, across + beside, x[rows, columns])
+        taken &= free[rows, columns]
+        canvas[:3, rows, columns] = torch.where(taken, laid, here)[:3]
+        known[:3, rows, columns] = True
+    inside = slice(beyond[0], H - beyond[0]), slice(beyond[1], W - beyond[1])
+    return Places(y[inside], x[inside])
+
+
+def _corners(
+    size: Size, block: Size, tile: str, grain: str, generator: torch.Generator
+) -> list[Size]:
+    """Rows and columns where blocks begin, in the order in which they are laid: those of a line
+    along the grain one after the other, and every line from another place on."""
+    if not grain:
+        rows, columns = (_starts(size[i], block[i], "yx"[i] in tile) for i in (0, 1))
+        return [(row, column) for row in rows for column in columns]
+    i = "yx".index(grain)
+    anywhere = grain in tile or block[i] < size[i]
+    corners = []
+    for line in _starts(size[1 - i], block[1 - i], "yx"[1 - i] in tile):
+        step = _step(block[i])
+        first = int(torch.randint(step, (1,), generator=generator)) if anywhere else 0
+        last = first + size[i] if grain in tile else size[i] - block[i] + 1
+        along = range(first, last, step)
+        corners += [(n, line) if grain == "y" else (line, n) for n in along]
+    return corners
+
+
+def _step(block: int) -> int:
+    """From where a block begins to where the next one does."""
+    return block - round(OVERLAP * block)
 
 
 def _starts(side: int, block: int, wraps: bool) -> list[int]:
     """Where blocks begin, for them to cover a side."""
-    step = block - round(OVERLAP * block)
     if wraps:
-        return list(range(0, side, step))
-    inner = range(0, side - block, step)
-    return [*inner, side - block]
+        return list(range(0, side, _step(block)))
+    return [*range(0, side - block, _step(block)), side - block]
 
 
 class _Quilt:

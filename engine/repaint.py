@@ -31,7 +31,7 @@ from utils import Size, UserError, resize, scaled, size_of, told
 
 FACTOR = math.sqrt(2)  # from scale to scale
 BLOCK = 0.31  # of the exemplar's shorter side: a side of a quilted block
-ALONG = 0.7  # along a grain, where a cut across is seen at once
+ALONG = 1.0  # the same along a grain, where a cut across is seen at once
 SMALLER = 1.2  # than what they should be, by so much sides may be at the coarsest scale
 COMPLETENESS = 0.005  # mean square: less makes every patch of the exemplar be used (Granot: alpha)
 SHARPNESS = 2.0  # patches count by distance to the power of minus this
@@ -233,8 +233,8 @@ class _Painter:
         if not self._mixes:
             owner, shares = owner.clamp(max=0), [1.0]
         side = factor * min(size_of(self.exemplars[0].image))
-        grain = "" if guide is not None else self.kind.axis
-        height, width = (round(side * (ALONG if axis == grain else BLOCK)) for axis in "yx")
+        kind = self.kind if guide is None else self.kind._replace(axis="")
+        height, width = (round(side * (ALONG if axis == kind.axis else BLOCK)) for axis in "yx")
         pixels = quilted(
             source,
             owner,
@@ -244,7 +244,7 @@ class _Painter:
             self.canvas.tile,
             self.generator,
             (height, width),
-            self.kind.regular,
+            kind,
         )
         # A patch goes where its middle goes.
         middle = PATCH // 2

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from engine.colours import is_grey, noise_like, with_chroma, with_fine_chroma
 from engine.kinds import STOCHASTIC, Kind
-from engine.optimizers import optimize
-from engine.repaint import Painting, repainted
+from engine.optimizers import LEARNING_RATES, optimize
+from engine.repaint import LEAST_SIDE, Painting, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
@@ -21,6 +21,8 @@ from utils import Size, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 6  # steps at the finest scale that take about as long as painting
+MENDED = 0.15  # of the steps come after fine chroma was painted
+CALMER = 0.25  # of Adam's step size, for the few steps that start where others have ended
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
 
     Painted with their pixels first, and then optimised at the finest scale alone, which brings
     back the grain and the colours that a mean of patches has lost; optimised from white noise where
-    nothing is to be painted. Where a content decides what is where, it is optimised first.
+    nothing is to be painted but fine chroma. Where a content decides what is where, it is optimised
+    first.
 
     Args:
         spec: on the trunk's device. Sides along which the output tiles are made as multiples of
@@ -92,7 +95,7 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
         UserError: exemplar or size too small for the layers, the scales or the patches.
     """
     if not spec.repaint:
-        return _made(spec, coarse_to_fine(spec, trunk, report), None)
+        return _made(spec, _optimised(spec, trunk, report), None)
     painted = round(spec.repaint * spec.steps)
     rest = spec.steps - painted
     size = sizes_of(spec, trunk.layers)[-1][1]
@@ -116,28 +119,58 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     image = painting.image
     if rest:
         then = None if report is None else _part_of(report, painted, split, 1.0)
-        image = _polished(replace(spec, steps=rest), trunk, image, then)
+        image = _polished(replace(spec, steps=rest), trunk, image, image, then)
     return _made(spec, image, painting)
 
 
-def _polished(spec: Spec, trunk: Extractor, painted: Tensor, report: Report | None) -> Tensor:
-    """A picture optimised from that which was painted, at its size, fine chroma left as it is.
+def _optimised(spec: Spec, trunk: Extractor, report: Report | None) -> Tensor:
+    """A picture from white noise, its fine chroma painted before the last steps.
 
     The first layers of a net trained on photographs hardly see it: conv1_1 of the bundled net
     answers noise along red-green and blue-yellow with a tenth of the power that it has for grey.
-    What is optimised there comes out as specks.
+    What is optimised there comes out as specks. Here luma and what is coarser are optimised only.
     """
-    image = painted[:, :1] if all(is_grey(one.image) for one in spec.exemplars) else painted
-    polished = coarse_to_fine(replace(spec, scales=1), trunk, report, image)
-    return with_fine_chroma(polished.expand(-1, 3, -1, -1), painted, spec.canvas.tile)
+    last = round(MENDED * spec.steps)
+    sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
+    if not last or _all_grey(spec) or min(*sides, *spec.canvas.size) < LEAST_SIDE:
+        return coarse_to_fine(spec, trunk, report)
+    before, sizes = spec.steps - last, [size for _, size in sizes_of(spec, trunk.layers)]
+    shares = zip(split_steps(before, len(sizes)), sizes, strict=True)
+    work = sum(share * math.prod(size) for share, size in shares)
+    split = work / (work + (PAINTING + last) * math.prod(sizes[-1]))
+    begun = None if report is None else _part_of(report, 0, 0.0, split)
+    image = coarse_to_fine(replace(spec, steps=before), trunk, begun)
+    painted = repainted(spec.exemplars, spec.canvas, sizes[-1], spec.seed, spec.kind, image).image
+    then = None if report is None else _part_of(report, before, split, 1.0, len(sizes))
+    lr = spec.lr
+    if spec.optimizer == "Adam":
+        lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
+    return _polished(replace(spec, steps=last, lr=lr), trunk, image, painted, then)
 
 
-def _part_of(report: Report, before: int, begin: float, end: float) -> Report:
-    """A report of what is a part of the work, after so many steps."""
+def _polished(
+    spec: Spec, trunk: Extractor, image: Tensor, painted: Tensor, report: Report | None
+) -> Tensor:
+    """A picture optimised at its size, its fine chroma that of a painting."""
+    if _all_grey(spec):
+        image = image[:, :1]
+    return coarse_to_fine(replace(spec, scales=1), trunk, report, image, painted)
+
+
+def _all_grey(spec: Spec) -> bool:
+    return all(is_grey(one.image) for one in spec.exemplars)
+
+
+def _part_of(
+    report: Report, before: int, begin: float, end: float, scale: int | None = None
+) -> Report:
+    """A report of what is a part of the work, after so many steps; all of it at one scale, if that
+    is given, of as many."""
 
     def tell(progress: Progress) -> None:
         done = begin + (end - begin) * progress.fraction
-        report(replace(progress, step=before + progress.step, fraction=done))
+        told = replace(progress, step=before + progress.step, fraction=done)
+        report(told if scale is None else replace(told, scale=scale, scales=scale))
 
     return tell
 
@@ -149,9 +182,16 @@ def _made(spec: Spec, image: Tensor, painting: Painting | None) -> Made:
 
 
 def coarse_to_fine(
-    spec: Spec, trunk: Extractor, report: Report | None = None, start: Tensor | None = None
+    spec: Spec,
+    trunk: Extractor,
+    report: Report | None = None,
+    start: Tensor | None = None,
+    painted: Tensor | None = None,
 ) -> Tensor:
     """An optimised picture, from white noise or from `start`, coarse to fine.
+
+    What is optimised is the picture with the fine chroma of `painted`, if that is given: of the
+    finest size, for which there is one scale alone.
 
     The first scale starts from noise with the exemplar's mean and covariance of colours, every
     other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart
@@ -168,7 +208,7 @@ def coarse_to_fine(
     image = start
     if image is None:
         image = noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
-        if not all(is_grey(other.image) for other in spec.exemplars):
+        if not _all_grey(spec):
             image = image.expand(-1, 3, -1, -1)
     before = None
     for scale, (source_size, size) in enumerate(sizes):
@@ -180,10 +220,12 @@ def coarse_to_fine(
             image = (image + DETAIL * noise_like(gained, size, generator)).clamp(0, 1)
         before = picture
         image = _started(canvas, image, first=scale == 0 and start is None)
-        extract = partial(_extract, trunk, canvas.tile, canvas.mask_at(size))
-        on_step = partial(_tell, report, sizes, shares, scale) if report else None
+        mask = canvas.mask_at(size)
+        shown = partial(_shown, canvas.tile, mask, painted)
+        extract = partial(_extract, trunk, canvas.tile, mask, shown)
+        on_step = partial(_tell, report, sizes, shares, scale, shown) if report else None
         image = optimize(image, extract, criterion, shares[scale], spec.optimizer, spec.lr, on_step)
-    return image
+    return shown(image)
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
@@ -274,10 +316,24 @@ def cut_at(image: Tensor, tile: str) -> Size:
     return shift[0], shift[1]
 
 
-def _extract(trunk: Extractor, tile: str, mask: Tensor | None, image: Tensor) -> Features:
+def _shown(tile: str, mask: Tensor | None, painted: Tensor | None, image: Tensor) -> Tensor:
+    """What is optimised -> the picture that comes of it."""
+    if painted is None or image.shape[1] == 1:
+        return image
+    found = with_fine_chroma(image, painted, tile)
+    return found if mask is None else torch.where(mask, found, image)
+
+
+def _extract(
+    trunk: Extractor,
+    tile: str,
+    mask: Tensor | None,
+    shown: Callable[[Tensor], Tensor],
+    image: Tensor,
+) -> Features:
     if mask is not None:
         image = torch.where(mask, image, image.detach())  # no gradient, so that it never moves
-    return trunk(image, tile)
+    return trunk(shown(image), tile)
 
 
 def _tell(
@@ -285,6 +341,7 @@ def _tell(
     sizes: Sizes,
     shares: list[int],
     scale: int,
+    shown: Callable[[Tensor], Tensor],
     step: int,
     image: Tensor,
     loss: float,
@@ -292,4 +349,4 @@ def _tell(
     work = [share * math.prod(size) for share, (_, size) in zip(shares, sizes, strict=True)]
     done = sum(work[:scale]) + step * math.prod(sizes[scale][1])
     step += sum(shares[:scale])
-    report(Progress(step, scale + 1, len(sizes), done / sum(work), image, loss))
+    report(Progress(step, scale + 1, len(sizes), done / sum(work), shown(image), loss))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine import maps, quilting, repaint
 from engine.colours import luma, with_fine_chroma
 from engine.correspondences import PATCH, Descriptor, Places, Search
-from engine.kinds import STOCHASTIC, kind_of
+from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
 from engine.quilting import quilted
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
@@ -173,6 +173,31 @@ def test_blocks_of_any_shape_cover_the_canvas():
     assert torch.equal(found, found[..., :1].expand(3, 30, 50))
 
 
+@pytest.mark.parametrize("tile", ["", "xy"])
+@pytest.mark.parametrize("grain", ["y", "x"])
+def test_blocks_along_a_grain_cover_the_canvas_and_end_anywhere(grain, tile):
+    """Every pixel of the canvas, which goes on by a block on both sides if it does not wrap."""
+    i = "yx".index(grain)
+    block, side = [(28, 8), (8, 28)][i], 40 if tile else 96
+    size = [(side, 40), (40, side)][i]
+    corners = quilting._corners(size, block, tile, grain, generator())
+    covered, firsts = torch.zeros(size, dtype=torch.bool), {}
+    for top, left in corners:
+        rows, columns = (
+            (n + torch.arange(b)) % z for n, b, z in zip((top, left), block, size, strict=True)
+        )
+        covered[rows[:, None], columns] = True
+        firsts.setdefault((top, left)[1 - i], (top, left)[i])
+    assert (covered if tile else covered.narrow(i, 28, 40)).all()
+    assert len(set(firsts.values())) > 1
+    flat = torch.zeros(3, 40, 40)
+    known = torch.zeros(3, 40, 40, dtype=torch.bool)
+    kind = ALONG_AN_AXIS._replace(axis=grain)
+    owner = torch.zeros(40, 40, dtype=torch.int64)
+    found = quilted(flat, owner, flat, known, [1.0], tile, generator(), block, kind)
+    assert found.y.shape == found.x.shape == (40, 40)
+
+
 @pytest.mark.parametrize("tile", ["", "y"])
 def test_a_block_is_expected_where_the_source_is_like_itself(tile):
     """A wave of ten rows: what lies 14 rows below a block at row 0 is like rows 4 and 14, and
@@ -194,9 +219,9 @@ def test_blocks_that_fit_anywhere_keep_the_order_if_that_is_asked_for():
     owner = torch.zeros(64, 64, dtype=torch.int64)
     known = torch.zeros(3, 64, 64, dtype=torch.bool)
     off = []
-    for regular in (False, True):
+    for kind in (STOCHASTIC, PERIODICAL):
         args = source, owner, torch.zeros(3, 64, 64), known, [1.0], "", generator(), (12, 12)
-        moved = quilted(*args, regular).y - rows.long()[:, None]
+        moved = quilted(*args, kind).y - rows.long()[:, None]
         off.append((((moved - moved[0, 0]) % 16 + 1) % 16 > 2).float().mean().item())
     assert off[1] == 0 < 0.2 < off[0]
 
