@@ -20,7 +20,7 @@ from command.costs import Run, cost_notes
 from command.display import Display, say
 from command.plan import Job, plan
 from command.results import Net, Result, save
-from command.scores import print_scores
+from command.verdict import print_scores
 from engine.synthesis import Made, new_texture
 from models import DEFAULT_NET, Extractor, load_weights
 from utils import UserError, pick_device

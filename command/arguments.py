@@ -389,7 +389,7 @@ class Request:
     score: str | None = flag(
         INSTEAD,
         "print how far this picture is from the exemplar, beside how far the exemplar's two "
-        "halves are from each other",
+        "halves are from each other, and what eyes hold against it",
         told="none",
         metavar="PICTURE",
     )

@@ -5,33 +5,41 @@ A score means little alone, so each comes beside the value that one half of the 
 against the other: two pieces of the same real texture.
 """
 
-import json
 import math
 from collections.abc import Callable
+from math import lgamma
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from command.arguments import Request
-from command.display import say
-from terms.autocorrelation import (
-    PERIODIC,
-    luminance_autocorrelation,
-    period,
-    self_correlation,
-    without_shade,
-)
+from engine.colours import luma
+from terms.autocorrelation import PERIODIC, period, self_correlation, without_shade
 from terms.base import resampled
+from terms.matching import patches_at
 from terms.patches import PATCH, PATCH_LEVELS, unit_directions
-from utils import LEVELS, UserError, find_picture, read_picture
+from utils import LEVELS, resize, scaled
 
 DIRECTIONS = 128
-BINS = 64
 LEAST_SIDE = 64  # px, so that a half of the exemplar still has three pyramid levels of patches
-QUERY_STRIDE = 4  # px between the output patches whose copies are looked for
+STRIDE = 4  # px between the patches whose nearest ones are looked for
+SMALL_SIDE = 128  # px: a side of the source, were it square, where objects are compared
+OBJECT = 12  # px, a side of the patches there
+WAVELET_LEVELS = 3
 CHUNK = 2**25  # distances held at a time, 128 MiB
+# Low-pass filter of the orthogonal wavelet of four vanishing moments: Daubechies, "Orthonormal
+# Bases of Compactly Supported Wavelets", 1988, table 1.
+DB4 = (
+    0.230377813309,
+    0.714846570553,
+    0.630880767930,
+    -0.027983769417,
+    -0.187034811719,
+    0.030841381836,
+    0.032883011667,
+    -0.010597401785,
+)
 
 
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
@@ -63,40 +71,101 @@ def patches(output: Tensor, source: Tensor) -> float:
 
 
 def wavelet(output: Tensor, source: Tensor) -> float:
-    """Kullback-Leibler divergence in nats of Haar coefficients, output from source.
+    """Kullback-Leibler divergence in nats of the source's luma from the output's, band by band.
 
-    Mean over three levels, three orientations and three channels; histograms over four standard
-    deviations of the source's band, the tails in the outermost bins.
+    Mean over three levels and three orientations of Daubechies' wavelet of four vanishing moments;
+    a generalised Gaussian is fitted to each band (Do and Vetterli 2002; Gonthier et al. 2022).
     """
-    # Averages and differences of 2x2 blocks: horizontal, vertical and diagonal detail.
-    haar = torch.tensor([[[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 4
-    divergences = []
-    for level in range(PATCH_LEVELS):
-        bands = []
-        for image in (output, source):
-            coarse = F.avg_pool2d(image, 2**level)[0][:, None]  # (3, 1, h, w)
-            bands.append(F.conv2d(coarse, haar[:, None], stride=2).flatten(2).flatten(0, 1))
-        for drawn, wanted in zip(*bands, strict=True):
-            scale = 4 * max(wanted.std().item(), 0.5 / LEVELS)
-            p, q = (_histogram(band / scale) for band in (drawn, wanted))
-            divergences.append((p * (p / q).log()).sum())
-    return torch.stack(divergences).mean().item()
+    divergences = [
+        _divergence(_fitted(wanted), _fitted(drawn))
+        for drawn, wanted in zip(_bands(luma(output)), _bands(luma(source)), strict=True)
+    ]
+    return sum(divergences) / len(divergences)
 
 
-def _histogram(values: Tensor) -> Tensor:
-    counts = torch.histc(values.clamp(-1, 1), BINS, -1, 1) + 0.5  # no bin is impossible
-    return counts / counts.sum()
+def _bands(grey: Tensor) -> list[Tensor]:
+    """(1, 1, H, W) -> its detail, horizontal, vertical and diagonal, on three levels.
+
+    Pictures are mirrored at their borders, so that small ones have three levels as well.
+    """
+    low = torch.tensor(DB4, dtype=torch.float64)
+    high = low.flip(0) * torch.tensor([1, -1] * 4)
+    filters = torch.stack([y[:, None] * x for y in (low, high) for x in (low, high)])
+    bands: list[Tensor] = []
+    coarse = grey.double()
+    for _ in range(WAVELET_LEVELS):
+        found = F.conv2d(F.pad(coarse, (3, 3, 3, 3), "reflect"), filters[:, None], stride=2)
+        coarse = found[:, :1]
+        bands += found[0, 1:]
+    return bands
+
+
+def _fitted(band: Tensor) -> tuple[float, float]:
+    """Scale and shape of the generalised Gaussian of the same mean modulus and mean square.
+
+    Shape 2 is a Gaussian, 1 a Laplacian; it is looked for between 0.1 and 10.
+    """
+    mean = band.abs().mean().clamp(min=1e-6).item()
+    square = band.square().mean().clamp(min=1e-12).item()
+    low, high = 0.1, 10.0
+    for _ in range(50):
+        shape = (low + high) / 2
+        ratio = math.exp(2 * lgamma(2 / shape) - lgamma(1 / shape) - lgamma(3 / shape))
+        low, high = (shape, high) if ratio < mean * mean / square else (low, shape)
+    return mean * math.exp(lgamma(1 / shape) - lgamma(2 / shape)), shape
+
+
+def _divergence(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Kullback-Leibler divergence of two generalised Gaussians of these scales and shapes."""
+    (a, b), (c, d) = one, other
+    moment = (a / c) ** d * math.exp(lgamma((d + 1) / b) - lgamma(1 / b))
+    return math.log(b * c / (d * a)) + lgamma(1 / d) - lgamma(1 / b) + moment - 1 / b
+
+
+def _fine(image: Tensor, side: int) -> Tensor:
+    """What is finer than a mean over `side` px, an odd number."""
+    return image - F.avg_pool2d(F.pad(image, [side // 2] * 4, "reflect"), side, 1)
+
+
+def _log_ratio(output: float, source: float) -> float:
+    """In octaves; both in [0, 1], below a quarter of a grey level as good as none."""
+    return math.log2(max(output, 0.25 / LEVELS) / max(source, 0.25 / LEVELS))
+
+
+def chroma(output: Tensor, source: Tensor) -> float:
+    """How much stronger the output's colour differences finer than 3 px are, in octaves.
+
+    Specks of colour, and the fringes of edges: above 0. A net sees chroma hardly, eyes do.
+    """
+    strengths = [_fine(x - luma(x), 3).square().mean().sqrt().item() for x in (output, source)]
+    return _log_ratio(*strengths)
+
+
+def grain(output: Tensor, source: Tensor) -> float:
+    """How much stronger the luma finer than 5 px is in the flattest fifth of 9x9 px, in octaves.
+
+    Hatching and noise in flat places: above 0. Flat places without their grain: below 0.
+    """
+    strengths = []
+    for image in (output, source):
+        local = F.avg_pool2d(_fine(luma(image), 5).square(), 9, 4).flatten().sqrt().sort().values
+        strengths.append(local[: max(1, len(local) // 5)].mean().item())
+    return _log_ratio(*strengths)
+
+
+def rim(output: Tensor, source: Tensor) -> float:
+    """Steps of luma in the outermost two lines over those inside, against the source's, octaves."""
+    strengths = []
+    for image in (output, source):
+        grey = luma(image)[0, 0]
+        steps = grey.diff(dim=0)[:, 1:].abs() + grey.diff(dim=1)[1:].abs()
+        lines = torch.cat([steps[:2], steps[-2:], steps.T[:2], steps.T[-2:]], 1)
+        strengths.append((lines.mean() / steps[4:-4, 4:-4].mean().clamp(min=1e-6)).item())
+    return _log_ratio(*strengths)
 
 
 def _reach(output: Tensor, source: Tensor) -> int:
     return min(*output.shape[-2:], *source.shape[-2:]) // 2
-
-
-def autocorrelation(output: Tensor, source: Tensor) -> float:
-    """RMS difference of the autocorrelations, over lags up to half of the shorter side."""
-    reach = _reach(output, source)
-    a, b = (luminance_autocorrelation(x, reach) for x in (output, source))
-    return (a - b).square().mean().sqrt().item()
 
 
 def peak(output: Tensor, source: Tensor) -> float:
@@ -123,17 +192,81 @@ def copied(output: Tensor, source: Tensor) -> float:
     A patch counts when its nearest source patch, the one 4 px to its right's and the one 4 px
     below's lie in the source as the three lie in the output: more than 11x11 pixels in one piece.
     """
-    wanted = F.unfold(source, PATCH)[0]  # (P, M)
-    drawn = F.unfold(output, PATCH, stride=QUERY_STRIDE)[0].T  # (N, P)
+    return _kept(_nearest_places(output, source, PATCH), 1, 0)
+
+
+def layout(output: Tensor, source: Tensor) -> float:
+    """Share of places whose surroundings are the source's, though stretched or other in detail.
+
+    At a size of 128 px, a place counts when its nearest 12x12 patch, the one 32 px to its right's
+    and the one 32 px below's lie in the source as the three lie in the output, by 4 px. Near 0 for
+    another picture of the texture; one that repeats has no other layout.
+    """
+    places = _nearest_places(*_small(output, source), OBJECT)
+    reach = min(SMALL_SIDE // 4 // STRIDE, *(side // 2 for side in places.shape[1:]))
+    return _kept(places, reach, 4)
+
+
+def objects(output: Tensor, source: Tensor) -> float:
+    """How far 12x12 patches are from the source's nearest, mean square over the source's variance.
+
+    At a size of 128 px: what is melted, torn or out of order.
+    """
+    return _mean_distance(*_small(output, source))
+
+
+def used(output: Tensor, source: Tensor) -> float:
+    """The reverse of `objects`: how far the source's patches are from the output's nearest.
+
+    Parts of the source that the output lacks.
+    """
+    return _mean_distance(*reversed(_small(output, source)))
+
+
+def _small(output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Both resized by the factor that gives the source as many pixels as SMALL_SIDE squared.
+
+    By a larger one where less than two patches would fit along a side.
+    """
+    least = min(*output.shape[2:], *source.shape[2:])
+    factor = max(SMALL_SIDE / math.sqrt(math.prod(source.shape[2:])), 2 * OBJECT / least)
+    return resize(output, scaled(output, factor)), resize(source, scaled(source, factor))
+
+
+def _mean_distance(image: Tensor, searched: Tensor) -> float:
+    places = _nearest_places(image, searched, OBJECT)
+    there = patches_at(searched, (places[0] * searched.shape[3] + places[1]).flatten(), OBJECT)
+    here = F.unfold(image, OBJECT, stride=STRIDE)[0]
+    return ((here - there).square().mean() / _variance(searched)).item()
+
+
+def _variance(image: Tensor) -> Tensor:
+    """Of the pixels about their mean colour, mean of the channels; not below a grey level's."""
+    return image.var((2, 3), correction=0).mean().clamp(min=1 / LEVELS**2)
+
+
+def _nearest_places(output: Tensor, source: Tensor, patch: int) -> Tensor:
+    """(2, n, m): row and column of the nearest source patch of every fourth output patch."""
+    wanted = F.unfold(source, patch)[0]  # (P, M)
+    drawn = F.unfold(output, patch, stride=STRIDE)[0].T  # (N, P)
     half_norms = wanted.square().sum(0) / 2
     rows = max(1, CHUNK // wanted.shape[1])
     nearest = torch.cat([(half_norms - part @ wanted).argmin(1) for part in drawn.split(rows)])
-    across = source.shape[-1] - PATCH + 1
-    columns = (output.shape[-1] - PATCH) // QUERY_STRIDE + 1
-    y, x = ((z.view(-1, columns)) for z in (nearest // across, nearest % across))
-    right = (y[:, 1:] == y[:, :-1]) & (x[:, 1:] - x[:, :-1] == QUERY_STRIDE)
-    below = (y[1:] - y[:-1] == QUERY_STRIDE) & (x[1:] == x[:-1])
-    return (right[:-1] & below[:, :-1]).float().mean().item()
+    across = source.shape[3] - patch + 1
+    columns = (output.shape[3] - patch) // STRIDE + 1
+    return torch.stack((nearest // across, nearest % across)).view(2, -1, columns)
+
+
+def _kept(places: Tensor, reach: int, tolerance: int) -> float:
+    """Share of places whose neighbours `reach` to the right and below lie in the source likewise.
+
+    (2, n, m) from `_nearest_places`; by `tolerance` px of the source in rows and in columns.
+    """
+    here, step = places[:, :-reach, :-reach], reach * STRIDE
+    right, below = places[:, :-reach, reach:] - here, places[:, reach:, :-reach] - here
+    right[1] -= step
+    below[0] -= step
+    return ((right.abs() <= tolerance) & (below.abs() <= tolerance)).all(0).float().mean().item()
 
 
 def unshifted(output: Tensor, source: Tensor) -> float:
@@ -165,11 +298,16 @@ SCORES = {
     "colour": Score(colour, "Wasserstein-1 of each channel, grey levels; 0 is best"),
     "patches": Score(patches, "sliced Wasserstein of 7x7 patches, grey levels; 0 is best"),
     "wavelet": Score(wavelet, "KL divergence of wavelet bands, nats; 0 is best"),
-    "autocorrelation": Score(autocorrelation, "RMS difference of autocorrelations; 0 is best"),
+    "chroma": Score(chroma, "fine colour differences, octaves; 0 is best, above: specks"),
+    "grain": Score(grain, "detail of the flattest fifth, octaves; 0 is best"),
+    "rim": Score(rim, "steps at the border over those inside, octaves; 0 is best"),
+    "objects": Score(objects, "12x12 patches to the exemplar's at 128 px; 0 is best"),
+    "used": Score(used, "the exemplar's 12x12 patches to the picture's; 0 is best"),
     "peak": Score(
         peak, "correlation after a period, over the exemplar's; 1 is best, nan: irregular"
     ),
     "copied": Score(copied, "share of patches copied with their neighbours; 0 is best"),
+    "layout": Score(layout, "share of places that lie as in the exemplar; 0 is best"),
     "unshifted": Score(unshifted, "RMSE over the standard deviation; 0 is a copy, 1.41 unrelated"),
     "seam": Score(seam, "step across the border over the step inside; 1 tiles"),
 }
@@ -188,42 +326,3 @@ def score(output: Tensor, exemplar: Tensor) -> dict[str, tuple[float, float]]:
         name: (function(output, exemplar), function(second, first))
         for name, (function, _) in SCORES.items()
     }
-
-
-def as_table(scores: dict[str, tuple[float, float]]) -> str:
-    """What `score` returns as lines of text, each score with how to read it."""
-    lines = [f"{'score':16} {'picture':>8} {'halves':>8}"]
-    for name, (value, halves) in scores.items():
-        lines.append(f"{name:16} {value:8.3f} {halves:8.3f}  {SCORES[name].reading}")
-    return "\n".join(lines)
-
-
-def as_json(scores: dict[str, tuple[float, float]]) -> str:
-    """What `score` returns as `{name: {"picture": value, "halves": value}}`; NaN is null."""
-    plain = {
-        name: [None if math.isnan(value) else round(value, 6) for value in values]
-        for name, values in scores.items()
-    }
-    return json.dumps({name: {"picture": a, "halves": b} for name, (a, b) in plain.items()})
-
-
-def print_scores(request: Request) -> None:
-    """What `--score` asks for, as a table or as JSON.
-
-    Raises:
-        UserError: several exemplars, or a picture that is missing or too small.
-    """
-    assert request.score is not None
-    if len(request.gt_path) > 1:
-        told = f"--score compares with one exemplar, --gt_path has {len(request.gt_path)}"
-        raise UserError(told)
-    pictures = []
-    for path in (find_picture(request.score), find_picture(request.gt_path[0])):
-        picture, notes = read_picture(path)
-        height, width = picture.shape[-2:]
-        if min(height, width) < LEAST_SIDE:
-            raise UserError(f"{path}: {width}x{height}, scores need sides of {LEAST_SIDE} or more")
-        say(notes, request.quiet)
-        pictures.append(picture)
-    scores = score(*pictures)
-    print(as_json(scores) if request.json else as_table(scores))

@@ -19,7 +19,7 @@ from PIL import Image
 
 import models
 import Synthesis
-from command import canvas, scores
+from command import canvas, scores, verdict
 from command.arguments import Request, parse
 from command.plan import VERSION
 from engine import synthesis
@@ -1033,7 +1033,7 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch):
         picture, notes = read_picture(path)
         return picture[..., ::2, ::2], notes
 
-    for module in (canvas, scores):
+    for module in (canvas, verdict):
         monkeypatch.setattr(module, "read_picture", of_every_other_pixel)
     args = parse(arguments)
     if args.score:

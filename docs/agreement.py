@@ -1,0 +1,64 @@
+"""How often each score, and the verdict, names the picture that people preferred."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from command.scores import SCORES
+from command.verdict import FAULTS, faults
+
+JUDGED = Path(__file__).resolve().parent / "judged.csv"
+Scores = dict[str, float]
+
+
+def _of_score(name: str) -> Callable[[Scores], float]:
+    """The faults that the verdict sees in a score, or else the score itself; less is better."""
+    sizes = [fault.size for fault in FAULTS if fault.score == name]
+    return lambda values: sum(size(values[name]) for size in sizes) if sizes else values[name]
+
+
+def _judgements(path: Path) -> list[tuple[str, Scores, Scores, int]]:
+    """Each pair of the file: half, scores of A and of B, and answers for A less answers for B."""
+    found = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            a, b = (
+                {name: float(row[f"{name} {side}"]) for name in SCORES if f"{name} {side}" in row}
+                for side in "AB"
+            )
+            answers = row["answers"].split()
+            found.append((row["half"], a, b, answers.count("A") - answers.count("B")))
+    return found
+
+
+def agreement(path: Path = JUDGED) -> list[str]:
+    """Lines of a Markdown table: for each score and the verdict, the share of pairs in which it is
+    better for the preferred picture, on the tuning half, the held-out half and all of them.
+
+    Pairs on whose picture the judges did not agree are left out; equal scores count half.
+    """
+    pairs = [pair for pair in _judgements(path) if pair[3]]
+    readings = {name: _of_score(name) for name in pairs[0][1]}
+    readings["**verdict**"] = lambda values: sum(faults(values))
+    halves = {"tuning": ("tuning",), "held out": ("held out",), "all": ("tuning", "held out")}
+    chosen = {title: [pair for pair in pairs if pair[0] in of] for title, of in halves.items()}
+    titles = [f"{title} ({len(found)} pairs)" for title, found in chosen.items()]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * 4 + "|"]
+    for name, reading in readings.items():
+        shares = [_share(found, reading) for found in chosen.values()]
+        lines.append(f"| {name} | " + " | ".join(shares) + " |")
+    return lines
+
+
+def _share(pairs: list[tuple[str, Scores, Scores, int]], reading: Callable) -> str:
+    if not pairs:
+        return "-"
+    right = 0.0
+    for _, a, b, preferred in pairs:
+        gain = (reading(b) - reading(a)) * preferred
+        right += 1 if gain > 0 else 0 if gain < 0 else 0.5
+    return f"{right / len(pairs):.0%}"
+
+
+if __name__ == "__main__":
+    print("\n".join(agreement()))
