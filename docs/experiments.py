@@ -31,7 +31,7 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
 from command.arguments import Parser, parse  # noqa: E402  # found by the line above
-from command.scores import SCORES, patches, score  # noqa: E402
+from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
 from Synthesis import run  # noqa: E402
@@ -162,7 +162,8 @@ def both_optimisers(made: dict[str, Made]) -> list[str]:
     rows: list[list[object]] = [["exemplar", "Adam: error", "colours", "L-BFGS: error", "colours"]]
     for file in FIRST:
         pair = made[file.stem], made[f"{file.stem}_lbfgs"]
-        cells = [(f"{one.record['error']:.5f}", one.scores["colour"][0]) for one in pair]
+        source = exemplar(str(file))
+        cells = [(f"{one.record['error']:.5f}", colour(one.image, source)) for one in pair]
         rows.append([file.stem, *cells[0], *cells[1]])
     seconds = [one.seconds for one in made.values()]
     told = f"{min(seconds):.0f} to {max(seconds):.0f} s each; pebbles by 205 steps of L-BFGS"
@@ -206,7 +207,7 @@ def costs(made: dict[str, Made]) -> list[str]:
 
 def steps_across(made: dict[str, Made]) -> list[str]:
     """The step across the border of every tile, over the mean step inside."""
-    rows = [[name, one.scores["seam"][0]] for name, one in made.items()]
+    rows = [[name, seam(one.image, one.image)] for name, one in made.items()]
     return table(["tile", "step across"], *rows)
 
 
@@ -432,8 +433,8 @@ def main(argv: list[str] | None = None) -> int:
             draw(Path(drawn))
             kept = set() if arguments.out else readme_pictures()
             for name in names:
-                for line in run_experiment(EXPERIMENTS[name], folder, drawn, kept):
-                    print(line, flush=True)
+                if lines := run_experiment(EXPERIMENTS[name], folder, drawn, kept):
+                    print("\n".join(lines), end="\n\n", flush=True)
     except KeyboardInterrupt:
         return 130
     except UserError as error:
