@@ -246,8 +246,8 @@ def hole_filled(made: dict[str, Made]) -> list[str]:
     inside = slice((CROP - HOLE) // 2, (CROP + HOLE) // 2)
     rows = []
     for name in HOLED:
-        there = exemplar(f"{name}.png")[..., inside, inside]
-        found = [made[f"hole_{name}_{weight}"].image[..., inside, inside] for weight in (0.1, 0)]
+        there = exemplar(f"{name}.png").mean(1)[..., inside, inside]
+        found = [made[f"hole_{name}_{w}"].image.mean(1)[..., inside, inside] for w in (0.1, 0)]
         rows.append([name, *(correlation(x, there) for x in found)])
     return table(["hole in", "`--spectrum 0.1`", "`--spectrum 0`"], *rows)
 
