@@ -1,0 +1,447 @@
+#!/usr/bin/env python3
+"""Make the pictures and the tables of the README again: all of them, or some by name.
+
+An experiment is some commands of `Synthesis.py`, a picture each, and what is measured of these.
+Commands that the README shows are read from there. All run with the bundled net on the CPU, since
+the README's figures come from there.
+"""
+
+import importlib
+import itertools
+import math
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))
+
+from command.arguments import Parser, parse  # noqa: E402  # found by the line above
+from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
+from engine.orientation import COHERENT, axes  # noqa: E402
+from losses import METHODS, PRESETS  # noqa: E402
+from Synthesis import run  # noqa: E402
+from utils import UserError, find_picture, read_picture, resize, save_picture  # noqa: E402
+
+FIXED = "--model vgg16-hed --device cpu --quiet"
+LBFGS = "--optimizer LBFGS --epoch 300"
+FIRST = [Path(name) for name in ("leaf.jpg", "pebbles.png", "wood.png", "dots.png")]
+SORTS = [Path(name) for name in ("leaf.jpg", "cloth.png", "pebbles.png", "wood.png")]
+SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png", "dots.png"))]
+DRAWN = "drawn/"  # stands in commands for the folder where `draw` has been
+CROP, HOLE = 128, 56  # px
+HOLED, MATCHED = ("brick", "weave", "cloth"), ("pebbles", "brick", "wood")
+SEEDS, EVERY, WEIGHTS, WIDTHS = (0, 1), (2, 5, 10, 20, 40), (0.1, 0.5, 2), (256, 512, 1024)
+EDGE_WINDOW = 5  # px, over which brightness is averaged, as grain has edges everywhere
+
+Commands = dict[str, str]  # a picture's name -> the flags that make it
+
+
+class Made(NamedTuple):
+    """A picture that a command saved."""
+
+    path: Path
+    seconds: float  # without loading the net
+    gigabytes: float  # peak memory of the process, NaN where the system does not tell
+    record: dict[str, Any]
+
+    @property
+    def image(self) -> Tensor:
+        """The saved file as (1, 3, H, W) in [0, 1]."""
+        return read_picture(self.path)[0]
+
+    @property
+    def scores(self) -> dict[str, tuple[float, float]]:
+        """What `--score` prints: name -> (value, that of the exemplar's halves)."""
+        return score(self.image, exemplar(self.record["exemplar"]))
+
+
+class Experiment(NamedTuple):
+    """Pictures, and the lines of Markdown that are measured of them."""
+
+    minutes: int  # on two cores
+    makes: str  # what of the README
+    commands: Commands
+    measure: Callable[[dict[str, Made]], list[str]] = lambda made: []
+
+
+def exemplar(name: str) -> Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    return read_picture(find_picture(name))[0]
+
+
+# ---------------------------------------------------------------------------------- the commands
+
+
+def readme_commands() -> Commands:
+    """The flags of every `python Synthesis.py` of the README's code that says where it saves."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = re.findall(
+        r"^python Synthesis\.py (.*) --save_path (\S+)$", "".join(blocks), re.MULTILINE
+    )
+    return {Path(path).stem: flags for flags, path in lines}
+
+
+def readme_pictures() -> set[str]:
+    """Names of the files in docs/ that the README shows."""
+    return set(re.findall(r"!\[\]\(docs/([^)]+)\)", (ROOT / "README.md").read_text()))
+
+
+def shown(*names: str) -> Commands:
+    """The README's own commands for the pictures of these names."""
+    return {name: README[name] for name in names}
+
+
+def product(name: str, flags: str, *axes: Iterable[object]) -> Commands:
+    """Name and flags with every combination of the values put in, as `str.format` does."""
+    return {name.format(*v): flags.format(*v) for v in itertools.product(*axes)}
+
+
+def by_model(name: str, files: list[Path], seeds: tuple[int, ...]) -> Commands:
+    """Every method by L-BFGS, and the best preset, with every exemplar and seed."""
+    flags = f"--gt_path {{0}} --method {{1}} --seed {{2}} --spectrum 0 {LBFGS}"
+    best = "--gt_path {0} --preset {1} --seed {2}"
+    return product(name, flags, files, METHODS, seeds) | product(name, best, files, ["best"], seeds)
+
+
+def draw(folder: Path) -> None:
+    """Draw the exemplars and the mask that are not worth a file in the project."""
+    for name in {*HOLED, *MATCHED}:
+        save_picture(exemplar(f"{name}.png")[..., :CROP, :CROP], folder / f"{name}.png", {})
+    hole = F.pad(torch.ones(1, 3, HOLE, HOLE), [(CROP - HOLE) // 2] * 4)
+    save_picture(hole, folder / "hole.png", {})
+    rows = 0.5 + 0.4 * (2 * math.pi * torch.arange(256.0) / 8).sin()
+    save_picture(rows[:, None].expand(1, 3, 256, 256), folder / "stripes.png", {})
+    save_picture(resize(exemplar("pebbles.png"), (1024, 1024)), folder / "large.png", {})
+
+
+def make(argv: list[str]) -> Made:
+    """Run one command, in a process of its own, so that the peak of its memory is its own."""
+    (result,) = run(parse(argv))
+    # Not the peak that `resource` knows, which starts from that of the process before.
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text() if status.exists() else "")
+    gigabytes = 1024 * int(peak[1]) / 1e9 if peak else math.nan
+    return Made(result.path, result.seconds, gigabytes, result.record)
+
+
+# ---------------------------------------------------------------------------------- the measures
+
+
+def table(*rows: Iterable[object]) -> list[str]:
+    """Lines of a Markdown table, the first row its head; what is not text has two decimals."""
+    lines = []
+    for row in rows:
+        cells = [x if isinstance(x, str) else f"{x:.2f}" for x in row]
+        lines.append("|" + "|".join(f" {x} " if x else " " for x in cells) + "|")
+    return [lines[0], "|" + "---|" * len(cells), *lines[1:]]
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Of two tensors of as many values."""
+    return torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1].item()
+
+
+def both_optimisers(made: dict[str, Made]) -> list[str]:
+    """The table of the first pictures: errors and colours of Adam and L-BFGS."""
+    few = made.pop("few_steps")
+    rows: list[list[object]] = [["exemplar", "Adam: error", "colours", "L-BFGS: error", "colours"]]
+    for file in FIRST:
+        pair = made[file.stem], made[f"{file.stem}_lbfgs"]
+        source = exemplar(str(file))
+        cells = [(f"{one.record['error']:.5f}", colour(one.image, source)) for one in pair]
+        rows.append([file.stem, *cells[0], *cells[1]])
+    seconds = [one.seconds for one in made.values()]
+    told = f"{min(seconds):.0f} to {max(seconds):.0f} s each; pebbles by 205 steps of L-BFGS"
+    end = f"without rescaling: {few.record['error']:.5f} in {few.seconds:.0f} s"
+    return [*table(*rows), "", f"{told} {end}"]
+
+
+def medians(made: dict[str, Made]) -> list[str]:
+    """The table of scores: medians by model, and those of the exemplars' halves."""
+    runs: dict[str, list[Made]] = {}
+    for name, one in made.items():
+        runs.setdefault(name.split("_")[0], []).append(one)
+    scores = {model: [one.scores for one in of_model] for model, of_model in runs.items()}
+    halves = next(iter(scores.values()))  # the same exemplars for every model
+    columns = []
+    for name in SCORES:
+        values = [[found[name][0] for found in of_model] for of_model in scores.values()]
+        values.append([found[name][1] for found in halves])
+        known = [[x for x in column if not math.isnan(x)] or [math.nan] for column in values]
+        middle = [median(column) for column in known]
+        columns.append([f"{x:.{2 if max(middle) >= 0.3 else 3}f}" for x in middle])
+    rows: list[list[str]] = [["", "steps", *SCORES, "seconds", "GB"]]
+    for i, (model, of_model) in enumerate(runs.items()):
+        told = f"`--preset {model}`" if model in PRESETS else f"`{model}`"
+        seconds = f"{median(one.seconds for one in of_model):.0f}"
+        gigabytes = f"{median(one.gigabytes for one in of_model):.1f}"
+        steps = str(of_model[0].record["epoch"])
+        rows.append([told, steps, *(column[i] for column in columns), seconds, gigabytes])
+    rows.append(["two halves of an exemplar", "", *(column[-1] for column in columns), "", ""])
+    return table(*rows)
+
+
+def costs(made: dict[str, Made]) -> list[str]:
+    """Steps, seconds and memory of every command."""
+    rows = [
+        [f"`{name}`", str(one.record["epoch"]), f"{one.seconds:.0f}", f"{one.gigabytes:.1f}"]
+        for name, one in made.items()
+    ]
+    return table(["", "steps", "seconds", "GB"], *rows)
+
+
+def steps_across(made: dict[str, Made]) -> list[str]:
+    """The step across the border of every tile, over the mean step inside."""
+    rows = [[name, seam(one.image, one.image)] for name, one in made.items()]
+    return table(["tile", "step across"], *rows)
+
+
+def edges(image: Tensor) -> Tensor:
+    """(1, 3, H, W) -> slopes of its averaged brightness at 256 px, (1, 1, h, w)."""
+    grey = F.avg_pool2d(resize(image, (171, 256)).mean(1, keepdim=True), EDGE_WINDOW, 1)
+    down, across = grey.diff(dim=2)[..., :-1], grey.diff(dim=3)[..., :-1, :]
+    return (down.square() + across.square()).sqrt()
+
+
+def kept_edges(made: dict[str, Made]) -> list[str]:
+    """How the photo's edges correlate with the result's, by content weight and width."""
+    photo = edges(exemplar("docs/cat.jpg"))
+    rows = [
+        [str(x), *(correlation(photo, edges(made[f"edges_{x}_{w}"].image)) for w in WIDTHS)]
+        for x in WEIGHTS
+    ]
+    return table(["`--content_weight`", *(f"{width} px wide" for width in WIDTHS)], *rows)
+
+
+def off_axis(made: dict[str, Made]) -> list[str]:
+    """The median error in degrees of the axes of pictures at 45, where there is an axis."""
+    rows: list[list[object]] = [["at 45 degrees", "degrees off"]]
+    for name, one in made.items():
+        if one.record["orientation"] == "45":
+            found = axes(one.image)
+            # `axes` has cosine and sine of twice the angle, from the rows downwards.
+            angles = -torch.rad2deg(torch.atan2(found[:, 1], found[:, 0])) / 2
+            errors = ((angles - 45 + 90) % 180 - 90).abs()
+            rows.append([name, errors[found.norm(dim=1) > COHERENT].median().item()])
+    return table(*rows)
+
+
+def hole_filled(made: dict[str, Made]) -> list[str]:
+    """How what fills the hole correlates with what was there, with the spectrum and without."""
+    inside = slice((CROP - HOLE) // 2, (CROP + HOLE) // 2)
+    rows = []
+    for name in HOLED:
+        there = exemplar(f"{name}.png").mean(1)[..., inside, inside]
+        found = [made[f"hole_{name}_{w}"].image.mean(1)[..., inside, inside] for w in (0.1, 0)]
+        rows.append([name, *(correlation(x, there) for x in found)])
+    return table(["hole in", "`--spectrum 0.1`", "`--spectrum 0`"], *rows)
+
+
+def carried_maps(made: dict[str, Made]) -> list[str]:
+    """How light from the upper left on the normals goes with the brightness of the colours."""
+
+    def lit(colours: Tensor, normals: Tensor) -> float:
+        light = torch.tensor([-1.0, 1.0, 1.0])  # to the left, up and out of the page
+        return correlation(torch.einsum("c,bchw->bhw", light, 2 * normals - 1), colours.mean(1))
+
+    given = exemplar("docs/pebbles_normal.png")
+    rows = [["exemplar", lit(exemplar("pebbles.png"), given), ""]]
+    for name in ("stone", "stone_gram"):
+        one = made[name]
+        carried = read_picture(one.path.with_name(f"{name}_pebbles_normal.png"))[0]
+        rows.append([f"`{one.record['method']}`", lit(one.image, carried), patches(carried, given)])
+    return table(["", "light and brightness", "patches of the normals"], *rows)
+
+
+def curve(made: dict[str, Made]) -> list[str]:
+    """The patch score by `--match_every`, means of the seeds."""
+    rows = []
+    for stem in MATCHED:
+        source = exemplar(f"{stem}.png")[..., :CROP, :CROP]
+        found = [[made[f"every_{stem}_{n}_{seed}"] for seed in SEEDS] for n in EVERY]
+        rows.append([stem, *(fmean(patches(one.image, source) for one in x) for x in found)])
+    return table(["`--match_every`", *map(str, EVERY)], *rows)
+
+
+def agreement(_: dict[str, Made]) -> list[str]:
+    """What docs/agreement.py says of the pictures that were judged by eye."""
+    try:
+        module = importlib.import_module("agreement")
+    except ModuleNotFoundError as error:
+        raise UserError("agreement needs docs/agreement.py, which is missing") from error
+    return module.agreement(DOCS)
+
+
+# ------------------------------------------------------------------------------- the experiments
+
+README = readme_commands()
+PEBBLES = "--gt_path pebbles.png"
+AT_45 = f"--gt_path {{0}} --method {{1}} --orientation 45 {LBFGS}"
+# Stripes are drawn, as no exemplar is as plain.
+LINED = [Path(name) for name in (f"{DRAWN}stripes.png", "wood.png", "grass.png")]
+TILE, TILES = f"--gt_path {{0}} --method {{1}} --tile xy {LBFGS}", "tile_{1}_{0.stem}"
+PHOTO = (
+    f"--image_path docs/cat.jpg --style_image leaf.jpg --content_weight {{}} --size {{}} {LBFGS}"
+)
+FILL = f"--gt_path {DRAWN}{{0}}.png --init {DRAWN}{{0}}.png --mask {DRAWN}hole.png"
+MATCH = f"--gt_path {DRAWN}{{}}.png --method cnnmrf --patches 0 --spectrum 0 {LBFGS}"
+
+EXPERIMENTS = {
+    "first": Experiment(
+        15,
+        "the pictures at the top and the table of both optimisers",
+        product("{0.stem}", "--gt_path {0}", FIRST)
+        | product("{0.stem}_lbfgs", "--gt_path {0} --optimizer LBFGS", FIRST)
+        | shown("dots_lbfgs")
+        | {"few_steps": f"{PEBBLES} --optimizer LBFGS --no-rescale --epoch 205"},
+        both_optimisers,
+    ),
+    "methods": Experiment(17, "the pictures by method", by_model("{1}_{0.stem}", SORTS, (0,))),
+    "scores": Experiment(
+        75, "the table of scores by method", by_model("{1}_{0.stem}_{2}", SCORED, SEEDS), medians
+    ),
+    "painting": Experiment(
+        6,
+        "the figures of the presets, which paint",
+        product("{1}_{0.stem}_0", "--gt_path {0} --preset {1}", SCORED, PRESETS),
+        medians,
+    ),
+    "tile": Experiment(1, "the wall that tiles", shown("tile")),
+    "seams": Experiment(
+        11,
+        "the steps across the borders of tiles",
+        product(TILES, TILE, [*SORTS, Path("brick.png")], ["gram"])
+        | product(TILES, TILE, SORTS[:2], ["guided"])
+        | product(TILES, TILE, SORTS[2:], ["cnnmrf"])
+        | {"tile_best_brick": "--gt_path brick.png --preset best --tile xy --size 160x128"}
+        | {"tile_adam_pebbles": f"{PEBBLES} --tile xy"}
+        | {"tile_wave_wood": f"--gt_path wood.png --tile xy --orientation wave {LBFGS}"},
+        steps_across,
+    ),
+    "style": Experiment(
+        20,
+        "style transfer, and how a photo's edges are kept",
+        shown("style", "style_color")
+        | {
+            f"edges_{weight}_{width}": PHOTO.format(weight, f"{width}x{round(width * 2 / 3)}")
+            for weight, width in itertools.product(WEIGHTS, WIDTHS)
+        },
+        kept_edges,
+    ),
+    "orientation": Experiment(
+        10,
+        "wood in circles, and how far axes are off",
+        shown("circular") | product("at_45_{1}_{0.stem}", AT_45, LINED, ["cnnmrf", "guided"]),
+        off_axis,
+    ),
+    "guides": Experiment(1, "the progression of lichen", shown("progression")),
+    "mix": Experiment(2, "both pictures of several exemplars", shown("mix", "disc_result")),
+    "fill": Experiment(
+        3,
+        "what is kept and filled, and holes in regular exemplars",
+        shown("filled", "grown")
+        | product(
+            "hole_{}_{}", FILL + " --spectrum {1} --optimizer LBFGS --epoch 120", HOLED, (0.1, 0)
+        ),
+        hole_filled,
+    ),
+    "maps": Experiment(
+        2,
+        "the carried maps, and how they fit",
+        shown("stone") | {"stone_gram": f"{PEBBLES} --maps docs/pebbles_normal.png {LBFGS}"},
+        carried_maps,
+    ),
+    "failures": Experiment(2, "what fails", shown("failed_brick", "failed_grass"), off_axis),
+    "match_every": Experiment(
+        8,
+        "the curve of --match_every",
+        product("every_{}_{}_{}", MATCH + " --match_every {} --seed {}", MATCHED, EVERY, SEEDS),
+        curve,
+    ),
+    "times": Experiment(
+        14,
+        "steps, seconds and memory at the defaults",
+        product("{}", PEBBLES + " --method {}", METHODS)
+        | product("{}", PEBBLES + " --preset {}", PRESETS)
+        # The peak comes with the first step at full size, here the only one.
+        | {"guided_1024": f"--gt_path {DRAWN}large.png --method guided --epoch 31"},
+        costs,
+    ),
+    "agreement": Experiment(1, "how the scores agree with eyes", {}, agreement),
+}
+
+
+def run_experiment(experiment: Experiment, folder: Path, drawn: str, kept: set[str]) -> list[str]:
+    """Make an experiment's pictures, then measure them.
+
+    Args:
+        folder: where all pictures are saved.
+        drawn: the folder where `draw` has been.
+        kept: names of files that go to docs/ as soon as they are there.
+    """
+    made = {}
+    for name, flags in experiment.commands.items():
+        path = folder / f"{name}.png"
+        words = [word.replace(DRAWN, f"{drawn}/") for word in shlex.split(f"{flags} {FIXED}")]
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            made[name] = one = pool.submit(make, [*words, "--save_path", str(path)]).result()
+        print(f"{path.name}  {one.seconds:.0f} s", file=sys.stderr, flush=True)
+        for saved in folder.glob(f"{name}*"):
+            if saved.name in kept:
+                shutil.copyfile(saved, DOCS / saved.name)
+    return experiment.measure(made)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """List or run experiments; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C.
+
+    Tables go to stdout, everything else to stderr.
+    """
+    parser = Parser("experiments.py", description="The README's pictures and tables, made again.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments, or all")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep every picture there instead")
+    try:
+        arguments = parser.parse_args(argv)
+        for name in arguments.names:
+            if name not in EXPERIMENTS and name != "all":
+                raise UserError(f"{name!r}: give all, or some of {', '.join(EXPERIMENTS)}")
+        if not arguments.names:
+            for name, one in EXPERIMENTS.items():
+                print(f"{name:12} {one.minutes:3} min  {one.makes}")
+            return 0
+        names = EXPERIMENTS if "all" in arguments.names else dict.fromkeys(arguments.names)
+        minutes = sum(EXPERIMENTS[name].minutes for name in names)
+        print(f"about {minutes} minutes on two cores", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as drawn:
+            folder = arguments.out.resolve() if arguments.out else Path(scratch)
+            os.chdir(ROOT)  # the README's commands are written from there
+            draw(Path(drawn))
+            kept = set() if arguments.out else readme_pictures()
+            for name in names:
+                if lines := run_experiment(EXPERIMENTS[name], folder, drawn, kept):
+                    print("\n".join(lines), end="\n\n", flush=True)
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        print(f"experiments.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
