@@ -111,11 +111,11 @@ def product(name: str, flags: str, *axes: Iterable[object]) -> Commands:
     return {name.format(*v): flags.format(*v) for v in itertools.product(*axes)}
 
 
-def by_model(name: str, files: list[Path], seeds: tuple[int, ...]) -> Commands:
-    """Every method by L-BFGS, and the best preset, with every exemplar and seed."""
-    flags = f"--gt_path {{0}} --method {{1}} --seed {{2}} --spectrum 0 {LBFGS}"
-    best = "--gt_path {0} --preset {1} --seed {2}"
-    return product(name, flags, files, METHODS, seeds) | product(name, best, files, ["best"], seeds)
+def by_model(files: list[Path]) -> Commands:
+    """Every method by L-BFGS, and the best preset, with every exemplar."""
+    name, flags = "{1}_{0.stem}", f"--gt_path {{0}} --method {{1}} --spectrum 0 {LBFGS}"
+    best = product(name, "--gt_path {0} --preset {1}", files, ["best"])
+    return product(name, flags, files, METHODS) | best
 
 
 def draw(folder: Path) -> None:
@@ -284,7 +284,7 @@ def agreement(_: dict[str, Made]) -> list[str]:
         module = importlib.import_module("agreement")
     except ModuleNotFoundError as error:
         raise UserError("agreement needs docs/agreement.py, which is missing") from error
-    return module.agreement(DOCS)
+    return module.agreement()
 
 
 # ------------------------------------------------------------------------------- the experiments
@@ -311,9 +311,8 @@ EXPERIMENTS = {
         | {"few_steps": f"{PEBBLES} --optimizer LBFGS --no-rescale --epoch 205"},
         both_optimisers,
     ),
-    "methods": Experiment(17, "the pictures by method", by_model("{1}_{0.stem}", SORTS, (0,))),
-    "scores": Experiment(
-        75, "the table of scores by method", by_model("{1}_{0.stem}_{2}", SCORED, SEEDS), medians
+    "methods": Experiment(
+        17, "the pictures by method and the table of their scores", by_model(SORTS), medians
     ),
     "painting": Experiment(
         6,
