@@ -1,4 +1,4 @@
-"""How often each score, and the verdict, names the picture that people preferred."""
+"""What people preferred in blind pairs, and how often each score, and the verdict, names it."""
 
 import csv
 from collections.abc import Callable
@@ -60,5 +60,20 @@ def _share(pairs: list[tuple[str, Scores, Scores, int]], reading: Callable) -> s
     return f"{right / len(pairs):.0%}"
 
 
+def preferences(path: Path = JUDGED) -> list[str]:
+    """Lines of a Markdown table: for each two programs, how often judges took the one's picture,
+    how often neither and how often the other's; of the share a tie is half."""
+    answers: dict[tuple[str, str, str], list[str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            answers.setdefault((row["half"], row["A"], row["B"]), []).extend(row["answers"].split())
+    lines = ["| | against | exemplars | won | tie | lost | share |", "|---" * 7 + "|"]
+    for (half, a, b), found in sorted(answers.items()):
+        won, tie, lost = (found.count(answer) for answer in ("A", "tie", "B"))
+        share = (won + tie / 2) / len(found)
+        lines.append(f"| {a} | {b} | {half} | {won} | {tie} | {lost} | {share:.0%} |")
+    return lines
+
+
 if __name__ == "__main__":
-    print("\n".join(agreement()))
+    print("\n".join([*preferences(), "", *agreement()]))

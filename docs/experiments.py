@@ -284,7 +284,7 @@ def agreement(_: dict[str, Made]) -> list[str]:
         module = importlib.import_module("agreement")
     except ModuleNotFoundError as error:
         raise UserError("agreement needs docs/agreement.py, which is missing") from error
-    return module.agreement()
+    return [*module.preferences(), "", *module.agreement()]
 
 
 # ------------------------------------------------------------------------------- the experiments

@@ -87,7 +87,7 @@ def brightness():
 
 
 @pytest.mark.parametrize(
-    "flags", ["--brightness 100 --epoch 30 --optimizer LBFGS", "--method bright --epoch 30"]
+    "flags", ["--brightness 100 --epoch 30 --optimizer LBFGS", "--method bright --epoch 90"]
 )
 def test_a_term_and_a_method_from_outside_run_through_the_command(flags, brightness, tmp_path):
     """One class and one line each: the flag, its help, the record and the picture follow."""

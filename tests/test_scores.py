@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from command import scores
 from command.scores import SCORES, score
 from command.verdict import FAULTS, verdict
-from docs.agreement import agreement
+from docs.agreement import agreement, preferences
 from engine.repaint import stretch
 from Synthesis import main
 from terms.patches import Patches
@@ -314,6 +314,10 @@ def test_agreement_by_hand(tmp_path):
     assert table[0] == "| | tuning (1 pairs) | held out (1 pairs) | all (2 pairs) |"
     assert table[2:4] == ["| colour | 100% | 0% | 50% |", "| patches | 50% | 50% | 50% |"]
     assert table[-1] == "| **verdict** | 100% | 0% | 50% |"
+    assert preferences(tmp_path / "judged.csv")[2:] == [
+        "| one | other | held out | 0 | 1 | 1 | 25% |",
+        "| one | other | tuning | 3 | 0 | 1 | 75% |",
+    ]
 
 
 # ------------------------------------------------------------------------------ the command line
