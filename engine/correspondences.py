@@ -131,6 +131,7 @@ class Search:
         tile: str = "",
         factor: Tensor | None = None,
         kinds: Tensor | None = None,
+        guides: int = 0,
     ) -> None:
         """
         Args:
@@ -140,12 +141,14 @@ class Search:
             generator: of what is drawn, on the CPU.
             tile: the axes along which the output goes on where it began.
             factor: (h, w) that multiplies the distances of a source patch; None means 1.
+            guides: how many of the last of D numbers are guides. Their distances are multiplied by
+                the highest factor, for a patch to be used where it is asked for.
             kinds: (h, w) of int64; a patch of the output stays with the kind that it has. None
                 means that there is one kind.
         """
         self.output, self.source, self.usable = output, source, usable
         self.generator, self.tile = generator, tile
-        self.factor, self.kinds = factor, kinds
+        self.factor, self.kinds, self.guides = factor, kinds, guides
 
     def __call__(self, places: Places, rounds: int) -> Places:
         """Better places than these, at patches that there are."""
@@ -180,15 +183,27 @@ class Search:
 
     def distance(self, places: Places) -> Tensor:
         """(H, W): squared distances of the descriptors."""
+        return self._summed(places, slice(None))
+
+    def _summed(self, places: Places, numbers: slice) -> Tensor:
+        """(H, W): squared distances in these of the D numbers."""
         index = places.flat(self.source.shape[1]).flatten()
-        output, source = self.output.flatten(0, 1), self.source.flatten(0, 1)
+        output, source = (
+            self.output.flatten(0, 1)[:, numbers],
+            self.source.flatten(0, 1)[:, numbers],
+        )
         pairs = zip(output.split(CHUNK), index.split(CHUNK), strict=True)
         found = [(part - source.index_select(0, at)).square().sum(1) for part, at in pairs]
         return torch.cat(found).view(places.y.shape)
 
     def _cost(self, places: Places) -> Tensor:
-        found = self.distance(places)
-        return found if self.factor is None else found * self._at(self.factor, places)
+        if self.factor is None:
+            return self.distance(places)
+        pixels = self.output.shape[2] - self.guides
+        found = self._summed(places, slice(pixels)) * self._at(self.factor, places)
+        if self.guides:
+            found = found + self._summed(places, slice(pixels, None)) * self.factor.max()
+        return found
 
     def _at(self, values: Tensor | None, places: Places) -> Tensor:
         """(h, w) -> (H, W): what it says of those places."""

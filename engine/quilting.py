@@ -177,7 +177,7 @@ class _Order:
         self.block, self.size, self.tile = block, size, tile
         self.laid: list[tuple[Size, Size]] = []  # where in the canvas, and where from
         sides = source.shape[1:]
-        self.reach = max(sides) - 1
+        self.reach = min(sides) - 1
         likeness = self_correlation(without_shade(source[None]), self.reach).to(source)
         lag = torch.arange(-self.reach, self.reach + 1, device=source.device)
         rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)

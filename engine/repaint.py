@@ -183,8 +183,6 @@ class _Painter:
         self.factor = 0.0
         self.places: Places | None = None  # of patches
         self.nearest: Places | None = None  # for every patch of the source one of the output
-        # Where a guide says what goes where, not all of the exemplar is asked for.
-        self.complete = canvas.guide is None
 
     def begin(self, factor: float, size: Size, layout: Tensor | None) -> None:
         """Go on at another size."""
@@ -233,7 +231,9 @@ class _Painter:
         if not self._mixes:
             owner, shares = owner.clamp(max=0), [1.0]
         side = factor * min(size_of(self.exemplars[0].image))
-        kind = self.kind if guide is None else self.kind._replace(axis="")
+        # The kind is that of one exemplar as it is, laid anywhere.
+        alone = guide is None and sum(len(one.views) for one in self.exemplars) == 1
+        kind = self.kind if alone else STOCHASTIC
         height, width = (round(side * (ALONG if axis == kind.axis else BLOCK)) for axis in "yx")
         pixels = quilted(
             source,
@@ -259,12 +259,10 @@ class _Painter:
         """Find similar patches and lay them over each other."""
         assert self.places is not None and self.nearest is not None  # since it began
         output = self.describe(self.image, self.guide, self.canvas.tile)
-        factor = None
-        if self.complete:
-            anywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
-            back = Search(self.described, output, anywhere, self.generator)
-            self.nearest = back(self.nearest, 1)
-            factor = 1 / (COMPLETENESS + back.distance(self.nearest))
+        anywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+        back = Search(self.described, output, anywhere, self.generator)
+        self.nearest = back(self.nearest, 1)
+        factor = 1 / (COMPLETENESS + back.distance(self.nearest))
         h, w = self.usable.shape
         search = Search(
             output,
@@ -274,6 +272,7 @@ class _Painter:
             self.canvas.tile,
             factor,
             self.source.exemplars[:h, :w] if self._mixes else None,
+            0 if self.guide is None else self.guide.shape[1],
         )
         self.places = search(self.places, 1)
         self._vote((search.distance(self.places) + LEAST_DISTANCE) ** -SHARPNESS)

@@ -78,6 +78,19 @@ def test_of_equal_patches_the_search_takes_those_of_the_lower_factor():
     assert (search(Places.drawn((12, 12), (24, 12), generator(1)), 2).y >= 12).all()
 
 
+def test_a_lower_factor_does_not_outweigh_a_guide():
+    """Pixels differ everywhere by 1, the guide in the half of the lower factor by 1 as well: that
+    costs 0.1 + 2 there, and 2 where it is asked for."""
+    factor = torch.full((24, 12), 2.0)
+    factor[12:] = 0.1
+    source = torch.ones(24, 12, 2)
+    source[:12, :, 1] = 0
+    search = Search(source[:12] * 0, source, all_usable(24, 12), generator(), "", factor, None, 1)
+    found = search(Places.drawn((12, 12), (24, 12), generator(1)), 2)
+    assert (found.y < 12).all()
+    assert torch.allclose(search._cost(found), torch.tensor(2.0))
+
+
 def test_the_search_ends_at_patches_that_there_are_and_of_their_kind():
     output, source = torch.rand(9, 9, 2, generator=generator()), torch.rand(30, 12, 2)
     usable = all_usable(30, 12)
@@ -196,6 +209,14 @@ def test_blocks_along_a_grain_cover_the_canvas_and_end_anywhere(grain, tile):
     owner = torch.zeros(40, 40, dtype=torch.int64)
     found = quilted(flat, owner, flat, known, [1.0], tile, generator(), block, kind)
     assert found.y.shape == found.x.shape == (40, 40)
+
+
+@pytest.mark.parametrize("shape", [(64, 110), (110, 64)])
+@pytest.mark.parametrize("kind", [PERIODICAL, ALONG_AN_AXIS._replace(axis="y")])
+def test_exemplars_of_any_shape_and_number_are_painted_in_order(kind, shape):
+    assert painted(noise(*shape), size=(40, 80), kind=kind).image.shape == (1, 3, 40, 80)
+    both = exemplar_of(noise(*shape), share=0.5), exemplar_of(noise(70, 60), share=0.5)
+    assert painted(*both, kind=kind).image.shape == (1, 3, 40, 48)
 
 
 @pytest.mark.parametrize("tile", ["", "y"])
