@@ -38,7 +38,7 @@ from Synthesis import run  # noqa: E402
 from utils import UserError, find_picture, read_picture, resize, save_picture  # noqa: E402
 
 FIXED = "--model vgg16-hed --device cpu --quiet"
-LBFGS = "--optimizer LBFGS --epoch 300"
+LBFGS = "--optimizer LBFGS --epoch 150"
 FIRST = [Path(name) for name in ("leaf.jpg", "pebbles.png", "wood.png", "dots.png")]
 SORTS = [Path(name) for name in ("leaf.jpg", "cloth.png", "pebbles.png", "wood.png")]
 SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png", "dots.png"))]
