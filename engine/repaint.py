@@ -183,6 +183,9 @@ class _Painter:
         self.factor = 0.0
         self.places: Places | None = None  # of patches
         self.nearest: Places | None = None  # for every patch of the source one of the output
+        # What was quilted in shares keeps them; in a layout that is given every patch looks for its
+        # like in any exemplar.
+        self.keeps_exemplars = len(exemplars) > 1 and canvas.guide is None
 
     def begin(self, factor: float, size: Size, layout: Tensor | None) -> None:
         """Go on at another size."""
@@ -205,6 +208,7 @@ class _Painter:
             self.nearest = Places.drawn(among, patches, self.generator).to(self.usable.device)
             if layout is not None:
                 self.image = resize(layout, size, canvas.tile)
+                self.keeps_exemplars = False
                 self.places = Places.drawn(patches, among, self.generator).to(self.usable.device)
             else:
                 self.places = self._quilted(size, patches, factor)
@@ -228,7 +232,7 @@ class _Painter:
             source, canvas = torch.cat((source, guide[0])), torch.cat((canvas, self.guide[0]))
             sure = torch.cat((sure, torch.ones_like(self.guide[0], dtype=torch.bool)))
         owner, shares = self.source.exemplars, [one.share for one in self.exemplars]
-        if not self._mixes:
+        if not self.keeps_exemplars:
             owner, shares = owner.clamp(max=0), [1.0]
         side = factor * min(size_of(self.exemplars[0].image))
         # The kind is that of one exemplar as it is, laid anywhere.
@@ -251,10 +255,6 @@ class _Painter:
         y, x = (z.roll((-middle, -middle), (0, 1)) - middle for z in (pixels.y, pixels.x))
         return Places(y[: patches[0], : patches[1]], x[: patches[0], : patches[1]])
 
-    @property
-    def _mixes(self) -> bool:
-        return len(self.exemplars) > 1 and self.canvas.guide is None
-
     def round(self) -> None:
         """Find similar patches and lay them over each other."""
         assert self.places is not None and self.nearest is not None  # since it began
@@ -271,7 +271,7 @@ class _Painter:
             self.generator,
             self.canvas.tile,
             factor,
-            self.source.exemplars[:h, :w] if self._mixes else None,
+            self.source.exemplars[:h, :w] if self.keeps_exemplars else None,
             0 if self.guide is None else self.guide.shape[1],
         )
         self.places = search(self.places, 1)

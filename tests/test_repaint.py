@@ -317,6 +317,17 @@ def test_a_layout_stays_where_it_is():
     assert (image - wanted).abs().mean() < 0.1
 
 
+def test_what_a_layout_has_of_several_exemplars_is_found_in_each():
+    """Red left and blue right, painted from a red and a blue exemplar: no pixel is of the other."""
+    red, blue = (
+        torch.tensor(c).view(1, 3, 1, 1).expand(1, 3, 64, 64) for c in ([1.0, 0, 0], [0.0, 0, 1])
+    )
+    wanted = torch.cat((red[..., :32], blue[..., :32]), 3)
+    both = exemplar_of(red, share=0.5), exemplar_of(blue, share=0.5)
+    image = repaint.repainted(both, Canvas((64, 64)), (64, 64), 0, layout=wanted).image
+    assert (image - wanted).abs().mean() < 0.02
+
+
 def test_small_pictures_are_refused():
     for exemplar, size in ((noise(13, 40), (40, 40)), (noise(40, 40), (40, 13))):
         with pytest.raises(UserError, match="sides of 14 or more"):
