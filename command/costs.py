@@ -17,7 +17,7 @@ from torch import nn
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
 from engine.scales import split_steps
-from engine.synthesis import Sizes, sizes_of
+from engine.synthesis import MENDED, PAINTING, Sizes, sizes_of
 from losses import MATCH_EVERY, METHODS
 from models import NETS, WIDTHS, layer_table, resolve_layers
 from terms.base import MAX_PATCHES
@@ -67,6 +67,7 @@ class Run(NamedTuple):
     sources: float = 1.0  # pixels of the exemplar, its copies and other exemplars over its own
     match_every: int = MATCH_EVERY
     max_patches: int = MAX_PATCHES
+    repaint: float = 0.0
 
     @classmethod
     def of(cls, job: Job, net: str) -> "Run":
@@ -85,7 +86,16 @@ class Run(NamedTuple):
             sum(pixels) / pixels[0],
             spec.match_every,
             spec.max_patches,
+            spec.repaint,
         )
+
+    @property
+    def steps_at(self) -> list[int]:
+        """Steps of the optimiser at every scale: after painting all of them are at the finest."""
+        last = round((1 - self.repaint if self.repaint else MENDED) * self.steps)
+        first = 0 if self.repaint else self.steps - last
+        *coarse, finest = split_steps(first, len(self.scales))
+        return [*coarse, finest + last]
 
 
 class _Stage(NamedTuple):
@@ -231,8 +241,8 @@ def estimated_flops(run: Run) -> float:
     judging = sum(stage.flops for stage in _stages(run.net, GRAM_LAYERS))
     slower = OVERHEAD + sum(SLOWER.get(name, 0) for name in (run.method, *run.terms))
     total = judging * sum(map(math.prod, run.scales[-1]))
-    shares = split_steps(run.steps, len(run.scales))
-    for (exemplar, output), steps in zip(run.scales, shares, strict=True):
+    total += PAINTING * 2 * through * slower * math.prod(run.scales[-1][1])
+    for (exemplar, output), steps in zip(run.scales, run.steps_at, strict=True):
         total += through * run.sources * math.prod(exemplar)
         total += 2 * through * slower * math.prod(output) * steps
         for layer in run.looked_at:

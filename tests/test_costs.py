@@ -77,6 +77,15 @@ def test_time_follows_pixels_and_steps():
     assert (two - one) / costs.OVERHEAD == pytest.approx(2 * 482_688 * 512**2)
 
 
+def test_steps_after_painting_are_at_the_finest_scale():
+    """Of 100 steps 15 follow fine chroma, and the others are halved from scale to scale; where a
+    picture is painted for 80 of them, 20 are left."""
+    scales = [((64, 64), (64, 64)), ((128, 128), (128, 128))]
+    run = Run("vgg19", LAYERS, scales, LAYERS, steps=100)
+    assert run.steps_at == [57, 28 + 15]
+    assert run._replace(repaint=0.8).steps_at == [0, 20]
+
+
 def test_matching_grows_with_the_square_of_the_pixels():
     """conv3_1, of 256 channels at a sixteenth of the pixels, every pair once in 20 steps."""
     layers, found = ["relu3_1"], []
