@@ -38,8 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
 # Every method in CI; one of statistics and one of patches where time counts.
 METHODS_SLOW = [
-    pytest.param(method, marks=[] if method in ("gram", "cnnmrf") else pytest.mark.slow)
-    for method in METHODS
+    pytest.param(method, marks=[] if method == "gram" else pytest.mark.slow) for method in METHODS
 ]
 TINY = ["--model", "vgg16-hed", "--device", "cpu", "--epoch", "6", "--size", "32"]
 
@@ -604,6 +603,7 @@ def test_the_record_makes_the_picture_again(pebbles, result, tmp_path):
     assert again.read_bytes() == result.read_bytes()
 
 
+@pytest.mark.slow
 def test_flags_change_the_picture(pebbles, tmp_path):
     plain = tmp_path / "plain.png"
     make(pebbles, plain)
