@@ -17,7 +17,7 @@ from torch import nn
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
 from engine.scales import split_steps
-from engine.synthesis import MENDED, PAINTING, Sizes, sizes_of
+from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS
 from models import NETS, WIDTHS, layer_table, resolve_layers
 from terms.base import MAX_PATCHES
@@ -92,7 +92,7 @@ class Run(NamedTuple):
     @property
     def steps_at(self) -> list[int]:
         """Steps of the optimiser at every scale: after painting all of them are at the finest."""
-        last = round((1 - self.repaint if self.repaint else MENDED) * self.steps)
+        last = steps_after_painting(self.steps, self.repaint)
         first = 0 if self.repaint else self.steps - last
         *coarse, finest = split_steps(first, len(self.scales))
         return [*coarse, finest + last]

@@ -6,7 +6,6 @@ Commands that the README shows are read from there. All run with the bundled net
 the README's figures come from there.
 """
 
-import importlib
 import itertools
 import math
 import os
@@ -30,7 +29,9 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
-from command.arguments import Parser, parse  # noqa: E402  # found by the line above
+import agreement  # noqa: E402  # found, like what follows, by the line above
+
+from command.arguments import Parser, parse  # noqa: E402
 from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
@@ -275,13 +276,9 @@ def curve(made: dict[str, Made]) -> list[str]:
     return table(["`--match_every`", *map(str, EVERY)], *rows)
 
 
-def agreement(_: dict[str, Made]) -> list[str]:
-    """What docs/agreement.py says of the pictures that were judged by eye."""
-    try:
-        module = importlib.import_module("agreement")
-    except ModuleNotFoundError as error:
-        raise UserError("agreement needs docs/agreement.py, which is missing") from error
-    return [*module.preferences(), "", *module.agreement()]
+def judged(_: dict[str, Made]) -> list[str]:
+    """What people preferred, and how the scores agree with that."""
+    return [*agreement.preferences(), "", *agreement.agreement()]
 
 
 # ------------------------------------------------------------------------------- the experiments
@@ -376,7 +373,7 @@ EXPERIMENTS = {
         | {"guided_1024": f"--gt_path {DRAWN}large.png --method guided --epoch 31"},
         costs,
     ),
-    "agreement": Experiment(1, "how the scores agree with eyes", {}, agreement),
+    "agreement": Experiment(1, "how the scores agree with eyes", {}, judged),
 }
 
 

@@ -149,6 +149,7 @@ class Search:
         self.output, self.source, self.usable = output, source, usable
         self.generator, self.tile = generator, tile
         self.factor, self.kinds, self.guides = factor, kinds, guides
+        self.most = 1.0 if factor is None else factor.max()
 
     def __call__(self, places: Places, rounds: int) -> Places:
         """Better places than these, at patches that there are."""
@@ -202,7 +203,7 @@ class Search:
         pixels = self.output.shape[2] - self.guides
         found = self._summed(places, slice(pixels)) * self._at(self.factor, places)
         if self.guides:
-            found = found + self._summed(places, slice(pixels, None)) * self.factor.max()
+            found = found + self._summed(places, slice(pixels, None)) * self.most
         return found
 
     def _at(self, values: Tensor | None, places: Places) -> Tensor:

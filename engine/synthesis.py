@@ -96,8 +96,8 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     """
     if not spec.repaint:
         return _made(spec, _optimised(spec, trunk, report), None)
-    painted = round(spec.repaint * spec.steps)
-    rest = spec.steps - painted
+    rest = steps_after_painting(spec.steps, spec.repaint)
+    painted = spec.steps - rest
     size = sizes_of(spec, trunk.layers)[-1][1]
     split = PAINTING / (PAINTING + rest)
 
@@ -111,16 +111,22 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
         return repainted(spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell)
 
     if spec.canvas.content is not None:
-        first = None if report is None else _part_of(report, 0, 0.0, 1 - split)
+        first = _part_of(report, 0, 0.0, 1 - split)
         layout = coarse_to_fine(replace(spec, steps=rest), trunk, first) if rest else None
         painting = paint(1 - split, spec.canvas.content if layout is None else layout)
         return _made(spec, painting.image, painting)
     painting = paint(0.0, None)
     image = painting.image
     if rest:
-        then = None if report is None else _part_of(report, painted, split, 1.0)
+        then = _part_of(report, painted, split, 1.0)
         image = _polished(replace(spec, steps=rest), trunk, image, image, then)
     return _made(spec, image, painting)
+
+
+def steps_after_painting(steps: int, repaint: float) -> int:
+    """How many steps follow painting, of the picture or, where `repaint` is 0, of fine chroma; all
+    of them are at the finest scale."""
+    return steps - round(repaint * steps) if repaint else round(MENDED * steps)
 
 
 def _optimised(spec: Spec, trunk: Extractor, report: Report | None) -> Tensor:
@@ -130,18 +136,18 @@ def _optimised(spec: Spec, trunk: Extractor, report: Report | None) -> Tensor:
     answers noise along red-green and blue-yellow with a tenth of the power that it has for grey.
     What is optimised there comes out as specks. Here luma and what is coarser are optimised only.
     """
-    last = round(MENDED * spec.steps)
+    last = steps_after_painting(spec.steps, spec.repaint)
     sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
     if not last or _all_grey(spec) or min(*sides, *spec.canvas.size) < LEAST_SIDE:
         return coarse_to_fine(spec, trunk, report)
-    before, sizes = spec.steps - last, [size for _, size in sizes_of(spec, trunk.layers)]
-    shares = zip(split_steps(before, len(sizes)), sizes, strict=True)
-    work = sum(share * math.prod(size) for share, size in shares)
-    split = work / (work + (PAINTING + last) * math.prod(sizes[-1]))
-    begun = None if report is None else _part_of(report, 0, 0.0, split)
+    before, sizes = spec.steps - last, sizes_of(spec, trunk.layers)
+    work = sum(_work(split_steps(before, len(sizes)), sizes))
+    split = work / (work + (PAINTING + last) * math.prod(sizes[-1][1]))
+    begun = _part_of(report, 0, 0.0, split)
     image = coarse_to_fine(replace(spec, steps=before), trunk, begun)
-    painted = repainted(spec.exemplars, spec.canvas, sizes[-1], spec.seed, spec.kind, image).image
-    then = None if report is None else _part_of(report, before, split, 1.0, len(sizes))
+    size, kind = sizes[-1][1], spec.kind
+    painted = repainted(spec.exemplars, spec.canvas, size, spec.seed, kind, image).image
+    then = _part_of(report, before, split, 1.0, len(sizes))
     lr = spec.lr
     if spec.optimizer == "Adam":
         lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
@@ -162,10 +168,12 @@ def _all_grey(spec: Spec) -> bool:
 
 
 def _part_of(
-    report: Report, before: int, begin: float, end: float, scale: int | None = None
-) -> Report:
+    report: Report | None, before: int, begin: float, end: float, scale: int | None = None
+) -> Report | None:
     """A report of what is a part of the work, after so many steps; all of it at one scale, if that
-    is given, of as many."""
+    is given, of as many. None stays None."""
+    if report is None:
+        return None
 
     def tell(progress: Progress) -> None:
         done = begin + (end - begin) * progress.fraction
@@ -336,6 +344,11 @@ def _extract(
     return trunk(shown(image), tile)
 
 
+def _work(shares: list[int], sizes: Sizes) -> list[int]:
+    """Of so many steps at each scale: pixels of the output that they go through."""
+    return [share * math.prod(size) for share, (_, size) in zip(shares, sizes, strict=True)]
+
+
 def _tell(
     report: Report,
     sizes: Sizes,
@@ -346,7 +359,7 @@ def _tell(
     image: Tensor,
     loss: float,
 ) -> None:
-    work = [share * math.prod(size) for share, (_, size) in zip(shares, sizes, strict=True)]
+    work = _work(shares, sizes)
     done = sum(work[:scale]) + step * math.prod(sizes[scale][1])
     step += sum(shares[:scale])
     report(Progress(step, scale + 1, len(sizes), done / sum(work), shown(image), loss))

@@ -137,8 +137,9 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
 
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_tile_has_no_border(method, monkeypatch):
-    """Moved round by whole patches and windows, the noise gives the same texture, moved round; so
-    few steps that nothing is painted."""
+    """Moved round by whole patches and windows, the noise gives the same texture, moved round, up
+    to fine chroma, which is drawn by lot."""
+    monkeypatch.setattr(synthesis, "MENDED", 0)
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
     layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-hed")
     weights = models.load_weights("vgg16-hed", None, layers)[0]
@@ -152,11 +153,11 @@ def test_tile_has_no_border(method, monkeypatch):
         monkeypatch.setattr(synthesis, "cut_at", lambda image, tile: (0, 0))
         for tile in ("", "xy"):
             options = {"method": method, "weights": terms, "canvas": {"tile": tile}, "scales": 1}
-            output = synthesized(exemplar, net, steps=3, optimizer="LBFGS", **options)
+            output = synthesized(exemplar, net, steps=5, optimizer="LBFGS", **options)
             found[tile, shift] = output.roll((-shift, -shift), (2, 3))
     assert (found["xy", 0] - found["xy", 32]).abs().mean() < 1e-3
     assert (found["", 0] - found["", 32]).abs().mean() > 3e-3
-    assert (found["xy", 0] - noise).abs().mean() > 0.04
+    assert (found["xy", 0] - noise).abs().mean() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -927,18 +928,21 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
     assert output.min() >= 0 and output.max() <= 1
     assert [progress.step for progress in seen] == list(range(1, 61))
     assert min(progress.loss for progress in seen) < seen[0].loss / 10
-    assert seen[-1].fraction == 1
+    # Nine of the steps follow painting, which counts as six, told with each of the nine.
+    done = [k / 66 for k in range(1, 52)] + [(51 + k * 15 / 9) / 66 for k in range(1, 10)]
+    assert [progress.fraction for progress in seen] == pytest.approx(done)
     assert torch.equal(output, synthesized(checkerboard, tiny, **steps))
     with pytest.raises(UserError, match="exemplar"):
         synthesized(checkerboard[..., :2], tiny)
 
 
-def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard):
+def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypatch):
+    monkeypatch.setattr(synthesis, "MENDED", 0)
     seen: list[Progress] = []
-    synthesized(checkerboard, tiny, steps=3, scales=2, report=seen.append)
-    # Two steps at 8x8 and one at 16x16, which is four times the work.
-    assert [progress.scale for progress in seen] == [1, 1, 2]
-    assert [progress.fraction * 6 for progress in seen] == pytest.approx([1, 2, 6])
+    synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
+    # Four steps at 8x8 and two at 16x16, each of which is four times the work.
+    assert [progress.scale for progress in seen] == [1, 1, 1, 1, 2, 2]
+    assert [progress.fraction * 12 for progress in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
 
 
 def test_what_is_mended_is_at_the_finest_scale_and_counts_with_its_painting(tiny, checkerboard):
