@@ -100,6 +100,7 @@ def test_matching_grows_with_the_square_of_the_pixels():
 
 def test_small_runs_are_not_worth_a_line(monkeypatch):
     monkeypatch.setattr(costs, "available_bytes", lambda device: 8e9)
+    monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e10)
     assert cost_notes([("a.png", run_of(128, steps=10))], CPU) == []
 
 
@@ -121,6 +122,7 @@ def test_large_and_long_runs_are_worth_one_line(monkeypatch):
 
 def test_what_makes_it_large_is_named(monkeypatch):
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2e9)
+    monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e15)  # no line of minutes
     runs = {
         "a smaller exemplar": Run("vgg19", LAYERS, [((1200, 1000), (64, 64))], LAYERS, steps=1),
         "a smaller --size or --method gram": Run(
