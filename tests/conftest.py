@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import Synthesis
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
+from models import NETS, layer_table
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.regions import Regional
+
+WIDTH = 4  # filters a layer of the narrow net
 
 
 def pytest_addoption(parser):
@@ -108,3 +112,17 @@ def checkerboard():
     odd = ((squares[:, None] + squares[None, :]) % 2).float()
     dark, light = torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.8, 0.6, 0.4])
     return (dark.view(1, 3, 1, 1) * (1 - odd) + light.view(1, 3, 1, 1) * odd).contiguous()
+
+
+@pytest.fixture
+def narrow_net(monkeypatch):
+    """In the command the bundled net with a few random filters a layer, for tests of the program
+    that no picture's quality decides: as many layers, and next to no time."""
+    generator, weights, channels = torch.Generator().manual_seed(0), {}, 3
+    for index in layer_table(NETS["vgg16-hed"]).values():
+        if index is not None:
+            shape = WIDTH, channels, 3, 3
+            weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator)
+            weights[f"features.{index}.bias"] = torch.zeros(WIDTH)
+            channels = WIDTH
+    monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: (weights, "vgg16-hed", []))

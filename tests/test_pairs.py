@@ -11,10 +11,7 @@ from PIL import Image
 
 import Synthesis
 from command import results
-from models import NETS, layer_table
 from utils import resize
-
-WIDTH = 4  # filters a layer: as many layers as the real net has, and next to no time
 
 
 class Control(NamedTuple):
@@ -112,20 +109,6 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def narrow_net(monkeypatch):
-    """The bundled net's layers with a few random filters each."""
-    generator, weights, channels = torch.Generator().manual_seed(0), {}, 3
-    for index in layer_table(NETS["vgg16-hed"]).values():
-        if index is not None:
-            shape = WIDTH, channels, 3, 3
-            weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator)
-            weights[f"features.{index}.bias"] = torch.zeros(WIDTH)
-            channels = WIDTH
-    monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: (weights, "vgg16-hed", []))
-    monkeypatch.setattr(results, "saved_error", lambda *_: 0.0)  # is not of what is controlled
-
-
 def expected_size(one, two):
     """The rule, from the table above."""
     asked = [CONTROLS[name] for name in (one, two) if CONTROLS[name].size]
@@ -136,6 +119,7 @@ def expected_size(one, two):
 @pytest.mark.parametrize("one", list(CONTROLS))
 def test_every_pair_of_controls(one, method, pictures, narrow_net, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(pictures)
+    monkeypatch.setattr(results, "saved_error", lambda *_: 0.0)  # is not of what is controlled
     for pair in PAIRS:
         if pair[0] != one or (method == "gram" and PATCHES_ONLY & {*pair}):
             continue

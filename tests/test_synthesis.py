@@ -1,4 +1,5 @@
-"""The program as its user meets it: real net, real pictures, tiny sizes."""
+"""The program as its user meets it: real pictures, tiny sizes, and the real net wherever it
+matters what the picture looks like."""
 
 import json
 import re
@@ -69,15 +70,20 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "optimizer, steps", [pytest.param("Adam", "150", marks=pytest.mark.slow), ("LBFGS", "130")]
+    "optimizer, steps, error",
+    [
+        pytest.param("Adam", "150", 0.02, marks=pytest.mark.slow),
+        pytest.param("LBFGS", "130", 0.02, marks=pytest.mark.slow),
+        ("LBFGS", "60", 0.04),  # 0.030 to 0.033
+    ],
 )
-def test_a_real_run_makes_the_texture(optimizer, steps, pebbles, result, capsys):
+def test_a_real_run_makes_the_texture(optimizer, steps, error, pebbles, result, capsys):
     record = make(pebbles, result, "--size", "64", "--epoch", steps, "--optimizer", optimizer)
-    assert record["error"] < 0.02  # white noise of the same colours: 0.72
-    assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 2.5
-    path, size, seconds, unit, _, _, error, net = capsys.readouterr().out.split()
+    assert record["error"] < error  # white noise of the same colours: 0.72
+    assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 3.5
+    path, size, seconds, unit, _, _, told, net = capsys.readouterr().out.split()
     assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-hed")
-    assert float(seconds) > 0 and float(error) == record["error"]
+    assert float(seconds) > 0 and float(told) == record["error"]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_every_method_makes_the_texture(options, error, most, pebbles, result):
     assert record["method"] == (options.split()[1] if "method" in options else "gram")
 
 
-def test_the_picture_is_saved_from_any_thread(pebbles, result):
+def test_the_picture_is_saved_from_any_thread(pebbles, result, narrow_net):
     codes, arguments = [], ["--gt_path", str(pebbles), "--save_path", str(result), *TINY]
     thread = threading.Thread(target=lambda: codes.append(main(arguments)))
     thread.start()
@@ -123,7 +129,7 @@ def test_methods_of_statistics_keep_the_colours(method, most, result, tmp_path):
     assert scores.colour(read_picture(result)[0], read_picture(corner)[0]) < most
 
 
-def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd):
+def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd, narrow_net):
     record = make("brick.png", result)
     assert record["spectrum"] == 0.1
     (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
@@ -160,12 +166,9 @@ def test_tile_has_no_border(method, monkeypatch):
     assert (found["xy", 0] - noise).abs().mean() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "method, terms",
-    [
-        pytest.param("swd", {"histogram": 0.1}, marks=pytest.mark.slow),
-        ("gram", {"histogram": 0.5, "patches": 10.0}),
-    ],
+    "method, terms", [("swd", {"histogram": 0.1}), ("gram", {"histogram": 0.5, "patches": 10.0})]
 )
 def test_the_outermost_rows_have_no_beads(method, terms):
     """Energy at periods of 5 to 12 px in the outermost rows and columns, over that of others: 1.1
@@ -189,7 +192,7 @@ def test_the_outermost_rows_have_no_beads(method, terms):
     assert sum(found) / 2 < 1.7
 
 
-def test_tile_along_one_axis(result, pebbles, capfd):
+def test_tile_along_one_axis(result, pebbles, capfd, narrow_net):
     record = make(pebbles, result, "--size", "70x64", "--tile", "x")
     assert record["tile"] == "x" and "72x64" in capfd.readouterr().err
     assert pixels(result).shape == (64, 70, 3)
@@ -210,14 +213,14 @@ def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny):
     assert not torch.equal(synthesis.cut(plain, tile), plain)
 
 
-def test_a_tile_of_what_has_its_place_is_not_moved(result, pebbles):
+def test_a_tile_of_what_has_its_place_is_not_moved(result, pebbles, narrow_net):
     make(pebbles, result, "--init", str(pebbles), "--tile", "xy", "--size", "64", "--epoch", "1")
     difference = abs(pixels(result).astype(int) - pixels(pebbles))
     assert difference.mean() < 0.1 * pixels(pebbles).std()
 
 
 @pytest.mark.parametrize("method", METHODS_SLOW)
-def test_what_the_mask_keeps_stays_to_the_bit(method, result, pebbles, tmp_path):
+def test_what_the_mask_keeps_stays_to_the_bit(method, result, pebbles, tmp_path, narrow_net):
     mask = np.zeros((64, 64), np.uint8)
     mask[20:44, 30:60] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -243,7 +246,7 @@ def test_what_is_kept_never_moves(optimizer, tiny, checkerboard):
     assert not any(pixels[~free].any() for pixels in moved)
 
 
-def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path):
+def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path, narrow_net):
     mask = np.zeros((64, 64), np.uint8)
     mask[20:44, 30:60] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -258,7 +261,7 @@ def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path):
     assert np.array_equal(*found)
 
 
-def test_autocorrelation_is_off_beside_what_is_kept(result, pebbles, capfd):
+def test_autocorrelation_is_off_beside_what_is_kept(result, pebbles, capfd, narrow_net):
     sized = TINY[: TINY.index("--size")]
     arguments = ["--gt_path", str(pebbles), *sized, "--expand", "72", "--autocorrelation", "1"]
     assert main([*arguments, "--spectrum", "1", "--save_path", str(result)]) == 0
@@ -267,7 +270,7 @@ def test_autocorrelation_is_off_beside_what_is_kept(result, pebbles, capfd):
     assert "autocorrelation: off beside what is kept" in capfd.readouterr().err
 
 
-def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd):
+def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd, narrow_net):
     sized = TINY[: TINY.index("--size")]
     arguments = ["--gt_path", str(pebbles), *sized, "--expand", "96x80", "--save_path"]
     assert main([*arguments, str(result)]) == 0
@@ -309,7 +312,7 @@ def two_regions(tmp_path):
     Image.fromarray(picture.astype(np.uint8)).save(paths[0])
     label = np.broadcast_to(np.where(left, 255, 0).astype(np.uint8), (64, 64))
     Image.fromarray(label).save(paths[1])
-    Image.fromarray(np.ascontiguousarray(255 - label[:48])).save(paths[2])
+    Image.fromarray(np.ascontiguousarray(255 - label[:32])).save(paths[2])
     return paths
 
 
@@ -317,10 +320,10 @@ def two_regions(tmp_path):
 def test_guide_says_what_goes_where(method, result, two_regions):
     exemplar, *maps = map(str, two_regions)
     sized = TINY[: TINY.index("--epoch")]
-    arguments = ["--gt_path", exemplar, "--guide", *maps, "--method", method, "--epoch", "40"]
+    arguments = ["--gt_path", exemplar, "--guide", *maps, "--method", method, "--epoch", "20"]
     assert main([*arguments, *sized, "--optimizer", "LBFGS", "--save_path", str(result)]) == 0
     found = pixels(result).astype(float)
-    assert found.shape == (48, 64, 3)  # of the map
+    assert found.shape == (32, 64, 3)  # of the map
     nearer = abs(found - (200, 120, 60)).sum(2) < abs(found - (40, 90, 160)).sum(2)
     wanted = np.arange(64) >= 32
     away = abs(np.arange(64) - 31.5) > 6
@@ -342,7 +345,7 @@ def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
         assert told in capfd.readouterr().err and not result.exists()
 
 
-def test_style_transfer_names_the_style_and_the_content(result, pebbles, capfd):
+def test_style_transfer_names_the_style_and_the_content(result, pebbles, capfd, narrow_net):
     record = make(pebbles, result, "--style_image", "brick.png", "--epoch", "1")
     assert (record["exemplar"], record["content"]) == ("brick.png", "corner.png")
     assert (record["content_layers"], record["content_weight"]) == (["relu4_1"], 0.5)
@@ -355,7 +358,7 @@ def test_style_transfer_names_the_style_and_the_content(result, pebbles, capfd):
 def colours(tmp_path):
     """Two exemplars, of one colour each but for grain."""
     paths = tmp_path / "red.png", tmp_path / "blue.png"
-    grain = np.random.default_rng(0).integers(-20, 20, (64, 64, 1))
+    grain = np.random.default_rng(0).integers(-20, 20, (32, 32, 1))
     for path, colour in zip(paths, ((200, 60, 60), (60, 60, 200)), strict=True):
         Image.fromarray((np.array(colour) + grain).astype(np.uint8)).save(path)
     return paths
@@ -364,7 +367,7 @@ def colours(tmp_path):
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_mix_is_between_its_exemplars(method, result, colours):
     red, blue = map(str, colours)
-    options = ["--size", "48", "--epoch", "20", "--optimizer", "LBFGS", "--method", method]
+    options = ["--size", "32", "--epoch", "15", "--optimizer", "LBFGS", "--method", method]
     reds = []
     for share in ("0.2", "0.8"):
         make(red, result, *options, "--mix", f"{blue}:{share}")
@@ -375,14 +378,14 @@ def test_mix_is_between_its_exemplars(method, result, colours):
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_mix_with_a_guide_says_which_goes_where(method, result, colours, tmp_path):
     red, blue = map(str, colours)
-    Image.fromarray(np.repeat([[0] * 32 + [255] * 32], 48, 0).astype(np.uint8)).save(
+    Image.fromarray(np.repeat([[0] * 32 + [255] * 32], 32, 0).astype(np.uint8)).save(
         tmp_path / "map.png"
     )
     sized = TINY[: TINY.index("--epoch")] + ["--epoch", "20", "--optimizer", "LBFGS"]
     arguments = ["--gt_path", red, "--mix", blue, "--guide", "mix", str(tmp_path / "map.png")]
     assert main([*arguments, *sized, "--method", method, "--save_path", str(result)]) == 0
     found = pixels(result)
-    assert found.shape == (48, 64, 3)
+    assert found.shape == (32, 64, 3)
     assert found[:, :26, 0].mean() > 160 and found[:, 38:, 0].mean() < 100
 
 
@@ -410,10 +413,10 @@ def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
     Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "height.png")
     names = [str(tmp_path / f"{name}.png") for name in ("negative", "height")]
     options = ["--maps", *names, "--method", method, "--tile", "x", "--optimizer", "LBFGS"]
-    make(pebbles, result, "--size", "48x56", "--epoch", "40", *options)
+    make(pebbles, result, "--size", "48x40", "--epoch", "40", *options)
     found = pixels(result).astype(float)
     with Image.open(result.with_stem("result_height")) as picture:
-        assert picture.mode == "I;16" and picture.size == (48, 56)
+        assert picture.mode == "I;16" and picture.size == (48, 40)
         height = np.asarray(picture) / 65535 * 255
         assert len(np.unique(height)) > 500  # more than 8 bits hold
     # Dark in the colour is low in the height and light in the negative: after 40 steps, roughly.
@@ -438,7 +441,7 @@ def test_orientation_turns_the_texture(method, spec, result, upright, tmp_path):
     # Right and up: 45 degrees.
     np.save(tmp_path / "vectors.npy", np.stack((np.ones((64, 64)), -np.ones((64, 64)))))
     spec, degrees = (spec, 30) if spec == "30" else (str(tmp_path / spec), 45)
-    options = ["--method", method, "--orientation", spec, "--size", "64", "--epoch", "40"]
+    options = ["--method", method, "--orientation", spec, "--size", "48", "--epoch", "40"]
     make(upright, result, *options, "--optimizer", "LBFGS", "--spectrum", "0")
     found = axes(read_picture(result)[0])
     angle = (-torch.rad2deg(torch.atan2(found[:, 1], found[:, 0])) / 2) % 180
@@ -460,7 +463,7 @@ def test_maps_turn_with_the_texture(result, upright, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["gram", "cnnmrf"])
-def test_a_flat_exemplar_stays_flat_along_any_axis(method, result, tmp_path):
+def test_a_flat_exemplar_stays_flat_along_any_axis(method, result, tmp_path, narrow_net):
     flat = tmp_path / "flat.png"
     Image.new("RGB", (32, 32), (90, 120, 60)).save(flat)
     make(flat, result, "--orientation", "45", "--method", method, "--epoch", "20")
@@ -529,7 +532,7 @@ def test_error_is_that_of_the_saved_file(pebbles, result):
     assert record["error"] == pytest.approx(sum(errors) / 4, rel=1e-3)
 
 
-def test_same_seed_same_bytes(pebbles, tmp_path):
+def test_same_seed_same_bytes(pebbles, tmp_path, narrow_net):
     a, b, c = (tmp_path / f"{name}.png" for name in "abc")
     make(pebbles, a)
     make(pebbles, b)
@@ -538,15 +541,13 @@ def test_same_seed_same_bytes(pebbles, tmp_path):
     assert (pixels(a) != pixels(c)).mean() > 0.5
 
 
-@pytest.mark.parametrize(
-    "size, shape", [("48x32", (32, 48)), ("16", (16, 16)), ("100", (100, 100))]
-)
-def test_any_size(size, shape, pebbles, result):
+@pytest.mark.parametrize("size, shape", [("48x32", (32, 48)), ("16", (16, 16)), ("70", (70, 70))])
+def test_any_size(size, shape, pebbles, result, narrow_net):
     make(pebbles, result, "--size", size)
     assert pixels(result).shape[:2] == shape
 
 
-def test_size_of_the_exemplar_by_default(tmp_path, result):
+def test_size_of_the_exemplar_by_default(tmp_path, result, narrow_net):
     exemplar = tmp_path / "wide.png"
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 50, 33)).save(exemplar)
     arguments = ["--gt_path", str(exemplar), "--save_path", str(result), "--epoch", "2"]
@@ -554,7 +555,7 @@ def test_size_of_the_exemplar_by_default(tmp_path, result):
     assert pixels(result).shape == (33, 50, 3)
 
 
-def test_grey_stays_grey_where_it_is_filled(result, tmp_path):
+def test_grey_stays_grey_where_it_is_filled(result, tmp_path, narrow_net):
     exemplar, filled, mask = tmp_path / "grass.png", tmp_path / "mask.png", Image.new("L", (64, 64))
     Image.open(TEXTURES / "grass.png").crop((0, 0, 64, 64)).save(exemplar)
     mask.paste(255, (20, 20, 44, 44))
@@ -564,7 +565,7 @@ def test_grey_stays_grey_where_it_is_filled(result, tmp_path):
     assert np.ptp(pixels(result).astype(int), 2).max() == 0
 
 
-def test_grey_stays_grey(result):
+def test_grey_stays_grey(result, narrow_net):
     make("brick.png", result)
     grey = pixels(result)
     assert (grey[..., 0] == grey[..., 1]).all() and (grey[..., 0] == grey[..., 2]).all()
@@ -589,7 +590,7 @@ def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
     assert np.ptp(pixels(result).astype(int), 2).max() == 0
 
 
-def test_the_record_makes_the_picture_again(pebbles, result, tmp_path):
+def test_the_record_makes_the_picture_again(pebbles, result, tmp_path, narrow_net):
     record = make(
         pebbles, result, "--seed", "5", "--optimizer", "l-bfgs", "--no-rescale", "--pool", "max",
         "--layers", "conv2_1", "relu1_1", "--scales", "2",
@@ -638,13 +639,13 @@ def test_flags_change_the_picture(pebbles, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
-def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result):
+def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result, narrow_net):
     record = make(pebbles, result, "--optimizer", optimizer, "--lr", "1e6", "--epoch", "20")
     start = make(pebbles, result, "--epoch", "1")
     assert record["error"] <= start["error"] * 1.5
 
 
-def test_epochs_fewer_than_scales(pebbles, result):
+def test_epochs_fewer_than_scales(pebbles, result, narrow_net):
     make(pebbles, result, "--scales", "2", "--epoch", "1")
     assert pixels(result).shape == (32, 32, 3)
 
@@ -652,7 +653,7 @@ def test_epochs_fewer_than_scales(pebbles, result):
 # ------------------------------------------------------------------------------ batches, output
 
 
-def test_several_exemplars(pebbles, result):
+def test_several_exemplars(pebbles, result, narrow_net):
     make_all = ["--gt_path", str(pebbles), "brick.png", "--save_path", str(result), *TINY]
     assert main(make_all) == 0
     names = sorted(p.name for p in result.parent.iterdir())
@@ -662,7 +663,7 @@ def test_several_exemplars(pebbles, result):
     assert alone.read_bytes() == result.with_name("result_brick.png").read_bytes()
 
 
-def test_snapshots(pebbles, result):
+def test_snapshots(pebbles, result, narrow_net):
     make(pebbles, result, "--save_every", "2", "--scales", "2")
     names = [f"result_{step:06d}.png" for step in (2, 4, 6)]
     assert sorted(p.name for p in result.parent.iterdir()) == ["result.png", *names]
@@ -671,13 +672,13 @@ def test_snapshots(pebbles, result):
     assert read_record(result.with_name(names[1]))["step"] == 4
 
 
-def test_snapshots_of_a_tile_are_cut_like_the_tile(pebbles, result):
+def test_snapshots_of_a_tile_are_cut_like_the_tile(pebbles, result, narrow_net):
     """The last snapshot is the picture itself."""
     make(pebbles, result, "--save_every", "6", "--tile", "xy", "--optimizer", "LBFGS")
     assert np.array_equal(pixels(result.with_name("result_000006.png")), pixels(result))
 
 
-def test_what_is_printed(pebbles, result, capfd):
+def test_what_is_printed(pebbles, result, capfd, narrow_net):
     make(pebbles, result, "--scales", "2")
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 1
@@ -690,7 +691,7 @@ def test_what_is_printed(pebbles, result, capfd):
     assert len(out.splitlines()) == 1 and err == ""
 
 
-def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch):
+def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch, narrow_net):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make(pebbles, result, "--epoch", "60")
     err = capfd.readouterr().err
@@ -700,7 +701,7 @@ def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch):
     assert re.search(rf"scale 1/1 32x32: +\d+%\|.*\| {times}, step \d+/60, error 0\.\d+", err)
 
 
-def test_notes_are_said_once(tmp_path, result, capfd):
+def test_notes_are_said_once(tmp_path, result, capfd, narrow_net):
     exemplar = tmp_path / "leaf alpha.png"
     Image.open(TEXTURES / "leaf.jpg").crop((0, 0, 32, 32)).convert("RGBA").save(exemplar)
     picture = Image.open(exemplar)
@@ -733,7 +734,8 @@ def test_weights_are_named_in_the_record(pebbles, result):
 
 def test_ctrl_c_saves_the_picture_as_it_stands(pebbles, result):
     command = [sys.executable, str(ROOT / "Synthesis.py"), "--gt_path", str(pebbles)]
-    command += ["--save_path", str(result), *TINY, "--scales", "2", "--epoch", "1000000"]
+    command += ["--save_path", str(result), *TINY, "--scales", "2", "--save_every", "1"]
+    command += ["--epoch", "1000000"]
     with subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -742,8 +744,8 @@ def test_ctrl_c_saves_the_picture_as_it_stands(pebbles, result):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
-            assert any(b"scale 1/2" in line for line in process.stderr)
-            time.sleep(1)
+            while process.poll() is None and not list(result.parent.glob("result_*.png")):
+                time.sleep(0.02)  # until the first step was saved
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:
@@ -906,7 +908,7 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
             main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY])
 
 
-def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch):
+def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch, narrow_net):
     make(pebbles, result)
     before = result.read_bytes()
     monkeypatch.setattr(
@@ -1046,18 +1048,18 @@ def readme_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", readme_commands())
-def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch):
+def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow_net):
     monkeypatch.chdir(ROOT)
     command = command.replace("$(basename $f)", "leaf.jpg").replace("$seed", "1")
     command = command.replace("$f", "textures/leaf.jpg")
     arguments = shlex.split(command)
 
-    def of_every_other_pixel(path):
+    def of_every_fourth_pixel(path):
         picture, notes = read_picture(path)
-        return picture[..., ::2, ::2], notes
+        return picture[..., ::4, ::4], notes
 
     for module in (canvas, verdict):
-        monkeypatch.setattr(module, "read_picture", of_every_other_pixel)
+        monkeypatch.setattr(module, "read_picture", of_every_fourth_pixel)
     args = parse(arguments)
     if args.score:
         assert main(arguments) == 0
@@ -1085,10 +1087,5 @@ def test_exemplars_are_listed_with_their_licences():
             assert 256 <= min(picture.size) <= max(picture.size) <= 512
 
 
-def test_json_of_a_record_is_plain(pebbles, result):
+def test_json_of_a_record_is_plain(pebbles, result, narrow_net):
     json.dumps(make(pebbles, result))
-
-
-def test_start_up_does_not_import_torchvision():
-    code = "import sys, Synthesis; sys.exit('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
