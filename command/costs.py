@@ -92,10 +92,10 @@ class Run(NamedTuple):
     @property
     def steps_at(self) -> list[int]:
         """Steps of the optimiser at every scale: after painting all of them are at the finest."""
-        last = steps_after_painting(self.steps, self.repaint)
-        first = 0 if self.repaint else self.steps - last
-        *coarse, finest = split_steps(first, len(self.scales))
-        return [*coarse, finest + last]
+        if self.repaint:
+            coarser = [0] * (len(self.scales) - 1)
+            return [*coarser, steps_after_painting(self.steps, self.repaint)]
+        return split_steps(self.steps, len(self.scales))
 
 
 class _Stage(NamedTuple):
@@ -196,7 +196,7 @@ def _step_bytes(run: Run) -> float:
     if run.method != "gram":  # sorted or laid over, the output's features cost the same
         per_pixel += SORTED * sum(floats[layer] for layer in run.looked_at)
     if run.optimizer == "LBFGS":
-        per_pixel += PAIR * min(LBFGS_MEMORY, split_steps(run.steps, len(run.scales))[-1])
+        per_pixel += PAIR * min(LBFGS_MEMORY, run.steps_at[-1])
     held = math.prod(exemplar) * _held(run)
     return FLOAT * (math.prod(output) * per_pixel + held) + _matching_bytes(run)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-SMOOTH = 9  # px, odd
+SMOOTH = 9  # px, odd; what is fine is smaller
 LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
 
 
@@ -29,14 +29,23 @@ def with_chroma(image: Tensor, content: Tensor) -> Tensor:
     return (luma(image) + content - luma(content)).clamp(0, 1)
 
 
+def with_fine_detail(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
+    """(1, C, H, W) twice -> the first, with the second's detail in all that is smaller than SMOOTH
+    px."""
+    return (painted + _smooth(image - painted, tile)).clamp(0, 1)
+
+
 def with_fine_chroma(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
     """(1, 3, H, W) twice -> the first, with the second's colour differences in all that is smaller
     than SMOOTH px."""
     change = image - painted
     chroma = change - luma(change)
+    return (image - chroma + _smooth(chroma, tile)).clamp(0, 1)
+
+
+def _smooth(maps: Tensor, tile: str) -> Tensor:
     mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    smooth = F.avg_pool2d(surrounded(chroma, tile, mirrors, SMOOTH // 2), SMOOTH, 1)
-    return (image - chroma + smooth).clamp(0, 1)
+    return F.avg_pool2d(surrounded(maps, tile, mirrors, SMOOTH // 2), SMOOTH, 1)
 
 
 def matched_colours(style: Tensor, content: Tensor) -> Tensor:

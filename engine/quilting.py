@@ -22,6 +22,7 @@ from utils import Size
 OVERLAP = 0.3  # of a block
 TOLERANCE = 0.1  # over the best block's error: among those one is drawn
 LEAST_ERROR = 1e-4  # of a pixel; less is no reason to prefer a block
+MOVED = 0.25  # of a block, by which it lies elsewhere than in the source at least
 ORDER = 3.0  # of the squared difference that a block's place makes expect, beside that of its rim
 NEAR = 1.5  # blocks, after which a block counts 1 / e for another one's place; beyond twice that, 0
 LEAST_LAG = 0.08  # of the shorter side; what is less is the same place, not a period
@@ -42,7 +43,8 @@ def quilted(
     """Where in the source each pixel of a canvas comes from.
 
     A block is chosen by how it fits to what lies there already, by the guide, and by how often
-    its pixels were used: so that all of the exemplar appears, and nothing twice before.
+    its pixels were used: so that all of the exemplar appears, and nothing twice before. No block
+    goes where it is in the exemplar, if another one fits at all.
 
     Args:
         source: (C, h, w), pictures and after their three channels guides, all of them below each
@@ -81,7 +83,7 @@ def quilted(
     for top, left in _corners(size, block, tile, kind.axis, generator):
         rows, columns = ((top + below) % H)[:, None], (left + beside) % W
         here, sure = canvas[:, rows, columns], known[:, rows, columns]
-        down, across = quilt.chosen(here, sure, (top, left))
+        down, across = quilt.chosen(here, sure, (top - beyond[0], left - beyond[1]))
         laid = source[:, down : down + block[0], across : across + block[1]]
         error = (laid - here).square().sum(0)
         taken = _cut(error, sure[0])
@@ -154,6 +156,9 @@ class _Quilt:
         if self.order is not None:
             cost = cost + ORDER * self.order.missing(at, (len(cost), cost.shape[1]))
         cost = torch.where(self.owner == self._exemplar(), cost, torch.inf)
+        elsewhere = cost.masked_fill(self._unmoved(at), torch.inf)
+        if elsewhere.isfinite().any():
+            cost = elsewhere
         among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()
         drawn = int(torch.randint(len(among), (1,), generator=self.generator))
         down, across = among[drawn].tolist()
@@ -161,6 +166,12 @@ class _Quilt:
         if self.order is not None:
             self.order.laid.append((at, (down, across)))
         return down, across
+
+    def _unmoved(self, at: Size) -> Tensor:
+        """Which blocks of the source lie, but for a part of them, in the same place of it."""
+        rows, columns = (torch.arange(n, device=self.owner.device) for n in self.owner.shape)
+        below, beside = (MOVED * side for side in self.block)
+        return ((rows - at[0]).abs() < below)[:, None] & ((columns - at[1]).abs() < beside)
 
     def _exemplar(self) -> int:
         """Which exemplar a block is taken from, by their shares."""

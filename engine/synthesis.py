@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.colours import is_grey, noise_like, with_chroma, with_fine_chroma
+from engine.colours import is_grey, noise_like, with_chroma, with_fine_chroma, with_fine_detail
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
 from engine.repaint import LEAST_SIDE, Painting, repainted
@@ -21,8 +21,8 @@ from utils import Size, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 6  # steps at the finest scale that take about as long as painting
-MENDED = 0.15  # of the steps come after fine chroma was painted
-CALMER = 0.25  # of Adam's step size, for the few steps that start where others have ended
+RIM, NARROW = 16, 16  # px, or a part of the side: there a picture follows less and less
+CALMER = 0.25  # of Adam's step size, for a start that is worth keeping
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     """New texture like the exemplars.
 
     Painted with their pixels first, and then optimised at the finest scale alone, which brings
-    back the grain and the colours that a mean of patches has lost; optimised from white noise where
-    nothing is to be painted but fine chroma. Where a content decides what is where, it is optimised
-    first.
+    back the grain and the colours that a mean of patches has lost; optimised coarse to fine from
+    white noise where nothing is to be painted but detail. Where a content decides what is where,
+    it is optimised first.
 
     Args:
         spec: on the trunk's device. Sides along which the output tiles are made as multiples of
@@ -95,7 +95,7 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
         UserError: exemplar or size too small for the layers, the scales or the patches.
     """
     if not spec.repaint:
-        return _made(spec, _optimised(spec, trunk, report), None)
+        return _made(spec, coarse_to_fine(spec, trunk, report), None)
     rest = steps_after_painting(spec.steps, spec.repaint)
     painted = spec.steps - rest
     size = sizes_of(spec, trunk.layers)[-1][1]
@@ -111,76 +111,22 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
         return repainted(spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell)
 
     if spec.canvas.content is not None:
-        first = _part_of(report, 0, 0.0, 1 - split)
-        layout = coarse_to_fine(replace(spec, steps=rest), trunk, first) if rest else None
+        first = replace(spec, steps=rest)
+        layout = coarse_to_fine(first, trunk, report, 1 - split) if rest else None
         painting = paint(1 - split, spec.canvas.content if layout is None else layout)
         return _made(spec, painting.image, painting)
     painting = paint(0.0, None)
     image = painting.image
     if rest:
-        then = _part_of(report, painted, split, 1.0)
-        image = _polished(replace(spec, steps=rest), trunk, image, image, then)
+        exemplar = size_of(spec.exemplars[0].image)
+        finest = _Scale(1, 1, exemplar, size, rest, True, painted, split, 1.0)
+        image = _optimised(spec, trunk, finest, image, image, report)
     return _made(spec, image, painting)
 
 
 def steps_after_painting(steps: int, repaint: float) -> int:
-    """How many steps follow painting, of the picture or, where `repaint` is 0, of fine chroma; all
-    of them are at the finest scale."""
-    return steps - round(repaint * steps) if repaint else round(MENDED * steps)
-
-
-def _optimised(spec: Spec, trunk: Extractor, report: Report | None) -> Tensor:
-    """A picture from white noise, its fine chroma painted before the last steps.
-
-    The first layers of a net trained on photographs hardly see it: conv1_1 of the bundled net
-    answers noise along red-green and blue-yellow with a tenth of the power that it has for grey.
-    What is optimised there comes out as specks. Here luma and what is coarser are optimised only.
-    """
-    last = steps_after_painting(spec.steps, spec.repaint)
-    sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
-    if not last or _all_grey(spec) or min(*sides, *spec.canvas.size) < LEAST_SIDE:
-        return coarse_to_fine(spec, trunk, report)
-    before, sizes = spec.steps - last, sizes_of(spec, trunk.layers)
-    work = sum(_work(split_steps(before, len(sizes)), sizes))
-    split = work / (work + (PAINTING + last) * math.prod(sizes[-1][1]))
-    begun = _part_of(report, 0, 0.0, split)
-    image = coarse_to_fine(replace(spec, steps=before), trunk, begun)
-    size, kind = sizes[-1][1], spec.kind
-    painted = repainted(spec.exemplars, spec.canvas, size, spec.seed, kind, image).image
-    then = _part_of(report, before, split, 1.0, len(sizes))
-    lr = spec.lr
-    if spec.optimizer == "Adam":
-        lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
-    return _polished(replace(spec, steps=last, lr=lr), trunk, image, painted, then)
-
-
-def _polished(
-    spec: Spec, trunk: Extractor, image: Tensor, painted: Tensor, report: Report | None
-) -> Tensor:
-    """A picture optimised at its size, its fine chroma that of a painting."""
-    if _all_grey(spec):
-        image = image[:, :1]
-    return coarse_to_fine(replace(spec, scales=1), trunk, report, image, painted)
-
-
-def _all_grey(spec: Spec) -> bool:
-    return all(is_grey(one.image) for one in spec.exemplars)
-
-
-def _part_of(
-    report: Report | None, before: int, begin: float, end: float, scale: int | None = None
-) -> Report | None:
-    """A report of what is a part of the work, after so many steps; all of it at one scale, if that
-    is given, of as many. None stays None."""
-    if report is None:
-        return None
-
-    def tell(progress: Progress) -> None:
-        done = begin + (end - begin) * progress.fraction
-        told = replace(progress, step=before + progress.step, fraction=done)
-        report(told if scale is None else replace(told, scale=scale, scales=scale))
-
-    return tell
+    """How many steps follow painting a picture, all of them at the finest scale."""
+    return steps - round(repaint * steps)
 
 
 def _made(spec: Spec, image: Tensor, painting: Painting | None) -> Made:
@@ -189,51 +135,122 @@ def _made(spec: Spec, image: Tensor, painting: Painting | None) -> Made:
     return Made(image.roll(shift, (2, 3)), painting, shift)
 
 
-def coarse_to_fine(
-    spec: Spec,
-    trunk: Extractor,
-    report: Report | None = None,
-    start: Tensor | None = None,
-    painted: Tensor | None = None,
-) -> Tensor:
-    """An optimised picture, from white noise or from `start`, coarse to fine.
+@dataclass(frozen=True)
+class _Scale:
+    """Steps at one size."""
 
-    What is optimised is the picture with the fine chroma of `painted`, if that is given: of the
-    finest size, for which there is one scale alone.
+    number: int  # 1 ... count
+    count: int
+    source_size: Size
+    size: Size
+    steps: int
+    paints: bool  # whether it starts from painted detail
+    before: int  # steps that were taken before
+    begin: float  # of the work, 0 ... 1
+    end: float
+
+
+def coarse_to_fine(
+    spec: Spec, trunk: Extractor, report: Report | None = None, end: float = 1.0
+) -> Tensor:
+    """An optimised picture, from white noise, coarse to fine.
 
     The first scale starts from noise with the exemplar's mean and covariance of colours, every
     other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart
-    from them in that noise is added of what the exemplar gains in detail: from a smooth start, fine
-    structure grows along the net's pooling grid, and the grid is left to be seen.
+    from them in that detail is added to it. That of the scales in between is noise like what the
+    exemplar gains there: from a smooth start, fine structure grows along the net's pooling grid,
+    and the grid is left to be seen. That of the finest scale is painted with the exemplar's
+    patches: hatching and dark points have the Gram matrices of edges, and what starts there as
+    noise ends as such.
+
+    Fine chroma stays as it is painted. The first layers of a net trained on photographs hardly see
+    it: conv1_1 of the bundled net answers noise along red-green and blue-yellow with a tenth of
+    the power that it has for grey. What is optimised there comes out as specks.
+
+    Args:
+        end: the part of all work that is done then, for the report.
 
     Returns:
         (1, 3 or 1, h, w) in [0, 1], of the finest scale's size.
     """
     canvas, exemplar = spec.canvas, spec.exemplars[0].image
-    sizes = sizes_of(spec, trunk.layers)
-    shares = split_steps(spec.steps, len(sizes))
+    scales = _scales(spec, trunk, end)
     generator = torch.Generator().manual_seed(spec.seed)
-    image = start
-    if image is None:
-        image = noise_like(exemplar, sizes[0][1], generator).clamp(0, 1)
-        if not _all_grey(spec):
-            image = image.expand(-1, 3, -1, -1)
-    before = None
-    for scale, (source_size, size) in enumerate(sizes):
-        criterion = criterion_at(spec, trunk, source_size, size)
-        image = resize(image, size, canvas.tile)
-        picture = resize(exemplar, source_size)
-        if before is not None:
-            gained = picture - resize(before, source_size)
-            image = (image + DETAIL * noise_like(gained, size, generator)).clamp(0, 1)
+    image = noise_like(exemplar, scales[0].size, generator).clamp(0, 1)
+    if not _all_grey(spec):
+        image = image.expand(-1, 3, -1, -1)
+    before, painted = resize(exemplar, scales[0].source_size), None
+    for scale in scales:
+        image = resize(image, scale.size, canvas.tile)
+        picture = resize(exemplar, scale.source_size)
+        if scale.paints:
+            layout = image.expand(-1, 3, -1, -1)
+            painting = repainted(spec.exemplars, canvas, scale.size, spec.seed, spec.kind, layout)
+            painted = painting.image
+            image = with_fine_detail(layout, painted, canvas.tile)
+        elif scale.number > 1:
+            gained = picture - resize(before, scale.source_size)
+            image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
-        image = _started(canvas, image, first=scale == 0 and start is None)
-        mask = canvas.mask_at(size)
-        shown = partial(_shown, canvas.tile, mask, painted)
-        extract = partial(_extract, trunk, canvas.tile, mask, shown)
-        on_step = partial(_tell, report, sizes, shares, scale, shown) if report else None
-        image = optimize(image, extract, criterion, shares[scale], spec.optimizer, spec.lr, on_step)
-    return shown(image)
+        image = _optimised(spec, trunk, scale, image, painted, report)
+    return image
+
+
+def _all_grey(spec: Spec) -> bool:
+    return all(is_grey(one.image) for one in spec.exemplars)
+
+
+def _can_be_painted(spec: Spec) -> bool:
+    sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
+    return min(*sides, *spec.canvas.size) >= LEAST_SIDE
+
+
+def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
+    """The sizes from coarse to fine, with their steps; a single one twice, for detail to be painted
+    on the way."""
+    sizes = sizes_of(spec, trunk.layers)
+    paints = _can_be_painted(spec)
+    if paints and len(sizes) == 1:
+        sizes *= 2
+    shares = split_steps(spec.steps, len(sizes))
+    scales, done, before = [], 0, 0
+    for n, ((source_size, size), steps) in enumerate(zip(sizes, shares, strict=True), 1):
+        painting = paints and n == len(sizes) and steps > 0
+        begin = done + PAINTING * painting * math.prod(size)
+        done = begin + steps * math.prod(size)
+        scales.append(
+            _Scale(n, len(sizes), source_size, size, steps, painting, before, begin, done)
+        )
+        before += steps
+    part = end / max(done, 1)
+    return [replace(one, begin=one.begin * part, end=one.end * part) for one in scales]
+
+
+def _optimised(
+    spec: Spec,
+    trunk: Extractor,
+    scale: _Scale,
+    image: Tensor,
+    painted: Tensor | None,
+    report: Report | None,
+) -> Tensor:
+    """The picture (1, 3 or 1, h, w) after the steps of a scale; the fine chroma of `painted` is
+    held, if that is given."""
+    canvas, lr = spec.canvas, spec.lr
+    if _all_grey(spec):
+        image = image[:, :1]
+    image = _started(canvas, image, first=scale.number == 1 and painted is None)
+    start = None
+    if painted is not None:
+        start = image
+        if spec.optimizer == "Adam":
+            lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
+    mask = canvas.mask_at(scale.size)
+    shown = partial(_shown, canvas.tile, mask, painted, start)
+    extract = partial(_extract, trunk, canvas.tile, mask, shown)
+    criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
+    on_step = partial(_tell, report, scale, shown) if report else None
+    return shown(optimize(image, extract, criterion, scale.steps, spec.optimizer, lr, on_step))
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
@@ -324,12 +341,30 @@ def cut_at(image: Tensor, tile: str) -> Size:
     return shift[0], shift[1]
 
 
-def _shown(tile: str, mask: Tensor | None, painted: Tensor | None, image: Tensor) -> Tensor:
+def _shown(
+    tile: str, mask: Tensor | None, painted: Tensor | None, start: Tensor | None, image: Tensor
+) -> Tensor:
     """What is optimised -> the picture that comes of it."""
-    if painted is None or image.shape[1] == 1:
-        return image
-    found = with_fine_chroma(image, painted, tile)
+    found = image
+    if start is not None:
+        found = start + freedom(size_of(image), tile).to(image) * (image - start)
+    if painted is not None and image.shape[1] > 1:
+        found = with_fine_chroma(found, painted, tile)
     return found if mask is None else torch.where(mask, found, image)
+
+
+def freedom(size: Size, tile: str) -> Tensor:
+    """(H, W): how far each pixel follows what is optimised.
+
+    Few features see the outermost pixels, so that it is cheap to put there what is amiss with the
+    picture as a whole: a row of red where red is missing.
+    """
+    sides = []
+    for axis, side in zip("yx", size, strict=True):
+        ahead = torch.arange(1, side + 1)
+        inside = torch.minimum(ahead, ahead.flip(0)) / min(RIM, side / NARROW)
+        sides.append(torch.ones(side) if axis in tile else inside.clamp(max=1))
+    return torch.minimum(sides[0][:, None], sides[1])
 
 
 def _extract(
@@ -344,22 +379,14 @@ def _extract(
     return trunk(shown(image), tile)
 
 
-def _work(shares: list[int], sizes: Sizes) -> list[int]:
-    """Of so many steps at each scale: pixels of the output that they go through."""
-    return [share * math.prod(size) for share, (_, size) in zip(shares, sizes, strict=True)]
-
-
 def _tell(
     report: Report,
-    sizes: Sizes,
-    shares: list[int],
-    scale: int,
+    scale: _Scale,
     shown: Callable[[Tensor], Tensor],
     step: int,
     image: Tensor,
     loss: float,
 ) -> None:
-    work = _work(shares, sizes)
-    done = sum(work[:scale]) + step * math.prod(sizes[scale][1])
-    step += sum(shares[:scale])
-    report(Progress(step, scale + 1, len(sizes), done / sum(work), shown(image), loss))
+    done = scale.begin + (scale.end - scale.begin) * step / scale.steps
+    step += scale.before
+    report(Progress(step, scale.number, scale.count, done, shown(image), loss))

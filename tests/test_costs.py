@@ -78,11 +78,11 @@ def test_time_follows_pixels_and_steps():
 
 
 def test_steps_after_painting_are_at_the_finest_scale():
-    """Of 100 steps 15 follow fine chroma, and the others are halved from scale to scale; where a
-    picture is painted for 80 of them, 20 are left."""
+    """Where a picture is painted for 80 of 100 steps, 20 are left; else they are halved from scale
+    to scale."""
     scales = [((64, 64), (64, 64)), ((128, 128), (128, 128))]
     run = Run("vgg19", LAYERS, scales, LAYERS, steps=100)
-    assert run.steps_at == [57, 28 + 15]
+    assert run.steps_at == [67, 33]
     assert run._replace(repaint=0.8).steps_at == [0, 20]
 
 

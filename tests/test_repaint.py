@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from engine import maps, quilting, repaint
-from engine.colours import luma, with_fine_chroma
+from engine.colours import luma, with_fine_chroma, with_fine_detail
 from engine.correspondences import PATCH, Descriptor, Places, Search
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
 from engine.quilting import quilted
@@ -171,6 +171,16 @@ def test_every_part_is_used_before_any_is_used_again():
     for y, x in torch.randint(49, (25, 2), generator=generator()).tolist():
         drawn[y : y + 12, x : x + 12] = 1
     assert used.mean() > drawn.mean()
+
+
+def test_no_block_goes_where_it_is_in_the_source():
+    """Rows that are known ask for the very blocks that lie there; a fourth of a block is 5 px."""
+    source = torch.rand(3, 40, 40, generator=generator())
+    known = torch.zeros(3, 40, 40, dtype=torch.bool)
+    known[:, :4] = True
+    _, found = layout(source, (40, 40), canvas=source.clone(), known=known)
+    down, across = found.y - torch.arange(40)[:, None], found.x - torch.arange(40)
+    assert (torch.maximum(down.abs(), across.abs()) >= 5)[4:].all()
 
 
 def test_a_cut_goes_where_the_error_is_least():
@@ -384,6 +394,15 @@ def test_fine_chroma_is_the_paintings_and_all_else_is_the_polish():
     assert torch.allclose(luma(found), luma(specks), atol=1e-6)
     chroma = found - luma(found)
     assert chroma.abs().max() < 0.02 < 0.2 < (specks - luma(specks)).abs().max()
+
+
+def test_fine_detail_is_the_paintings_and_all_else_is_the_pictures():
+    painting = torch.full((1, 3, 36, 36), 0.5)
+    redder = painting + torch.tensor((0.1, 0.0, -0.1)).view(1, 3, 1, 1)
+    assert torch.allclose(with_fine_detail(redder, painting), redder, atol=1e-6)
+    specks = painting.clone()
+    specks[..., ::9, ::9] += 0.3  # one in 81 px
+    assert torch.allclose(with_fine_detail(specks, painting, "xy"), painting + 0.3 / 81, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------- the kind

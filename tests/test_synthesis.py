@@ -144,8 +144,8 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd, narrow_ne
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_tile_has_no_border(method, monkeypatch):
     """Moved round by whole patches and windows, the noise gives the same texture, moved round, up
-    to fine chroma, which is drawn by lot."""
-    monkeypatch.setattr(synthesis, "MENDED", 0)
+    to detail that is painted, which is drawn by lot."""
+    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
     layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-hed")
     weights = models.load_weights("vgg16-hed", None, layers)[0]
@@ -367,7 +367,7 @@ def colours(tmp_path):
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_mix_is_between_its_exemplars(method, result, colours):
     red, blue = map(str, colours)
-    options = ["--size", "32", "--epoch", "15", "--optimizer", "LBFGS", "--method", method]
+    options = ["--size", "32", "--epoch", "30", "--optimizer", "LBFGS", "--method", method]
     reds = []
     for share in ("0.2", "0.8"):
         make(red, result, *options, "--mix", f"{blue}:{share}")
@@ -639,7 +639,8 @@ def test_flags_change_the_picture(pebbles, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
-def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result, narrow_net):
+def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result, narrow_net, monkeypatch):
+    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     record = make(pebbles, result, "--optimizer", optimizer, "--lr", "1e6", "--epoch", "20")
     start = make(pebbles, result, "--epoch", "1")
     assert record["error"] <= start["error"] * 1.5
@@ -684,7 +685,7 @@ def test_what_is_printed(pebbles, result, capfd, narrow_net):
     assert len(out.splitlines()) == 1
     assert err.splitlines() == [
         "corner.png: scale 1/2 16x16 from step 1",
-        "corner.png: scale 2/2 32x32 from step 4",
+        "corner.png: scale 2/2 32x32 from step 5",
     ]
     make(pebbles, result, "--quiet")
     out, err = capfd.readouterr()
@@ -698,7 +699,7 @@ def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch, narrow_net
     assert "\n" not in err
     # scale, size, share of the work, time gone and left, step and error
     times = r"\d\d:\d\d<\d\d:\d\d"
-    assert re.search(rf"scale 1/1 32x32: +\d+%\|.*\| {times}, step \d+/60, error 0\.\d+", err)
+    assert re.search(rf"scale 2/2 32x32: +\d+%\|.*\| {times}, step \d+/60, error 0\.\d+", err)
 
 
 def test_notes_are_said_once(tmp_path, result, capfd, narrow_net):
@@ -930,8 +931,8 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
     assert output.min() >= 0 and output.max() <= 1
     assert [progress.step for progress in seen] == list(range(1, 61))
     assert min(progress.loss for progress in seen) < seen[0].loss / 10
-    # Nine of the steps follow painting, which counts as six, told with each of the nine.
-    done = [k / 66 for k in range(1, 52)] + [(51 + k * 15 / 9) / 66 for k in range(1, 10)]
+    # A third of the steps follow painting, which counts as six.
+    done = [k / 66 for k in [*range(1, 41), *range(47, 67)]]
     assert [progress.fraction for progress in seen] == pytest.approx(done)
     assert torch.equal(output, synthesized(checkerboard, tiny, **steps))
     with pytest.raises(UserError, match="exemplar"):
@@ -939,7 +940,7 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
 
 
 def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(synthesis, "MENDED", 0)
+    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     seen: list[Progress] = []
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     # Four steps at 8x8 and two at 16x16, each of which is four times the work.
@@ -947,34 +948,36 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypa
     assert [progress.fraction * 12 for progress in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
 
 
-def test_what_is_mended_is_at_the_finest_scale_and_counts_with_its_painting(tiny, checkerboard):
+def test_painting_counts_as_six_steps_of_the_finest_scale(tiny, checkerboard):
     seen: list[Progress] = []
     synthesized(checkerboard, tiny, steps=4, scales=2, report=seen.append)
-    # Two at 8x8, one at 16x16, which is four times the work, as long as six of them to paint, and
-    # one more.
-    assert [(progress.scale, progress.scales) for progress in seen] == [
-        (1, 2),
-        (1, 2),
-        (2, 2),
-        (2, 2),
-    ]
-    assert [progress.fraction * 34 for progress in seen] == pytest.approx([1, 2, 6, 34])
+    # Three at 8x8, and one at 16x16, which is four times the work, after painting.
+    assert [progress.scale for progress in seen] == [1, 1, 1, 2]
+    assert [progress.fraction * 31 for progress in seen] == pytest.approx([1, 2, 3, 31])
 
 
-def test_fine_chroma_of_what_is_optimised_is_painted(tiny, monkeypatch):
-    """Where what is painted is grey, no fine colour is left, and the coarse ones are; less than
-    four steps have no time for it."""
+def test_the_finest_scale_starts_from_painted_detail_and_keeps_its_fine_chroma(tiny, monkeypatch):
+    """Where what is painted is grey, no fine colour is left, and the coarse ones are; a single step
+    has no time for it."""
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     grey = Painting(torch.full((1, 3, 32, 32), 0.5), torch.zeros(0), torch.zeros(0))
     monkeypatch.setattr(synthesis, "repainted", lambda *args: grey)
     found = []
-    for steps in (20, 3):
+    for steps in (20, 1):
         image = synthesized(exemplar, tiny, steps=steps, scales=1, optimizer="LBFGS")
         chroma = image - luma(image)
         smooth = F.avg_pool2d(chroma, 3, 1)
         found.append(((chroma[..., 1:-1, 1:-1] - smooth).square().mean().item(), smooth.std()))
     assert found[0][0] < 0.1 * found[1][0]
     assert found[0][1] > 0.01
+
+
+def test_the_rim_follows_less_unless_it_repeats():
+    """A sixteenth of 64 rows, and 16 px at most."""
+    free = synthesis.freedom((64, 400), "x")
+    assert free[:5, 0].tolist() == [0.25, 0.5, 0.75, 1, 1] == free[-5:, -1].tolist()[::-1]
+    free = synthesis.freedom((400, 64), "")
+    assert free[:2, 32].tolist() == [1 / 16, 2 / 16] and free[32, :2].tolist() == [0.25, 0.5]
 
 
 def test_noise_has_the_exemplars_colours():
@@ -1011,6 +1014,7 @@ def test_noise_of_few_colours_is_between_them(count):
 def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
     exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 4 + 0.375  # clear of the bounds
     start = {}
+    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     for share in (0.0, 1.0):
         monkeypatch.setattr(synthesis, "DETAIL", share)
         start[share] = synthesized(exemplar, tiny, steps=0, scales=2)
