@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
@@ -448,49 +447,46 @@ def surrounded(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
 
 def padded(x: Tensor, tile: str, mode: str) -> Tensor:
     """Return (B, C, H, W) with one more row and column on every side: its own from the other end
-    along the axes in `tile`, else what `F.pad` makes of the mode."""
-    across, down = int("x" in tile), int("y" in tile)
-    if not (across and down):
-        x = F.pad(x, (1 - across, 1 - across, 1 - down, 1 - down), mode)
-    return _Wrap.apply(x, down, across) if tile else x
+    along the axes in `tile`, else what `F.pad` makes of the mode, "reflect" or "replicate".
+
+    channels_last stays what it is; `F.pad` would wrap by several copies and lose it.
+    """
+    B, C, H, W = x.shape
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    shape = B, C, H + 2, W + 2
+    result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    result[..., 1:-1, 1:-1] = x
+    for dim, before, after in _border_sources(result, tile, mode):
+        result.select(dim, 0).copy_(result.select(dim, before))
+        result.select(dim, -1).copy_(result.select(dim, after))
+    return result
 
 
-class _Wrap(torch.autograd.Function):
-    """What `F.pad` makes of the mode "circular", in one copy either way instead of several, and
-    channels_last where the input is: as fast as reflection."""
+def folded(gradient: Tensor, tile: str, mode: str) -> Tensor:
+    """The gradient by what `padded` was given, (B, C, H, W), from that by what it returned, of
+    which it becomes a part: every pixel gathers the gradients of its copies."""
+    for dim, before, after in reversed(_border_sources(gradient, tile, mode)):
+        gradient.select(dim, before).add_(gradient.select(dim, 0))
+        gradient.select(dim, after).add_(gradient.select(dim, -1))
+    return gradient[..., 1:-1, 1:-1]
 
-    @staticmethod
-    def forward(ctx, x: Tensor, down: int, across: int) -> Tensor:
-        """(B, C, H, W), 0 or 1 row and column on every side -> (B, C, H + 2 down, W + 2 across)."""
-        ctx.margins = down, across
-        B, C, H, W = x.shape
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        shape = B, C, H + 2 * down, W + 2 * across
-        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-        padded[..., down : down + H, across : across + W] = x
-        if across:
-            padded[..., 0], padded[..., -1] = padded[..., -2], padded[..., 1]
-        if down:
-            padded[..., 0, :], padded[..., -1, :] = padded[..., -2, :], padded[..., 1, :]
-        return padded
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Every pixel has the gradients of all its copies."""
-        down, across = ctx.margins
-        if down:
-            rows = gradient[..., 1:-1, :].clone()
-            rows[..., 0, :] += gradient[..., -1, :]
-            rows[..., -1, :] += gradient[..., 0, :]
-            gradient = rows
-        if across:
-            columns = gradient[..., 1:-1].clone()
-            columns[..., 0] += gradient[..., -1]
-            columns[..., -1] += gradient[..., 0]
-            gradient = columns
-        return gradient, None, None
+def _border_sources(bordered: Tensor, tile: str, mode: str) -> list[tuple[int, int, int]]:
+    """For the columns and then the rows of (B, C, H + 2, W + 2): their dimension, and where in it
+    the first and the last of them are copied from."""
+    found = []
+    for axis, dim in (("x", 3), ("y", 2)):
+        last = bordered.shape[dim] - 2  # of those inside; the first is 1
+        if axis in tile:
+            found.append((dim, last, 1))
+        elif mode == "replicate":
+            found.append((dim, 1, last))
+        elif last > 1:
+            found.append((dim, 2, last - 1))
+        else:
+            raise RuntimeError("padding by reflection needs two rows and columns")
+    return found
 
 
 def scaled(maps: Tensor, factor: float) -> Size:

@@ -1,9 +1,9 @@
 """What a run takes of memory and time, estimated before it starts.
 
-Memory is counted in floats a pixel: from the widths and strides of the net, and from what autograd
-keeps of every operation until the way back. Time is the arithmetic of the net and of matching, at
-the rate at which the machine was just seen to convolve. Constants that are no such counts are
-named and explained here, and nowhere else.
+Memory is counted in floats a pixel: from the widths and strides of the net, and from what is kept
+of every operation until the way back. Time is the arithmetic of the net and of matching, at the
+rate at which the machine was just seen to convolve. Constants that are no such counts are named and
+explained here, and nowhere else.
 """
 
 import math
@@ -43,8 +43,9 @@ SPECTRUM = 3 * SPECTRUM_PADDING**2  # floats a pixel of a padded window of three
 LAGS = 14  # floats a feature: padded complex spectra of the autocorrelation and their gradients
 COPIES = 2  # of the largest layer's patches while they are scored: themselves and their gradient
 
-# Of the net's own time: sorting and what else is not arithmetic of the net or of matching.
-OVERHEAD = 1.3
+# Of the time that the net's arithmetic takes by the convolution that is timed: all of a step. What
+# is not arithmetic costs less than what the trunk saves by transforming windows.
+OVERHEAD = 0.9
 SLOWER = {"swd": 1.1, "guided": 0.4, "patches": 0.75}
 SLOWEST = 1e10  # operations a second that any machine makes: shorter runs are not worth a probe
 PROBE = (1, 64, 128, 128)  # shape of the features that are convolved to see how fast that is
@@ -146,16 +147,15 @@ def _passing(net: str, layers: Sequence[str]) -> float:
 def _stepping(net: str, layers: Sequence[str]) -> float:
     """Floats a pixel at the peak of loss and gradient.
 
-    The way back begins with the gradients by the layers that are looked at, all of them at once.
-    Every convolution has kept its padded input and its output until it is passed there, and then
-    has gradients of both, and of the input without its borders.
+    What every convolution let through is kept to the end of the way back, and so are the gradients
+    by the layers that are looked at. Beside them a stage has those of its output and its input.
     """
-    kept = gradients = peak = 0.0
+    kept = gradients = passed = 0.0
     for stage in _stages(net, layers):
-        kept += stage.after + (stage.before if stage.flops else 0)
+        kept += stage.after if stage.flops or stage.layer in layers else 0
         gradients += stage.after if stage.layer in layers else 0
-        peak = max(peak, kept + gradients + stage.after + 2 * stage.before)
-    return peak
+        passed = max(passed, stage.before + stage.after)
+    return kept + gradients + passed
 
 
 def estimated_bytes(run: Run) -> float:
