@@ -8,7 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.colours import is_grey, noise_like, with_chroma, with_fine_chroma, with_fine_detail
+from engine.colours import (
+    is_grey,
+    matched_colours,
+    noise_like,
+    with_chroma,
+    with_fine_chroma,
+    with_fine_detail,
+)
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
 from engine.repaint import LEAST_SIDE, Painting, repainted
@@ -108,10 +115,11 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
                 done = begin + split * done
                 report(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        return repainted(spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell)
+        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell
+        return _in_exemplars_colours(spec, repainted(*args))
 
     if spec.canvas.content is not None:
-        first = replace(spec, steps=rest)
+        first = replace(spec, steps=rest, repaint=0.0)
         layout = coarse_to_fine(first, trunk, report, 1 - split) if rest else None
         painting = paint(1 - split, spec.canvas.content if layout is None else layout)
         return _made(spec, painting.image, painting)
@@ -122,6 +130,16 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
         finest = _Scale(1, 1, exemplar, size, rest, True, painted, split, 1.0)
         image = _optimised(spec, trunk, finest, image, image, report)
     return _made(spec, image, painting)
+
+
+def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
+    """The painting with the exemplar's mean and covariance of colours, as a mean of patches is
+    duller, unless something else decides which colours there are."""
+    if spec.canvas.placed or len(spec.exemplars) > 1:
+        return painting
+    channels = 1 if _all_grey(spec) else 3
+    image, exemplar = painting.image[:, :channels], spec.exemplars[0].image[:, :channels]
+    return replace(painting, image=matched_colours(image, exemplar).expand(-1, 3, -1, -1))
 
 
 def steps_after_painting(steps: int, repaint: float) -> int:
@@ -234,8 +252,9 @@ def _optimised(
     painted: Tensor | None,
     report: Report | None,
 ) -> Tensor:
-    """The picture (1, 3 or 1, h, w) after the steps of a scale; the fine chroma of `painted` is
-    held, if that is given."""
+    """The picture (1, 3 or 1, h, w) after the steps of a scale. The fine chroma of `painted` is
+    held, if that is given; all of its chroma where the whole picture is painted, as it comes from
+    the exemplar, and an optimiser that may shift it leaves blotches of green and pink."""
     canvas, lr = spec.canvas, spec.lr
     if _all_grey(spec):
         image = image[:, :1]
@@ -246,7 +265,8 @@ def _optimised(
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
     mask = canvas.mask_at(scale.size)
-    shown = partial(_shown, canvas.tile, mask, painted, start)
+    hold = partial(with_fine_chroma, tile=canvas.tile) if not spec.repaint else with_chroma
+    shown = partial(_shown, canvas.tile, mask, hold, painted, start)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     on_step = partial(_tell, report, scale, shown) if report else None
@@ -342,14 +362,19 @@ def cut_at(image: Tensor, tile: str) -> Size:
 
 
 def _shown(
-    tile: str, mask: Tensor | None, painted: Tensor | None, start: Tensor | None, image: Tensor
+    tile: str,
+    mask: Tensor | None,
+    hold: Callable[[Tensor, Tensor], Tensor],
+    painted: Tensor | None,
+    start: Tensor | None,
+    image: Tensor,
 ) -> Tensor:
     """What is optimised -> the picture that comes of it."""
     found = image
     if start is not None:
         found = start + freedom(size_of(image), tile).to(image) * (image - start)
     if painted is not None and image.shape[1] > 1:
-        found = with_fine_chroma(found, painted, tile)
+        found = hold(found, painted)
     return found if mask is None else torch.where(mask, found, image)
 
 

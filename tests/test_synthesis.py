@@ -972,6 +972,22 @@ def test_the_finest_scale_starts_from_painted_detail_and_keeps_its_fine_chroma(t
     assert found[0][1] > 0.01
 
 
+def test_a_painting_has_the_exemplars_colours_and_the_polish_leaves_its_chroma(tiny, monkeypatch):
+    """The painting is duller and redder; what is polished has the chroma of the one that was
+    moved to the exemplar's mean and covariance."""
+    exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
+    dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
+    flat = torch.zeros(0)
+    monkeypatch.setattr(synthesis, "repainted", lambda *args: Painting(dull, flat, flat))
+    monkeypatch.setattr(synthesis, "freedom", lambda size, tile: torch.ones(size))
+    alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
+    torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
+    polished = synthesized(exemplar, tiny, steps=8, scales=1, repaint=0.5, optimizer="LBFGS")
+    inside = (polished > 0).all(1) & (polished < 1).all(1)
+    chroma = (polished - luma(polished) - alone + luma(alone)).abs().amax(1)
+    assert chroma[inside].max() < 1e-4
+
+
 def test_the_rim_follows_less_unless_it_repeats():
     """A sixteenth of 64 rows, and 16 px at most."""
     free = synthesis.freedom((64, 400), "x")
