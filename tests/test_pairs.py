@@ -115,7 +115,7 @@ def expected_size(one, two):
     return min(asked, key=lambda control: control.rank).size if asked else EXEMPLAR
 
 
-@pytest.mark.parametrize("method", ["gram", "cnnmrf"])
+@pytest.mark.parametrize("method", ["gram", pytest.param("cnnmrf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("one", list(CONTROLS))
 def test_every_pair_of_controls(one, method, pictures, narrow_net, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(pictures)

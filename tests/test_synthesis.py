@@ -130,14 +130,15 @@ def test_methods_of_statistics_keep_the_colours(method, most, result, tmp_path):
 
 
 def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd, narrow_net):
-    record = make("brick.png", result)
+    once = "--epoch", "1"
+    record = make("brick.png", result, *once)
     assert record["spectrum"] == 0.1
     (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
     assert "brick.png repeats after" in note and note.endswith("--spectrum 0 turns it off")
-    make("brick.png", result, "--tile", "xy")
+    make("brick.png", result, "--tile", "xy", *once)
     assert "--tile keeps its order where --size holds whole repeats" in capfd.readouterr().err
-    assert make("brick.png", result, "--spectrum", "0")["spectrum"] == 0
-    assert make(pebbles, result)["spectrum"] == 0
+    assert make("brick.png", result, "--spectrum", "0", *once)["spectrum"] == 0
+    assert make(pebbles, result, *once)["spectrum"] == 0
     assert "repeats" not in capfd.readouterr().err
 
 
@@ -1085,7 +1086,7 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow
         assert main(arguments) == 0
         return
     save_path = tmp_path / args.save_path.name
-    cheaper = ["--epoch", "2", "--save_path", str(save_path), "--device", "cpu"]
+    cheaper = ["--epoch", "1", "--save_path", str(save_path), "--device", "cpu"]
     if not (args.mask or args.expand):  # whose size is that of what they keep
         cheaper += ["--size", "32"]
     if not args.weights:
