@@ -19,7 +19,7 @@ from engine.optimizers import LBFGS_MEMORY
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS
-from models import NETS, WIDTHS, layer_table, resolve_layers
+from models import NETS, WIDTHS, WINDOW, layer_table, resolve_layers
 from terms.base import MAX_PATCHES
 from terms.cnnmrf import CNNMRF
 from terms.gram import GRAM_LAYERS
@@ -41,6 +41,7 @@ SORTED = 4  # floats a sorted value costs until the way back: its place (int64),
 SORTING = 5  # floats a value while it is sorted: twice itself, and the sorted one with its place
 SPECTRUM = 3 * SPECTRUM_PADDING**2  # floats a pixel of a padded window of three channels
 LAGS = 14  # floats a feature: padded complex spectra of the autocorrelation and their gradients
+TRANSFORMED = (WINDOW / 3) ** 2  # of a filter's numbers, where windows are transformed
 COPIES = 2  # of the largest layer's patches while they are scored: themselves and their gradient
 
 # Of the time that the net's arithmetic takes by the convolution that is timed: all of a step. What
@@ -175,7 +176,17 @@ def _exemplar_bytes(run: Run) -> float:
         sorts = max(sorts, SORTING * max(floats[layer] for layer in run.looked_at))
     whole = max(_passing(run.net, run.layers), sorts) + _held(run)
     judged = _passing(run.net, GRAM_LAYERS) + PICTURE
-    return FLOAT * math.prod(run.scales[-1][0]) * max(whole, judged)
+    pixels = math.prod(run.scales[-1][0])
+    return FLOAT * max(pixels * whole, pixels * judged + _filters(run.net, GRAM_LAYERS))
+
+
+def _filters(net: str, layers: Sequence[str]) -> float:
+    """Floats of a net that is built beside another: `PROGRAM_BYTES` has one of them.
+
+    Its filters, the same transformed, and two more of the largest while these are made.
+    """
+    sizes = [stage.flops / (2 * stage.area) for stage in _stages(net, layers)]
+    return sum(sizes) * (1 + TRANSFORMED) + 2 * max(sizes) * TRANSFORMED
 
 
 def _step_bytes(run: Run) -> float:
