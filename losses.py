@@ -123,7 +123,7 @@ add_method(
 
 PRESETS: dict[str, dict[str, Any]] = {
     "best": {
-        "repaint": 0.8,
+        "repaint": 1.0,
         "epoch": 100,
         "optimizer": "LBFGS",
         "rescale": False,

@@ -97,7 +97,7 @@ def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
     for one in job.maps:
         copies = [copy.to(device) for copy in one.copies]
         if made.painting is not None:
-            copies = [stretch(copy, spec.seed, spec.kind.regular) for copy in copies]
+            copies = [stretch(copy, spec.seed) for copy in copies]
         carried = maps.carried(copies, found, tile)
         if made.painting is not None:
             carried = resize(carried, spec.canvas.size, tile).roll(made.shift, (2, 3))

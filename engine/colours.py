@@ -1,4 +1,4 @@
-"""Means and covariances of colours."""
+"""Means, covariances and distributions of colours."""
 
 import math
 
@@ -10,6 +10,7 @@ from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMOOTH = 9  # px, odd; what is fine is smaller
+TURNS = 4  # of colour space
 LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
 
 
@@ -61,6 +62,26 @@ def matched_colours(style: Tensor, content: Tensor) -> Tensor:
     pixels = style[0].flatten(1).double() - mean_style
     matched = root @ torch.linalg.solve(root_style, pixels) + mean
     return matched.view(style.shape).to(style.dtype).clamp(0, 1)
+
+
+def with_colours(image: Tensor, exemplar: Tensor) -> Tensor:
+    """(1, C, H, W), (1, C, h, w) -> the first, its pixels' colours distributed as the second's.
+
+    Along each axis of a few turned colour spaces, the values are replaced by the exemplar's of the
+    same rank (Pitie, Kokaram and Dahyot, "N-Dimensional Probability Density Function Transfer",
+    2005).
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixels, wanted = image[0].flatten(1), exemplar[0].flatten(1)
+    for _ in range(TURNS):
+        turned, _ = torch.linalg.qr(torch.randn(len(pixels), len(pixels), generator=generator))
+        axes = turned.to(pixels)
+        values = F.interpolate(
+            (axes @ wanted).sort().values[None], pixels.shape[1], mode="linear", align_corners=True
+        )
+        ranks = (axes @ pixels).argsort()
+        pixels = axes.T @ torch.empty_like(pixels).scatter_(1, ranks, values[0])
+    return pixels.view(image.shape).clamp(0, 1)
 
 
 def colours(pixels: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:

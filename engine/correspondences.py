@@ -44,6 +44,13 @@ class Places:
         """(H, W): y * width + x."""
         return self.y * width + self.x
 
+    def in_one_piece(self) -> float:
+        """The chance that two places lie as far from each other as their patches do."""
+        rows, columns = (torch.arange(side, device=self.y.device) for side in self.y.shape)
+        moves = torch.stack((self.y - rows[:, None], self.x - columns)).flatten(1)
+        _, counts = moves.unique(dim=1, return_counts=True)
+        return (counts / counts.sum()).square().sum().item()
+
     def seen_from(self, down: int, across: int, tile: str) -> Places:
         """Where a patch would lie if it went on from its neighbour so many px up and left."""
         y, x = (

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from engine.correspondences import Places, marks_of_windows
 from engine.kinds import STOCHASTIC, Kind
 from terms.autocorrelation import self_correlation, without_shade
-from utils import Size
+from utils import Size, size_of
 
 OVERLAP = 0.3  # of a block
 TOLERANCE = 0.1  # over the best block's error: among those one is drawn
@@ -140,19 +140,20 @@ class _Quilt:
         generator: torch.Generator,
         order: _Order | None,
     ) -> None:
-        self.source, self.squares = source[None], source[None].square()
+        self.spectra = torch.fft.rfft2(torch.cat((source.square(), source)))
+        self.size = size_of(source[None])
         self.block, self.shares, self.generator, self.order = block, shares, generator, order
-        self.used = torch.zeros(source.shape[1:], device=source.device)
         self.owner = marks_of_windows(owner, block)
+        # How often the pixels of each block were used, on average.
+        self.used = torch.zeros(self.owner.shape, device=source.device)
 
     def chosen(self, here: Tensor, sure: Tensor, at: Size) -> Size:
         """(C, height, width) of the canvas, whether each is known, and where that is -> row and
         column of the source."""
-        mask = sure[None].float()
-        there = here * mask
-        error = F.conv2d(self.squares, mask) - 2 * F.conv2d(self.source, there)
-        error = (error[0, 0] + there.square().sum()) / sure[0].sum().clamp(min=1)
-        cost = error.clamp(min=LEAST_ERROR) * (1 + F.avg_pool2d(self.used[None], self.block, 1)[0])
+        there = here * sure
+        error = self._products(torch.cat((sure.float(), -2 * there))) + there.square().sum()
+        error = error / sure[0].sum().clamp(min=1)
+        cost = error.clamp(min=LEAST_ERROR) * (1 + self.used)
         if self.order is not None:
             cost = cost + ORDER * self.order.missing(at, (len(cost), cost.shape[1]))
         cost = torch.where(self.owner == self._exemplar(), cost, torch.inf)
@@ -162,16 +163,28 @@ class _Quilt:
         among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()
         drawn = int(torch.randint(len(among), (1,), generator=self.generator))
         down, across = among[drawn].tolist()
-        self.used[down : down + self.block[0], across : across + self.block[1]] += 1
+        below, beside = (1 - n.abs() / side for n, side in self._from((down, across)))
+        self.used += below.clamp(min=0)[:, None] * beside.clamp(min=0)
         if self.order is not None:
             self.order.laid.append((at, (down, across)))
         return down, across
 
     def _unmoved(self, at: Size) -> Tensor:
         """Which blocks of the source lie, but for a part of them, in the same place of it."""
-        rows, columns = (torch.arange(n, device=self.owner.device) for n in self.owner.shape)
-        below, beside = (MOVED * side for side in self.block)
-        return ((rows - at[0]).abs() < below)[:, None] & ((columns - at[1]).abs() < beside)
+        below, beside = (n.abs() < MOVED * side for n, side in self._from(at))
+        return below[:, None] & beside
+
+    def _from(self, at: Size) -> list[tuple[Tensor, int]]:
+        """How many rows and columns every block begins behind a place, and their height, width."""
+        places = (torch.arange(n, device=self.owner.device) for n in self.owner.shape)
+        return [(n - start, side) for n, start, side in zip(places, at, self.block, strict=True)]
+
+    def _products(self, block: Tensor) -> Tensor:
+        """(2 C, height, width) -> (h', w'): summed products with every block of the squared source
+        and of the source."""
+        other = torch.fft.rfft2(block, self.size).conj()
+        found = torch.fft.irfft2((self.spectra * other).sum(0), self.size)
+        return found[: self.used.shape[0], : self.used.shape[1]]
 
     def _exemplar(self) -> int:
         """Which exemplar a block is taken from, by their shares."""

@@ -3,12 +3,12 @@
 Patches of the output become the mean of similar patches of the exemplar, over and over (Kwatra et
 al. 2005), each distance divided by how near any of the output's patches is to that patch of the
 exemplar, so that all of the exemplar is used (Granot et al., "Drop the GAN", 2022). The first
-layout is quilted from blocks, or is that of a picture that is given.
+layout is the best of some that are quilted from blocks, or is that of a picture that is given.
 
 We depart from these papers in three points. Patches are found by PatchMatch, not by comparing all
 pairs. They count by the inverse of their squared distance: their plain mean is blurred where they
-do not agree. And the exemplar is stretched and squeezed a little, as smoothly as the eye does not
-notice, so that what is laid is never the exemplar's very pixels.
+do not agree. And rows and columns of the exemplar are stretched and squeezed a little, which the
+eye does not notice, so that what is laid is never the exemplar's very pixels.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ SHARPNESS = 2.0  # patches count by distance to the power of minus this
 LEAST_DISTANCE = 1e-4  # mean square; what is nearer than this is as good
 GUIDE = 1.0  # of the mean squared difference of guides, beside that of pixels
 FINE = 0.49  # of full size: from where on a given layout is painted
-STRAIN = 0.06  # by how much the exemplar is stretched, root mean square
-WAVE = 96  # px at full size of 256: over which the stretch changes
+STRAIN = 0.12  # by how much the exemplar is stretched, root mean square
+WAVE = 32  # px, from stretched to squeezed and back; longer ones make tiles unequal
+LANCZOS = 6  # px to both sides, from which a pixel is interpolated
+LAYOUTS, LARGE = 12, 2**16  # how many are tried, and px from which on fewer are
+COPY = 0.3  # of all pairs of pixels, from one piece of the exemplar: more is the exemplar, moved
+SPARSE = 4  # px from one patch whose nearest is asked for to the next
 LEAST_SIDE = 2 * PATCH  # px
 
 # Called with the scale, how many there are, the share of the work that is done, and the picture.
@@ -119,7 +123,7 @@ def repainted(
         UserError: an exemplar or the size has sides of less than LEAST_SIDE px.
     """
     check_sides(exemplars, size)
-    exemplars = stretched(exemplars, seed, kind.regular)
+    exemplars = stretched(exemplars, seed)
     painter = _Painter(exemplars, canvas, kind, torch.Generator().manual_seed(seed))
     factors = _factors(exemplars, size, kind)
     if layout is not None:
@@ -168,6 +172,17 @@ def _rounds(exemplars: tuple[Exemplar, ...], factor: float) -> int:
     return 8 if side < 2 * COARSEST + 2 else 4 if side < 3 * COARSEST else 2
 
 
+def _layouts(size: Size) -> int:
+    """How many to choose from: less chance is left in a large one, and each takes longer."""
+    return max(1, round(LAYOUTS * min(1.0, LARGE / math.prod(size))))
+
+
+def _mean_nearest(patches: Tensor, among: Tensor) -> float:
+    """(N, D), (M, D) -> the mean squared distance to the nearest."""
+    nearest = [torch.cdist(some, among).amin(1) for some in patches.split(2**11)]
+    return torch.cat(nearest).square().mean().item()
+
+
 class _Painter:
     """The picture while it is painted, from scale to scale."""
 
@@ -211,9 +226,34 @@ class _Painter:
                 self.keeps_exemplars = False
                 self.places = Places.drawn(patches, among, self.generator).to(self.usable.device)
             else:
-                self.places = self._quilted(size, patches, factor)
-                self._vote(None)
+                self._lay(size, patches, factor)
         self.factor = factor
+
+    def _lay(self, size: Size, patches: Size, factor: float) -> None:
+        """The best of some new layouts, unless that is the exemplar in one piece."""
+        best, least = None, (True, math.inf)
+        for _ in range(_layouts(size)):
+            self.places = self._quilted(size, patches, factor)
+            self._vote(None)
+            found = self.places.in_one_piece() > COPY, self._dissimilarity()
+            if best is None or found < least:
+                best, least = self.places, found
+        self.places = best
+        self._vote(None)
+
+    def _dissimilarity(self) -> float:
+        """How far patches are from the source's nearest, times how far those are from the picture's
+        nearest: the more of it is torn, and the more of the source is missing.
+
+        Both of Simakov et al., "Summarizing Visual Data Using Bidirectional Similarity", 2008, but
+        their product for their sum, in which the larger would hide the smaller.
+        """
+        output = self.describe(self.image, self.guide, self.canvas.tile)
+        source, usable = self.described, self.usable
+        some = (slice(None, None, SPARSE),) * 2
+        torn = _mean_nearest(output[some].flatten(0, 1), source[usable])
+        missing = _mean_nearest(source[some][usable[some]], output.flatten(0, 1))
+        return torn * missing
 
     def _short(self, axis: str) -> int:
         """By how much fewer patches there are than pixels."""
@@ -313,35 +353,56 @@ class _Painter:
 # --------------------------------------------------------------------------- a stretched exemplar
 
 
-def stretched(exemplars: tuple[Exemplar, ...], seed: int, regular: bool) -> tuple[Exemplar, ...]:
-    """The same, stretched and squeezed smoothly by STRAIN: all maps of a view alike."""
+def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
+    """The same with rows and columns stretched and squeezed by STRAIN: all maps of a view alike."""
 
     def of(view: View) -> View:
-        guide = None if view.guide is None else stretch(view.guide, seed, regular)
-        return replace(view, features={"image": stretch(view.image, seed, regular)}, guide=guide)
+        guide = None if view.guide is None else stretch(view.guide, seed)
+        return replace(view, features={"image": stretch(view.image, seed)}, guide=guide)
 
     return tuple(replace(one, views=tuple(of(view) for view in one.views)) for one in exemplars)
 
 
-def stretch(maps: Tensor, seed: int, regular: bool) -> Tensor:
+def stretch(maps: Tensor, seed: int) -> Tensor:
     """(1, C, H, W) -> the same, stretched as the seed says, the same for maps of the same size.
 
-    Where rows and columns shall stay straight, those are moved as they are.
+    Straight rows and columns stay straight, and nothing moves by more than some two pixels: so that
+    lines are not seen to waver, and tiles are equally wide.
     """
     height, width = size_of(maps)
-    wave = min(height, width) * WAVE / 256
     generator = torch.Generator().manual_seed(seed)
-    knots = [max(4, round(2 * side / wave) + 3) for side in (height, width)]
-    drawn = torch.randn(1, 2, *knots, generator=generator)
-    moved = F.interpolate(drawn, (height, width), mode="bicubic", align_corners=True)[0]
-    if regular:
-        moved = torch.stack(
-            (moved[0, :, :1].expand(height, width), moved[1, :1].expand(height, width))
-        )
-    slopes = [moved[i].diff(dim=d).square().mean() for i in (0, 1) for d in (0, 1)]
-    moved = moved * STRAIN / torch.stack(slopes).mean().sqrt()
-    y = torch.arange(height)[:, None] + moved[0]
-    x = torch.arange(width) + moved[1]
-    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), 2)[None]
-    found = F.grid_sample(maps, grid.to(maps), "bicubic", "reflection", align_corners=False)
+    y, x = (torch.arange(side) + _moved(side, generator) for side in (height, width))
+    # Of doubled maps: pixel n of what was given is their pixel 2 n.
+    y, x = (2 * y[:, None] + 0.5) / height - 1, (2 * x + 0.5) / width - 1
+    grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
+    found = F.grid_sample(doubled(maps), grid, "bicubic", "border", align_corners=False)
     return found.clamp(maps.min(), maps.max())
+
+
+def _moved(side: int, generator: torch.Generator) -> Tensor:
+    """(side,): by how many px each row is moved; the first and the last are not."""
+    count = round(2 * side / WAVE) + 4
+    drawn = 0.5 + torch.rand(count, generator=generator)
+    # To and fro by turns: else moves add up, and what is far apart is seen to be too far.
+    drawn[int(torch.randint(2, (1,), generator=generator)) :: 2] *= -1
+    knots = drawn.view(1, 1, 1, count)
+    moved = F.interpolate(knots, (1, side), mode="bicubic", align_corners=True).flatten()
+    moved = moved - torch.lerp(moved[:1], moved[-1:], torch.linspace(0, 1, side))
+    return moved * STRAIN / moved.diff().square().mean().sqrt()
+
+
+def doubled(maps: Tensor) -> Tensor:
+    """(1, C, H, W) -> (1, C, 2 H, 2 W): the same, and what lies halfway to the next pixels.
+
+    By a windowed sinc (Lanczos): what is interpolated from the nearest pixels alone is blurred, the
+    more the nearer to halfway it lies, and the eye sees that grain comes and goes.
+    """
+    offset = torch.arange(0.5 - LANCZOS, LANCZOS, device=maps.device)
+    kernel = torch.sinc(offset) * torch.sinc(offset / LANCZOS)
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    for _ in "xy":
+        columns = maps.reshape(-1, 1, *maps.shape[2:])
+        padded = F.pad(columns, (LANCZOS - 1, LANCZOS, 0, 0), mode="reflect")
+        between = F.conv2d(padded, kernel).view(maps.shape)
+        maps = torch.stack((maps, between), 4).flatten(3).mT
+    return maps

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from engine.colours import (
     is_grey,
-    matched_colours,
     noise_like,
     with_chroma,
+    with_colours,
     with_fine_chroma,
     with_fine_detail,
 )
@@ -133,13 +133,13 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
 
 
 def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
-    """The painting with the exemplar's mean and covariance of colours, as a mean of patches is
-    duller, unless something else decides which colours there are."""
+    """The painting with the exemplar's distribution of colours, as what was laid more often and a
+    mean of patches shift it, unless something else decides which colours there are."""
     if spec.canvas.placed or len(spec.exemplars) > 1:
         return painting
     channels = 1 if _all_grey(spec) else 3
     image, exemplar = painting.image[:, :channels], spec.exemplars[0].image[:, :channels]
-    return replace(painting, image=matched_colours(image, exemplar).expand(-1, 3, -1, -1))
+    return replace(painting, image=with_colours(image, exemplar).expand(-1, 3, -1, -1))
 
 
 def steps_after_painting(steps: int, repaint: float) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from command.canvas import expanded
-from engine.colours import colours, luma, matched_colours, with_chroma
+from engine.colours import colours, luma, matched_colours, with_chroma, with_colours
 from engine.synthesis import _started, cut, finished
 from terms.base import Canvas
 from utils import resize, scaled
@@ -110,6 +110,25 @@ def test_expanded_by_hand():
     assert torch.equal(mask, (canvas == 0)[:, :1])
     canvas, mask = expanded(image, (2, 3))
     assert torch.equal(canvas, image) and not mask.any()
+
+
+def test_colours_are_distributed_as_the_exemplars():
+    """Of one channel every pixel gets the exemplar's value of the same rank, exactly."""
+    image = torch.tensor([0.1, 0.9, 0.5, 0.2]).view(1, 1, 2, 2)
+    exemplar = torch.tensor([0.8, 0.3, 0.4, 0.6]).view(1, 1, 1, 4)
+    found = with_colours(image, exemplar)
+    torch.testing.assert_close(found, torch.tensor([0.3, 0.8, 0.6, 0.4]).view(1, 1, 2, 2))
+
+
+def test_colours_of_three_channels_are_distributed_nearly_as_the_exemplars():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 40, 30, generator=generator)
+    exemplar = torch.rand(1, 3, 20, 70, generator=generator)
+    exemplar = 0.2 + 0.3 * exemplar + 0.3 * exemplar[:, :1]  # channels that depend on each other
+    found, wanted = with_colours(image, exemplar)[0].flatten(1), exemplar[0].flatten(1)
+    assert (found.mean(1) - wanted.mean(1)).abs().max() < 0.01
+    assert (found.cov() - wanted.cov()).abs().max() < 0.2 * wanted.cov().abs().max()
+    assert torch.equal(with_colours(image, exemplar), with_colours(image, exemplar))
 
 
 def test_matched_colours_have_mean_and_covariance_of_the_content():

@@ -354,7 +354,7 @@ def test_every_place_is_of_the_view_that_it_was_painted_from():
     near = torch.stack([near for _, near in found])
     assert torch.equal(near.amax(0), torch.zeros(40, 48)) and (near.amin(0) == -1).all()
     for (place, near), picture in zip(found, (first, second), strict=True):
-        there = repaint.stretch(picture, 0, False)[0].flatten(1)[:, place]
+        there = repaint.stretch(picture, 0)[0].flatten(1)[:, place]
         error = (there - painting.image[0]).abs().mean(0)
         assert error[near == 0].mean() < 0.1
 
@@ -364,19 +364,69 @@ def test_every_place_is_of_the_view_that_it_was_painted_from():
 
 def test_a_stretch_is_as_strong_as_it_says_and_no_more():
     """Of a ramp along x the slopes are 1, give or take the stretch along x."""
-    ramp = torch.arange(128.0).expand(1, 1, 128, 128)
-    slopes = repaint.stretch(ramp, 0, False).diff(dim=3)[..., 20:-20, 20:-20]
-    assert 0.02 < slopes.std() < 0.12
-    assert torch.equal(repaint.stretch(ramp, 0, False), repaint.stretch(ramp, 0, False))
-    assert not torch.equal(repaint.stretch(ramp, 0, False), repaint.stretch(ramp, 1, False))
+    ramp = torch.arange(256.0).expand(1, 1, 256, 256)
+    found = repaint.stretch(ramp, 0)
+    inside = found.diff(dim=3)[..., 20:-20, 20:-20] - 1
+    assert inside.square().mean().sqrt() == pytest.approx(repaint.STRAIN, rel=0.15)
+    # A wave of that slope is as high as its length by 2 pi, times the root of 2: 0.9 px.
+    assert 0.5 < (found - ramp).abs().max() < 2.5
+    assert torch.equal(found, repaint.stretch(ramp, 0))
+    assert not torch.equal(found, repaint.stretch(ramp, 1))
 
 
-def test_rows_and_columns_stay_straight():
+def test_rows_and_columns_stay_straight_and_the_outermost_where_they_are():
     ramp = torch.arange(64.0).expand(1, 1, 64, 64)
     for one, dim in ((ramp, 2), (ramp.transpose(2, 3), 3)):
-        found = repaint.stretch(one, 0, True)
+        found = repaint.stretch(one, 0)
         assert found.diff(dim=dim).abs().max() < 1e-4 < found.sub(one).abs().max()
-        assert repaint.stretch(one, 0, False).diff(dim=dim).abs().max() > 0.1
+        along = found.select(dim, 0).flatten()
+        assert along[0] == pytest.approx(0, abs=0.05) and along[-1] == pytest.approx(63, abs=0.05)
+
+
+def test_what_lies_halfway_is_interpolated_without_blur():
+    """Of waves of 4 px a mean of the two nearest pixels leaves cos(pi / 4), 0.71."""
+    y, x = torch.arange(0, 24, 0.5)[:, None], torch.arange(0, 32, 0.5)
+    wave = (math.pi / 2 * (x - y)).cos()[None, None]
+    found = repaint.doubled(wave[..., ::2, ::2])
+    assert found.shape == wave.shape
+    torch.testing.assert_close(found[..., ::2, ::2], wave[..., ::2, ::2])
+    error = (found - wave)[..., 14:-14, 14:-14].abs()
+    assert error.max() < 0.02
+
+
+def test_the_chance_that_two_places_are_of_one_piece():
+    """Six of eight places go on from their neighbours, and two are of another piece."""
+    y = torch.tensor([[3, 3, 3, 0], [4, 4, 4, 1]])
+    x = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 0]])
+    assert Places(y, x).in_one_piece() == pytest.approx((6 / 8) ** 2 + (2 / 8) ** 2)
+
+
+def test_of_some_layouts_the_best_is_taken_but_no_copy(monkeypatch):
+    """One that is torn, the exemplar in one piece, and its quarters in another order."""
+    exemplar = F.interpolate(noise(16, 16), (64, 64), mode="bicubic").clamp(0, 1)
+    rows, columns = torch.arange(64)[:, None].expand(64, 64), torch.arange(64).expand(64, 64)
+    shuffled = torch.randperm(64, generator=generator())
+    layouts = {
+        "torn": Places(rows[shuffled], columns[:, shuffled]),
+        "copied": Places(rows, columns),
+        "in quarters": Places(rows.roll((32, 32), (0, 1)), columns.roll((32, 32), (0, 1))),
+    }
+    laid = []
+
+    def quilted(*arguments):
+        laid.append(list(layouts)[len(laid) % 3])
+        return layouts[laid[-1]]
+
+    monkeypatch.setattr(repaint, "quilted", quilted)
+    monkeypatch.setattr(repaint, "stretched", lambda exemplars, seed: exemplars)
+    monkeypatch.setattr(repaint, "COMPLETENESS", 1.0)
+    image = painted(exemplar, size=(64, 64)).image
+    assert laid == list(layouts) * (repaint.LAYOUTS // 3)
+    assert (image - exemplar.roll((32, 32), (2, 3))).abs().mean() < 0.02
+
+
+def test_fewer_layouts_are_tried_of_what_is_large():
+    assert [repaint._layouts((side, side)) for side in (64, 256, 512, 1024)] == [12, 12, 3, 1]
 
 
 # ------------------------------------------------------------------------- what is left of colour

@@ -227,7 +227,7 @@ def test_half_of_an_exemplar_is_missing(stripes):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_stretched_exemplar_has_its_layout(pebbles, seed):
-    output = stretch(pebbles, seed, False)
+    output = stretch(pebbles, seed)
     assert scores.layout(output, pebbles) > 0.95
     assert scores.copied(output, pebbles) < 0.5
     other = read_picture(TEXTURES / "pebbles.png")[0][..., 128:, 128:]
@@ -285,7 +285,7 @@ def rimmed(image):
             "parts of the exemplar are missing",
         ),
         (lambda image: image.roll((30, 50), (2, 3)), "; copied from the exemplar in pieces"),
-        (lambda image: stretch(image, 0, False), "; the exemplar's layout again"),
+        (lambda image: stretch(image, 0), "; the exemplar's layout again"),
         (rimmed, "a rim"),
     ],
 )
