@@ -357,7 +357,9 @@ EXPERIMENTS = {
         shown("stone") | {"stone_gram": f"{PEBBLES} --maps docs/pebbles_normal.png {LBFGS}"},
         carried_maps,
     ),
-    "failures": Experiment(2, "what fails", shown("failed_brick", "failed_grass"), off_axis),
+    "failures": Experiment(
+        2, "what fails", shown("failed_brick", "failed_grass", "failed_best"), off_axis
+    ),
     "match_every": Experiment(
         8,
         "the curve of --match_every",

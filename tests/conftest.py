@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import Synthesis
+from engine import repaint
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def few_layouts(monkeypatch):
+    """Where a test paints, how often a layout is tried is not what it is about."""
+    monkeypatch.setattr(repaint, "LAYOUTS", 2)
 
 
 class TinyExtractor(nn.Module):
