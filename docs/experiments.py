@@ -307,7 +307,7 @@ EXPERIMENTS = {
         17, "the pictures by method and the table of their scores", by_model(SORTS), medians
     ),
     "painting": Experiment(
-        6,
+        3,
         "the figures of the presets, which paint",
         product("{1}_{0.stem}_0", "--gt_path {0} --preset {1}", SCORED, PRESETS),
         medians,
