@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from terms.base import resampled
 from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -76,11 +77,9 @@ def with_colours(image: Tensor, exemplar: Tensor) -> Tensor:
     for _ in range(TURNS):
         turned, _ = torch.linalg.qr(torch.randn(len(pixels), len(pixels), generator=generator))
         axes = turned.to(pixels)
-        values = F.interpolate(
-            (axes @ wanted).sort().values[None], pixels.shape[1], mode="linear", align_corners=True
-        )
+        values = resampled((axes @ wanted).sort().values, pixels.shape[1])
         ranks = (axes @ pixels).argsort()
-        pixels = axes.T @ torch.empty_like(pixels).scatter_(1, ranks, values[0])
+        pixels = axes.T @ torch.empty_like(pixels).scatter_(1, ranks, values)
     return pixels.view(image.shape).clamp(0, 1)
 
 

@@ -230,15 +230,15 @@ class _Painter:
         self.factor = factor
 
     def _lay(self, size: Size, patches: Size, factor: float) -> None:
-        """The best of some new layouts, unless that is the exemplar in one piece."""
-        best, least = None, (True, math.inf)
-        for _ in range(_layouts(size)):
-            self.places = self._quilted(size, patches, factor)
+        """The best of some new layouts, those last that are the exemplar in one piece."""
+
+        def order(places: Places) -> tuple[bool, float]:
+            self.places = places
             self._vote(None)
-            found = self.places.in_one_piece() > COPY, self._dissimilarity()
-            if best is None or found < least:
-                best, least = self.places, found
-        self.places = best
+            return places.in_one_piece() > COPY, self._dissimilarity()
+
+        tried = (self._quilted(size, patches, factor) for _ in range(_layouts(size)))
+        self.places = min(tried, key=order)
         self._vote(None)
 
     def _dissimilarity(self) -> float:

@@ -265,7 +265,7 @@ def _optimised(
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
     mask = canvas.mask_at(scale.size)
-    hold = partial(with_fine_chroma, tile=canvas.tile) if not spec.repaint else with_chroma
+    hold = with_chroma if spec.repaint else partial(with_fine_chroma, tile=canvas.tile)
     shown = partial(_shown, canvas.tile, mask, hold, painted, start)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)

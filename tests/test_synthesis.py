@@ -975,7 +975,7 @@ def test_the_finest_scale_starts_from_painted_detail_and_keeps_its_fine_chroma(t
 
 def test_a_painting_has_the_exemplars_colours_and_the_polish_leaves_its_chroma(tiny, monkeypatch):
     """The painting is duller and redder; what is polished has the chroma of the one that was
-    moved to the exemplar's mean and covariance."""
+    given the exemplar's colours."""
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     flat = torch.zeros(0)
