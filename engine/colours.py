@@ -34,20 +34,9 @@ def with_chroma(image: Tensor, content: Tensor) -> Tensor:
 def with_fine_detail(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
     """(1, C, H, W) twice -> the first, with the second's detail in all that is smaller than SMOOTH
     px."""
-    return (painted + _smooth(image - painted, tile)).clamp(0, 1)
-
-
-def with_fine_chroma(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
-    """(1, 3, H, W) twice -> the first, with the second's colour differences in all that is smaller
-    than SMOOTH px."""
-    change = image - painted
-    chroma = change - luma(change)
-    return (image - chroma + _smooth(chroma, tile)).clamp(0, 1)
-
-
-def _smooth(maps: Tensor, tile: str) -> Tensor:
     mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    return F.avg_pool2d(surrounded(maps, tile, mirrors, SMOOTH // 2), SMOOTH, 1)
+    change = surrounded(image - painted, tile, mirrors, SMOOTH // 2)
+    return (painted + F.avg_pool2d(change, SMOOTH, 1)).clamp(0, 1)
 
 
 def matched_colours(style: Tensor, content: Tensor) -> Tensor:

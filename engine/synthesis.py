@@ -8,17 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.colours import (
-    is_grey,
-    noise_like,
-    with_chroma,
-    with_colours,
-    with_fine_chroma,
-    with_fine_detail,
-)
+from engine.colours import is_grey, luma, noise_like, with_chroma, with_colours, with_fine_detail
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
-from engine.repaint import LEAST_SIDE, Painting, repainted
+from engine.repaint import LEAST_SIDE, Painting, Tell, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
@@ -115,8 +108,7 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
                 done = begin + split * done
                 report(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell
-        return _in_exemplars_colours(spec, repainted(*args))
+        return _painted(spec, size, layout, tell)
 
     if spec.canvas.content is not None:
         first = replace(spec, steps=rest, repaint=0.0)
@@ -132,9 +124,11 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     return _made(spec, image, painting)
 
 
-def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
-    """The painting with the exemplar's distribution of colours, as what was laid more often and a
+def _painted(spec: Spec, size: Size, layout: Tensor | None, tell: Tell | None = None) -> Painting:
+    """A painting with the exemplar's distribution of colours, as what was laid more often and a
     mean of patches shift it, unless something else decides which colours there are."""
+    args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell
+    painting = repainted(*args)
     if spec.canvas.placed or len(spec.exemplars) > 1:
         return painting
     channels = 1 if _all_grey(spec) else 3
@@ -181,9 +175,10 @@ def coarse_to_fine(
     patches: hatching and dark points have the Gram matrices of edges, and what starts there as
     noise ends as such.
 
-    Fine chroma stays as it is painted. The first layers of a net trained on photographs hardly see
+    Chroma stays as it is painted there. The first layers of a net trained on photographs hardly see
     it: conv1_1 of the bundled net answers noise along red-green and blue-yellow with a tenth of
-    the power that it has for grey. What is optimised there comes out as specks.
+    the power that it has for grey. What is optimised there comes out as specks, as blotches and
+    as a tinted rim, most of all where the exemplar is nearly grey.
 
     Args:
         end: the part of all work that is done then, for the report.
@@ -203,8 +198,7 @@ def coarse_to_fine(
         picture = resize(exemplar, scale.source_size)
         if scale.paints:
             layout = image.expand(-1, 3, -1, -1)
-            painting = repainted(spec.exemplars, canvas, scale.size, spec.seed, spec.kind, layout)
-            painted = painting.image
+            painted = _painted(spec, scale.size, layout).image
             image = with_fine_detail(layout, painted, canvas.tile)
         elif scale.number > 1:
             gained = picture - resize(before, scale.source_size)
@@ -252,21 +246,23 @@ def _optimised(
     painted: Tensor | None,
     report: Report | None,
 ) -> Tensor:
-    """The picture (1, 3 or 1, h, w) after the steps of a scale. The fine chroma of `painted` is
-    held, if that is given; all of its chroma where the whole picture is painted, as it comes from
-    the exemplar, and an optimiser that may shift it leaves blotches of green and pink."""
+    """The picture (1, 3 or 1, h, w) after the steps of a scale. Where it was painted its luma alone
+    is optimised: its chroma comes from the exemplar, and an optimiser that may shift it leaves
+    blotches of green and pink."""
     canvas, lr = spec.canvas, spec.lr
     if _all_grey(spec):
         image = image[:, :1]
     image = _started(canvas, image, first=scale.number == 1 and painted is None)
-    start = None
+    mask, base = canvas.mask_at(scale.size), None
     if painted is not None:
-        start = image
+        base = image
+        if image.shape[1] > 1:
+            base = with_chroma(image, painted)
+            base = base if mask is None else torch.where(mask, base, image)
+            image = luma(base)
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
-    mask = canvas.mask_at(scale.size)
-    hold = with_chroma if spec.repaint else partial(with_fine_chroma, tile=canvas.tile)
-    shown = partial(_shown, canvas.tile, mask, hold, painted, start)
+    shown = partial(_shown, canvas.tile, base, image)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     on_step = partial(_tell, report, scale, shown) if report else None
@@ -361,21 +357,12 @@ def cut_at(image: Tensor, tile: str) -> Size:
     return shift[0], shift[1]
 
 
-def _shown(
-    tile: str,
-    mask: Tensor | None,
-    hold: Callable[[Tensor, Tensor], Tensor],
-    painted: Tensor | None,
-    start: Tensor | None,
-    image: Tensor,
-) -> Tensor:
-    """What is optimised -> the picture that comes of it."""
-    found = image
-    if start is not None:
-        found = start + freedom(size_of(image), tile).to(image) * (image - start)
-    if painted is not None and image.shape[1] > 1:
-        found = hold(found, painted)
-    return found if mask is None else torch.where(mask, found, image)
+def _shown(tile: str, base: Tensor | None, start: Tensor, image: Tensor) -> Tensor:
+    """What is optimised -> the picture that comes of it: what was painted, and how the luma, or all
+    that is grey, has changed since the start."""
+    if base is None:
+        return image
+    return (base + freedom(size_of(image), tile).to(image) * (image - start)).clamp(0, 1)
 
 
 def freedom(size: Size, tile: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from engine import maps, quilting, repaint
-from engine.colours import luma, with_fine_chroma, with_fine_detail
+from engine.colours import with_fine_detail
 from engine.correspondences import PATCH, Descriptor, Places, Search
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
 from engine.quilting import quilted
@@ -432,20 +432,6 @@ def test_fewer_layouts_are_tried_of_what_is_large(monkeypatch):
 
 
 # ------------------------------------------------------------------------- what is left of colour
-
-
-def test_fine_chroma_is_the_paintings_and_all_else_is_the_polish():
-    painting = torch.full((1, 3, 36, 36), 0.5)
-    brighter = painting + 0.1
-    assert torch.allclose(with_fine_chroma(brighter, painting), brighter)
-    redder = painting + torch.tensor((0.1, 0.0, -0.1)).view(1, 3, 1, 1)
-    assert torch.allclose(with_fine_chroma(redder, painting, "xy"), redder, atol=1e-6)
-    specks = painting.clone()
-    specks[:, 0, ::9, ::9] += 0.3
-    found = with_fine_chroma(specks, painting)
-    assert torch.allclose(luma(found), luma(specks), atol=1e-6)
-    chroma = found - luma(found)
-    assert chroma.abs().max() < 0.02 < 0.2 < (specks - luma(specks)).abs().max()
 
 
 def test_fine_detail_is_the_paintings_and_all_else_is_the_pictures():
