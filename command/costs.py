@@ -34,7 +34,7 @@ FLOAT = 4  # bytes
 PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
 PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
 # so far, its gradient and the two means of Adam
-PAIR = 2  # floats a value that L-BFGS keeps of a step: how it and its gradient changed
+PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
 HISTOGRAM = 40  # floats a pixel: values and places of three sorted channels, their covariance
 SORTED = 4  # floats a sorted value costs until the way back: its place (int64), the value wanted,
 # and the difference from it
@@ -207,8 +207,7 @@ def _step_bytes(run: Run) -> float:
     if run.method != "gram":  # sorted or laid over, the output's features cost the same
         per_pixel += SORTED * sum(floats[layer] for layer in run.looked_at)
     if run.optimizer == "LBFGS":
-        colours = 3 if len(run.scales) == 1 and not run.repaint else 1  # luma, once painted
-        per_pixel += PAIR * colours * min(LBFGS_MEMORY, run.steps_at[-1])
+        per_pixel += PAIR * min(LBFGS_MEMORY, run.steps_at[-1])
     held = math.prod(exemplar) * _held(run)
     return FLOAT * (math.prod(output) * per_pixel + held) + _matching_bytes(run)
 

@@ -34,9 +34,27 @@ def with_chroma(image: Tensor, content: Tensor) -> Tensor:
 def with_fine_detail(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
     """(1, C, H, W) twice -> the first, with the second's detail in all that is smaller than SMOOTH
     px."""
+    return (painted + _smooth(image - painted, tile)).clamp(0, 1)
+
+
+def with_calm_chroma(change: Tensor, share: float, tile: str = "") -> Tensor:
+    """(1, 3, H, W) of changes -> the same in luma, and a share of what their colour differences are
+    without all that is smaller than SMOOTH px."""
+    light = luma(change)
+    return light + share * _smooth(change - light, tile)
+
+
+def saturation(picture: Tensor) -> float:
+    """How much the colour differences of (1, 3, H, W) vary, for its luma, as standard deviations:
+    0 (grey) ... 1 (as much, or more)."""
+    light = luma(picture)
+    variance = (picture - light).var((2, 3), correction=0).mean()
+    return min(1.0, (variance / light.var(correction=0)).sqrt().nan_to_num(1.0).item())
+
+
+def _smooth(maps: Tensor, tile: str) -> Tensor:
     mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    change = surrounded(image - painted, tile, mirrors, SMOOTH // 2)
-    return (painted + F.avg_pool2d(change, SMOOTH, 1)).clamp(0, 1)
+    return F.avg_pool2d(surrounded(maps, tile, mirrors, SMOOTH // 2), SMOOTH, 1)
 
 
 def matched_colours(style: Tensor, content: Tensor) -> Tensor:

@@ -8,7 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.colours import is_grey, luma, noise_like, with_chroma, with_colours, with_fine_detail
+from engine.colours import (
+    is_grey,
+    noise_like,
+    saturation,
+    with_calm_chroma,
+    with_chroma,
+    with_colours,
+    with_fine_detail,
+)
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
 from engine.repaint import LEAST_SIDE, Painting, Tell, repainted
@@ -175,10 +183,12 @@ def coarse_to_fine(
     patches: hatching and dark points have the Gram matrices of edges, and what starts there as
     noise ends as such.
 
-    Chroma stays as it is painted there. The first layers of a net trained on photographs hardly see
-    it: conv1_1 of the bundled net answers noise along red-green and blue-yellow with a tenth of
-    the power that it has for grey. What is optimised there comes out as specks, as blotches and
-    as a tinted rim, most of all where the exemplar is nearly grey.
+    Its chroma starts as it is painted, and what is finer than some pixels stays so. The first
+    layers of a net trained on photographs hardly see chroma: conv1_1 of the bundled net answers
+    noise along red-green and blue-yellow with a tenth of the power that it has for grey. What is
+    optimised there comes out as specks. Coarser chroma moves as much less than luma as the
+    exemplar has less of it: an exemplar that is nearly grey hardly holds it at all, and the optimum
+    has blotches and a rim of green and pink.
 
     Args:
         end: the part of all work that is done then, for the report.
@@ -246,23 +256,20 @@ def _optimised(
     painted: Tensor | None,
     report: Report | None,
 ) -> Tensor:
-    """The picture (1, 3 or 1, h, w) after the steps of a scale. Where it was painted its luma alone
-    is optimised: its chroma comes from the exemplar, and an optimiser that may shift it leaves
-    blotches of green and pink."""
+    """The picture (1, 3 or 1, h, w) after the steps of a scale, with the chroma of `painted` to
+    start from where that is given."""
     canvas, lr = spec.canvas, spec.lr
     if _all_grey(spec):
         image = image[:, :1]
     image = _started(canvas, image, first=scale.number == 1 and painted is None)
     mask, base = canvas.mask_at(scale.size), None
     if painted is not None:
-        base = image
-        if image.shape[1] > 1:
-            base = with_chroma(image, painted)
-            base = base if mask is None else torch.where(mask, base, image)
-            image = luma(base)
+        found = image if image.shape[1] == 1 else with_chroma(image, painted)
+        image = base = found if mask is None else torch.where(mask, found, image)
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
-    shown = partial(_shown, canvas.tile, base, image)
+    colourful = max(saturation(one.image) for one in spec.exemplars)
+    shown = partial(_shown, canvas.tile, mask, base, colourful)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     on_step = partial(_tell, report, scale, shown) if report else None
@@ -357,12 +364,17 @@ def cut_at(image: Tensor, tile: str) -> Size:
     return shift[0], shift[1]
 
 
-def _shown(tile: str, base: Tensor | None, start: Tensor, image: Tensor) -> Tensor:
-    """What is optimised -> the picture that comes of it: what was painted, and how the luma, or all
-    that is grey, has changed since the start."""
+def _shown(
+    tile: str, mask: Tensor | None, base: Tensor | None, colourful: float, image: Tensor
+) -> Tensor:
+    """What is optimised -> the picture that comes of it: what it started from, and its changes."""
     if base is None:
         return image
-    return (base + freedom(size_of(image), tile).to(image) * (image - start)).clamp(0, 1)
+    change = freedom(size_of(image), tile).to(image) * (image - base)
+    if image.shape[1] > 1:
+        change = with_calm_chroma(change, colourful, tile)
+    found = (base + change).clamp(0, 1)
+    return found if mask is None else torch.where(mask, found, image)
 
 
 def freedom(size: Size, tile: str) -> Tensor:
