@@ -19,7 +19,7 @@ from engine.colours import (
 )
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
-from engine.repaint import LEAST_SIDE, Painting, Tell, repainted
+from engine.repaint import LEAST_SIDE, Painting, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
@@ -116,7 +116,8 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
                 done = begin + split * done
                 report(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        return _painted(spec, size, layout, tell)
+        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell
+        return _in_exemplars_colours(spec, repainted(*args))
 
     if spec.canvas.content is not None:
         first = replace(spec, steps=rest, repaint=0.0)
@@ -132,11 +133,9 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     return _made(spec, image, painting)
 
 
-def _painted(spec: Spec, size: Size, layout: Tensor | None, tell: Tell | None = None) -> Painting:
-    """A painting with the exemplar's distribution of colours, as what was laid more often and a
+def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
+    """The painting with the exemplar's distribution of colours, as what was laid more often and a
     mean of patches shift it, unless something else decides which colours there are."""
-    args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell
-    painting = repainted(*args)
     if spec.canvas.placed or len(spec.exemplars) > 1:
         return painting
     channels = 1 if _all_grey(spec) else 3
@@ -208,7 +207,8 @@ def coarse_to_fine(
         picture = resize(exemplar, scale.source_size)
         if scale.paints:
             layout = image.expand(-1, 3, -1, -1)
-            painted = _painted(spec, scale.size, layout).image
+            args = spec.exemplars, canvas, scale.size, spec.seed, spec.kind, layout
+            painted = repainted(*args).image
             image = with_fine_detail(layout, painted, canvas.tile)
         elif scale.number > 1:
             gained = picture - resize(before, scale.source_size)

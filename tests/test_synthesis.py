@@ -171,8 +171,8 @@ def test_tile_has_no_border(method, monkeypatch):
     "method, terms", [("swd", {"histogram": 0.1}), ("gram", {"histogram": 0.5, "patches": 10.0})]
 )
 def test_the_outermost_rows_have_no_beads(method, terms):
-    """Energy at periods of 5 to 12 px in the outermost rows and columns, over that of others: 1.1
-    and 1.2. It was 3.5 with `swd` where the net saw no slopes at the border, and 2.3 with `gram`
+    """Energy at periods of 5 to 12 px in the outermost rows and columns, over that of others: 1.4
+    and 1.1. It was 3.5 with `swd` where the net saw no slopes at the border, and 2.3 with `gram`
     where pixels at the border were in fewer patches."""
     leaf = read_picture(TEXTURES / "leaf.jpg")[0][..., 104:152, 104:152]
     exemplar = resize(leaf, (96, 96))  # smooth
@@ -181,15 +181,16 @@ def test_the_outermost_rows_have_no_beads(method, terms):
     net = models.Extractor(weights, "vgg16-hed", layers)
     net.rescale(exemplar)
     options = {"method": method, "weights": terms, "optimizer": "LBFGS", "steps": 40}
-    image = synthesized(exemplar, net, **options)[0]
     frequency = torch.fft.rfftfreq(96)
     band = (frequency >= 1 / 12) & (frequency <= 1 / 5)
     found = []
-    for rows in (image, image.mT):
-        power = torch.fft.rfft(rows - rows.mean(2, keepdim=True)).abs().square()
-        energy = power[..., band].sum(2).mean(0)  # (96,)
-        found.append(energy[[0, -1]].mean() / energy[8:-8].mean())
-    assert sum(found) / 2 < 1.7
+    for seed in (0, 1):
+        image = synthesized(exemplar, net, seed=seed, **options)[0]
+        for rows in (image, image.mT):
+            power = torch.fft.rfft(rows - rows.mean(2, keepdim=True)).abs().square()
+            energy = power[..., band].sum(2).mean(0)  # (96,)
+            found.append(energy[[0, -1]].mean() / energy[8:-8].mean())
+    assert sum(found) / len(found) < 1.7
 
 
 def test_tile_along_one_axis(result, pebbles, capfd, narrow_net):
@@ -956,18 +957,18 @@ def test_painting_counts_as_six_steps_of_the_finest_scale(tiny, checkerboard):
     assert [progress.fraction * 31 for progress in seen] == pytest.approx([1, 2, 3, 31])
 
 
-def painted_dully(monkeypatch) -> torch.Tensor:
-    """An exemplar, (1, 3, 32, 32), whose painting is its mirror image, duller and redder."""
+def painted_dully(monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """An exemplar, (1, 3, 32, 32), and its painting: its mirror image, duller and redder."""
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     flat = torch.zeros(0)
     monkeypatch.setattr(synthesis, "repainted", lambda *args: Painting(dull, flat, flat))
     monkeypatch.setattr(synthesis, "freedom", lambda size, tile: torch.ones(size))
-    return exemplar
+    return exemplar, dull
 
 
 def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
-    exemplar = painted_dully(monkeypatch)
+    exemplar, _ = painted_dully(monkeypatch)
     alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
 
@@ -976,8 +977,9 @@ def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
 def test_what_is_optimised_starts_from_the_paintings_chroma(tiny, monkeypatch, repaint):
     """Of an exemplar that has no chroma, for its luma, the painting's does not change at all. A
     single step has no time for painting."""
-    exemplar = painted_dully(monkeypatch)
-    wanted = (exemplar - luma(exemplar)).flip(3)
+    exemplar, dull = painted_dully(monkeypatch)
+    painting = exemplar.flip(3) if repaint else dull
+    wanted = painting - luma(painting)
     differences = {}
     for steps, share in ((30, 1.0), (30, 0.0), (1, 0.0)):
         monkeypatch.setattr(synthesis, "saturation", lambda picture, share=share: share)
