@@ -264,7 +264,9 @@ def _optimised(
     image = _started(canvas, image, first=scale.number == 1 and painted is None)
     mask, base = canvas.mask_at(scale.size), None
     if painted is not None:
-        found = image if image.shape[1] == 1 else with_chroma(image, painted)
+        found = image
+        if image.shape[1] == 3 and len(spec.exemplars) == 1:  # painting does not mind shares
+            found = with_chroma(image, painted)
         image = base = found if mask is None else torch.where(mask, found, image)
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
