@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.colours import (
     is_grey,
@@ -129,7 +129,7 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     if rest:
         exemplar = size_of(spec.exemplars[0].image)
         finest = _Scale(1, 1, exemplar, size, rest, True, painted, split, 1.0)
-        image = _optimised(spec, trunk, finest, image, image, report)
+        image = _optimised(spec, trunk, finest, image, report)
     return _made(spec, image, painting)
 
 
@@ -182,12 +182,13 @@ def coarse_to_fine(
     patches: hatching and dark points have the Gram matrices of edges, and what starts there as
     noise ends as such.
 
-    Its chroma starts as it is painted, and what is finer than some pixels stays so. The first
-    layers of a net trained on photographs hardly see chroma: conv1_1 of the bundled net answers
-    noise along red-green and blue-yellow with a tenth of the power that it has for grey. What is
-    optimised there comes out as specks. Coarser chroma moves as much less than luma as the
-    exemplar has less of it: an exemplar that is nearly grey hardly holds it at all, and the optimum
-    has blotches and a rim of green and pink.
+    Its chroma starts as it is painted, and what is finer than some pixels stays so; of several
+    exemplars only the finer, as painting does not mind their shares. The first layers of a net
+    trained on photographs hardly see chroma: conv1_1 of the bundled net answers noise along
+    red-green and blue-yellow with a tenth of the power that it has for grey. What is optimised
+    there comes out as specks. Coarser chroma moves as much less than luma as the exemplar has less
+    of it: an exemplar that is nearly grey hardly holds it at all, and the optimum has blotches and
+    a rim of green and pink.
 
     Args:
         end: the part of all work that is done then, for the report.
@@ -201,20 +202,21 @@ def coarse_to_fine(
     image = noise_like(exemplar, scales[0].size, generator).clamp(0, 1)
     if not _all_grey(spec):
         image = image.expand(-1, 3, -1, -1)
-    before, painted = resize(exemplar, scales[0].source_size), None
+    before = resize(exemplar, scales[0].source_size)
     for scale in scales:
         image = resize(image, scale.size, canvas.tile)
         picture = resize(exemplar, scale.source_size)
         if scale.paints:
             layout = image.expand(-1, 3, -1, -1)
-            args = spec.exemplars, canvas, scale.size, spec.seed, spec.kind, layout
-            painted = repainted(*args).image
-            image = with_fine_detail(layout, painted, canvas.tile)
+            painting = repainted(spec.exemplars, canvas, scale.size, spec.seed, spec.kind, layout)
+            image = with_fine_detail(layout, painting.image, canvas.tile)
+            if len(spec.exemplars) == 1:  # painting does not mind shares
+                image = with_chroma(image, painting.image)
         elif scale.number > 1:
             gained = picture - resize(before, scale.source_size)
             image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
-        image = _optimised(spec, trunk, scale, image, painted, report)
+        image = _optimised(spec, trunk, scale, image, report)
     return image
 
 
@@ -249,29 +251,20 @@ def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
 
 
 def _optimised(
-    spec: Spec,
-    trunk: Extractor,
-    scale: _Scale,
-    image: Tensor,
-    painted: Tensor | None,
-    report: Report | None,
+    spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, report: Report | None
 ) -> Tensor:
-    """The picture (1, 3 or 1, h, w) after the steps of a scale, with the chroma of `painted` to
-    start from where that is given."""
+    """The picture (1, 3 or 1, h, w) after the steps of a scale."""
     canvas, lr = spec.canvas, spec.lr
     if _all_grey(spec):
         image = image[:, :1]
-    image = _started(canvas, image, first=scale.number == 1 and painted is None)
-    mask, base = canvas.mask_at(scale.size), None
-    if painted is not None:
-        found = image
-        if image.shape[1] == 3 and len(spec.exemplars) == 1:  # painting does not mind shares
-            found = with_chroma(image, painted)
-        image = base = found if mask is None else torch.where(mask, found, image)
+    image = _started(canvas, image, first=scale.number == 1 and not scale.paints)
+    mask = canvas.mask_at(scale.size)
+    shown: Callable[[Tensor], Tensor] = nn.Identity()
+    if scale.paints:
+        colourful = max(saturation(one.image) for one in spec.exemplars)
+        shown = partial(_shown, canvas.tile, mask, image, colourful)
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
-    colourful = max(saturation(one.image) for one in spec.exemplars)
-    shown = partial(_shown, canvas.tile, mask, base, colourful)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     on_step = partial(_tell, report, scale, shown) if report else None
@@ -367,15 +360,13 @@ def cut_at(image: Tensor, tile: str) -> Size:
 
 
 def _shown(
-    tile: str, mask: Tensor | None, base: Tensor | None, colourful: float, image: Tensor
+    tile: str, mask: Tensor | None, start: Tensor, colourful: float, image: Tensor
 ) -> Tensor:
-    """What is optimised -> the picture that comes of it: what it started from, and its changes."""
-    if base is None:
-        return image
-    change = freedom(size_of(image), tile).to(image) * (image - base)
+    """What is optimised -> the picture that comes of it: what was painted, and some changes."""
+    change = freedom(size_of(image), tile).to(image) * (image - start)
     if image.shape[1] > 1:
         change = with_calm_chroma(change, colourful, tile)
-    found = (base + change).clamp(0, 1)
+    found = (start + change).clamp(0, 1)
     return found if mask is None else torch.where(mask, found, image)
 
 
