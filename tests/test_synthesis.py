@@ -71,7 +71,8 @@ def pixels(path) -> np.ndarray:
 @pytest.mark.parametrize(
     "optimizer, steps, error",
     [
-        pytest.param("Adam", "150", 0.02, marks=pytest.mark.slow),
+        # 0.018 to 0.024, by seed and machine.
+        pytest.param("Adam", "150", 0.03, marks=pytest.mark.slow),
         pytest.param("LBFGS", "130", 0.02, marks=pytest.mark.slow),
         ("LBFGS", "60", 0.04),  # 0.030 to 0.033
     ],
