@@ -4,13 +4,15 @@
 Parse what was asked for, plan it, make every picture coarse to fine, save it.
 """
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
+
+from command.interrupts import EXIT_CODE, LINE, ctrl_c_exits, ctrl_c_ignored, ctrl_c_raises
+
+if __name__ == "__main__":
+    ctrl_c_exits()
 
 import torch
 from torch import Tensor
@@ -94,22 +96,6 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
     )
 
 
-@contextmanager
-def ctrl_c_ignored() -> Iterator[None]:
-    """A second Ctrl-C, or one at the very end, must not cost the picture.
-
-    Ctrl-C interrupts the main thread only, and only that thread may say what it does.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C."""
     try:
@@ -122,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
         for result in run(request):
             print(result.line, flush=True)
     except KeyboardInterrupt:
-        return 130
+        print(LINE, file=sys.stderr)
+        return EXIT_CODE
     except (UserError, RuntimeError, MemoryError) as error:
         told = str(error)
         # A GPU has an error of its own for this; the CPU's is known by its text alone.
@@ -137,4 +124,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    ctrl_c_raises()
     sys.exit(main())

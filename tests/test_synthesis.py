@@ -2,6 +2,7 @@
 matters what the picture looks like."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -757,6 +758,20 @@ def test_ctrl_c_saves_the_picture_as_it_stands(pebbles, result):
     assert str(result).encode() in out and b"Traceback" not in err
     assert read_record(result)["interrupted at step"] >= 1
     assert pixels(result).shape == (32, 32, 3)
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "Synthesis.py")],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (130, b"Synthesis.py: interrupted\n")
 
 
 # --------------------------------------------------------------------------------------- errors
