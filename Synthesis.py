@@ -7,6 +7,7 @@ Parse what was asked for, plan it, make every picture coarse to fine, save it.
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from command.interrupts import EXIT_CODE, LINE, ctrl_c_exits, ctrl_c_ignored, ctrl_c_raises
@@ -22,7 +23,7 @@ from command.costs import Run, cost_notes
 from command.display import Display, say
 from command.plan import Job, plan
 from command.results import Net, Result, save
-from command.verdict import print_scores
+from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture
 from models import DEFAULT_NET, Extractor, load_weights
 from utils import UserError, pick_device
@@ -53,6 +54,7 @@ def run(request: Request) -> Iterator[Result]:
         KeyboardInterrupt: at the picture after one that was interrupted.
     """
     device, device_note = pick_device(request.device)
+    precision = pick_precision(request.precision, device)
     jobs, picture_notes = plan(request)
     costs = [(job.name, Run.of(job, request.model or DEFAULT_NET)) for job in jobs]
     notes = [device_note, *picture_notes, *cost_notes(costs, device)]
@@ -62,7 +64,8 @@ def run(request: Request) -> Iterator[Result]:
     say([*notes, *net_notes], request.quiet)
     told = f"{name} from {request.weights.name}" if request.weights else name
     for job in jobs:
-        result = make(job, Net(weights, name, told, device), request.quiet)
+        with convolving(EXACT):
+            result = make(job, Net(weights, name, told, device, precision), request.quiet)
         yield result
         if result.interrupted:
             raise KeyboardInterrupt
@@ -75,11 +78,11 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
         KeyboardInterrupt: before the first step; after it, the picture as it stands is saved.
     """
     started = time.perf_counter()
-    spec = job.spec.to(net.device)
+    spec = replace(job.spec.to(net.device), precision=net.precision)
     trunk = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
     if job.rescale:
         trunk.rescale(spec.exemplars[0].image)
-    record = job.record | {"net": net.told, "device": str(net.device)}
+    record = job.record | {"net": net.told, "device": str(net.device), "precision": net.precision}
     interrupted = False
     with Display(job, record, quiet) as display:
         try:
@@ -101,10 +104,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         request = parse(argv)
         if request.score:
+            from command.verdict import print_scores  # only a run that uses it waits for it
+
             print_scores(request)
             return 0
+        if request.benchmark:
+            from command.benchmark import print_benchmark
+
+            print_benchmark(request, run)
+            return 0
         if request.json:
-            raise UserError("--json is the format of --score PICTURE, which is missing")
+            raise UserError("--json is the format of --score and --benchmark, which are missing")
         for result in run(request):
             print(result.line, flush=True)
     except KeyboardInterrupt:

@@ -13,13 +13,18 @@ from PIL import Image
 
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS
 from engine.orientation import FIELDS
+from engine.precision import AUTO, PRECISIONS
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from terms.base import MAX_PATCHES
 from utils import SUFFIXES, UserError
 
 MAX_SIDE = 16383  # WebP's limit
-SCORE_FLAGS = {"score", "json", "gt_path", "quiet"}  # all that has a meaning beside --score
+# All that has a meaning beside flags that make no picture.
+USED_BY = {
+    "score": {"score", "json", "gt_path", "quiet"},
+    "benchmark": {"benchmark", "json", "gt_path", "quiet", "device", "precision", "model"},
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -349,6 +354,14 @@ class Request:
         told="cuda:0, or the CPU where there is none",
         metavar="DEVICE",
     )
+    precision: str = flag(
+        NET,
+        "in which the net computes; the last steps of each scale, and all that is not the net, are "
+        f"fp32; {AUTO} is the fastest here",
+        default=AUTO,
+        choices=(AUTO, *PRECISIONS),
+        type=str.lower,
+    )
 
     optimizer: str = flag(
         OPTIMISATION, "", default="Adam", choices=tuple(OPTIMIZERS), type=parse_optimizer
@@ -393,8 +406,20 @@ class Request:
         told="none",
         metavar="PICTURE",
     )
+    benchmark: bool = flag(
+        INSTEAD,
+        "measure this machine: seconds a step and to a small error, memory, start-up; takes "
+        "minutes, several on a CPU",
+        default=False,
+        told="off",
+        action="store_true",
+    )
     json: bool = flag(
-        INSTEAD, "with --score: print it as JSON", default=False, told="off", action="store_true"
+        INSTEAD,
+        "with --score or --benchmark: print it as JSON",
+        default=False,
+        told="off",
+        action="store_true",
     )
 
 
@@ -468,9 +493,10 @@ def parse(argv: list[str] | None = None) -> Request:
         UserError: a flag that there is not, or a value that it does not take.
     """
     given = vars(build_parser().parse_args(argv))
-    if "score" in given:
-        for name in (given | given.pop("terms", {})).keys() - SCORE_FLAGS:
-            raise UserError(f"--{name}: --score makes no picture and has no use for it")
+    for instead, used in USED_BY.items():
+        if instead in given:
+            for name in (given | given.pop("terms", {})).keys() - used:
+                raise UserError(f"--{name}: --{instead} makes no picture and has no use for it")
     preset: dict[str, Any] = dict(PRESETS.get(given.get("preset", ""), {}))
     terms = {name: preset.pop(name) for name in list(preset) if name in TERMS}
     given["terms"] = terms | given.get("terms", {})

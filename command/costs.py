@@ -133,6 +133,11 @@ def _stages(net: str, layers: Sequence[str]) -> Iterator[_Stage]:
             return
 
 
+def trunk_flops(net: str, layers: Sequence[str]) -> float:
+    """Arithmetic a pixel of the picture, forwards; as much again is needed on the way back."""
+    return sum(stage.flops for stage in _stages(net, layers))
+
+
 def _passing(net: str, layers: Sequence[str]) -> float:
     """Floats a pixel at the peak of a pass without gradients that keeps these layers."""
     peak = kept = 0.0
@@ -248,8 +253,7 @@ def _matched(run: Run, layer: str, exemplar: Size, output: Size) -> tuple[float,
 
 def estimated_flops(run: Run) -> float:
     """The arithmetic of a whole run, with what takes as long as so much of it."""
-    through = sum(stage.flops for stage in _stages(run.net, run.layers))
-    judging = sum(stage.flops for stage in _stages(run.net, GRAM_LAYERS))
+    through, judging = (trunk_flops(run.net, layers) for layers in (run.layers, GRAM_LAYERS))
     slower = OVERHEAD + sum(SLOWER.get(name, 0) for name in (run.method, *run.terms))
     total = judging * sum(map(math.prod, run.scales[-1]))
     total += PAINTING * 2 * through * slower * math.prod(run.scales[-1][1])

@@ -39,7 +39,10 @@ from utils import (
 VERSION = "0.1.0"
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 # What a record does not hold: where things are, and what does not change the picture.
-NOT_RECORDED = {"gt_path", "save_path", "save_every", "quiet", "score", "json", "model", "weights"}
+NOT_RECORDED = {
+    *("gt_path", "save_path", "save_every", "quiet", "model", "weights"),
+    *("score", "benchmark", "json"),
+}
 
 
 @dataclass(frozen=True)

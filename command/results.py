@@ -25,6 +25,7 @@ class Net:
     name: str
     told: str  # as records and the last line name it
     device: torch.device
+    precision: str  # of `engine.precision.PRECISIONS`
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Result:
         """What the command prints of it."""
         return (
             f"{self.path}  {self.record['size']}  {self.seconds:.1f} s  "
-            f"Gram error {self.record['error']:.6f}  {self.record['net']}"
+            f"Gram error {self.record['error']:.6f}  {self.record['net']}  "
+            f"{self.record['precision']}"
         )
 
 

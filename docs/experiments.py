@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import agreement  # noqa: E402  # found, like what follows, by the line above
 
 from command.arguments import Parser, parse  # noqa: E402
+from command.benchmark import peak_bytes  # noqa: E402
 from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
@@ -133,10 +134,7 @@ def draw(folder: Path) -> None:
 def make(argv: list[str]) -> Made:
     """Run one command, in a process of its own, so that the peak of its memory is its own."""
     (result,) = run(parse(argv))
-    # Not the peak that `resource` knows, which starts from that of the process before.
-    status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text() if status.exists() else "")
-    gigabytes = 1024 * int(peak[1]) / 1e9 if peak else math.nan
+    gigabytes = peak_bytes(torch.device("cpu")) / 1e9
     return Made(result.path, result.seconds, gigabytes, result.record)
 
 

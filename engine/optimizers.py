@@ -27,6 +27,7 @@ class Objective(Protocol):
     def renew(self, output: Features, /) -> None: ...
 
 
+Extract = Callable[[Tensor], Features]
 Report = Callable[[int, Tensor, float], None]
 
 
@@ -39,13 +40,16 @@ class _Evaluator:
 
     def __init__(
         self,
-        extractor: Callable[[Tensor], Features],
+        extractor: Extract,
         criterion: Objective,
         steps: int,
         report: Report | None,
+        quick: Extract | None = None,
+        exact_steps: int = 0,
     ) -> None:
-        self.extractor, self.criterion, self.report = extractor, criterion, report
-        self.taken, self.steps = 0, steps
+        self.exact, self.criterion, self.report = extractor, criterion, report
+        self.extractor = extractor if quick is None or exact_steps >= steps else quick
+        self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
         self.match_every = criterion.match_every
         self.renewed: int | None = None  # after which step
         self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
@@ -64,6 +68,17 @@ class _Evaluator:
         if self.match_every is None or self.taken == self.steps:
             return False
         return self.renewed is None or self.taken - self.renewed >= self.match_every
+
+    def sharpen(self, at_once: bool = False) -> bool:
+        """Look exactly from here on, where the last steps begin or at once.
+
+        Returns whether that is new: losses that were seen before are another objective's then.
+        """
+        waits = self.steps - self.taken > self.exact_steps and not at_once
+        if self.extractor is self.exact or waits:
+            return False
+        self.extractor, self.best_loss = self.exact, math.inf
+        return True
 
     def __call__(
         self, image: Tensor, renew: bool = False, keep: bool = False
@@ -117,12 +132,14 @@ class _Evaluator:
 
 def optimize(
     image: Tensor,
-    extractor: Callable[[Tensor], Features],
+    extractor: Extract,
     criterion: Objective,
     steps: int,
     optimizer: str = "Adam",
     lr: float | None = None,
     report: Report | None = None,
+    quick: Extract | None = None,
+    exact_steps: int = 0,
 ) -> Tensor:
     """The best of the pictures seen in `steps` evaluations, starting from `image`.
 
@@ -134,11 +151,13 @@ def optimize(
         optimizer: a name in `OPTIMIZERS`.
         lr: step size; None means the optimiser's own default, `LEARNING_RATES`.
         report: called after every step with its number, from 1, the best picture and its loss.
+        quick: what looks at pictures instead of `extractor`, less exactly; None: nothing does.
+        exact_steps: for how many steps at the end it does not.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
     """
-    evaluate = _Evaluator(extractor, criterion, steps, report)
+    evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
     try:
         OPTIMIZERS[optimizer](evaluate, image, steps, lr)
@@ -158,14 +177,14 @@ def _adam(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
     first, second = torch.zeros_like(image), torch.zeros_like(image)
     age, losses = 0, image.new_ones(len(image))
     for step in range(steps):
-        due, before = evaluate.due, losses
+        sharper, due, before = evaluate.sharpen(), evaluate.due, losses
         losses, gradient, total = evaluate(image, renew=due)
         if not math.isfinite(total):
             image, lr, age = evaluate.best_seen, lr / 2, 0
             first.zero_()
             second.zero_()
             continue
-        if due and age:
+        if (sharper or due) and age:
             # What is remembered was divided by losses of another height.
             ratio = (before / losses.clamp(min=1e-12)).clamp(max=1e3).view(-1, 1, 1, 1)
             first, second = first * ratio, second * ratio.square()
@@ -191,6 +210,9 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
     history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=LBFGS_MEMORY)
     _, gradient, loss = evaluate(image, renew=evaluate.due)
     while True:
+        if evaluate.sharpen():
+            # The curvature seen so far is kept: rounding hardly touches it.
+            _, gradient, loss = evaluate(image)
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
         free_gradient = gradient.masked_fill(held, 0)
         direction = _quasi_newton(free_gradient, history).masked_fill_(held, 0)
@@ -198,9 +220,11 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
         if _dot(free_gradient, direction) < 0:
             accepted = _line_search(evaluate, image, direction, gradient, loss, lr)
         if accepted is None:
-            if not history and evaluate.match_every is None:
+            if not history and evaluate.sharpen(at_once=True):
+                _, gradient, loss = evaluate(image)
+            elif not history and evaluate.match_every is None:
                 return  # the gradient itself leads nowhere: a minimum
-            if not history:
+            elif not history:
                 _, gradient, loss = evaluate(image, renew=True)
             history.clear()
             continue

@@ -19,6 +19,7 @@ from engine.colours import (
 )
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
+from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
@@ -31,6 +32,7 @@ DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 6  # steps at the finest scale that take about as long as painting
 RIM, NARROW = 16, 16  # px, or a part of the side: there a picture follows less and less
 CALMER = 0.25  # of Adam's step size, for a start that is worth keeping
+EXACT_STEPS = 0.25  # of the steps of a scale, the last ones: what is rough would decide them
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Spec:
     scales: int | None = None  # how many; None: as many as the exemplar's size asks for
     repaint: float = 0.0  # share of the steps that go into painting with the exemplar's pixels
     kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
+    precision: str = EXACT  # of `engine.precision.PRECISIONS`
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
     def to(self, device: torch.device) -> "Spec":
@@ -266,9 +269,16 @@ def _optimised(
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
+    rough = ROUGH.get(spec.precision)
+    quick = partial(extract, dtype=rough) if rough else None
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     on_step = partial(_tell, report, scale, shown) if report else None
-    return shown(optimize(image, extract, criterion, scale.steps, spec.optimizer, lr, on_step))
+    exact = math.ceil(EXACT_STEPS * scale.steps)
+    with convolving(spec.precision):
+        found = optimize(
+            image, extract, criterion, scale.steps, spec.optimizer, lr, on_step, quick, exact
+        )
+    return shown(found)
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
@@ -390,10 +400,11 @@ def _extract(
     mask: Tensor | None,
     shown: Callable[[Tensor], Tensor],
     image: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> Features:
     if mask is not None:
         image = torch.where(mask, image, image.detach())  # no gradient, so that it never moves
-    return trunk(shown(image), tile)
+    return trunk(shown(image), tile, dtype)
 
 
 def _tell(

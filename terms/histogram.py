@@ -3,7 +3,16 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import TINY, Scene, Statistics, Term, relative_error, resampled, squared_wasserstein
+from terms.base import (
+    TINY,
+    Scene,
+    Statistics,
+    Term,
+    in_order,
+    relative_error,
+    resampled,
+    squared_wasserstein,
+)
 from terms.gram import gram
 
 
@@ -22,19 +31,19 @@ class Histogram(Term):
         exemplar = scene.exemplar
         image = exemplar.image.detach()
         found = self.measure(exemplar.features)
-        self.ascending = found["ascending"].detach()  # (1, 3, H W)
+        self.ascending, _ = in_order(found["values"].detach())  # (1, 3, H W)
         self.covariance = found["covariance"].mean.detach()
         self.variance = image.var((2, 3), correction=0).mean().clamp(min=TINY)
 
     def measure(self, output: Features) -> Statistics:
         image = output["image"]
         return {
-            "ascending": image.flatten(2).sort(2).values,
+            "values": image.flatten(2),
             "covariance": gram(image - image.mean((2, 3), keepdim=True)),
         }
 
     def distance(self, statistics: Statistics) -> Tensor:
-        ascending = statistics["ascending"]
-        wanted = resampled(self.ascending, ascending.shape[2])
-        transport = squared_wasserstein(ascending, wanted) / self.variance
+        values = statistics["values"]
+        wanted = resampled(self.ascending, values.shape[2])
+        transport = squared_wasserstein(values, wanted) / self.variance
         return transport + relative_error(statistics["covariance"].mean, self.covariance)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.autocorrelation import PERIODIC, period
-from terms.base import TINY, Scene, Statistics, Term, resampled, squared_wasserstein
+from terms.base import TINY, Scene, Statistics, Term, in_order, resampled, squared_wasserstein
 from terms.regions import count_of_regions, region_masks, regions_of
 from utils import surrounded
 
@@ -59,7 +59,7 @@ class Patches(Term):
                     for image, region in zip(self.images, self.regions, strict=True)
                     if min(image.shape[2:]) >= factor * PATCH
                 ]
-                wanted = [torch.cat(parts, 2).sort(2).values for parts in zip(*found, strict=True)]
+                wanted = [in_order(torch.cat(parts, 2))[0] for parts in zip(*found, strict=True)]
                 self.levels.append((factor, directions, wanted))
 
     def measure(self, output: Features) -> Statistics:
@@ -99,9 +99,9 @@ class Patches(Term):
 
 
 def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """(B, K, n) and (1, K, m) in ascending order of every region -> (B,), regions by their n."""
+    """(B, K, n) and, in ascending order, (1, K, m) of every region -> (B,), regions by their n."""
     pairs = [
-        (parts.sort(2).values, resampled(ascending, parts.shape[2]))
+        (parts, resampled(ascending, parts.shape[2]))
         for parts, ascending in zip(found, wanted, strict=True)
         if parts.shape[2] and ascending.shape[2]
     ]

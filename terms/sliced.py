@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from models import Features
-from terms.base import TINY, Scene, Statistics, Term, mean_of_layers, resampled, squared_wasserstein
+from terms.base import (
+    TINY,
+    Scene,
+    Statistics,
+    Term,
+    in_order,
+    mean_of_layers,
+    resampled,
+    squared_wasserstein,
+)
 
 
 class Sliced(Term):
@@ -33,7 +42,7 @@ class Sliced(Term):
             C = len(source)
             directions = torch.randn(C, C, generator=self.generator).to(source.device)
             directions /= directions.norm(dim=1, keepdim=True)
-            ascending = (directions @ source).sort(1).values  # (C, h w)
+            ascending, _ = in_order(directions @ source)  # (C, h w)
             self.slices[layer] = directions, resampled(ascending, output[layer][0, 0].numel())
 
     def measure(self, output: Features) -> Statistics:
@@ -45,6 +54,6 @@ class Sliced(Term):
     def distance(self, statistics: Statistics) -> Tensor:
         errors = []
         for layer, (_, wanted) in self.slices.items():
-            distance = squared_wasserstein(statistics[layer].sort(2).values, wanted)
+            distance = squared_wasserstein(statistics[layer], wanted)
             errors.append(distance / wanted.square().mean().clamp(min=TINY))
         return mean_of_layers(errors)

@@ -34,7 +34,8 @@ def few_layouts(monkeypatch):
 
 
 class TinyExtractor(nn.Module):
-    """Two seeded convolutions in place of VGG; the interface of `models.Extractor`, never tiled."""
+    """Two seeded convolutions in place of VGG; the interface of `models.Extractor`, never tiled
+    and always float32."""
 
     layers = ["relu1_1", "relu2_1"]
 
@@ -45,7 +46,9 @@ class TinyExtractor(nn.Module):
         self.second = nn.Conv2d(8, 16, 3, padding=1, padding_mode=padding)
         self.requires_grad_(False)
 
-    def forward(self, image: Tensor, tile: str = "") -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
         image = image.expand(-1, 3, -1, -1)
         relu1_1 = self.first(image).relu()
         relu2_1 = self.second(nn.functional.avg_pool2d(relu1_1, 2)).relu()

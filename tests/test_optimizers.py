@@ -125,6 +125,31 @@ def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboa
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_last_steps_are_exact(optimizer, start):
+    """What looks quickly sees every pixel too bright by 0.02, and would lead to 0.28."""
+    seen = []
+
+    def looking(name, shift):
+        def extractor(image):
+            seen.append(name)
+            return {"image": image + shift}
+
+        return extractor
+
+    exact, quick = looking("exact", 0.0), looking("quick", 0.02)
+    criterion = quadratic(torch.full_like(start, 0.3))
+    found = optimize(start, exact, criterion, 60, optimizer, quick=quick, exact_steps=20)
+    first = seen.index("exact")
+    assert set(seen[:first]) == {"quick"} and set(seen[first:]) == {"exact"}
+    # L-BFGS finishes its line search first, or finds a minimum before.
+    assert first == 40 if optimizer == "Adam" else first <= 40 + LINE_SEARCH_TRIALS
+    assert (found - 0.3).abs().max() < 0.01
+    seen.clear()
+    optimize(start, exact, criterion, 20, optimizer, quick=quick, exact_steps=20)
+    assert set(seen) == {"exact"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rolls_back_from_values_that_are_not_finite(optimizer, bad, start):
     # Beyond 0.6 the loss is not a number; the minimum, 0.55, lies just before.

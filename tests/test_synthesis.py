@@ -82,8 +82,9 @@ def test_a_real_run_makes_the_texture(optimizer, steps, error, pebbles, result, 
     record = make(pebbles, result, "--size", "64", "--epoch", steps, "--optimizer", optimizer)
     assert record["error"] < error  # white noise of the same colours: 0.72
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 3.5
-    path, size, seconds, unit, _, _, told, net = capsys.readouterr().out.split()
+    path, size, seconds, unit, _, _, told, net, precision = capsys.readouterr().out.split()
     assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-hed")
+    assert precision == record["precision"] != "auto"
     assert float(seconds) > 0 and float(told) == record["error"]
 
 

@@ -19,7 +19,7 @@ from terms.autocorrelation import (
     self_correlation,
     without_shade,
 )
-from terms.base import TINY, relative_error, resampled
+from terms.base import TINY, in_order, relative_error, resampled, squared_wasserstein
 from terms.gram import Gram, gram
 from terms.histogram import Histogram
 from terms.moments import Moments
@@ -202,6 +202,33 @@ def _lower(maps):
 
 
 # ----------------------------------------------------------------------- histogram and moments
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_in_order_is_what_torch_sorts(threads, dtype):
+    values = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[0, 0, ::7], values[0, 1, :9], values[1, 2, 3] = 0.25, -2.5, -math.inf
+    values[1, 0, 4], values[1, 1, 5] = math.inf, 1e-40
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ascending, order = in_order(values.transpose(0, 1))  # not contiguous
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ascending, values.transpose(0, 1).sort(-1).values)
+    assert torch.equal(values.transpose(0, 1).gather(-1, order), ascending)
+
+
+def test_squared_wasserstein_by_hand():
+    """3, 0, 2 go to 1, 1, 4: by 0 -> 1, 2 -> 1 and 3 -> 4, each of them 1 off; 5, 5, 5 to the same
+    by 4, 4 and 1."""
+    values = torch.tensor([[[3.0, 0.0, 2.0]], [[5.0, 5.0, 5.0]]], requires_grad=True)
+    distance = squared_wasserstein(values, torch.tensor([[1.0, 1.0, 4.0]]))
+    assert distance.tolist() == pytest.approx([1, 11])
+    (3 * distance[0] + distance[1]).backward()
+    assert values.grad[0, 0].tolist() == pytest.approx([-2, -2, 2])
+    assert sorted(values.grad[1, 0].tolist()) == pytest.approx([2 / 3, 8 / 3, 8 / 3])
 
 
 def test_resampled_by_hand():

@@ -1,0 +1,81 @@
+"""How exactly the net computes; pixels, statistics, sorting and losses are float32 in any case."""
+
+import time
+from contextlib import AbstractContextManager
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils import UserError
+
+AUTO, EXACT = "auto", "fp32"
+ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}  # what it computes in
+PRECISIONS = (EXACT, *ROUGH)
+WORTH = 1.5  # times as fast a convolution must be for its error to be worth it
+PROBE = (1, 64, 64, 64)  # shape of the features that are convolved to see how fast that is
+FEWEST = (1, 16, 8, 8)  # the same where a device may take hundreds of times as long as it should
+HOPELESS = 2.0  # times as slow as float32
+
+
+def offered(device: torch.device) -> tuple[str, ...]:
+    """What can be asked for on a device."""
+    return PRECISIONS if device.type == "cuda" else (EXACT, "bf16")
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; AUTO means the fastest one that is worth its error here.
+
+    Raises:
+        UserError: the device does not have the one that was asked for.
+    """
+    if name == AUTO:
+        return _fastest(device)
+    if name not in offered(device):
+        raise UserError(f"--precision {name}: on {device} there is {', '.join(offered(device))}")
+    return name
+
+
+@cache
+def usable(device: torch.device) -> tuple[str, ...]:
+    """What a device has and is made for: without hardware for it, bfloat16 is up to 500 times as
+    slow as float32, so never assume, but convolve a little and see."""
+    allowed = HOPELESS * _seconds(EXACT, FEWEST, device)
+    rough = (name for name in offered(device) if name != EXACT)
+    return EXACT, *(name for name in rough if _seconds(name, FEWEST, device) < allowed)
+
+
+@cache
+def _fastest(device: torch.device) -> str:
+    names = usable(device)
+    if len(names) == 1:
+        return EXACT
+    seconds = {name: _seconds(name, PROBE, device) for name in names}
+    best = min(names, key=lambda name: seconds[name])
+    return best if seconds[EXACT] > WORTH * seconds[best] else EXACT
+
+
+def _seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
+    """Of a 3x3 convolution, the fastest of three."""
+    dtype = ROUGH.get(name) or torch.float32
+    features = torch.rand(shape).to(device, dtype, memory_format=torch.channels_last)
+    weight = torch.rand(shape[1], shape[1], 3, 3).to(device, dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    with convolving(name):
+        return min(_timed(features, weight) for _ in range(4))
+
+
+def _timed(features: Tensor, weight: Tensor) -> float:
+    started = time.perf_counter()
+    F.conv2d(features, weight).sum().item()  # CPU-GPU sync point
+    return time.perf_counter() - started
+
+
+def convolving(name: str) -> AbstractContextManager[None]:
+    """Within it, a GPU multiplies float32 by TF32 where that is what was asked for, and only there:
+    PyTorch lets it do so in convolutions unless told otherwise."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=name == "tf32"
+    )

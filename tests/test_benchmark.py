@@ -1,0 +1,79 @@
+"""What `--benchmark` measures, on a picture small enough to wait for."""
+
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import Synthesis
+from command import benchmark
+from utils import TEXTURES
+
+
+class Here:
+    """A pool of processes that does its work here, where constants are changed."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        self.result = lambda: function(*arguments)
+        return self
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Arguments for one small size, of which one run of two is near enough."""
+    for name, value in {"SIDES": (48,), "TIMED": 6, "STEPS": (2, 20), "PATIENCE": 60}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(benchmark, "ERRORS", (0.3, 1e-9))
+    monkeypatch.setattr(benchmark, "_COLUMNS", ("side", "precision", "s/step", "s to 0.3", "GB"))
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(benchmark, "_seconds_until", lambda told, command: 1.5)
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(tmp_path / "corner.png")
+    return ["--benchmark", "--gt_path", str(tmp_path / "corner.png"), "--device", "cpu", "--quiet"]
+
+
+def test_benchmark_as_json(small, capsys):
+    assert Synthesis.main([*small, "--json", "--precision", "fp32"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["net"] == "vgg16-hed" and found["machine"]["first step"] == 1.5
+    (row,) = found["rows"]
+    assert (row["side"], row["precision"]) == (48, "fp32")
+    assert 0 < row["s/step"] < 5 and 0 < row["of a product"] < 5 and 0.1 < row["GB"] < 20
+    assert row["s to 0.3"] != "-" and row["s to 1e-09"] == "-"
+
+
+def test_benchmark_as_a_table(small, capsys, monkeypatch):
+    row = {"s/step": 0.25, "s to 0.3": "-", "GB": 1.5}
+    monkeypatch.setattr(benchmark, "measured", lambda *_: row)
+    assert Synthesis.main([*small, "--precision", "fp32"]) == 0
+    *machine, columns, line = capsys.readouterr().out.splitlines()
+    assert "precision: fp32" in machine
+    assert columns.split() == ["side", "precision", "s/step", "s", "to", "0.3", "GB"]
+    assert line.split() == ["48", "fp32", "0.25", "-", "1.5"]
+    assert len(columns) == len(line)
+
+
+def test_the_rate_of_a_product_is_that_of_its_arithmetic(monkeypatch):
+    """Five products of 10x10, the fastest of which takes half a second."""
+    clock = iter([0, 2.0, 3, 3.5, 4, 8, 9, 12, 13, 14])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(benchmark, "MATRIX", 10)
+    assert benchmark.product_rate(torch.device("cpu"), torch.float32) == 2000 / 0.5
+
+
+@pytest.mark.slow
+def test_start_up_ends_with_the_first_step(tmp_path):
+    """Of a run that would take an hour, whose own line on stderr tells."""
+    command = benchmark._first_step(str(tmp_path), ["--device", "cpu", "--model", "vgg16-hed"])
+    seconds = benchmark._seconds_until("from step 1", command)
+    assert benchmark._seconds_until("", [sys.executable, "-c", "import torch"]) < seconds < 60

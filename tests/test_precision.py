@@ -1,0 +1,69 @@
+"""Which precision is picked, and that what is computed in it is nearly the same."""
+
+import pytest
+import torch
+from PIL import Image
+
+from engine import precision
+from engine.precision import PROBE, offered, pick_precision
+from Synthesis import main
+from utils import TEXTURES, UserError, read_record
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    "device, seconds, best",
+    [
+        (CPU, dict(fp32=1.0, bf16=0.2), "bf16"),
+        (CPU, dict(fp32=1.0, bf16=0.8), "fp32"),  # not worth its error
+        (CPU, dict(fp32=1.0, bf16=500.0), "fp32"),
+        (GPU, dict(fp32=1.0, tf32=0.5, bf16=0.3), "bf16"),
+        (GPU, dict(fp32=1.0, tf32=0.4, bf16=0.45), "tf32"),
+    ],
+)
+def test_the_fastest_is_picked(device, seconds, best, monkeypatch):
+    tried = []
+
+    def timed(name, shape, where):
+        assert where == device
+        if shape == PROBE:
+            tried.append(name)
+        return seconds[name]
+
+    monkeypatch.setattr(precision, "_seconds", timed)
+    for cached in (precision.usable, precision._fastest):
+        monkeypatch.setattr(precision, cached.__name__, cached.__wrapped__)
+    assert pick_precision("auto", device) == best
+    # What takes hundreds of times as long is not tried at full size.
+    assert tried == (list(seconds) if seconds["bf16"] < 2 else [])
+
+
+def test_what_a_device_lacks_is_refused():
+    assert offered(GPU) == ("fp32", "tf32", "bf16")
+    assert pick_precision("bf16", CPU) == "bf16"
+    with pytest.raises(UserError, match="tf32: on cpu there is fp32, bf16"):
+        pick_precision("tf32", CPU)
+
+
+def test_tf32_is_used_where_it_is_asked_for_alone():
+    before = torch.backends.cudnn.allow_tf32
+    for name, allowed in (("fp32", False), ("tf32", True), ("bf16", False)):
+        with precision.convolving(name):
+            assert torch.backends.cudnn.allow_tf32 == allowed
+        assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", pytest.param("LBFGS", marks=pytest.mark.slow)])
+def test_a_run_in_bfloat16_ends_as_near_to_the_exemplar(optimizer, tmp_path, capsys, narrow_net):
+    exemplar, result = tmp_path / "corner.png", tmp_path / "result.png"
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 48, 48)).save(exemplar)
+    command = ["--gt_path", str(exemplar), "--save_path", str(result), "--model", "vgg16-hed"]
+    command += ["--device", "cpu", "--epoch", "16", "--optimizer", optimizer, "--precision"]
+    errors = {}
+    for name in ("fp32", "bf16"):
+        assert main([*command, name]) == 0
+        assert capsys.readouterr().out.split()[-1] == name == read_record(result)["precision"]
+        errors[name] = read_record(result)["error"]
+    assert errors["bf16"] != errors["fp32"]
+    assert errors["bf16"] < 1.3 * errors["fp32"]
