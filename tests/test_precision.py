@@ -55,7 +55,7 @@ def test_tf32_is_used_where_it_is_asked_for_alone():
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", pytest.param("LBFGS", marks=pytest.mark.slow)])
-def test_a_run_in_bfloat16_ends_as_near_to_the_exemplar(optimizer, tmp_path, capsys, narrow_net):
+def test_a_run_in_bfloat16_ends_as_near_to_the_exemplar(optimizer, tmp_path, capsys):
     exemplar, result = tmp_path / "corner.png", tmp_path / "result.png"
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 48, 48)).save(exemplar)
     command = ["--gt_path", str(exemplar), "--save_path", str(result), "--model", "vgg16-hed"]
