@@ -31,6 +31,7 @@ class Display:
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
+            smoothing=0,  # work is counted as it is, so that the rate so far is the best guess
             disable=quiet or self.lines,
             leave=False,
         )

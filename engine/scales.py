@@ -5,6 +5,7 @@ import math
 from utils import Size, UserError, told
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
+ENOUGH = 48  # steps at the finest scale; at others those that take as long
 
 
 def pyramid(
@@ -40,10 +41,16 @@ def _divided(size: Size, factor: int, multiples: Size) -> Size:
 
 
 def split_steps(steps: int, scales: int) -> list[int]:
-    """Return how many of the steps each scale gets, coarse to fine, half as many each time.
+    """Return how many of the steps each scale gets, coarse to fine.
 
-    A step costs four times as much at every finer scale, and finds four times less to do there.
+    Half as many each time, as a step costs four times as much at every finer scale, and finds four
+    times less to do there. Where there is enough for the finest scale, what is beyond that goes to
+    every scale by equal parts of the time: more steps at the finest leave more hatching there.
     """
-    shares = [2 ** (scales - 1 - k) / (2**scales - 1) for k in range(scales)]
-    ends = [round(steps * sum(shares[: k + 1])) for k in range(scales)]
+    shares: list[float] = []
+    for finer in range(scales):
+        rest, count = steps - sum(shares), scales - finer
+        halves, equal_times = rest / (2**count - 1), 3 * rest / (4**count - 1)
+        shares.insert(0, min(halves, max(ENOUGH * 4**finer, equal_times)))
+    ends = [round(sum(shares[: k + 1])) for k in range(scales)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -29,7 +29,10 @@ from terms.content import Content
 from utils import Size, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
-PAINTING = 6  # steps at the finest scale that take about as long as painting
+PAINTING = (
+    4  # steps at the finest scale that take about as long as painting: 6 of gram, 3 of guided
+)
+STEP = 2000  # px that take as long as what a step costs at any size
 RIM, NARROW = 16, 16  # px, or a part of the side: there a picture follows less and less
 CALMER = 0.25  # of Adam's step size, for a start that is worth keeping
 EXACT_STEPS = 0.25  # of the steps of a scale, the last ones: what is rough would decide them
@@ -243,8 +246,9 @@ def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
     scales, done, before = [], 0, 0
     for n, ((source_size, size), steps) in enumerate(zip(sizes, shares, strict=True), 1):
         painting = paints and n == len(sizes) and steps > 0
-        begin = done + PAINTING * painting * math.prod(size)
-        done = begin + steps * math.prod(size)
+        work = STEP + math.prod(size)
+        begin = done + PAINTING * painting * work
+        done = begin + steps * work
         scales.append(
             _Scale(n, len(sizes), source_size, size, steps, painting, before, begin, done)
         )

@@ -42,6 +42,7 @@ def small(monkeypatch, tmp_path):
     return ["--benchmark", "--gt_path", str(tmp_path / "corner.png"), "--device", "cpu", "--quiet"]
 
 
+@pytest.mark.slow
 def test_benchmark_as_json(small, capsys):
     assert Synthesis.main([*small, "--json", "--precision", "fp32"]) == 0
     found = json.loads(capsys.readouterr().out)

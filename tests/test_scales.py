@@ -44,14 +44,18 @@ def test_pyramid_refuses():
 
 
 def test_split_steps_by_hand():
-    assert split_steps(1000, 3) == [571, 286, 143]  # 4/7, 2/7 and 1/7
-    assert split_steps(700, 3) == [400, 200, 100]
+    assert split_steps(150, 3) == [86, 43, 21]  # 4/7, 2/7 and 1/7
+    assert split_steps(336, 3) == [192, 96, 48]  # as many as are enough
+    # Of the 450 that are left, the next has a third, which is fewer than the 192 that are enough.
+    assert split_steps(498, 3) == [300, 150, 48]
+    assert split_steps(1000, 3) == [760, 192, 48]
+    assert split_steps(2100, 3) == [1600, 400, 100]  # 16/21, 4/21 and 1/21: equal times
     assert split_steps(5, 1) == [5]
 
 
 @pytest.mark.parametrize("scales", range(1, 8))
 def test_split_steps_spends_all_and_most_at_the_coarse_scales(scales):
-    for steps in range(1, 200):
+    for steps in (*range(1, 200), *range(200, 5000, 97)):
         shares = split_steps(steps, scales)
         assert sum(shares) == steps and min(shares) >= 0 and len(shares) == scales
         assert shares[0] == max(shares)

@@ -28,6 +28,7 @@ from engine import synthesis
 from engine.colours import luma, noise_like
 from engine.orientation import axes
 from engine.repaint import Painting
+from engine.scales import split_steps
 from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from Synthesis import main
@@ -949,8 +950,9 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
     assert output.min() >= 0 and output.max() <= 1
     assert [progress.step for progress in seen] == list(range(1, 61))
     assert min(progress.loss for progress in seen) < seen[0].loss / 10
-    # A third of the steps follow painting, which counts as six.
-    done = [k / 66 for k in [*range(1, 41), *range(47, 67)]]
+    # The last steps follow painting, which counts as four.
+    first = split_steps(60, 2)[0]
+    done = [k / 64 for k in [*range(1, first + 1), *range(first + 5, 65)]]
     assert [progress.fraction for progress in seen] == pytest.approx(done)
     assert torch.equal(output, synthesized(checkerboard, tiny, **steps))
     with pytest.raises(UserError, match="exemplar"):
@@ -959,19 +961,26 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
 
 def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypatch):
     monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(synthesis, "STEP", 0)
     seen: list[Progress] = []
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     # Four steps at 8x8 and two at 16x16, each of which is four times the work.
     assert [progress.scale for progress in seen] == [1, 1, 1, 1, 2, 2]
     assert [progress.fraction * 12 for progress in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
+    # A step has work that is the same at any size, here as much as 8x8 pixels.
+    monkeypatch.setattr(synthesis, "STEP", 64)
+    seen.clear()
+    synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
+    assert [progress.fraction * 18 for progress in seen] == pytest.approx([2, 4, 6, 8, 13, 18])
 
 
-def test_painting_counts_as_six_steps_of_the_finest_scale(tiny, checkerboard):
+def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, monkeypatch):
+    monkeypatch.setattr(synthesis, "STEP", 0)
     seen: list[Progress] = []
     synthesized(checkerboard, tiny, steps=4, scales=2, report=seen.append)
     # Three at 8x8, and one at 16x16, which is four times the work, after painting.
     assert [progress.scale for progress in seen] == [1, 1, 1, 2]
-    assert [progress.fraction * 31 for progress in seen] == pytest.approx([1, 2, 3, 31])
+    assert [progress.fraction * 23 for progress in seen] == pytest.approx([1, 2, 3, 23])
 
 
 def painted_dully(monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
