@@ -4,6 +4,7 @@
 Parse what was asked for, plan it, make every picture coarse to fine, save it.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from command.interrupts import EXIT_CODE, LINE, ctrl_c_exits, ctrl_c_ignored, ct
 
 if __name__ == "__main__":
     ctrl_c_exits()
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the CPU has
 
 import torch
 from torch import Tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils import UserError, folded, padded, resize, scaled
+from utils import UserError, folded, layout_on, padded, resize, scaled
 
 Weights = dict[str, Tensor]
 Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> the pixels, (B, 3, H, W)
@@ -400,7 +400,7 @@ class Convolution(nn.Module):
         x, bias = padded(x, tile, self.border), self.bias.to(x.dtype)
         if self._transforms(x):
             return winograd(x, self._weights(winograd_filters, x), bias).relu_()
-        return F.conv2d(x, self._weights(_in_channels_last, x), bias).relu_()
+        return F.conv2d(x, self._weights(_laid_out, x), bias).relu_()
 
     def back(self, gradient: Tensor, output: Tensor, tile: str) -> Tensor:
         """The gradient by the input, (B, C, H, W), from that by the output, which is used up, and
@@ -410,7 +410,7 @@ class Convolution(nn.Module):
             weights = self._weights(winograd_filters, gradient)
             gradient = winograd_back(gradient, weights)
         else:
-            gradient = gradient.contiguous(memory_format=torch.channels_last)
+            gradient = gradient.contiguous(memory_format=layout_on(gradient.device))
             gradient = F.conv2d(gradient, self._weights(_flipped, gradient), padding=2)
         return folded(gradient, tile, self.border)
 
@@ -430,13 +430,13 @@ class Convolution(nn.Module):
         return weights
 
 
-def _in_channels_last(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last)
+def _laid_out(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=layout_on(weight.device))
 
 
 def _flipped(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) -> (C, K, 3, 3): what a gradient is convolved with on its way back."""
-    return _in_channels_last(weight.transpose(0, 1).flip(2, 3))
+    return _laid_out(weight.transpose(0, 1).flip(2, 3))
 
 
 class AveragePool(nn.Module):
@@ -494,7 +494,7 @@ class Trunk(nn.ModuleDict):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The layers asked for, and with `keep` what every stage needs on the way back."""
         features, kept, given = [], [], x.dtype
-        x = x.to(dtype, memory_format=torch.channels_last)
+        x = x.to(dtype, memory_format=layout_on(x.device))
         for layer, stage in self.items():
             y = stage(x, tile)
             if keep:
@@ -543,7 +543,7 @@ class _Pass(torch.autograd.Function):
 class Extractor(nn.Module):
     """A picture -> its features at the layers asked for; frozen, cut after the deepest of them.
 
-    Everything inside runs in channels_last, the faster layout on CPU and GPU alike.
+    Everything inside runs in the layout that is the fastest on its device.
     """
 
     mean: Tensor

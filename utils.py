@@ -245,7 +245,7 @@ def save_picture(
         raise ValueError("the picture holds values that are not finite")
     # The clamp keeps 1.0000001 from wrapping round to black.
     most = LEVELS_16_BIT if sixteen_bit else LEVELS
-    levels = image.detach()[0].double().mul(most).round().clamp(0, most).cpu().numpy()
+    levels = image.detach()[0].cpu().double().mul(most).round().clamp(0, most).numpy()
     if sixteen_bit:
         picture = Image.fromarray(levels[0].astype(np.uint16))
     else:
@@ -316,6 +316,8 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
     if name is None:
         if "cuda:0" in devices:
             return torch.device("cuda:0"), None
@@ -326,6 +328,12 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
     if wanted not in devices:
         raise UserError(f"no device {name!r} on this machine, which has {', '.join(devices)}")
     return torch.device(wanted), None
+
+
+def layout_on(device: torch.device) -> torch.memory_format:
+    """The layout in which a device convolves the fastest; on Apple's GPUs the way back takes ten
+    times as long in channels_last."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def available_bytes(device: torch.device) -> float:

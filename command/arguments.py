@@ -350,7 +350,7 @@ class Request:
     )
     device: str | None = flag(
         NET,
-        "cuda:0, cuda:1, ..., cpu",
+        "cuda:0, cuda:1, ..., mps (Apple's GPU), cpu",
         told="cuda:0, or the CPU where there is none",
         metavar="DEVICE",
     )

@@ -28,7 +28,7 @@ from terms.matching import CHUNK_BYTES
 from terms.patches import PATCH_DIRECTIONS, PATCH_LEVELS
 from terms.sliced import Sliced
 from terms.spectrum import SPECTRUM_PADDING
-from utils import Size, UserError, available_bytes, told
+from utils import Size, UserError, available_bytes, layout_on, told
 
 FLOAT = 4  # bytes
 PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
@@ -271,9 +271,10 @@ def estimated_flops(run: Run) -> float:
 
 def convolution_rate(device: torch.device) -> float:
     """Arithmetic a second of a 3x3 convolution and its gradient, the best of three."""
-    features = torch.rand(PROBE, device=device).contiguous(memory_format=torch.channels_last)
+    layout = layout_on(device)
+    features = torch.rand(PROBE, device=device).contiguous(memory_format=layout)
     convolution = nn.Conv2d(PROBE[1], PROBE[1], 3, padding=1, device=device).requires_grad_(False)
-    convolution.to(memory_format=torch.channels_last)
+    convolution.to(memory_format=layout)
     features.requires_grad_()
     seconds = []
     for _ in range(3):

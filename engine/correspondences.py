@@ -106,8 +106,9 @@ class Descriptor:
         patches = patches_at(picture, starts, PATCH).T.contiguous()
         self.mean = patches.mean(0)
         centred = patches - self.mean
-        _, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).double())
-        self.axes = axes[:, -COMPONENTS:].to(picture.dtype)  # (3 PATCH^2, D)
+        # On the CPU, as GPUs may have no float64.
+        _, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).cpu().double())
+        self.axes = axes[:, -COMPONENTS:].to(picture)  # (3 PATCH^2, D)
 
     def __call__(self, picture: Tensor, guide: Tensor | None, tile: str = "") -> Tensor:
         """(1, 3, H, W), (1, G, H, W) -> (H', W', D + G), a descriptor for every patch."""

@@ -122,12 +122,14 @@ class _Evaluator:
         losses = self.criterion(features)
         keep = self.kept is not None
         (gradient,) = torch.autograd.grad(losses.sum(), image, retain_graph=keep)
-        total = losses.sum().item()  # CPU-GPU sync point
-        if not math.isfinite(gradient.sum().item()):
+        losses = losses.detach()
+        both = torch.stack((losses.sum(), gradient.sum()))
+        total, slope = both.tolist()  # CPU-GPU sync point
+        if not math.isfinite(slope):
             total = math.nan
         if total < self.best_loss:
             self.best, self.best_loss = image.detach(), total
-        return losses.detach(), gradient, total
+        return losses, gradient, total
 
 
 def optimize(

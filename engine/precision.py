@@ -21,7 +21,7 @@ HOPELESS = 2.0  # times as slow as float32
 
 def offered(device: torch.device) -> tuple[str, ...]:
     """What can be asked for on a device."""
-    return PRECISIONS if device.type == "cuda" else (EXACT, "bf16")
+    return {"cuda": PRECISIONS, "mps": (EXACT,)}.get(device.type, (EXACT, "bf16"))
 
 
 def pick_precision(name: str, device: torch.device) -> str:

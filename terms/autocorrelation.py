@@ -125,8 +125,9 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
     the lag (0, 0).
     """
     factor = math.ceil(min(image.shape[-2:]) / PERIOD_SIDE)
-    grey = without_shade(F.avg_pool2d(image, factor))
-    sides = torch.tensor(grey.shape[-2:], device=image.device)
+    # On the CPU, as GPUs may have no float64.
+    grey = without_shade(F.avg_pool2d(image.cpu(), factor))
+    sides = torch.tensor(grey.shape[-2:])
     farthest = int((1 - OVERLAP) / 2 * sides.min())
     farthest = farthest if reach is None else min(farthest, reach // factor)
     found = self_correlation(grey, 2 * farthest)

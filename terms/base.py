@@ -236,11 +236,11 @@ def resampled(ascending: Tensor, count: int) -> Tensor:
     """(..., n) in ascending order -> (..., count): the same distribution in `count` quantiles."""
     if ascending.shape[-1] == count:
         return ascending
-    steps = torch.arange(count, device=ascending.device, dtype=torch.float64) + 0.5
+    steps = torch.arange(count, dtype=torch.float64) + 0.5  # on the CPU, as GPUs may lack float64
     position = (steps * (ascending.shape[-1] / count) - 0.5).clamp(0, ascending.shape[-1] - 1)
     low = position.long()
+    share, low = (position - low).to(ascending), low.to(ascending.device)
     high = (low + 1).clamp(max=ascending.shape[-1] - 1)
-    share = (position - low).to(ascending.dtype)
     return torch.lerp(ascending[..., low], ascending[..., high], share)
 
 

@@ -1,7 +1,8 @@
 """The program on a device that is not the CPU, without one.
 
 Tensors of a device that computes on the CPU and, as a GPU would, refuses to meet the CPU's. It goes
-by the name of "meta", as autograd wants threads of its own for any other device.
+by the name of "meta", as autograd wants threads of its own for any other device. As on Apple's,
+there is no float64.
 """
 
 import shlex
@@ -18,6 +19,7 @@ from utils import TEXTURES, read_picture
 
 DEVICE = torch.device("meta")
 ACROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # copies go across
+WIDE = {torch.float64, torch.complex128}  # which Apple's GPUs do not have
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}  # by the CPU's, too
 
 
@@ -57,6 +59,8 @@ def computed(func, args, kwargs):
     if goes_far and kwargs.get("generator") is not None:
         raise RuntimeError(f"{func}: a generator of the CPU")
     result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+    if goes_far and any(x.dtype in WIDE for x in tree_leaves(result) if torch.is_tensor(x)):
+        raise RuntimeError(f"{func}: float64")
     known = {id(x.near): x for x in far}  # what was changed in place is the same tensor
 
     def back(x):
@@ -97,6 +101,7 @@ def test_devices_do_not_meet(far):
         lambda: other[one.long()],
         lambda: torch.cat((one, other)),
         lambda: torch.rand(2, device=DEVICE, generator=torch.Generator()),
+        lambda: one.double(),
     ):
         with pytest.raises(RuntimeError):
             wrong()

@@ -41,6 +41,7 @@ def test_the_fastest_is_picked(device, seconds, best, monkeypatch):
 
 def test_what_a_device_lacks_is_refused():
     assert offered(GPU) == ("fp32", "tf32", "bf16")
+    assert offered(torch.device("mps")) == ("fp32",)
     assert pick_precision("bf16", CPU) == "bf16"
     with pytest.raises(UserError, match="tf32: on cpu there is fp32, bf16"):
         pick_precision("tf32", CPU)

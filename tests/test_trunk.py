@@ -77,6 +77,22 @@ def test_features_and_gradients_are_autograds(layers, tile, pool, convolving):
         torch.testing.assert_close(*gradients, rtol=near, atol=10 * near)
 
 
+@pytest.mark.parametrize("tile", ["", "xy"])
+def test_another_layout_changes_nothing(tile, monkeypatch):
+    """That of Apple's GPUs, and all that is kept on the way is in it."""
+    net, x = small_trunk(), random(2, 3, *SIDES).requires_grad_()
+    wanted = net(x, STAGES, tile)
+    gradient = gradient_of(wanted, x)
+    monkeypatch.setattr(models, "layout_on", lambda device: torch.contiguous_format)
+    monkeypatch.setattr(models.Convolution, "_transforms", lambda *_: False)  # as on a GPU
+    net = small_trunk()
+    found, kept = net.run(x.detach(), STAGES, tile, torch.float64, keep=True)
+    assert all(maps.is_contiguous() for maps in kept)
+    for layer, maps in zip(STAGES, found, strict=True):
+        torch.testing.assert_close(maps, wanted[layer])
+    torch.testing.assert_close(gradient_of(net(x, STAGES, tile), x), gradient)
+
+
 @pytest.mark.parametrize("height, width", [(4, 8), (5, 3), (10, 23), (1, 1)])
 def test_winograds_method_is_a_convolution(height, width, convolving):
     padded, weight, bias = random(2, 5, height + 2, width + 2), random(7, 5, 3, 3), random(7)

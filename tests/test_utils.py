@@ -517,6 +517,15 @@ def test_device_by_name(gpus):
             assert repr(name) in refusal(utils.pick_device, name)
 
 
+def test_apples_gpu_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device, _ = utils.pick_device("MPS")
+    assert device == torch.device("mps") and utils.pick_device(None)[0].type == "cpu"
+    assert utils.layout_on(device) == torch.contiguous_format
+    assert utils.layout_on(torch.device("cpu")) == torch.channels_last
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:7", "cuda:x", "cuda:-1", "meta", "mps", "xpu", ""])
 def test_device_that_is_not_there(gpus, name):
     line = refusal(utils.pick_device, name)
