@@ -124,7 +124,7 @@ class _Evaluator:
         (gradient,) = torch.autograd.grad(losses.sum(), image, retain_graph=keep)
         losses = losses.detach()
         both = torch.stack((losses.sum(), gradient.sum()))
-        total, slope = both.tolist()  # CPU-GPU sync point
+        total, slope = both.cpu().tolist()  # CPU-GPU sync point
         if not math.isfinite(slope):
             total = math.nan
         if total < self.best_loss:
