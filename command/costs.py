@@ -7,15 +7,14 @@ explained here, and nowhere else.
 """
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
+from engine.precision import EXACT, convolution_seconds
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS
@@ -28,7 +27,7 @@ from terms.matching import CHUNK_BYTES
 from terms.patches import PATCH_DIRECTIONS, PATCH_LEVELS
 from terms.sliced import Sliced
 from terms.spectrum import SPECTRUM_PADDING
-from utils import Size, UserError, available_bytes, layout_on, told
+from utils import Size, UserError, available_bytes, told
 
 FLOAT = 4  # bytes
 PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
@@ -36,9 +35,9 @@ PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or th
 # so far, its gradient and the two means of Adam
 PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
 HISTOGRAM = 40  # floats a pixel: values and places of three sorted channels, their covariance
-SORTED = 4  # floats a sorted value costs until the way back: its place (int64), the value wanted,
-# and the difference from it
-SORTING = 5  # floats a value while it is sorted: twice itself, and the sorted one with its place
+SORTED = 4  # floats a value costs while it is sorted for its way back: the whole number that is
+# sorted in its place (int64), the sorted one, and how far it is to move
+SORTING = 5  # the same where it is only sorted: itself twice, that whole number, and the sorted one
 SPECTRUM = 3 * SPECTRUM_PADDING**2  # floats a pixel of a padded window of three channels
 LAGS = 14  # floats a feature: padded complex spectra of the autocorrelation and their gradients
 TRANSFORMED = (WINDOW / 3) ** 2  # of a filter's numbers, where windows are transformed
@@ -271,18 +270,8 @@ def estimated_flops(run: Run) -> float:
 
 def convolution_rate(device: torch.device) -> float:
     """Arithmetic a second of a 3x3 convolution and its gradient, the best of three."""
-    layout = layout_on(device)
-    features = torch.rand(PROBE, device=device).contiguous(memory_format=layout)
-    convolution = nn.Conv2d(PROBE[1], PROBE[1], 3, padding=1, device=device).requires_grad_(False)
-    convolution.to(memory_format=layout)
-    features.requires_grad_()
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        (gradient,) = torch.autograd.grad(convolution(features).sum(), features)
-        gradient.sum().item()  # CPU-GPU sync point
-        seconds.append(time.perf_counter() - started)
-    return 2 * 2 * 9 * PROBE[1] * math.prod(PROBE) / min(seconds)
+    flops = 2 * 2 * 9 * PROBE[1] * math.prod(PROBE)
+    return flops / convolution_seconds(EXACT, PROBE, device)
 
 
 def cost_notes(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import UserError
+from utils import UserError, layout_on
 
 AUTO, EXACT = "auto", "fp32"
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}  # what it computes in
@@ -41,9 +41,9 @@ def pick_precision(name: str, device: torch.device) -> str:
 def usable(device: torch.device) -> tuple[str, ...]:
     """What a device has and is made for: without hardware for it, bfloat16 is up to 500 times as
     slow as float32, so never assume, but convolve a little and see."""
-    allowed = HOPELESS * _seconds(EXACT, FEWEST, device)
+    allowed = HOPELESS * convolution_seconds(EXACT, FEWEST, device)
     rough = (name for name in offered(device) if name != EXACT)
-    return EXACT, *(name for name in rough if _seconds(name, FEWEST, device) < allowed)
+    return EXACT, *(name for name in rough if convolution_seconds(name, FEWEST, device) < allowed)
 
 
 @cache
@@ -51,24 +51,25 @@ def _fastest(device: torch.device) -> str:
     names = usable(device)
     if len(names) == 1:
         return EXACT
-    seconds = {name: _seconds(name, PROBE, device) for name in names}
+    seconds = {name: convolution_seconds(name, PROBE, device) for name in names}
     best = min(names, key=lambda name: seconds[name])
     return best if seconds[EXACT] > WORTH * seconds[best] else EXACT
 
 
-def _seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
-    """Of a 3x3 convolution, the fastest of three."""
-    dtype = ROUGH.get(name) or torch.float32
-    features = torch.rand(shape).to(device, dtype, memory_format=torch.channels_last)
-    weight = torch.rand(shape[1], shape[1], 3, 3).to(device, dtype)
-    weight = weight.contiguous(memory_format=torch.channels_last)
+def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
+    """Of a 3x3 convolution of features of that shape to as many, and its gradient: the fastest of
+    three."""
+    dtype, layout = ROUGH.get(name) or torch.float32, layout_on(device)
+    features = torch.rand(shape).to(device, dtype, memory_format=layout).requires_grad_()
+    weight = torch.rand(shape[1], shape[1], 3, 3).to(device, dtype).contiguous(memory_format=layout)
     with convolving(name):
-        return min(_timed(features, weight) for _ in range(4))
+        return min(_timed(features, weight) for _ in range(3))
 
 
 def _timed(features: Tensor, weight: Tensor) -> float:
     started = time.perf_counter()
-    F.conv2d(features, weight).sum().item()  # CPU-GPU sync point
+    (gradient,) = torch.autograd.grad(F.conv2d(features, weight, padding=1).sum(), features)
+    gradient.sum().item()  # CPU-GPU sync point
     return time.perf_counter() - started
 
 

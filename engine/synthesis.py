@@ -29,9 +29,7 @@ from terms.content import Content
 from utils import Size, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
-PAINTING = (
-    4  # steps at the finest scale that take about as long as painting: 6 of gram, 3 of guided
-)
+PAINTING = 4  # steps at the finest scale that take about as long: 6 of gram, 3 of guided
 STEP = 2000  # px that take as long as what a step costs at any size
 RIM, NARROW = 16, 16  # px, or a part of the side: there a picture follows less and less
 CALMER = 0.25  # of Adam's step size, for a start that is worth keeping

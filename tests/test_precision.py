@@ -31,7 +31,7 @@ def test_the_fastest_is_picked(device, seconds, best, monkeypatch):
             tried.append(name)
         return seconds[name]
 
-    monkeypatch.setattr(precision, "_seconds", timed)
+    monkeypatch.setattr(precision, "convolution_seconds", timed)
     for cached in (precision.usable, precision._fastest):
         monkeypatch.setattr(precision, cached.__name__, cached.__wrapped__)
     assert pick_precision("auto", device) == best
