@@ -497,6 +497,8 @@ def parse(argv: list[str] | None = None) -> Request:
         if instead in given:
             for name in (given | given.pop("terms", {})).keys() - used:
                 raise UserError(f"--{name}: --{instead} makes no picture and has no use for it")
+            if (count := len(given.get("gt_path", ()))) > 1:
+                raise UserError(f"--{instead} takes one exemplar, --gt_path has {count}")
     preset: dict[str, Any] = dict(PRESETS.get(given.get("preset", ""), {}))
     terms = {name: preset.pop(name) for name in list(preset) if name in TERMS}
     given["terms"] = terms | given.get("terms", {})

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -57,7 +57,7 @@ def print_benchmark(request: Request, run: Run) -> None:
     net = request.model or BUNDLED_NET
     load_weights(net, None, ["relu4_1"], progress=not request.quiet)  # or say what is missing
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ["--device", str(device), "--model", net, "--quiet"]
+        fixed = ["--device", str(device), "--model", net]
         machine = {
             "processor": processor(device),
             "threads": torch.get_num_threads(),
@@ -65,22 +65,22 @@ def print_benchmark(request: Request, run: Run) -> None:
             "net": net,
             "precision": fastest,
             "import torch": _seconds_until("", [sys.executable, "-c", "import torch"]),
-            "first step": _seconds_until("from step 1", _first_step(folder, fixed[:-1])),
+            "first step": _seconds_until("from step 1", _first_step(folder, fixed)),
         }
         if not request.json:
             print("\n".join(f"{name}: {value}" for name, value in machine.items()))
-            print(_line(dict.fromkeys(_COLUMNS)), flush=True)
+            print(_line(_COLUMNS), flush=True)
         rows = []
         for side in SIDES:
             path = Path(folder) / f"{side}.png"
             save_picture(resize(exemplar, (side, side)), path, {})
             for precision in precisions:
-                argv = ["--gt_path", str(path), "--precision", precision, *fixed]
+                argv = ["--gt_path", str(path), "--precision", precision, *fixed, "--quiet"]
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     found = pool.submit(measured, run, argv, Path(folder)).result()
                 rows.append({"side": side, "precision": precision} | found)
                 if not request.json:
-                    print(_line(rows[-1]), flush=True)
+                    print(_line(rows[-1][name] for name in _COLUMNS), flush=True)
     if request.json:
         print(json.dumps({"machine": machine, "rows": rows}, indent=1))
 
@@ -88,10 +88,10 @@ def print_benchmark(request: Request, run: Run) -> None:
 _COLUMNS = ("side", "precision", "s/step", "of a product", *(f"s to {e}" for e in ERRORS), "GB")
 
 
-def _line(row: Found) -> str:
-    """A row's values under its columns, or the columns where there is none."""
-    cells = {name: name if row[name] is None else row[name] for name in _COLUMNS}
-    return "  ".join(f"{cell:>{max(9, len(name))}}" for name, cell in cells.items())
+def _line(cells: Iterable[object]) -> str:
+    """One of every column, under its name."""
+    pairs = zip(_COLUMNS, cells, strict=True)
+    return "  ".join(f"{cell:>{max(9, len(name))}}" for name, cell in pairs)
 
 
 def measured(run: Run, argv: list[str], folder: Path) -> Found:

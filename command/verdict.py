@@ -119,12 +119,9 @@ def print_scores(request: Request) -> None:
     """What `--score` asks for, as a table or as JSON.
 
     Raises:
-        UserError: several exemplars, or a picture that is missing or too small.
+        UserError: a picture that is missing or too small.
     """
     assert request.score is not None
-    if len(request.gt_path) > 1:
-        told = f"--score compares with one exemplar, --gt_path has {len(request.gt_path)}"
-        raise UserError(told)
     pictures = []
     for path in (find_picture(request.score), find_picture(request.gt_path[0])):
         picture, notes = read_picture(path)

@@ -72,6 +72,21 @@ def test_the_rate_of_a_product_is_that_of_its_arithmetic(monkeypatch):
     assert benchmark.product_rate(torch.device("cpu"), torch.float32) == 2000 / 0.5
 
 
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ("--gt_path leaf.jpg pebbles.png", "one exemplar, --gt_path has 2"),
+        ("--gt_path missing.png", "missing.png"),
+        ("--device cuda:9", "cuda:9"),
+        ("--device cpu --precision tf32", "tf32"),
+    ],
+)
+def test_benchmark_errors_are_one_line(arguments, told, capfd):
+    assert Synthesis.main(["--benchmark", *arguments.split()]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line
+
+
 @pytest.mark.slow
 def test_start_up_ends_with_the_first_step(tmp_path):
     """Of a run that would take an hour, whose own line on stderr tells."""
