@@ -94,6 +94,8 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
                 raise
             interrupted, made = True, Made(display.picture(), None)
             record["interrupted at step"] = display.last.step
+    if display.last is not None:
+        record["steps"] = display.last.step
     with ctrl_c_ignored():
         record = save(job, made, record, net)
     return Result(

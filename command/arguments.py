@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-from engine.optimizers import LEARNING_RATES, OPTIMIZERS
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
+from engine.scales import TOLERANCE
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from terms.base import MAX_PATCHES
@@ -368,10 +369,18 @@ class Request:
     )
     epoch: int = flag(
         OPTIMISATION,
-        "steps (evaluations of loss and gradient) over all scales",
+        "steps (evaluations of loss and gradient) over all scales, at most",
         default=1000,
         type=number(int, 1, "a number of steps"),
         metavar="N",
+    )
+    tolerance: float = flag(
+        OPTIMISATION,
+        f"once {SETTLING} steps lower the error of a scale by less than this share, it has "
+        "converged and gets a third as many steps more as it took; 0: all of its steps",
+        default=TOLERANCE,
+        type=number(float, 0, "a share", 1),
+        metavar="SHARE",
     )
     lr: float | None = flag(
         OPTIMISATION,

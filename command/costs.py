@@ -293,9 +293,9 @@ def cost_notes(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[st
     notes = [f"{needed}, less will do with {_smaller(run)}"] if size > LARGE * available else []
     flops = sum(estimated_flops(run) for _, run in runs)
     if flops > LONG * SLOWEST:
-        seconds = flops / convolution_rate(device)
+        seconds = flops / convolution_rate(device)  # should no scale converge before its last step
         if seconds > LONG:
-            notes.append(f"this will take about {_duration(seconds)}, less with a smaller --epoch")
+            notes.append(f"this may take {_duration(seconds)}, less with a smaller --epoch")
     return ["; ".join(notes)] if notes else []
 
 

@@ -176,6 +176,7 @@ def _spec(
         steps=request.epoch,
         lr=request.lr,
         scales=request.scales,
+        tolerance=request.tolerance,
         seed=request.seed,
         repaint=request.repaint,
         kind=kind,

@@ -22,8 +22,8 @@ def is_grey(picture: Tensor) -> bool:
 
 def luma(image: Tensor) -> Tensor:
     """(1, 3, H, W) -> (1, 1, H, W)."""
-    weights = torch.tensor(LUMA, device=image.device).view(1, 3, 1, 1)
-    return (image * weights).sum(1, keepdim=True)
+    red, green, blue = (image[:, i : i + 1] * weight for i, weight in enumerate(LUMA))
+    return red + green + blue
 
 
 def with_chroma(image: Tensor, content: Tensor) -> Tensor:

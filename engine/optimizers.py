@@ -7,6 +7,7 @@ one that was optimised outside of it and clamped afterwards is another picture, 
 """
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -46,11 +47,14 @@ class _Evaluator:
         report: Report | None,
         quick: Extract | None = None,
         exact_steps: int = 0,
+        tolerance: float = 0.0,
     ) -> None:
         self.exact, self.criterion, self.report = extractor, criterion, report
         self.extractor = extractor if quick is None or exact_steps >= steps else quick
         self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
         self.match_every = criterion.match_every
+        self.tolerance, self.settled = tolerance, False
+        self.losses: list[float] = []  # of every step
         self.renewed: int | None = None  # after which step
         self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
         self.best: Tensor | None = None
@@ -65,16 +69,21 @@ class _Evaluator:
     @property
     def due(self) -> bool:
         """Whether the criterion should take anew what it holds fixed, for the steps to come."""
-        if self.match_every is None or self.taken == self.steps:
+        if self.match_every is None or not self.left:
             return False
         return self.renewed is None or self.taken - self.renewed >= self.match_every
+
+    @property
+    def left(self) -> int:
+        """How many steps may still be taken."""
+        return self.steps - self.taken
 
     def sharpen(self, at_once: bool = False) -> bool:
         """Look exactly from here on, where the last steps begin or at once.
 
         Returns whether that is new: losses that were seen before are another objective's then.
         """
-        waits = self.steps - self.taken > self.exact_steps and not at_once
+        waits = self.left > self.exact_steps and not at_once
         if self.extractor is self.exact or waits:
             return False
         self.extractor, self.best_loss = self.exact, math.inf
@@ -89,7 +98,7 @@ class _Evaluator:
             renew: renew the criterion for this picture first.
             keep: hold its features, as large as the step itself, where a renewal is due after it.
         """
-        if self.taken == self.steps:
+        if not self.left:
             raise _OutOfSteps
         self.kept = None  # before the forward pass, since two graphs may not fit
         image = image.detach().requires_grad_()
@@ -102,9 +111,25 @@ class _Evaluator:
         found = self._judge(image, features)
         if self.best is None:
             raise FloatingPointError(f"the loss of the first picture is {found[2]}")
+        self._settle(found[2])
         if self.report:
             self.report(self.taken, self.best, self.best_loss)
         return found
+
+    def _settle(self, loss: float) -> None:
+        """Leave only the last quarter of the steps where the loss has stopped falling.
+
+        Medians over as many steps as matches are held for, at least: a step of a line search may
+        go far up, and a renewal moves the loss by itself.
+        """
+        self.losses.append(loss if math.isfinite(loss) else math.inf)
+        window = max(SETTLING, self.match_every or 0)
+        if not self.tolerance or self.settled or self.taken < 2 * window:
+            return
+        before = statistics.median(self.losses[-2 * window : -window])
+        if statistics.median(self.losses[-window:]) >= (1 - self.tolerance) * before:
+            self.steps = min(self.steps, self.taken + math.ceil(self.taken / 3))
+            self.settled, self.exact_steps = True, self.left
 
     def renew_kept(self) -> tuple[Tensor, Tensor, float]:
         """The picture kept, under the criterion renewed for it: no step, as it was seen before."""
@@ -142,8 +167,9 @@ def optimize(
     report: Report | None = None,
     quick: Extract | None = None,
     exact_steps: int = 0,
+    tolerance: float = 0.0,
 ) -> Tensor:
-    """The best of the pictures seen in `steps` evaluations, starting from `image`.
+    """The best of the pictures seen in `steps` evaluations or fewer, starting from `image`.
 
     Args:
         image: (B, C, H, W) in [0, 1]; it is not changed.
@@ -155,30 +181,34 @@ def optimize(
         report: called after every step with its number, from 1, the best picture and its loss.
         quick: what looks at pictures instead of `extractor`, less exactly; None: nothing does.
         exact_steps: for how many steps at the end it does not.
+        tolerance: share of the loss which `SETTLING` steps must save, or a third of the steps that
+            were taken until then are the last ones, exact ones; with 0 all steps are taken.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
     """
-    evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps)
+    evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps, tolerance)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
     try:
-        OPTIMIZERS[optimizer](evaluate, image, steps, lr)
+        OPTIMIZERS[optimizer](evaluate, image, lr)
     except _OutOfSteps:
         pass
     return image if evaluate.best is None else evaluate.best
 
 
-def _adam(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
+def _adam(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
     The loss falls by four orders of magnitude and its gradient with it. Adam divides by a mean of
     past gradients, so that on the loss itself the steps freeze soon after the start; on its
     logarithm the gradient keeps its size. A long first moment, a second one as short-lived, and a
-    cosine decay do the rest: figures in the README.
+    cosine decay, which follows the steps that are left, do the rest: figures in the README.
     """
     first, second = torch.zeros_like(image), torch.zeros_like(image)
-    age, losses = 0, image.new_ones(len(image))
-    for step in range(steps):
+    age, losses, phase = 0, image.new_ones(len(image)), 0.0
+    while evaluate.left:
+        rate = (1 + math.cos(math.pi * phase)) / 2
+        phase += (1 - phase) / evaluate.left
         sharper, due, before = evaluate.sharpen(), evaluate.due, losses
         losses, gradient, total = evaluate(image, renew=due)
         if not math.isfinite(total):
@@ -196,11 +226,10 @@ def _adam(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
         second = second.lerp(gradient.square(), 1 - ADAM_BETA2)
         mean = first / (1 - ADAM_BETA1**age)
         direction = mean / ((second / (1 - ADAM_BETA2**age)).sqrt() + 1e-12)
-        rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        image = (image - rate * direction).clamp(0, 1)
+        image = (image - lr * rate * direction).clamp(0, 1)
 
 
-def _lbfgs(evaluate: _Evaluator, image: Tensor, steps: int, lr: float) -> None:
+def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
     """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
 
     Pixels that are at a bound and whose gradient pushes them out of the box are held; the others
@@ -288,6 +317,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return (a * b).sum().item()  # CPU-GPU sync point
 
 
+SETTLING = 20  # steps over which a loss must fall to be worth more of them
 ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
 LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
 LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known

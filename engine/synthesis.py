@@ -21,7 +21,7 @@ from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LEARNING_RATES, optimize
 from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, repainted
-from engine.scales import pyramid, split_steps
+from engine.scales import TOLERANCE, pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
@@ -55,6 +55,7 @@ class Spec:
     scales: int | None = None  # how many; None: as many as the exemplar's size asks for
     repaint: float = 0.0  # share of the steps that go into painting with the exemplar's pixels
     kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
+    tolerance: float = TOLERANCE  # share of its loss that a scale must save, or it ends
     precision: str = EXACT  # of `engine.precision.PRECISIONS`
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
@@ -68,7 +69,7 @@ class Spec:
 class Progress:
     """Where a synthesis stands after a step."""
 
-    step: int  # 1 ... steps, over all scales
+    step: int  # 1 ... steps, over all scales; fewer where scales have converged before
     scale: int  # 1 ... scales
     scales: int
     fraction: float  # of the work that is done, 0 ... 1; a fine step is more work than a coarse one
@@ -106,26 +107,26 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     Raises:
         UserError: exemplar or size too small for the layers, the scales or the patches.
     """
+    tell = _Teller(report)
     if not spec.repaint:
-        return _made(spec, coarse_to_fine(spec, trunk, report), None)
+        return _made(spec, coarse_to_fine(spec, trunk, tell), None)
     rest = steps_after_painting(spec.steps, spec.repaint)
     painted = spec.steps - rest
     size = sizes_of(spec, trunk.layers)[-1][1]
     split = PAINTING / (PAINTING + rest)
 
     def paint(begin: float, layout: Tensor | None) -> Painting:
-        def tell(scale: int, scales: int, done: float, image: Tensor) -> None:
-            if report is not None:
-                step = max(1, round(done * painted)) + (rest if begin else 0)
-                done = begin + split * done
-                report(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
+        def on_round(scale: int, scales: int, done: float, image: Tensor) -> None:
+            step = max(1, round(done * painted)) + (rest if begin else 0)
+            done = begin + split * done
+            tell(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, tell
+        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round
         return _in_exemplars_colours(spec, repainted(*args))
 
     if spec.canvas.content is not None:
         first = replace(spec, steps=rest, repaint=0.0)
-        layout = coarse_to_fine(first, trunk, report, 1 - split) if rest else None
+        layout = coarse_to_fine(first, trunk, tell, 1 - split) if rest else None
         painting = paint(1 - split, spec.canvas.content if layout is None else layout)
         return _made(spec, painting.image, painting)
     painting = paint(0.0, None)
@@ -133,8 +134,26 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
     if rest:
         exemplar = size_of(spec.exemplars[0].image)
         finest = _Scale(1, 1, exemplar, size, rest, True, painted, split, 1.0)
-        image = _optimised(spec, trunk, finest, image, report)
+        image = _optimised(spec, trunk, finest, image, tell)
     return _made(spec, image, painting)
+
+
+class _Teller:
+    """Tells of every step. What scales have left undone counts neither as steps nor as work, so
+    that the time left is known from what has passed."""
+
+    def __init__(self, report: Report | None) -> None:
+        self.report = report
+        self.steps, self.work = 0, 0.0  # left undone so far, as `Progress` has them
+
+    def __call__(self, progress: Progress) -> None:
+        if self.report is not None:
+            step, fraction = progress.step - self.steps, progress.fraction - self.work
+            self.report(replace(progress, step=step, fraction=fraction / (1 - self.work)))
+
+    def leave_out(self, steps: int, work: float) -> None:
+        self.steps += steps
+        self.work += work
 
 
 def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
@@ -173,9 +192,7 @@ class _Scale:
     end: float
 
 
-def coarse_to_fine(
-    spec: Spec, trunk: Extractor, report: Report | None = None, end: float = 1.0
-) -> Tensor:
+def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0) -> Tensor:
     """An optimised picture, from white noise, coarse to fine.
 
     The first scale starts from noise with the exemplar's mean and covariance of colours, every
@@ -220,7 +237,7 @@ def coarse_to_fine(
             gained = picture - resize(before, scale.source_size)
             image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
-        image = _optimised(spec, trunk, scale, image, report)
+        image = _optimised(spec, trunk, scale, image, tell)
     return image
 
 
@@ -255,9 +272,7 @@ def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
     return [replace(one, begin=one.begin * part, end=one.end * part) for one in scales]
 
 
-def _optimised(
-    spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, report: Report | None
-) -> Tensor:
+def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell: _Teller) -> Tensor:
     """The picture (1, 3 or 1, h, w) after the steps of a scale."""
     canvas, lr = spec.canvas, spec.lr
     if _all_grey(spec):
@@ -267,19 +282,40 @@ def _optimised(
     shown: Callable[[Tensor], Tensor] = nn.Identity()
     if scale.paints:
         colourful = max(saturation(one.image) for one in spec.exemplars)
-        shown = partial(_shown, canvas.tile, mask, image, colourful)
+        follows = freedom(scale.size, canvas.tile).to(image)
+        shown = partial(_shown, canvas.tile, mask, image, follows, colourful)
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
     extract = partial(_extract, trunk, canvas.tile, mask, shown)
     rough = ROUGH.get(spec.precision)
     quick = partial(extract, dtype=rough) if rough else None
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
-    on_step = partial(_tell, report, scale, shown) if report else None
+    taken = 0
+
+    def on_step(step: int, image: Tensor, loss: float) -> None:
+        nonlocal taken
+        taken = step
+        if tell.report is not None:
+            done = scale.begin + (scale.end - scale.begin) * step / scale.steps
+            step += scale.before
+            tell(Progress(step, scale.number, scale.count, done, shown(image), loss))
+
     exact = math.ceil(EXACT_STEPS * scale.steps)
     with convolving(spec.precision):
         found = optimize(
-            image, extract, criterion, scale.steps, spec.optimizer, lr, on_step, quick, exact
+            image,
+            extract,
+            criterion,
+            scale.steps,
+            spec.optimizer,
+            lr,
+            on_step,
+            quick,
+            exact,
+            spec.tolerance,
         )
+    undone = 1 - taken / max(1, scale.steps)
+    tell.leave_out(scale.steps - taken, undone * (scale.end - scale.begin))
     return shown(found)
 
 
@@ -372,10 +408,10 @@ def cut_at(image: Tensor, tile: str) -> Size:
 
 
 def _shown(
-    tile: str, mask: Tensor | None, start: Tensor, colourful: float, image: Tensor
+    tile: str, mask: Tensor | None, start: Tensor, follows: Tensor, colourful: float, image: Tensor
 ) -> Tensor:
     """What is optimised -> the picture that comes of it: what was painted, and some changes."""
-    change = freedom(size_of(image), tile).to(image) * (image - start)
+    change = follows * (image - start)
     if image.shape[1] > 1:
         change = with_calm_chroma(change, colourful, tile)
     found = (start + change).clamp(0, 1)
@@ -407,16 +443,3 @@ def _extract(
     if mask is not None:
         image = torch.where(mask, image, image.detach())  # no gradient, so that it never moves
     return trunk(shown(image), tile, dtype)
-
-
-def _tell(
-    report: Report,
-    scale: _Scale,
-    shown: Callable[[Tensor], Tensor],
-    step: int,
-    image: Tensor,
-    loss: float,
-) -> None:
-    done = scale.begin + (scale.end - scale.begin) * step / scale.steps
-    step += scale.before
-    report(Progress(step, scale.number, scale.count, done, shown(image), loss))

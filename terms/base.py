@@ -244,6 +244,20 @@ def resampled(ascending: Tensor, count: int) -> Tensor:
     return torch.lerp(ascending[..., low], ascending[..., high], share)
 
 
+class Samples:
+    """A distribution, given by values in ascending order, (..., n)."""
+
+    def __init__(self, ascending: Tensor) -> None:
+        self.ascending = ascending
+        self.quantiles: dict[int, Tensor] = {}
+
+    def __call__(self, count: int) -> Tensor:
+        """(..., count): as many quantiles, computed once."""
+        if count not in self.quantiles:
+            self.quantiles[count] = resampled(self.ascending, count)
+        return self.quantiles[count]
+
+
 def squared_wasserstein(values: Tensor, wanted: Tensor) -> Tensor:
     """(B, K, n) and, in ascending order, (K, n) or (1, K, n) -> (B,): the squared Wasserstein-2
     distance of the samples, which in one dimension is that of the sorted values (Rabin et al.

@@ -5,12 +5,12 @@ from torch import Tensor
 from models import Features
 from terms.base import (
     TINY,
+    Samples,
     Scene,
     Statistics,
     Term,
     in_order,
     relative_error,
-    resampled,
     squared_wasserstein,
 )
 from terms.gram import gram
@@ -31,7 +31,7 @@ class Histogram(Term):
         exemplar = scene.exemplar
         image = exemplar.image.detach()
         found = self.measure(exemplar.features)
-        self.ascending, _ = in_order(found["values"].detach())  # (1, 3, H W)
+        self.source = Samples(in_order(found["values"].detach())[0])  # (1, 3, H W)
         self.covariance = found["covariance"].mean.detach()
         self.variance = image.var((2, 3), correction=0).mean().clamp(min=TINY)
 
@@ -44,6 +44,5 @@ class Histogram(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         values = statistics["values"]
-        wanted = resampled(self.ascending, values.shape[2])
-        transport = squared_wasserstein(values, wanted) / self.variance
+        transport = squared_wasserstein(values, self.source(values.shape[2])) / self.variance
         return transport + relative_error(statistics["covariance"].mean, self.covariance)

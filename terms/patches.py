@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.autocorrelation import PERIODIC, period
-from terms.base import TINY, Scene, Statistics, Term, in_order, resampled, squared_wasserstein
+from terms.base import TINY, Samples, Scene, Statistics, Term, in_order, squared_wasserstein
 from terms.regions import count_of_regions, region_masks, regions_of
-from utils import surrounded
+from utils import Size, size_of, surrounded
 
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
@@ -41,12 +41,13 @@ class Patches(Term):
         self.regions = [None if self.region is None else regions_of(view) for view in views]
         # A periodic exemplar has no layout to copy, so many directions are safe.
         self.repeats = period(self.images[0])[0] > PERIODIC
+        self.places: dict[tuple[int, Size, str], list[Tensor]] = {}
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(scene.exemplars[0].features)
 
     def renew(self, output: Features) -> None:
         """Draw new directions."""
-        self.levels: list[tuple[int, Tensor, list[Tensor]]] = []
+        self.levels: list[tuple[int, Tensor, list[Samples]]] = []
         side = min(self.images[0].shape[2:])
         for level in range(PATCH_LEVELS):
             factor = 2**level
@@ -59,7 +60,9 @@ class Patches(Term):
                     for image, region in zip(self.images, self.regions, strict=True)
                     if min(image.shape[2:]) >= factor * PATCH
                 ]
-                wanted = [in_order(torch.cat(parts, 2))[0] for parts in zip(*found, strict=True)]
+                wanted = [
+                    Samples(in_order(torch.cat(parts, 2))[0]) for parts in zip(*found, strict=True)
+                ]
                 self.levels.append((factor, directions, wanted))
 
     def measure(self, output: Features) -> Statistics:
@@ -89,21 +92,33 @@ class Patches(Term):
         smaller, reach = F.avg_pool2d(image, factor), PATCH // 2
         mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
         projected = F.conv2d(surrounded(smaller, wraps, mirrors, reach), directions)
+        projected = projected.flatten(2)
         if region is None:
-            return [projected.flatten(2)]
-        h, w = smaller.shape[2:]
-        top, left = (0 if axis in wraps + mirrors else reach for axis in "yx")
-        masks = region_masks(region, (h, w), self.count).view(-1, h, w)
-        masks = masks[:, top : h - top, left : w - left]
-        return [projected[..., mask] for mask in masks]
+            return [projected]
+        places = self._places(region, size_of(smaller), wraps + mirrors)
+        return [projected[..., of_region] for of_region in places]
+
+    def _places(self, region: Tensor, size: Size, whole: str) -> list[Tensor]:
+        """Flat positions of the patches of every region in a picture of that size, found once.
+
+        Along the axes that are `whole`, every pixel is the middle of one.
+        """
+        known = id(region), size, whole
+        if known not in self.places:
+            h, w = size
+            top, left = (0 if axis in whole else PATCH // 2 for axis in "yx")
+            masks = region_masks(region, size, self.count).view(-1, h, w)
+            masks = masks[:, top : h - top, left : w - left].flatten(1)
+            self.places[known] = [mask.nonzero()[:, 0] for mask in masks]
+        return self.places[known]
 
 
-def _distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """(B, K, n) and, in ascending order, (1, K, m) of every region -> (B,), regions by their n."""
+def _distance(found: list[Tensor], wanted: list[Samples]) -> Tensor:
+    """(B, K, n) and the samples (1, K, m) of every region -> (B,), regions by their n."""
     pairs = [
-        (parts, resampled(ascending, parts.shape[2]))
-        for parts, ascending in zip(found, wanted, strict=True)
-        if parts.shape[2] and ascending.shape[2]
+        (parts, samples(parts.shape[2]))
+        for parts, samples in zip(found, wanted, strict=True)
+        if parts.shape[2] and samples.ascending.shape[2]
     ]
     if not pairs:
         return found[0].new_zeros(len(found[0]))

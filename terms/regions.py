@@ -85,7 +85,7 @@ class Regional(Parts):
 
     def _seen(self, output: Features) -> list[Features]:
         places = self._places(self.places, output, self.region)
-        return [_of_region(output, places, k) for k in self.kept]
+        return [_OfRegion(output, places, k) for k in self.kept]
 
     def _places(self, places: Places, features: Features, regions: Tensor) -> Places:
         """Where the positions of every region are, for every size of the features, found once."""
@@ -138,15 +138,21 @@ def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
     return masks
 
 
-def _of_region(features: Features, places: Places, k: int) -> Features:
-    """(B, C, H, W) each -> (B, C, n, 1), the positions of region k."""
-    return {
-        layer: maps.flatten(2)[..., places[size_of(maps)][k]][..., None]
-        for layer, maps in features.items()
-    }
+class _OfRegion(Features):
+    """(B, C, H, W) each -> (B, C, n, 1), the positions of region k, of the layers that are asked
+    for: a term may look at the pixels alone."""
+
+    def __init__(self, features: Features, places: Places, k: int) -> None:
+        super().__init__()
+        self.features, self.places, self.k = features, places, k
+
+    def __missing__(self, layer: str) -> Tensor:
+        maps = self.features[layer]
+        self[layer] = maps.flatten(2)[..., self.places[size_of(maps)][self.k]][..., None]
+        return self[layer]
 
 
 def _gathered(pictures: list[tuple[Features, Places]], k: int) -> Features:
     """The positions of region k in several pictures, side by side."""
-    parts = [_of_region(features, places, k) for features, places in pictures]
-    return {layer: torch.cat([part[layer] for part in parts], 2) for layer in parts[0]}
+    parts = [_OfRegion(features, places, k) for features, places in pictures]
+    return {layer: torch.cat([part[layer] for part in parts], 2) for layer in pictures[0][0]}

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import TINY, Scene, Statistics, Term
-from utils import size_of, wrapped
+from utils import Size, size_of, wrapped
 
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
 
@@ -40,7 +40,8 @@ class Spectrum(Term):
         self.tile = scene.canvas.tile
         asked = scene.canvas.asked
         self.counts = None if asked is None else (asked >= 0).float()  # (1, 1, H, W)
-        self.wanted: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.wanted: dict[Size, tuple[Tensor, Tensor]] = {}
+        self.asked: dict[Size, dict[int, Tensor]] = {}
 
     def measure(self, output: Features) -> Statistics:
         image = output["image"] - self.mean
@@ -51,19 +52,28 @@ class Spectrum(Term):
             spectrum = torch.fft.rfft2(source, _padded(height, width))  # (1, 3, 2 H, W + 1)
             self.wanted[height, width] = spectrum, source.square().sum().clamp(min=TINY)
         spectrum, energy = self.wanted[height, width]
-        margins = height // 2, width // 2
-        parts = _windows(wrapped(image, self.tile, *margins), height, width)
+        parts = self._windows(image, height, width)
         if self.counts is None:
             distances = torch.stack([_one_phase_distance(part, spectrum) for part in parts])
             return {"distance": distances.mean(0) / energy}
-        whole = F.adaptive_max_pool2d(self.counts, size_of(image))
-        counts = _windows(wrapped(whole, self.tile, *margins), height, width)
-        pairs = [(part, count) for part, count in zip(parts, counts, strict=True) if count.any()]
+        asked = self._asked(self.counts, size_of(image), height, width)
         distance = image.new_zeros(len(image))
-        for part, count in pairs:
-            distance = distance + _one_phase_distance(part, spectrum, count)
-        share = sum((count.mean() for _, count in pairs), image.new_zeros(())).clamp(min=TINY)
+        for i, counts in asked.items():
+            distance = distance + _one_phase_distance(parts[i], spectrum, counts)
+        means = (counts.mean() for counts in asked.values())
+        share = sum(means, image.new_zeros(())).clamp(min=TINY)
         return {"distance": distance / (energy * share)}
+
+    def _windows(self, maps: Tensor, height: int, width: int) -> list[Tensor]:
+        return _windows(wrapped(maps, self.tile, height // 2, width // 2), height, width)
+
+    def _asked(self, counts: Tensor, size: Size, height: int, width: int) -> dict[int, Tensor]:
+        """Which windows of a picture of that size have anything that counts, and what, found
+        once."""
+        if size not in self.asked:
+            windows = self._windows(F.adaptive_max_pool2d(counts, size), height, width)
+            self.asked[size] = {i: part for i, part in enumerate(windows) if part.any()}
+        return self.asked[size]
 
     def distance(self, statistics: Statistics) -> Tensor:
         return statistics["distance"]

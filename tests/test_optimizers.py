@@ -149,6 +149,56 @@ def test_the_last_steps_are_exact(optimizer, start):
     assert set(seen) == {"exact"}
 
 
+class Falling:
+    """A criterion whose losses are given, whatever it is shown."""
+
+    def __init__(self, losses, match_every=None):
+        self.losses, self.match_every = iter(losses), match_every
+
+    def __call__(self, features):
+        return next(self.losses) + 0 * features["image"].flatten(1).sum(1)
+
+    def renew(self, features):
+        pass
+
+
+def losses_seen(losses, *arguments, match_every=None, **options):
+    """How many steps Adam takes while the loss falls like that, and how many of them exactly."""
+    seen, start = [], torch.full((1, 3, 2, 2), 0.5)
+
+    def looking(name):
+        def extractor(image):
+            seen.append(name)
+            return {"image": image}
+
+        return extractor
+
+    criterion = Falling(losses, match_every)
+    optimize(start, looking("exact"), criterion, *arguments, quick=looking("quick"), **options)
+    return len(seen), seen.count("exact")
+
+
+def test_tolerance_ends_a_loss_that_hardly_falls():
+    falling = [0.9**k for k in range(1000)]
+    assert losses_seen(falling[:200], 200, tolerance=0.1) == (200, 0)
+    # 60 steps down, then level: the median of the 20 steps before the last 20 is less than a tenth
+    # above that once ten of them are there, after 90 steps. A third of 90 more are the last ones.
+    level = falling[:60] + [falling[60]] * 500
+    assert losses_seen(level, 200, tolerance=0.1) == (120, 30)
+    assert losses_seen(level, 100, tolerance=0.1, exact_steps=5) == (100, 10)
+    assert losses_seen(level, 200, tolerance=0.0, exact_steps=5) == (200, 5)
+
+
+def test_tolerance_minds_neither_leaps_nor_renewals():
+    falling = [0.9**k for k in range(1000)]
+    leaps = [loss if k % 3 else math.inf for k, loss in enumerate(falling, 1)]
+    assert losses_seen(leaps[:200], 200, tolerance=0.1) == (200, 0)
+    # Every 50 steps a new objective, ten times as high, and no step that lowers it: by whole
+    # rounds of 50, as long as matches are held, the loss falls by half.
+    rounds = [0.5**r * (1 if k else 10) for r in range(4) for k in range(50)]
+    assert losses_seen(rounds, 200, tolerance=0.1, match_every=50) == (200, 0)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rolls_back_from_values_that_are_not_finite(optimizer, bad, start):

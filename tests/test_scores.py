@@ -117,7 +117,8 @@ def test_chroma_and_grain_are_octaves(pebbles):
     assert scores.grain(grey + 4 * noise, grey + noise) == pytest.approx(0, abs=1e-3)
     # Checks of 8 grey levels against checks of 2, everywhere alike.
     checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2 - 0.5
-    found = scores.grain(0.5 + checks.expand(1, 3, 64, 64) * 8 / 255, 0.5 + checks * 2 / 255)
+    checks = checks.expand(1, 3, 64, 64)
+    found = scores.grain(0.5 + checks * 8 / 255, 0.5 + checks * 2 / 255)
     assert found == pytest.approx(2, abs=0.01)
     assert scores.grain(blurred(pebbles), pebbles) < -0.5
 

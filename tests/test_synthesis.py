@@ -28,7 +28,7 @@ from engine import synthesis
 from engine.colours import luma, noise_like
 from engine.orientation import axes
 from engine.repaint import Painting
-from engine.scales import split_steps
+from engine.scales import TOLERANCE, split_steps
 from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from Synthesis import main
@@ -603,6 +603,7 @@ def test_the_record_makes_the_picture_again(pebbles, result, tmp_path, narrow_ne
     assert record["layers"] == ["relu1_1", "relu2_1"] and record["version"] == VERSION
     assert record["net"] == "vgg16-hed" and record["exemplar"] == "corner.png"
     assert record["device"] == "cpu" and record["lr"] == 1.0 and record["error"] > 0
+    assert record["steps"] == record["epoch"] and record["tolerance"] == TOLERANCE
     arguments = ["--layers", *record["layers"]]
     for flag in ("size", "method", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "lr"):
         arguments += [f"--{flag}", str(record[flag])]
@@ -972,6 +973,20 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypa
     seen.clear()
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     assert [progress.fraction * 18 for progress in seen] == pytest.approx([2, 4, 6, 8, 13, 18])
+
+
+def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, monkeypatch):
+    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(synthesis, "STEP", 0)
+    seen: list[Progress] = []
+    # Any loss is near enough after the first 40 steps, and a third of them are the last ones: 54 of
+    # 152 at 8x8. The 48 at 16x16, which are four times the work each, are fewer than that.
+    assert split_steps(200, 2) == [152, 48]
+    synthesized(checkerboard, tiny, steps=200, scales=2, tolerance=1.0, report=seen.append)
+    assert [progress.step for progress in seen] == list(range(1, 54 + 48 + 1))
+    planned, left = 152 + 4 * 48, 54 + 4 * 48
+    done = [k / planned for k in range(1, 55)] + [(54 + 4 * k) / left for k in range(1, 49)]
+    assert [progress.fraction for progress in seen] == pytest.approx(done)
 
 
 def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, monkeypatch):
