@@ -28,7 +28,7 @@ from command.results import Net, Result, save
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture
 from models import DEFAULT_NET, Extractor, load_weights
-from utils import UserError, pick_device
+from utils import UserError, keep_freed_memory, pick_device
 
 
 def synthesize(gt_path: str = "leaf.jpg", **flags: Any) -> Tensor:
@@ -105,6 +105,7 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C."""
+    keep_freed_memory()
     try:
         request = parse(argv)
         if request.score:

@@ -6,6 +6,7 @@ WIDTHxHEIGHT for the user. Nothing here prints: what the user should hear is ret
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import json
 import math
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
+MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**30}  # trim threshold, top pad, mmap threshold
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
@@ -334,6 +336,18 @@ def layout_on(device: torch.device) -> torch.memory_format:
     """The layout in which a device convolves the fastest; on Apple's GPUs the way back takes ten
     times as long in channels_last."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep what it frees, where the C library is glibc.
+
+    A step takes and frees the same large tensors over and over. By default glibc hands them back
+    to the system, which clears every page of them before it hands them out again.
+    """
+    with suppress(OSError, TypeError, AttributeError):  # no such library, or another one
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, number in MALLOC_OPTIONS.items():
+            mallopt(option, number)
 
 
 def available_bytes(device: torch.device) -> float:

@@ -25,7 +25,7 @@ from command.results import Result
 from engine.precision import AUTO, ROUGH, pick_precision, usable
 from engine.synthesis import Progress, new_texture
 from models import BUNDLED_NET, Extractor, load_weights
-from utils import find_picture, pick_device, read_picture, resize, save_picture
+from utils import find_picture, keep_freed_memory, pick_device, read_picture, resize, save_picture
 
 SIDES = (256, 512, 1024)  # px
 TIMED = 50  # steps, of which those at the finest scale are timed
@@ -97,6 +97,7 @@ def _line(cells: Iterable[object]) -> str:
 def measured(run: Run, argv: list[str], folder: Path) -> Found:
     """What a picture of the flags in `argv` costs here; in a process of its own, so that the peak
     of the memory is its own."""
+    keep_freed_memory()
     request = parse([*argv, "--epoch", str(TIMED), "--save_path", str(folder / "result.png")])
     device, _ = pick_device(request.device)
     (job,), _ = plan(request)

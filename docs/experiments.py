@@ -37,7 +37,7 @@ from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
 from Synthesis import run  # noqa: E402
-from utils import UserError, find_picture, read_picture, resize, save_picture  # noqa: E402
+from utils import UserError, find_picture, keep_freed_memory, read_picture, resize, save_picture  # noqa: E402
 
 FIXED = "--model vgg16-hed --device cpu --quiet"
 LBFGS = "--optimizer LBFGS --epoch 150"
@@ -133,6 +133,7 @@ def draw(folder: Path) -> None:
 
 def make(argv: list[str]) -> Made:
     """Run one command, in a process of its own, so that the peak of its memory is its own."""
+    keep_freed_memory()
     (result,) = run(parse(argv))
     gigabytes = peak_bytes(torch.device("cpu")) / 1e9
     return Made(result.path, result.seconds, gigabytes, result.record)

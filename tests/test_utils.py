@@ -5,9 +5,13 @@ import gc
 import json
 import math
 import os
+import platform
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -734,6 +738,26 @@ def group(folder, limit: dict[str, str], used: str) -> None:
     for name, text in limit.items():
         (folder / name).write_text(text)
     (folder / "memory.stat").write_text(f"{used}\nfile 7\n")
+
+
+FAULTS = """
+import resource, numpy, utils
+{}
+numpy.ones(2**23)  # 64 MB: 16384 pages, which are freed again
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+numpy.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept():
+    def faults(first):
+        command = [sys.executable, "-c", FAULTS.format(first)]
+        folder = Path(utils.__file__).parent
+        return int(subprocess.run(command, capture_output=True, check=True, cwd=folder).stdout)
+
+    assert faults("utils.keep_freed_memory()") < 10 < faults("")
 
 
 def test_available_memory_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
