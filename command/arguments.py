@@ -377,7 +377,7 @@ class Request:
     tolerance: float = flag(
         OPTIMISATION,
         f"once {SETTLING} steps lower the error of a scale by less than this share, it has "
-        "converged and gets a third as many steps more as it took; 0: all of its steps",
+        "converged and gets an eighth as many steps more as it took; 0: all of its steps",
         default=TOLERANCE,
         type=number(float, 0, "a share", 1),
         metavar="SHARE",

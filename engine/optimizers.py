@@ -117,7 +117,7 @@ class _Evaluator:
         return found
 
     def _settle(self, loss: float) -> None:
-        """Leave only the last quarter of the steps where the loss has stopped falling.
+        """Leave only a few steps, exact ones, where the loss has stopped falling.
 
         Medians over as many steps as matches are held for, at least: a step of a line search may
         go far up, and a renewal moves the loss by itself.
@@ -128,7 +128,7 @@ class _Evaluator:
             return
         before = statistics.median(self.losses[-2 * window : -window])
         if statistics.median(self.losses[-window:]) >= (1 - self.tolerance) * before:
-            self.steps = min(self.steps, self.taken + math.ceil(self.taken / 3))
+            self.steps = min(self.steps, self.taken + math.ceil(LAST_STEPS * self.taken))
             self.settled, self.exact_steps = True, self.left
 
     def renew_kept(self) -> tuple[Tensor, Tensor, float]:
@@ -181,8 +181,8 @@ def optimize(
         report: called after every step with its number, from 1, the best picture and its loss.
         quick: what looks at pictures instead of `extractor`, less exactly; None: nothing does.
         exact_steps: for how many steps at the end it does not.
-        tolerance: share of the loss which `SETTLING` steps must save, or a third of the steps that
-            were taken until then are the last ones, exact ones; with 0 all steps are taken.
+        tolerance: share of the loss which `SETTLING` steps must save, or an eighth as many steps
+            as were taken until then are the last, exact ones; with 0 all steps are taken.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
@@ -318,6 +318,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 
 SETTLING = 20  # steps over which a loss must fall to be worth more of them
+LAST_STEPS = 0.125  # of those that were taken until a loss stopped falling
 ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
 LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
 LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known

@@ -48,6 +48,7 @@ class Patches(Term):
     def renew(self, output: Features) -> None:
         """Draw new directions."""
         self.levels: list[tuple[int, Tensor, list[Samples]]] = []
+        self.variances: dict[tuple[int, ...], Tensor] = {}
         side = min(self.images[0].shape[2:])
         for level in range(PATCH_LEVELS):
             factor = 2**level
@@ -75,11 +76,31 @@ class Patches(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = [
-            _distance(statistics[str(factor)], wanted)
+            self._distance(factor, statistics[str(factor)], wanted)
             for factor, _, wanted in self.levels
             if str(factor) in statistics
         ]
         return sum(errors, torch.zeros(1, device=self.images[0].device)) / PATCH_LEVELS
+
+    def _distance(self, factor: int, found: list[Tensor], wanted: list[Samples]) -> Tensor:
+        """(B, K, n) and the samples (1, K, m) of every region -> (B,), regions by their n."""
+        pairs = [
+            (parts, samples(parts.shape[2]))
+            for parts, samples in zip(found, wanted, strict=True)
+            if parts.shape[2] and samples.ascending.shape[2]
+        ]
+        if not pairs:
+            return found[0].new_zeros(len(found[0]))
+        known = factor, *(parts.shape[2] for parts in found)
+        if known not in self.variances:
+            variance = torch.cat([ascending for _, ascending in pairs], 2).var(2, correction=0)
+            self.variances[known] = variance.mean().clamp(min=TINY)
+        count = sum(parts.shape[2] for parts, _ in pairs)
+        distances = (
+            squared_wasserstein(parts, ascending) * (parts.shape[2] / count)
+            for parts, ascending in pairs
+        )
+        return sum(distances) / self.variances[known]
 
     def _projected(
         self, image: Tensor, factor: int, directions: Tensor, wraps: str, region: Tensor | None
@@ -111,23 +132,6 @@ class Patches(Term):
             masks = masks[:, top : h - top, left : w - left].flatten(1)
             self.places[known] = [mask.nonzero()[:, 0] for mask in masks]
         return self.places[known]
-
-
-def _distance(found: list[Tensor], wanted: list[Samples]) -> Tensor:
-    """(B, K, n) and the samples (1, K, m) of every region -> (B,), regions by their n."""
-    pairs = [
-        (parts, samples(parts.shape[2]))
-        for parts, samples in zip(found, wanted, strict=True)
-        if parts.shape[2] and samples.ascending.shape[2]
-    ]
-    if not pairs:
-        return found[0].new_zeros(len(found[0]))
-    count = sum(parts.shape[2] for parts, _ in pairs)
-    variance = torch.cat([ascending for _, ascending in pairs], 2).var(2, correction=0).mean()
-    return sum(
-        squared_wasserstein(parts, ascending) * (parts.shape[2] / count)
-        for parts, ascending in pairs
-    ) / variance.clamp(min=TINY)
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:

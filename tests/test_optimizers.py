@@ -182,9 +182,9 @@ def test_tolerance_ends_a_loss_that_hardly_falls():
     falling = [0.9**k for k in range(1000)]
     assert losses_seen(falling[:200], 200, tolerance=0.1) == (200, 0)
     # 60 steps down, then level: the median of the 20 steps before the last 20 is less than a tenth
-    # above that once ten of them are there, after 90 steps. A third of 90 more are the last ones.
+    # above that once ten of them are there, after 90 steps. An eighth of 90 more are the last ones.
     level = falling[:60] + [falling[60]] * 500
-    assert losses_seen(level, 200, tolerance=0.1) == (120, 30)
+    assert losses_seen(level, 200, tolerance=0.1) == (102, 12)
     assert losses_seen(level, 100, tolerance=0.1, exact_steps=5) == (100, 10)
     assert losses_seen(level, 200, tolerance=0.0, exact_steps=5) == (200, 5)
 

@@ -979,13 +979,13 @@ def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, mo
     monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     monkeypatch.setattr(synthesis, "STEP", 0)
     seen: list[Progress] = []
-    # Any loss is near enough after the first 40 steps, and a third of them are the last ones: 54 of
-    # 152 at 8x8. The 48 at 16x16, which are four times the work each, are fewer than that.
+    # Any loss is near enough after the first 40 steps, and an eighth of them are the last ones: 45
+    # of 152 at 8x8, and of 48 at 16x16, which are four times the work each.
     assert split_steps(200, 2) == [152, 48]
     synthesized(checkerboard, tiny, steps=200, scales=2, tolerance=1.0, report=seen.append)
-    assert [progress.step for progress in seen] == list(range(1, 54 + 48 + 1))
-    planned, left = 152 + 4 * 48, 54 + 4 * 48
-    done = [k / planned for k in range(1, 55)] + [(54 + 4 * k) / left for k in range(1, 49)]
+    assert [progress.step for progress in seen] == list(range(1, 45 + 45 + 1))
+    planned, left = 152 + 4 * 48, 45 + 4 * 48
+    done = [k / planned for k in range(1, 46)] + [(45 + 4 * k) / left for k in range(1, 46)]
     assert [progress.fraction for progress in seen] == pytest.approx(done)
 
 
