@@ -14,13 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import Synthesis
+from engine import optimizers
 from losses import METHODS, TERMS
 from utils import TEXTURES, read_picture
 
 DEVICE = torch.device("meta")
 ACROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # copies go across
 WIDE = {torch.float64, torch.complex128}  # which Apple's GPUs do not have
+WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}  # by the CPU's, too
+
+
+crossings = []  # operations that copied between the devices, or made the CPU wait for the other
 
 
 class Far(torch.Tensor):
@@ -53,7 +58,11 @@ def computed(func, args, kwargs):
     if far and near and func not in ACROSS and not indexed:
         raise RuntimeError(f"{func}: tensors on two devices")
     goes_far = isinstance(args[0], Far) if func is torch.ops.aten.copy_.default else bool(far)
+    if far and func in WAITS or far and near and func in ACROSS:
+        crossings.append(str(func))
     if kwargs.get("device") is not None:
+        if (torch.device(kwargs["device"]) == DEVICE) != bool(far) and tensors:
+            crossings.append(str(func))
         goes_far = torch.device(kwargs["device"]) == DEVICE
         kwargs = kwargs | {"device": torch.device("cpu")}
     if goes_far and kwargs.get("generator") is not None:
@@ -107,6 +116,38 @@ def test_devices_do_not_meet(far):
             wrong()
 
 
+WAITING = {  # how often the CPU waits for the device in a step: for the loss, but
+    "--optimizer LBFGS": 4,  # for its slope and curvature, and the change that was expected
+    "--size 64 --init {maps} --mask {mask} {every}": 1,
+    "--guide {mask} {mask} --histogram 1 --patches 1": 1,
+    "--method swd": 1,
+    "--method cnnmrf": 1,
+    "--method guided --max_patches 9": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "command, waits",
+    [
+        ("--tile xy {every}", 1),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in WAITING.items()),
+    ],
+)
+def test_a_step_copies_nothing_between_the_devices(command, waits, far, tmp_path, monkeypatch):
+    """Nor does the CPU wait, but for what it decides by."""
+    marks, plain = [], optimizers._Evaluator.__call__
+
+    def marked(self, *args, **kwargs):
+        marks.append(len(crossings))
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(optimizers._Evaluator, "__call__", marked)
+    run_far(tmp_path, f"--scales 1 --epoch 12 {command}")
+    each_step = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    # The first steps find what stays the same; the last ones show a picture that was painted.
+    assert each_step[2:5] + each_step[-2:] == [waits] * 5
+
+
 EVERY_TERM = " ".join(f"--{term} 1" for term in TERMS)
 COMMANDS = [
     f"--method gram --optimizer LBFGS --tile xy {EVERY_TERM}",
@@ -135,12 +176,18 @@ SLOW_COMMANDS = [
     "command", COMMANDS + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW_COMMANDS]
 )
 def test_all_is_computed_on_the_device(command, far, tmp_path):
+    saved = run_far(tmp_path, f"--epoch 2 {command}")
+    assert read_picture(saved)[0].std() > 0.02
+
+
+def run_far(tmp_path, command):
+    """The picture, 48x48, that comes of a command on the device, with a map and a mask of 64x64."""
     exemplar, mask, saved = (tmp_path / name for name in ("corner.png", "mask.png", "result.png"))
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(exemplar)
     half = Image.new("L", (64, 64))
     half.paste(255, (0, 0, 32, 64))
     half.save(mask)
-    arguments = f"--gt_path {exemplar} --save_path {saved} --size 48 --epoch 2 --model vgg16-hed "
-    arguments += command.format(mask=mask, maps=exemplar)
+    arguments = f"--gt_path {exemplar} --save_path {saved} --size 48 --model vgg16-hed "
+    arguments += command.format(mask=mask, maps=exemplar, every=EVERY_TERM)
     assert Synthesis.main(shlex.split(arguments)) == 0
-    assert read_picture(saved)[0].std() > 0.02
+    return saved
