@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.graphs import Measure, graphed
 from models import Features
 
 
@@ -56,6 +57,7 @@ class _Evaluator:
         self.tolerance, self.settled = tolerance, False
         self.losses: list[float] = []  # of every step
         self.renewed: int | None = None  # after which step
+        self.measure: Measure | None = None  # of pictures, as it is the fastest
         self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
         self.best: Tensor | None = None
         self.best_loss = math.inf
@@ -86,7 +88,7 @@ class _Evaluator:
         waits = self.left > self.exact_steps and not at_once
         if self.extractor is self.exact or waits:
             return False
-        self.extractor, self.best_loss = self.exact, math.inf
+        self.extractor, self.measure, self.best_loss = self.exact, None, math.inf
         return True
 
     def __call__(
@@ -101,14 +103,21 @@ class _Evaluator:
         if not self.left:
             raise _OutOfSteps
         self.kept = None  # before the forward pass, since two graphs may not fit
-        image = image.detach().requires_grad_()
-        features = self.extractor(image)
-        if renew:
-            self._renew(features)
-        self.taken += 1
-        if keep and self.due:
-            self.kept = image, features
-        found = self._judge(image, features)
+        image = image.detach()
+        if self.match_every is None:
+            self.taken += 1
+            if self.measure is None:
+                self.measure = graphed(self._measure, image)
+            found = self._judge(image, self.measure(image))
+        else:
+            image = image.requires_grad_()
+            features = self.extractor(image)
+            if renew:
+                self._renew(features)
+            self.taken += 1
+            if keep and self.due:
+                self.kept = image, features
+            found = self._judge(image, self._measure_features(image, features))
         if self.best is None:
             raise FloatingPointError(f"the loss of the first picture is {found[2]}")
         self._settle(found[2])
@@ -136,19 +145,27 @@ class _Evaluator:
         assert self.kept is not None  # the last step was told to keep it
         (image, features), self.kept = self.kept, None
         self._renew(features)
-        return self._judge(image, features)
+        return self._judge(image, self._measure_features(image, features))
 
     def _renew(self, features: Features) -> None:
         """Another objective, for which no earlier picture counts as the best."""
         self.criterion.renew(features)
         self.renewed, self.best_loss = self.taken, math.inf
 
-    def _judge(self, image: Tensor, features: Features) -> tuple[Tensor, Tensor, float]:
+    def _measure(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sums of both (2,)."""
+        image = image.detach().requires_grad_()
+        return self._measure_features(image, self.extractor(image))
+
+    def _measure_features(self, image: Tensor, features: Features) -> tuple[Tensor, ...]:
         losses = self.criterion(features)
         keep = self.kept is not None
         (gradient,) = torch.autograd.grad(losses.sum(), image, retain_graph=keep)
         losses = losses.detach()
-        both = torch.stack((losses.sum(), gradient.sum()))
+        return losses, gradient, torch.stack((losses.sum(), gradient.sum()))
+
+    def _judge(self, image: Tensor, measured: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
+        losses, gradient, both = measured
         total, slope = both.cpu().tolist()  # CPU-GPU sync point
         if not math.isfinite(slope):
             total = math.nan
