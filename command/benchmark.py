@@ -28,7 +28,7 @@ from models import BUNDLED_NET, Extractor, load_weights
 from utils import find_picture, keep_freed_memory, pick_device, read_picture, resize, save_picture
 
 SIDES = (256, 512, 1024)  # px
-TIMED = 50  # steps, of which those at the finest scale are timed
+TIMED = 12  # steps at one size, of which the last third are timed: those after painting
 ERRORS = (0.002, 0.0005)  # of saved files
 STEPS = (75, 150, 300, 600)  # of L-BFGS: the first that bring a picture to an error are told
 PATIENCE = 0.7  # seconds a step, above which no picture is brought to an error
@@ -91,14 +91,16 @@ _COLUMNS = ("side", "precision", "s/step", "of a product", *(f"s to {e}" for e i
 def _line(cells: Iterable[object]) -> str:
     """One of every column, under its name."""
     pairs = zip(_COLUMNS, cells, strict=True)
-    return "  ".join(f"{cell:>{max(9, len(name))}}" for name, cell in pairs)
+    told = ((name, "-" if cell is None else cell) for name, cell in pairs)
+    return "  ".join(f"{cell:>{max(9, len(name))}}" for name, cell in told)
 
 
 def measured(run: Run, argv: list[str], folder: Path) -> Found:
     """What a picture of the flags in `argv` costs here; in a process of its own, so that the peak
     of the memory is its own."""
     keep_freed_memory()
-    request = parse([*argv, "--epoch", str(TIMED), "--save_path", str(folder / "result.png")])
+    timed = ["--epoch", str(TIMED), "--scales", "1", "--save_path", str(folder / "result.png")]
+    request = parse([*argv, *timed])
     device, _ = pick_device(request.device)
     (job,), _ = plan(request)
     assert request.model is not None
@@ -117,14 +119,14 @@ def measured(run: Run, argv: list[str], folder: Path) -> Found:
     flops = 2 * trunk_flops(net, job.trunk_layers) * height * width
     rate = product_rate(device, ROUGH.get(request.precision) or torch.float32)
     found: Found = {"s/step": round(seconds, 4), "of a product": round(flops / seconds / rate, 2)}
-    reached: dict[float, str | float] = dict.fromkeys(ERRORS, "-")
+    reached: dict[float, float | None] = dict.fromkeys(ERRORS)
     for steps in STEPS if seconds < PATIENCE else ():
         command = ["--optimizer", "LBFGS", "--epoch", str(steps)]
         (result,) = run(parse([*argv, *command, "--save_path", str(folder / "result.png")]))
         for error, before in reached.items():
-            if before == "-" and result.record["error"] <= error:
+            if before is None and result.record["error"] <= error:
                 reached[error] = round(result.seconds, 1)
-        if "-" not in reached.values():
+        if None not in reached.values():
             break
     found |= {f"s to {error}": best for error, best in reached.items()}
     return found | {"GB": round(peak_bytes(device) / 1e9, 2)}

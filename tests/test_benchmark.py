@@ -50,11 +50,11 @@ def test_benchmark_as_json(small, capsys):
     (row,) = found["rows"]
     assert (row["side"], row["precision"]) == (48, "fp32")
     assert 0 < row["s/step"] < 5 and 0 < row["of a product"] < 5 and 0.1 < row["GB"] < 20
-    assert row["s to 0.3"] != "-" and row["s to 1e-09"] == "-"
+    assert row["s to 0.3"] > 0 and row["s to 1e-09"] is None
 
 
 def test_benchmark_as_a_table(small, capsys, monkeypatch):
-    row = {"s/step": 0.25, "s to 0.3": "-", "GB": 1.5}
+    row = {"s/step": 0.25, "s to 0.3": None, "GB": 1.5}
     monkeypatch.setattr(benchmark, "measured", lambda *_: row)
     assert Synthesis.main([*small, "--precision", "fp32"]) == 0
     *machine, columns, line = capsys.readouterr().out.splitlines()
