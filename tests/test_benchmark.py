@@ -64,6 +64,20 @@ def test_benchmark_as_a_table(small, capsys, monkeypatch):
     assert len(columns) == len(line)
 
 
+def test_a_precision_that_is_slower_is_measured_once(small, capsys, monkeypatch):
+    def measured(run, argv, folder):
+        seconds = {"fp32": 1.0, "bf16": 1.5}[argv[argv.index("--precision") + 1]]
+        return {"s/step": seconds, "s to 0.3": None, "GB": 1.5}
+
+    monkeypatch.setattr(benchmark, "measured", measured)
+    monkeypatch.setattr(benchmark, "usable", lambda device: ("fp32", "bf16"))
+    monkeypatch.setattr(benchmark, "SIDES", (48, 96))
+    assert Synthesis.main([*small, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = [(row["side"], row["precision"]) for row in rows]
+    assert found == [(48, "fp32"), (48, "bf16"), (96, "fp32")]
+
+
 def test_the_rate_of_a_product_is_that_of_its_arithmetic(monkeypatch):
     """Five products of 10x10, the fastest of which takes half a second."""
     clock = iter([0, 2.0, 3, 3.5, 4, 8, 9, 12, 13, 14])

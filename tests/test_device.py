@@ -149,11 +149,9 @@ def test_a_step_copies_nothing_between_the_devices(command, waits, far, tmp_path
 
 
 EVERY_TERM = " ".join(f"--{term} 1" for term in TERMS)
-COMMANDS = [
-    f"--method gram --optimizer LBFGS --tile xy {EVERY_TERM}",
-    "--method cnnmrf --patch_rotations 90 --patch_scales 1.5 --maps {maps} --tile x",
-]
+COMMANDS = [f"--method gram --optimizer LBFGS --tile xy {EVERY_TERM}"]
 SLOW_COMMANDS = [
+    "--method cnnmrf --patch_rotations 90 --patch_scales 1.5 --maps {maps} --tile x",
     "--method guided --max_patches 9 --patch_rotations 30 --tile xy --optimizer LBFGS",
     f"--method swd --tile y {EVERY_TERM}",
     "--style_image leaf.jpg --keep_color --pool max",

@@ -369,7 +369,8 @@ def colours(tmp_path):
     return paths
 
 
-@pytest.mark.parametrize("method", METHODS_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_mix_is_between_its_exemplars(method, result, colours):
     red, blue = map(str, colours)
     options = ["--size", "32", "--epoch", "30", "--optimizer", "LBFGS", "--method", method]
@@ -410,7 +411,8 @@ def test_nothing_that_is_read_is_overwritten(pebbles, tmp_path, capfd):
     assert "new_corner.png: two pictures" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("method", METHODS_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_maps_go_where_the_colour_goes(method, result, pebbles, tmp_path):
     colour = pixels(pebbles)
     Image.fromarray(255 - colour).save(tmp_path / "negative.png")
@@ -440,8 +442,9 @@ def upright(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("method", METHODS_SLOW)
-@pytest.mark.parametrize("spec", ["30", pytest.param("vectors.npy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spec", ["30", "vectors.npy"])
 def test_orientation_turns_the_texture(method, spec, result, upright, tmp_path):
     # Right and up: 45 degrees.
     np.save(tmp_path / "vectors.npy", np.stack((np.ones((64, 64)), -np.ones((64, 64)))))

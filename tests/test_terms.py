@@ -542,6 +542,7 @@ def test_a_shade_of_light_is_no_period(name):
                 assert period(shaded(image, degrees, strength))[0] < PERIODIC
 
 
+@pytest.mark.slow
 def test_clouds_are_no_period():
     """Noise of a spectrum that falls as frequency to a power, which photographs have."""
     down, across = torch.fft.fftfreq(192)[:, None], torch.fft.rfftfreq(192)
