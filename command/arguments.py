@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING, TOLERANCE
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
-from engine.scales import TOLERANCE
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from terms.base import MAX_PATCHES
@@ -377,7 +376,7 @@ class Request:
     tolerance: float = flag(
         OPTIMISATION,
         f"once {SETTLING} steps lower the error of a scale by less than this share, it has "
-        "converged and gets an eighth as many steps more as it took; 0: all of its steps",
+        "converged and ends a few steps later; 0: all of its steps are taken",
         default=TOLERANCE,
         type=number(float, 0, "a share", 1),
         metavar="SHARE",

@@ -74,7 +74,7 @@ def print_benchmark(request: Request, run: Run) -> None:
         for side in SIDES:
             path = Path(folder) / f"{side}.png"
             save_picture(resize(exemplar, (side, side)), path, {})
-            for precision in tuple(precisions):
+            for precision in precisions:
                 argv = ["--gt_path", str(path), "--precision", precision, *fixed, "--quiet"]
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     found = pool.submit(measured, run, argv, Path(folder)).result()

@@ -22,6 +22,7 @@ def is_grey(picture: Tensor) -> bool:
 
 def luma(image: Tensor) -> Tensor:
     """(1, 3, H, W) -> (1, 1, H, W)."""
+    # By numbers, as a tensor of weights would be sent to a GPU in every step.
     red, green, blue = (image[:, i : i + 1] * weight for i, weight in enumerate(LUMA))
     return red + green + blue
 

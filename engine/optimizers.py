@@ -198,8 +198,8 @@ def optimize(
         report: called after every step with its number, from 1, the best picture and its loss.
         quick: what looks at pictures instead of `extractor`, less exactly; None: nothing does.
         exact_steps: for how many steps at the end it does not.
-        tolerance: share of the loss which `SETTLING` steps must save, or an eighth as many steps
-            as were taken until then are the last, exact ones; with 0 all steps are taken.
+        tolerance: share of the loss which `SETTLING` steps must save, or a few exact ones, in the
+            measure of `LAST_STEPS`, are the last; with 0 all steps are taken.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
@@ -335,6 +335,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 
 SETTLING = 20  # steps over which a loss must fall to be worth more of them
+TOLERANCE = 0.1  # share of it by which it must, unless the user says another
 LAST_STEPS = 0.125  # of those that were taken until a loss stopped falling
 ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
 LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory

@@ -5,7 +5,6 @@ import math
 from utils import Size, UserError, told
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
-TOLERANCE = 0.1  # share by which 20 steps must lower the error of a scale, or it has converged
 ENOUGH = 48  # steps at the finest scale; at others those that take as long
 
 

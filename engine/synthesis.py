@@ -18,10 +18,10 @@ from engine.colours import (
     with_fine_detail,
 )
 from engine.kinds import STOCHASTIC, Kind
-from engine.optimizers import LEARNING_RATES, optimize
+from engine.optimizers import LEARNING_RATES, TOLERANCE, optimize
 from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, repainted
-from engine.scales import TOLERANCE, pyramid, split_steps
+from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
@@ -314,8 +314,8 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
             exact,
             spec.tolerance,
         )
-    undone = 1 - taken / max(1, scale.steps)
-    tell.leave_out(scale.steps - taken, undone * (scale.end - scale.begin))
+    undone = scale.steps - taken
+    tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))
     return shown(found)
 
 

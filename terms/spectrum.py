@@ -41,7 +41,7 @@ class Spectrum(Term):
         asked = scene.canvas.asked
         self.counts = None if asked is None else (asked >= 0).float()  # (1, 1, H, W)
         self.wanted: dict[Size, tuple[Tensor, Tensor]] = {}
-        self.asked: dict[Size, dict[int, Tensor]] = {}
+        self.asked: dict[Size, tuple[dict[int, Tensor], Tensor]] = {}
 
     def measure(self, output: Features) -> Statistics:
         image = output["image"] - self.mean
@@ -56,23 +56,26 @@ class Spectrum(Term):
         if self.counts is None:
             distances = torch.stack([_one_phase_distance(part, spectrum) for part in parts])
             return {"distance": distances.mean(0) / energy}
-        asked = self._asked(self.counts, size_of(image), height, width)
+        asked, share = self._asked(self.counts, size_of(image), height, width)
         distance = image.new_zeros(len(image))
         for i, counts in asked.items():
             distance = distance + _one_phase_distance(parts[i], spectrum, counts)
-        means = (counts.mean() for counts in asked.values())
-        share = sum(means, image.new_zeros(())).clamp(min=TINY)
         return {"distance": distance / (energy * share)}
 
     def _windows(self, maps: Tensor, height: int, width: int) -> list[Tensor]:
         return _windows(wrapped(maps, self.tile, height // 2, width // 2), height, width)
 
-    def _asked(self, counts: Tensor, size: Size, height: int, width: int) -> dict[int, Tensor]:
-        """Which windows of a picture of that size have anything that counts, and what, found
-        once."""
+    def _asked(
+        self, counts: Tensor, size: Size, height: int, width: int
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Which windows of a picture of that size have anything that counts, and what; and the sum
+        of their shares that do. Found once."""
         if size not in self.asked:
             windows = self._windows(F.adaptive_max_pool2d(counts, size), height, width)
-            self.asked[size] = {i: part for i, part in enumerate(windows) if part.any()}
+            asked = {i: part for i, part in enumerate(windows) if part.any()}
+            means = (part.mean() for part in asked.values())
+            share = sum(means, counts.new_zeros(())).clamp(min=TINY)
+            self.asked[size] = asked, share
         return self.asked[size]
 
     def distance(self, statistics: Statistics) -> Tensor:

@@ -23,8 +23,6 @@ ACROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # copi
 WIDE = {torch.float64, torch.complex128}  # which Apple's GPUs do not have
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}  # by the CPU's, too
-
-
 crossings = []  # operations that copied between the devices, or made the CPU wait for the other
 
 

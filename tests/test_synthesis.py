@@ -26,9 +26,10 @@ from command.arguments import Request, parse
 from command.plan import VERSION
 from engine import synthesis
 from engine.colours import luma, noise_like
+from engine.optimizers import TOLERANCE
 from engine.orientation import axes
 from engine.repaint import Painting
-from engine.scales import TOLERANCE, split_steps
+from engine.scales import split_steps
 from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from Synthesis import main
