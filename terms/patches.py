@@ -12,7 +12,7 @@ from utils import Size, size_of, surrounded
 
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
-PATCH_DIRECTIONS = 32  # at full size; four times as many at half of it cost the same
+PATCH_DIRECTIONS = 16  # at full size; four times as many at half of it cost the same
 PATCH_SIDE = 42  # px; many directions pin a smaller picture, and the output becomes a copy
 
 
