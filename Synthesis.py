@@ -26,7 +26,7 @@ from command.display import Display, say
 from command.plan import Job, plan
 from command.results import Net, Result, save
 from engine.precision import EXACT, convolving, pick_precision
-from engine.synthesis import Made, new_texture
+from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
 from utils import UserError, keep_freed_memory, pick_device
 
@@ -82,7 +82,7 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
     started = time.perf_counter()
     spec = replace(job.spec.to(net.device), precision=net.precision)
     trunk = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
-    if job.rescale:
+    if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
         trunk.rescale(spec.exemplars[0].image)
     record = job.record | {"net": net.told, "device": str(net.device), "precision": net.precision}
     interrupted = False
