@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
-from command.costs import Run, cost_notes
+from command.costs import Run, allowed_bytes, cost_notes, fitting
 from command.display import Display, say
 from command.plan import Job, plan
+from command.ranks import leave, place, team_of
 from command.results import Net, Result, save
+from engine.blocks import ALONE
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
@@ -55,20 +57,30 @@ def run(request: Request) -> Iterator[Result]:
         UserError: whatever the user can fix, before any slow work.
         KeyboardInterrupt: at the picture after one that was interrupted.
     """
-    device, device_note = pick_device(request.device)
+    own = place()
+    quiet = request.quiet or own.rank > 0
+    device, device_note = pick_device(request.device, own.local)
+    team = team_of(own, device) if request.split else ALONE
     precision = pick_precision(request.precision, device)
     jobs, picture_notes = plan(request)
-    costs = [(job.name, Run.of(job, request.model or DEFAULT_NET)) for job in jobs]
-    notes = [device_note, *picture_notes, *cost_notes(costs, device)]
+    allowed = allowed_bytes(request.max_memory, device)
+    net = request.model or DEFAULT_NET
+    costs = [(job.name, fitting(Run.of(job, net), allowed)) for job in jobs]
+    notes = [device_note, *picture_notes, *cost_notes(costs, allowed, device)]
     weights, name, net_notes = load_weights(
-        request.model, request.weights, jobs[0].trunk_layers, progress=not request.quiet
+        request.model, request.weights, jobs[0].trunk_layers, progress=not quiet
     )
-    say([*notes, *net_notes], request.quiet)
+    say([*notes, *net_notes], quiet)
     told = f"{name} from {request.weights.name}" if request.weights else name
-    for job in jobs:
+    pairs = list(zip(jobs, costs, strict=True))
+    for job, (_, cost) in pairs if request.split else pairs[own.rank :: own.count]:
+        job = replace(job, spec=replace(job.spec, block=cost.block, team=team))
+        if team.rank:
+            job = replace(job, save_every=None)
         with convolving(EXACT):
-            result = make(job, Net(weights, name, told, device, precision), request.quiet)
-        yield result
+            result = make(job, Net(weights, name, told, device, precision), quiet)
+        if team.rank == 0:
+            yield result
         if result.interrupted:
             raise KeyboardInterrupt
 
@@ -96,8 +108,9 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
             record["interrupted at step"] = display.last.step
     if display.last is not None:
         record["steps"] = display.last.step
-    with ctrl_c_ignored():
-        record = save(job, made, record, net)
+    if spec.team.rank == 0:  # the others have the same picture
+        with ctrl_c_ignored():
+            record = save(job, made, record, net)
     return Result(
         job.save_path, made.image.cpu(), record, time.perf_counter() - started, interrupted
     )
@@ -140,4 +153,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     ctrl_c_raises()
-    sys.exit(main())
+    leave(main())

@@ -4,7 +4,7 @@ A new texture model is a class in `terms/` and one line of the catalogue below; 
 The command's flags, its help and the README's tables come from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from models import Features
 from terms.autocorrelation import Autocorrelation
-from terms.base import Scene, Term
+from terms.base import Scene, Statistics, Term
 from terms.cnnmrf import CNNMRF
 from terms.gram import GRAM_LAYERS, Gram
 from terms.guided import Guided
 from terms.histogram import Histogram
 from terms.moments import Moments
 from terms.patches import Patches
-from terms.regions import alone
+from terms.regions import alone, needed_whole
 from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
@@ -134,6 +134,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def kinds_of(
+    method: str, weights: Mapping[str, float], layers: list[str], every: list[str]
+) -> list[tuple[float, type[Term], list[str]]]:
+    """The terms of a criterion: weight, kind and layers of the model and of those beside it, which
+    may look at every layer there is."""
+    beside = [(weight, TERMS[name].kind, every) for name, weight in weights.items() if weight]
+    return [(1.0, METHODS[method].kind, layers), *beside]
+
+
+def layers_needed_whole(
+    method: str, weights: Mapping[str, float], layers: list[str], every: list[str], divided: bool
+) -> set[str]:
+    """The layers, "image" among them, that some term cannot look at part by part, where the output
+    may be divided into regions."""
+    kinds = kinds_of(method, weights, layers, every)
+    return {layer for _, kind, seen in kinds for layer in needed_whole(kind, seen, divided)}
+
+
+class Measured(Features):
+    """Features of which the terms that are sums have measured everything, part by part; what is
+    here are the pixels and the layers that other terms need whole."""
+
+    def __init__(self, features: Features, statistics: dict[int, Statistics]) -> None:
+        super().__init__(features)
+        self.statistics = statistics  # by the place of the term in the criterion
+
+
 class Criterion:
     """A texture model and the terms beside it: the sum that an optimiser brings to zero."""
 
@@ -154,21 +181,22 @@ class Criterion:
                 means the method's own. Terms look at every layer there is.
             match_every: steps between renewals.
         """
-        default = METHODS[method]
-        weights = default.weights if weights is None else weights
+        weights = METHODS[method].weights if weights is None else weights
         every = [layer for layer in scene.exemplars[0].features if layer != "image"]
-        self.terms = [(1.0, alone(default.kind, scene, layers))]
-        self.terms += [
-            (weight, alone(TERMS[name].kind, scene, every))
-            for name, weight in weights.items()
-            if weight
-        ]
+        self.terms: list[tuple[float, Term]] = []
+        for weight, kind, seen in kinds_of(method, weights, layers, every):
+            self.terms.append((weight, alone(kind, scene, seen)))
+        self.whole = layers_needed_whole(
+            method, weights, layers, every, scene.canvas.asked is not None
+        )
         renews = any(term.renews for _, term in self.terms)
         self.match_every = match_every if renews else None
 
-    def add(self, weight: float, term: Term) -> None:
-        """One more term, its weight relative to the sum of all others: that of the texture."""
+    def add(self, weight: float, term: Term, layers: Iterable[str]) -> None:
+        """One more term, which needs these layers whole; its weight is relative to the sum of all
+        others: that of the texture."""
         self.terms.append((weight * sum(weight for weight, _ in self.terms), term))
+        self.whole |= set(layers)
 
     def renew(self, output: Features) -> None:
         """Take anew what the terms hold fixed, for these features of the output."""
@@ -177,4 +205,14 @@ class Criterion:
 
     def __call__(self, output: Features) -> Tensor:
         """(B, C, h, w) each -> (B,)."""
-        return torch.stack([weight * term(output) for weight, term in self.terms]).sum(0)
+        known = output.statistics if isinstance(output, Measured) else {}
+        errors = [
+            weight * (term.distance(known[i]) if i in known else term(output))
+            for i, (weight, term) in enumerate(self.terms)
+        ]
+        return torch.stack(errors).sum(0)
+
+    def measured_in_parts(self, output: Features) -> dict[int, Statistics]:
+        """What the other terms measure of a part, by their places: it adds up to the whole's."""
+        terms = enumerate(term for _, term in self.terms)
+        return {i: term.measure(output) for i, term in terms if not term.whole}

@@ -91,6 +91,26 @@ def stride(layers: list[str]) -> int:
     return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
+def reach(layers: Iterable[str], net_name: str) -> int:
+    """How many px around its own ones a position of the deepest layer sees, on every side."""
+    deepest = resolve_layers(layers, net_name)[-1]
+    seen, step = 0, 1
+    for layer, index in layer_table(NETS[net_name]).items():
+        if index is None:
+            step *= 2
+        else:
+            seen += step
+        if layer == deepest:
+            break
+    return seen
+
+
+def surroundings(layers: list[str], net_name: str) -> int:
+    """The same in whole strides of the deepest layer."""
+    step = stride(layers)
+    return step * -(-reach(layers, net_name) // step)
+
+
 # ------------------------------------------------------------------------------------- weights
 
 
@@ -558,7 +578,7 @@ class Extractor(nn.Module):
             layers: names of `layer_table`, as `resolve_layers` returns them.
         """
         super().__init__()
-        self.layers = layers
+        self.layers, self.surroundings = layers, surroundings(layers, net_name)
         self.trunk = Trunk()
         for layer, index in layer_table(NETS[net_name]).items():
             if index is None:

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**27}  # trim threshold, top pad, mmap threshold
+ROWS = 256  # of a picture that are rounded at a time
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
@@ -247,11 +248,12 @@ def save_picture(
         raise ValueError("the picture holds values that are not finite")
     # The clamp keeps 1.0000001 from wrapping round to black.
     most = LEVELS_16_BIT if sixteen_bit else LEVELS
-    levels = image.detach()[0].cpu().double().mul(most).round().clamp(0, most).numpy()
-    if sixteen_bit:
-        picture = Image.fromarray(levels[0].astype(np.uint16))
-    else:
-        picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0), np.uint8))
+    pixels = image.detach()[0].movedim(0, 2)  # (H, W, 3)
+    levels = np.empty(pixels.shape, np.uint16 if sixteen_bit else np.uint8)
+    for top in range(0, len(levels), ROWS):
+        rows = slice(top, top + ROWS)
+        levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
+    picture = Image.fromarray(levels[..., 0] if sixteen_bit else levels)
     kind, options = _FORMATS[path.suffix.lower()]
     # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
     temporary = _real(path).with_name(f".{uuid4().hex}.tmp")
@@ -310,8 +312,10 @@ def _record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- devices
 
 
-def pick_device(name: str | None) -> tuple[torch.device, str | None]:
-    """Return the device of that name; None means cuda:0, or the CPU and a note that says so.
+def pick_device(name: str | None, local: int = 0) -> tuple[torch.device, str | None]:
+    """Return the device of that name; None means a GPU, or the CPU and a note that says so.
+
+    Of several GPUs it is cuda:0, and for the processes that share a machine one after the other.
 
     Raises UserError when a device that was asked for is not on this machine.
     """
@@ -322,7 +326,7 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
         devices.append("mps")
     if name is None:
         if "cuda:0" in devices:
-            return torch.device("cuda:0"), None
+            return torch.device(f"cuda:{local % torch.cuda.device_count()}"), None
         return torch.device("cpu"), "no CUDA device on this machine, running on the CPU"
     # Compared with names, never parsed: torch.device takes 'meta', 'cuda:7' and a dozen more.
     wanted = name.strip().lower()

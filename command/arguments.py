@@ -20,6 +20,7 @@ from terms.base import MAX_PATCHES
 from utils import SUFFIXES, UserError
 
 MAX_SIDE = 16383  # WebP's limit
+LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
     "score": {"score", "json", "gt_path", "quiet"},
@@ -53,6 +54,18 @@ def number(kind: type, least: float, unit: str, most: float | None = None) -> Ca
 def parse_scales(text: str) -> int | None:
     """Return None for 'auto', else the number."""
     return None if text.lower() == "auto" else number(int, 1, "auto, or a number")(text)
+
+
+def parse_bytes(text: str) -> float:
+    """Return '4GB', '4 g' or '4000m' as 4e9.
+
+    Raises argparse.ArgumentTypeError for anything else, and for less than a megabyte.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt])?b?\s*", text, re.IGNORECASE)
+    size = float(match[1]) * 1000 ** (" kmgt".index((match[2] or " ").lower())) if match else 0.0
+    if not LEAST_MEMORY <= size < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a size like 4GB or 800MB")
+    return size
 
 
 def parse_optimizer(text: str) -> str:
@@ -394,6 +407,22 @@ class Request:
         told="auto",
         type=parse_scales,
         metavar="auto|N",
+    )
+    max_memory: float | None = flag(
+        OPTIMISATION,
+        "that a run may take, as in 4GB: what is larger is looked at block by block, the same to "
+        "rounding",
+        told="most of what is free",
+        type=parse_bytes,
+        metavar="SIZE",
+    )
+    split: bool = flag(
+        OPTIMISATION,
+        "all processes that torchrun or srun has started make each picture together, instead of "
+        "every one another picture",
+        default=False,
+        told="off",
+        action="store_true",
     )
     seed: int = flag(
         OPTIMISATION,

@@ -17,8 +17,8 @@ from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
-from losses import MATCH_EVERY, METHODS
-from models import NETS, WIDTHS, WINDOW, layer_table, resolve_layers
+from losses import MATCH_EVERY, METHODS, layers_needed_whole
+from models import NETS, WIDTHS, WINDOW, layer_table, resolve_layers, surroundings
 from terms.base import MAX_PATCHES
 from terms.cnnmrf import CNNMRF
 from terms.gram import GRAM_LAYERS
@@ -50,6 +50,10 @@ SLOWER = {"swd": 1.1, "guided": 0.4, "patches": 0.75}
 SLOWEST = 1e10  # operations a second that any machine makes: shorter runs are not worth a probe
 PROBE = (1, 64, 128, 128)  # shape of the features that are convolved to see how fast that is
 
+WHOLE = 2  # floats a feature of a layer that is put together from blocks, and its gradient
+BLOCKS = (1024, 512, 256)  # px, sides that are tried
+MOST = 0.9  # of what is free, as the system needs some and estimates are what they are
+
 LARGE = 0.5  # part of the available memory that is worth a line
 LONG = 300  # seconds that are worth a line
 
@@ -69,25 +73,31 @@ class Run(NamedTuple):
     match_every: int = MATCH_EVERY
     max_patches: int = MAX_PATCHES
     repaint: float = 0.0
+    whole: Sequence[str] = ()  # layers that some term cannot look at block by block
+    block: int | None = None  # px, a side of what is looked at at once; None: the whole picture
 
     @classmethod
     def of(cls, job: Job, net: str) -> "Run":
         """What a job will be, in a net of that name."""
         spec = job.spec
         pixels = [view.image[0, 0].numel() for one in spec.exemplars for view in one.views]
+        weights, every = spec.weights or {}, job.trunk_layers
+        divided = spec.canvas.asked is not None
+        whole = layers_needed_whole(spec.method, weights, spec.layers or every, every, divided)
         return cls(
             net,
             job.trunk_layers,
             sizes_of(spec, job.trunk_layers),
             spec.layers or job.trunk_layers,
             spec.method,
-            [name for name, weight in (spec.weights or {}).items() if weight],
+            [name for name, weight in weights.items() if weight],
             spec.optimizer,
             spec.steps,
             sum(pixels) / pixels[0],
             spec.match_every,
             spec.max_patches,
             spec.repaint,
+            [layer for layer in every if layer in whole | set(spec.content_layers)],
         )
 
     @property
@@ -195,25 +205,37 @@ def _filters(net: str, layers: Sequence[str]) -> float:
 
 def _step_bytes(run: Run) -> float:
     exemplar, output = run.scales[-1]
-    floats = _floats(run)
+    floats, pixels = _floats(run), math.prod(output)
     window = [min(sides) for sides in zip(exemplar, output, strict=True)]
     windows = math.prod(math.ceil(2 * a / b - 1) for a, b in zip(output, window, strict=True))
     terms = {
         "histogram": HISTOGRAM,
-        "moments": sum(floats[layer] for layer in run.layers),
         # Two more windows are being transformed.
         "spectrum": SPECTRUM * (windows + 2) * math.prod(window) / math.prod(output),
         "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],
         "patches": SORTED * PATCH_DIRECTIONS * PATCH_LEVELS,
     }
-    per_pixel = PICTURE + _stepping(run.net, run.layers)
-    per_pixel += sum(terms.get(name, 0) for name in run.terms)
+    per_pixel = PICTURE + sum(terms.get(name, 0) for name in run.terms)
+    at_once = _stepping(run.net, run.layers)
+    if "moments" in run.terms:
+        at_once += sum(floats[layer] for layer in run.layers)
+    if run.block is not None:
+        per_pixel += WHOLE * sum(floats.get(layer, 0) for layer in run.whole)
     if run.method != "gram":  # sorted or laid over, the output's features cost the same
         per_pixel += SORTED * sum(floats[layer] for layer in run.looked_at)
     if run.optimizer == "LBFGS":
         per_pixel += PAIR * min(LBFGS_MEMORY, run.steps_at[-1])
     held = math.prod(exemplar) * _held(run)
-    return FLOAT * (math.prod(output) * per_pixel + held) + _matching_bytes(run)
+    floats_held = pixels * per_pixel + _seen_at_once(run) * at_once + held
+    return FLOAT * floats_held + _matching_bytes(run)
+
+
+def _seen_at_once(run: Run) -> int:
+    """Pixels whose features are there at the same time."""
+    pixels = math.prod(run.scales[-1][1])
+    if run.block is None:
+        return pixels
+    return min(pixels, (run.block + 2 * surroundings(list(run.layers), run.net)) ** 2)
 
 
 def _floats(run: Run) -> dict[str, float]:
@@ -274,23 +296,43 @@ def convolution_rate(device: torch.device) -> float:
     return flops / convolution_seconds(EXACT, PROBE, device)
 
 
-def cost_notes(runs: Sequence[tuple[str, Run]], device: torch.device) -> list[str]:
+def allowed_bytes(asked: float | None, device: torch.device) -> float:
+    """What the peak of a run may be, the program included: what was asked for, or else most of
+    what is free."""
+    free = PROGRAM_BYTES + available_bytes(device)  # the program itself is there already
+    return MOST * free if asked is None else min(asked, free)
+
+
+def fitting(run: Run, allowed: float) -> Run:
+    """The same by the largest blocks with which it takes no more than what is allowed, the whole
+    picture before all; where none do, by those that take least."""
+    sides = [side for side in BLOCKS if side**2 < math.prod(run.scales[-1][1])]
+    ways = [run._replace(block=side) for side in (None, *sides)]
+    return next(
+        (way for way in ways if estimated_bytes(way) <= allowed), min(ways, key=estimated_bytes)
+    )
+
+
+def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.device) -> list[str]:
     """One line where runs, each with the name of its exemplar, are large or long, else none.
 
+    Args:
+        allowed: the bytes that their peaks may have.
+
     Raises:
-        UserError: one of them needs more memory than there is.
+        UserError: one of them needs more.
     """
-    available = available_bytes(device)
     name, run = max(runs, key=lambda named: estimated_bytes(named[1]))
     size = estimated_bytes(run)
     exemplar, output = run.scales[-1]
+    blocks = "" if run.block is None else f" in blocks of {run.block} px"
     needed = (
         f"{name}: {told(output)} from an exemplar of {told(exemplar)} needs about "
-        f"{size / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
+        f"{size / 1e9:.1f} GB of memory{blocks}, {allowed / 1e9:.1f} GB are allowed"
     )
-    if size - PROGRAM_BYTES > available:  # the program itself is there already
+    if size > allowed:
         raise UserError(f"{needed}: give {_smaller(run)}")
-    notes = [f"{needed}, less will do with {_smaller(run)}"] if size > LARGE * available else []
+    notes = [f"{needed}, less will do with {_smaller(run)}"] if size > LARGE * allowed else []
     flops = sum(estimated_flops(run) for _, run in runs)
     if flops > LONG * SLOWEST:
         seconds = flops / convolution_rate(device)  # should no scale converge before its last step

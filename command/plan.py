@@ -40,7 +40,7 @@ VERSION = "0.1.0"
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 # What a record does not hold: where things are, and what does not change the picture.
 NOT_RECORDED = {
-    *("gt_path", "save_path", "save_every", "quiet", "model", "weights"),
+    *("gt_path", "save_path", "save_every", "quiet", "model", "weights", "max_memory", "split"),
     *("score", "benchmark", "json"),
 }
 

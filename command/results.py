@@ -9,11 +9,13 @@ from torch import Tensor
 
 from command.plan import Job
 from engine import maps
+from engine.blocks import Blocks
 from engine.repaint import stretch
 from engine.synthesis import Made
+from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View
-from terms.gram import GRAM_LAYERS, Gram
+from terms.gram import GRAM_LAYERS
 from utils import read_picture, resize, save_picture
 
 
@@ -53,7 +55,7 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> dict[str, An
     image = made.image
     save_picture(image, job.save_path, record)
     exemplar = job.spec.exemplars[0].image.to(image.device)
-    error = saved_error(job.save_path, exemplar, net)
+    error = saved_error(job.save_path, exemplar, net, job.spec.block)
     record = record | {"error": round(error, 6)}
     save_picture(image, job.save_path, record)
     tile = job.spec.canvas.tile
@@ -66,7 +68,7 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> dict[str, An
 
 
 @torch.no_grad()
-def saved_error(path: Path, exemplar: Tensor, net: Net) -> float:
+def saved_error(path: Path, exemplar: Tensor, net: Net, block: int | None = None) -> float:
     """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
 
     Always of `GRAM_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
@@ -79,7 +81,9 @@ def saved_error(path: Path, exemplar: Tensor, net: Net) -> float:
     ]
     trunk = Extractor(net.weights, net.name, layers).to(exemplar.device)
     scene = Scene((Exemplar((View(trunk(exemplar)),)),))
-    return Gram(scene, layers)(trunk(saved)).item()
+    criterion = Criterion(scene, layers, weights={})
+    look = trunk if block is None else Blocks(trunk, criterion, block)
+    return criterion(look(saved)).item()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terms.matching import patches_at
+from terms.matching import patches_at, strips
 from utils import Size, wrapped
 
 PATCH = 7  # px
@@ -113,13 +113,19 @@ class Descriptor:
     def __call__(self, picture: Tensor, guide: Tensor | None, tile: str = "") -> Tensor:
         """(1, 3, H, W), (1, G, H, W) -> (H', W', D + G), a descriptor for every patch."""
         kernel = self.axes.T.view(-1, 3, PATCH, PATCH)
-        maps = F.conv2d(wrapped(picture, tile, PATCH - 1, PATCH - 1), kernel)
-        maps = maps - (self.mean @ self.axes).view(-1, 1, 1)
-        maps = maps / (3 * PATCH**2) ** 0.5
-        if guide is not None:
-            means = F.avg_pool2d(wrapped(guide, tile, PATCH - 1, PATCH - 1), PATCH, 1)
-            maps = torch.cat((maps, means), 1)
-        return maps[0].movedim(0, 2).contiguous()
+        mean = (self.mean @ self.axes).view(-1, 1, 1)
+        more = PATCH - 1
+        maps = [wrapped(one, tile, more, more) for one in (picture, guide) if one is not None]
+        height, width = (side - more for side in maps[0].shape[2:])
+        found = picture.new_empty(
+            height, width, len(kernel) + sum(one.shape[1] for one in maps[1:])
+        )
+        for rows in strips(height, max(1, CHUNK // width)):
+            pixels, *guides = (one[..., rows.start : rows.stop + more, :] for one in maps)
+            parts = [(F.conv2d(pixels, kernel)[0] - mean) / (3 * PATCH**2) ** 0.5]
+            parts += [F.avg_pool2d(one, PATCH, 1)[0] for one in guides]
+            found[rows] = torch.cat(parts).movedim(0, 2)
+        return found
 
 
 class Search:

@@ -236,14 +236,16 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
         if (sharper or due) and age:
             # What is remembered was divided by losses of another height.
             ratio = (before / losses.clamp(min=1e-12)).clamp(max=1e3).view(-1, 1, 1, 1)
-            first, second = first * ratio, second * ratio.square()
+            first.mul_(ratio)
+            second.mul_(ratio.square())
         gradient = gradient / losses.clamp(min=torch.finfo(losses.dtype).tiny).view(-1, 1, 1, 1)
         age += 1
-        first = first.lerp(gradient, 1 - ADAM_BETA1)
-        second = second.lerp(gradient.square(), 1 - ADAM_BETA2)
-        mean = first / (1 - ADAM_BETA1**age)
-        direction = mean / ((second / (1 - ADAM_BETA2**age)).sqrt() + 1e-12)
-        image = (image - lr * rate * direction).clamp(0, 1)
+        # In place: of a large picture each of these takes hundreds of megabytes.
+        first.lerp_(gradient, 1 - ADAM_BETA1)
+        second.lerp_(gradient.square_(), 1 - ADAM_BETA2)
+        size = gradient.copy_(second).div_(1 - ADAM_BETA2**age).sqrt_().add_(1e-12)
+        direction = (first / (1 - ADAM_BETA1**age)).div_(size)
+        image = (image - direction.mul_(lr * rate)).clamp_(0, 1)
 
 
 def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float) -> None:

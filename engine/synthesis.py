@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from engine.blocks import ALONE, Blocks, Team
 from engine.colours import (
     is_grey,
     noise_like,
@@ -57,6 +58,8 @@ class Spec:
     kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
     tolerance: float = TOLERANCE  # share of its loss that a scale must save, or it ends
     precision: str = EXACT  # of `engine.precision.PRECISIONS`
+    block: int | None = None  # px, side of what is looked at at once; None: the whole picture
+    team: Team = ALONE  # of processes that make it together
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
     def to(self, device: torch.device) -> "Spec":
@@ -87,6 +90,7 @@ class Made:
 
 
 Report = Callable[[Progress], None]
+Look = Callable[[Tensor, str, torch.dtype | None], Features]  # pixels, what tiles, computed in
 Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale
 
 
@@ -286,10 +290,14 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
         shown = partial(_shown, canvas.tile, mask, image, follows, colourful)
         if spec.optimizer == "Adam":
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
-    extract = partial(_extract, trunk, canvas.tile, mask, shown)
+    criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
+    look: Look = trunk
+    large = spec.block is not None and math.prod(scale.size) > spec.block**2
+    if large or spec.team.count > 1:
+        look = Blocks(trunk, criterion, spec.block, spec.team)
+    extract = partial(_extract, look, canvas.tile, mask, shown)
     rough = ROUGH.get(spec.precision)
     quick = partial(extract, dtype=rough) if rough else None
-    criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     taken = 0
 
     def on_step(step: int, image: Tensor, loss: float) -> None:
@@ -337,7 +345,8 @@ def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) ->
     if spec.canvas.content is not None:
         features = trunk(resize(spec.canvas.content, size, spec.canvas.tile))
         photo = Scene((Exemplar((View(features),)),))
-        criterion.add(spec.content_weight, Content(photo, list(spec.content_layers)))
+        layers = list(spec.content_layers)
+        criterion.add(spec.content_weight, Content(photo, layers), layers)
     return criterion
 
 
@@ -433,7 +442,7 @@ def freedom(size: Size, tile: str) -> Tensor:
 
 
 def _extract(
-    trunk: Extractor,
+    look: Look,
     tile: str,
     mask: Tensor | None,
     shown: Callable[[Tensor], Tensor],
@@ -442,4 +451,4 @@ def _extract(
 ) -> Features:
     if mask is not None:
         image = torch.where(mask, image, image.detach())  # no gradient, so that it never moves
-    return trunk(shown(image), tile, dtype)
+    return look(shown(image), tile, dtype)

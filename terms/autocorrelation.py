@@ -29,17 +29,21 @@ class Autocorrelation(Term):
 
     whole = "takes the Fourier transform of a layer"
 
+    @classmethod
+    def looks_at(cls, layers: list[str]) -> list[str]:
+        return [layers[len(layers) // 2]]
+
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar
-        self.layer = layers[len(layers) // 2]
-        features = exemplar.features[self.layer].detach().float()
+        (self.layer,) = self.looks_at(layers)
+        features = exemplar.features[self.layer].detach()
         self.mean = features.mean((2, 3), keepdim=True)
         self.features = features - self.mean
         self.tile = scene.canvas.tile
         self.wanted: dict[int, Tensor] = {}
 
     def measure(self, output: Features) -> Statistics:
-        features = output[self.layer].float() - self.mean
+        features = output[self.layer] - self.mean
         reach = min(*features.shape[-2:], *self.features.shape[-2:]) // 2
         features = wrapped(features, self.tile, reach, reach)
         return {"lags": autocorrelation(features, reach)}

@@ -7,7 +7,7 @@ mixes the pictures of a batch, and its values do not depend on net, layer and si
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from models import Features
 from utils import Size, resize
 
 TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
+AT_ONCE = 2**22  # values that are sorted at a time; sorting takes ten times their memory
 NEAR = 4  # px around what may change that count with it; beyond may lie another texture
 MAX_PATCHES = 10_000
 
@@ -189,10 +190,36 @@ class Sums:
 Statistics = dict[str, Any]  # Sums, or what a term that needs the whole picture makes of it
 
 
+def added_up(one: Any, other: Any) -> Any:
+    """Statistics of two parts of a picture, `Sums` in dictionaries and lists -> of both."""
+    if not isinstance(one, dict | list):
+        return one + other
+    if isinstance(one, list):
+        return [added_up(a, b) for a, b in zip(one, other, strict=True)]
+    return {name: added_up(a, other[name]) for name, a in one.items()}
+
+
+def sums_of(statistics: Any) -> list[Sums]:
+    """All sums in such dictionaries and lists, in order."""
+    if isinstance(statistics, Sums):
+        return [statistics]
+    parts = statistics.values() if isinstance(statistics, dict) else statistics
+    return [sums for part in parts for sums in sums_of(part)]
+
+
+def rebuilt(statistics: Any, sums: Iterator[Sums]) -> Any:
+    """The same dictionaries and lists of other sums, as `sums_of` orders them."""
+    if isinstance(statistics, Sums):
+        return next(sums)
+    if isinstance(statistics, list):
+        return [rebuilt(part, sums) for part in statistics]
+    return {name: rebuilt(part, sums) for name, part in statistics.items()}
+
+
 class Term:
     """The base of texture models and of the terms beside them."""
 
-    whole: ClassVar[str] = ""  # why parts of a picture do not do; "": its statistics are Sums
+    whole: str = ""  # why parts of a picture do not do; "": its statistics are Sums
     unordered: ClassVar[bool] = False  # does not see where things are
     tells_apart: ClassVar[bool] = False  # knows what to do with several exemplars at once
 
@@ -204,6 +231,11 @@ class Term:
             layers: that the term looks at.
         """
         raise NotImplementedError
+
+    @classmethod
+    def looks_at(cls, layers: list[str]) -> list[str]:
+        """Of the layers that it was built with those that it uses, or "image", the pixels."""
+        return layers
 
     def measure(self, output: Features) -> Statistics:
         """What the distance needs to know of features, (B, C, h, w) each."""
@@ -271,10 +303,18 @@ class _Transport(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, wanted: Tensor) -> Tensor:
-        ascending, order = in_order(values)
-        excess = ascending.sub_(wanted)
-        ctx.save_for_backward(torch.empty_like(excess).scatter_(-1, order, excess))
-        return excess.square().mean((1, 2))
+        excess = torch.empty_like(values, memory_format=torch.contiguous_format)
+        total = values.new_zeros(len(values))
+        rows = max(1, AT_ONCE // values[:, 0].numel())
+        for some, sought, place in zip(
+            *(x.split(rows, -2) for x in (values, wanted, excess)), strict=True
+        ):
+            ascending, order = in_order(some)
+            apart = ascending.sub_(sought)
+            place.scatter_(-1, order, apart)
+            total += apart.square().sum((1, 2))
+        ctx.save_for_backward(excess)
+        return total / excess[0].numel()
 
     @staticmethod
     @once_differentiable

@@ -45,14 +45,14 @@ class CNNMRF(Term):
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
         self.canvas = scene.canvas
         self.sources = {
-            layer: [view.features[layer][0].detach().float().contiguous() for view in self.views]
+            layer: [view.features[layer][0].detach().contiguous() for view in self.views]
             for layer in layers
         }
         self.found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def renew(self, output: Features) -> None:
         for layer, sources in self.sources.items():
-            pictures = output[layer].detach().float()
+            pictures = output[layer].detach()
             laid = [self._laid(picture.contiguous(), sources) for picture in pictures]
             means, counts, spreads = (torch.stack(parts) for parts in zip(*laid, strict=True))
             self.found[layer] = means, counts, spreads
@@ -106,7 +106,7 @@ class CNNMRF(Term):
     def measure(self, output: Features) -> Statistics:
         energies = {}
         for layer, (mean, count, spread) in self.found.items():
-            maps = output[layer].float()
+            maps = output[layer]
             more = [a - b for a, b in zip(mean.shape[2:], maps.shape[2:], strict=True)]
             apart = wrapped(maps, self.canvas.tile, *more) - mean
             distance = apart.square().sum(1) * count  # (B, H, W)

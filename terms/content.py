@@ -26,6 +26,5 @@ class Content(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         return mean_of_layers(
-            relative_error(statistics[layer].float(), wanted.float())
-            for layer, wanted in self.wanted.items()
+            relative_error(statistics[layer], wanted) for layer, wanted in self.wanted.items()
         )

@@ -11,9 +11,9 @@ GRAM_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
 def gram(features: Tensor) -> Sums:
     """(B, C, H, W) -> sums of (B, C, C): products of feature maps at every position.
 
-    Always in float32: in half precision deep layers overflow.
+    In float32, as the trunk gives them: in half precision deep layers overflow.
     """
-    flat = features.float().movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
+    flat = features.movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
     half = flat.detach().mT @ flat
     # Both factors are the same tensor, so the gradient of one, made symmetric, is all of it; this
     # saves one of two large products on the way back.

@@ -49,9 +49,9 @@ class Guided(Term):
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
         self.canvas, self.max_patches = scene.canvas, scene.options.max_patches
         source = scene.exemplars[0].features
-        self.mean = {layer: source[layer].detach().float().mean((2, 3), True) for layer in layers}
+        self.mean = {layer: source[layer].detach().mean((2, 3), True) for layer in layers}
         self.sources = {
-            layer: [view.features[layer].detach().float() - self.mean[layer] for view in self.views]
+            layer: [view.features[layer].detach() - self.mean[layer] for view in self.views]
             for layer in layers
         }
         self.generator = torch.Generator().manual_seed(scene.options.seed)
@@ -59,7 +59,7 @@ class Guided(Term):
 
     def renew(self, output: Features) -> None:
         for layer, sources in self.sources.items():
-            pictures = output[layer].detach().float() - self.mean[layer]
+            pictures = output[layer].detach() - self.mean[layer]
             self.held[layer] = [self._hold(sources, picture) for picture in pictures.split(1)]
 
     def _hold(self, sources: list[Tensor], picture: Tensor) -> "_Held":
@@ -119,7 +119,7 @@ class Guided(Term):
     def measure(self, output: Features) -> Statistics:
         scores = {}
         for layer, held in self.held.items():
-            maps = output[layer].float() - self.mean[layer]
+            maps = output[layer] - self.mean[layer]
             found = [at_once(h.score, m[None]) for h, m in zip(held, maps, strict=True)]
             scores[layer] = torch.stack(found)
         return scores

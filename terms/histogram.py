@@ -27,6 +27,10 @@ class Histogram(Term):
     whole = "sorts the values of all pixels"
     unordered = True
 
+    @classmethod
+    def looks_at(cls, layers: list[str]) -> list[str]:
+        return ["image"]
+
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar
         image = exemplar.image.detach()

@@ -17,14 +17,14 @@ class Moments(Term):
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar
         # Squares are summed about the source's mean: about zero, rounding would eat the variance.
-        self.centres = {k: exemplar.features[k].detach().float().mean((2, 3)) for k in layers}
+        self.centres = {k: exemplar.features[k].detach().mean((2, 3)) for k in layers}
         found = self.measure(exemplar.features)
         self.wanted = {layer: self._moments(found[layer], layer) for layer in layers}
 
     def measure(self, output: Features) -> Statistics:
         found = {}
         for layer, centre in self.centres.items():
-            about = output[layer].float() - centre[..., None, None]
+            about = output[layer] - centre[..., None, None]
             total = torch.stack((about.sum((2, 3)), about.square().sum((2, 3))), 1)
             found[layer] = Sums(total, about[0, 0].numel())
         return found

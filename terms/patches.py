@@ -31,6 +31,10 @@ class Patches(Term):
 
     whole = "sorts the projections of all patches"
 
+    @classmethod
+    def looks_at(cls, layers: list[str]) -> list[str]:
+        return ["image"]
+
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1
         views = [scene.exemplars[0].views[0]]
@@ -54,7 +58,7 @@ class Patches(Term):
             factor = 2**level
             many = self.repeats or side >= factor * PATCH_SIDE
             count = PATCH_DIRECTIONS * (4**level if many else 1)
-            directions = unit_directions(count, self.generator).to(self.images[0].device)
+            directions = unit_directions(count, self.generator).to(self.images[0])
             if side >= factor * PATCH:
                 found = [
                     self._projected(image, factor, directions, "", region)

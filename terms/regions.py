@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import Exemplar, Scene, Statistics, Term, View
+from terms.base import Exemplar, Scene, Statistics, Sums, Term, View
 from utils import Size, size_of
 
 Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
@@ -16,7 +16,9 @@ Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each r
 class Parts(Term):
     """A sum of terms, each weighed by its share."""
 
-    parts: list[tuple[float, Term]]
+    def __init__(self, parts: list[tuple[float, Term]]) -> None:
+        self.parts = parts
+        self.whole = next((part.whole for _, part in parts if part.whole), "")
 
     def renew(self, output: Features) -> None:
         for (_, part), features in zip(self.parts, self._seen(output), strict=True):
@@ -33,10 +35,10 @@ class Parts(Term):
         ]
         # Where no place has a region, the loss is 0 and so is its gradient.
         nothing = 0 * next(iter(output.values())).flatten(1).sum(1)
-        return {"parts": measured, "nothing": nothing}
+        return {"parts": measured, "nothing": Sums(nothing, 1)}
 
     def distance(self, statistics: Statistics) -> Tensor:
-        distance = statistics["nothing"]
+        distance = statistics["nothing"].total
         for (share, part), measured in zip(self.parts, statistics["parts"], strict=True):
             distance = distance + share * part.distance(measured)
         return distance
@@ -53,10 +55,12 @@ class Blend(Parts):
     """
 
     def __init__(self, kind: type[Term], scene: Scene, layers: list[str]) -> None:
-        self.parts = [
-            (one.share, alone(kind, replace(scene, exemplars=(one,)), layers))
-            for one in scene.exemplars
-        ]
+        super().__init__(
+            [
+                (one.share, alone(kind, replace(scene, exemplars=(one,)), layers))
+                for one in scene.exemplars
+            ]
+        )
 
 
 class Regional(Parts):
@@ -77,11 +81,13 @@ class Regional(Parts):
         ]
         sizes = [int(n) for n in region[region >= 0].bincount(minlength=self.count)]
         self.kept = [k for k, size in enumerate(sizes) if size]
-        self.parts = []
+        parts = []
         for k in self.kept:
             source = Exemplar((View(_gathered(pictures, k)),))
             part = kind(Scene((source,), options=scene.options), layers)
-            self.parts.append((sizes[k] / sum(sizes), part))
+            parts.append((sizes[k] / sum(sizes), part))
+        super().__init__(parts)
+        self.whole = "gathers the places of every region"
 
     def _seen(self, output: Features) -> list[Features]:
         places = self._places(self.places, output, self.region)
@@ -104,6 +110,12 @@ def alone(kind: type[Term], scene: Scene, layers: list[str]) -> Term:
     if scene.canvas.asked is not None and kind.unordered:
         return Regional(kind, scene, layers)
     return kind(scene, layers)
+
+
+def needed_whole(kind: type[Term], layers: list[str], divided: bool) -> list[str]:
+    """The layers, or "image", that such a term cannot look at part by part, where the output may be
+    divided into regions."""
+    return kind.looks_at(layers) if kind.whole or (divided and kind.unordered) else []
 
 
 def regions_of(view: View) -> Tensor:

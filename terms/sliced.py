@@ -31,23 +31,21 @@ class Sliced(Term):
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar
-        self.source = {
-            layer: exemplar.features[layer].detach().float().flatten(2)[0] for layer in layers
-        }
+        self.source = {layer: exemplar.features[layer].detach().flatten(2)[0] for layer in layers}
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
 
     def renew(self, output: Features) -> None:
         for layer, source in self.source.items():
             C = len(source)
-            directions = torch.randn(C, C, generator=self.generator).to(source.device)
+            directions = torch.randn(C, C, generator=self.generator).to(source)
             directions /= directions.norm(dim=1, keepdim=True)
             ascending, _ = in_order(directions @ source)  # (C, h w)
             self.slices[layer] = directions, resampled(ascending, output[layer][0, 0].numel())
 
     def measure(self, output: Features) -> Statistics:
         return {
-            layer: directions @ output[layer].float().flatten(2)  # (B, C, H W)
+            layer: directions @ output[layer].flatten(2)  # (B, C, H W)
             for layer, (directions, _) in self.slices.items()
         }
 

@@ -32,6 +32,10 @@ class Spectrum(Term):
 
     whole = "takes the Fourier transform of the picture"
 
+    @classmethod
+    def looks_at(cls, layers: list[str]) -> list[str]:
+        return ["image"]
+
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar
         image = exemplar.image.detach()

@@ -14,6 +14,10 @@ class TotalVariation(Term):
 
     whole = "compares neighbours, across the borders of parts too"
 
+    @classmethod
+    def looks_at(cls, layers: list[str]) -> list[str]:
+        return ["image"]
+
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         self.tile = scene.canvas.tile
 

@@ -23,6 +23,7 @@ from utils import TEXTURES, read_picture, resize, save_picture
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(GRAM_LAYERS, "vgg19")
 CPU = torch.device("cpu")
+LARGE = [((256, 256), (2048, 2048))]  # of exemplar and output
 
 
 def run_of(side: int, **options) -> Run:
@@ -97,29 +98,25 @@ def test_matching_grows_with_the_square_of_the_pixels():
 
 
 def test_small_runs_are_not_worth_a_line(monkeypatch):
-    monkeypatch.setattr(costs, "available_bytes", lambda device: 8e9)
     monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e10)
-    assert cost_notes([("a.png", run_of(128, steps=10))], CPU) == []
+    assert cost_notes([("a.png", run_of(128, steps=10))], 8e9, CPU) == []
 
 
 def test_large_and_long_runs_are_worth_one_line(monkeypatch):
     run = run_of(1024, steps=2000, optimizer="LBFGS")
     size = estimated_bytes(run)
-    monkeypatch.setattr(costs, "available_bytes", lambda device: 1.9 * size)
     monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(run) / 720)
-    (line,) = cost_notes([("small.png", run_of(128)), ("large.png", run)], CPU)
+    (line,) = cost_notes([("small.png", run_of(128)), ("large.png", run)], 1.9 * size, CPU)
     assert line.startswith("large.png: 1024x1024 from an exemplar of 1024x1024 needs about ")
     assert f"{size / 1e9:.1f} GB" in line and "may take 12 minutes" in line
     assert "--size" in line and "--optimizer Adam" in line and "--epoch" in line
     assert len(line.splitlines()) == 1
 
-    monkeypatch.setattr(costs, "available_bytes", lambda device: math.inf)
-    (line,) = cost_notes([("large.png", run)], CPU)
+    (line,) = cost_notes([("large.png", run)], math.inf, CPU)
     assert line.startswith("this may take 12 minutes")
 
 
 def test_what_makes_it_large_is_named(monkeypatch):
-    monkeypatch.setattr(costs, "available_bytes", lambda device: 2e9)
     monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e15)  # no line of minutes
     runs = {
         "a smaller exemplar": Run("vgg19", LAYERS, [((1200, 1000), (64, 64))], LAYERS, steps=1),
@@ -128,7 +125,7 @@ def test_what_makes_it_large_is_named(monkeypatch):
         ),
     }
     for way, run in runs.items():
-        (line,) = cost_notes([("a.png", run)], CPU)
+        (line,) = cost_notes([("a.png", run)], 2.68e9, CPU)
         assert line.endswith(f"less will do with {way}")
 
 
@@ -140,12 +137,41 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, cap
         raise AssertionError("the weights are read")
 
     monkeypatch.setattr(Synthesis, "load_weights", read)
-    monkeypatch.setattr(costs, "available_bytes", lambda device: 1e9)
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 1e8)
     arguments = ["--gt_path", str(exemplar), "--save_path", str(tmp_path / "out.png")]
     assert Synthesis.main([*arguments, "--size", "1000", "--device", "cpu", "--quiet"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "1000x1000 from an exemplar of 120x100" in line and "1.0 GB are available" in line
+    assert "1000x1000 from an exemplar of 120x100" in line and "GB are allowed" in line
     assert line.endswith("give a smaller --size")
+
+
+# -------------------------------------------------------------------------------------- blocks
+
+
+def test_as_large_blocks_as_may_be():
+    run = Run("vgg19", LAYERS, LARGE, LAYERS)
+    whole, *blocks = (run._replace(block=side) for side in (None, *costs.BLOCKS))
+    sizes = [estimated_bytes(way) for way in (whole, *blocks)]
+    assert sizes == sorted(sizes, reverse=True)
+    for way, size in zip((whole, *blocks), sizes, strict=True):
+        assert costs.fitting(run, size) == way
+    assert costs.fitting(run, 1e9) == blocks[-1]  # which is refused
+    assert costs.fitting(run_of(256), 1e9).block is None  # no smaller than a block is of use
+
+
+def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_needed_whole():
+    """conv4_1 of VGG-19 sees 30 px further, 32 in its strides."""
+    one = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    assert costs._seen_at_once(one) == (512 + 64) ** 2
+    more = estimated_bytes(one._replace(whole=["relu3_1", "relu4_1"])) - estimated_bytes(one)
+    assert more == 4 * 2 * (256 / 16 + 512 / 64) * 2048**2
+
+
+def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 10e9)
+    assert costs.allowed_bytes(None, CPU) == 0.9 * (10e9 + PROGRAM_BYTES)
+    assert costs.allowed_bytes(4e9, CPU) == 4e9
+    assert costs.allowed_bytes(40e9, CPU) == 10e9 + PROGRAM_BYTES
 
 
 # ------------------------------------------------------------------------------ measured peaks

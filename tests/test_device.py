@@ -92,7 +92,7 @@ def far(monkeypatch):
         return made if device is None else made.to(device)
 
     monkeypatch.setattr(torch, "tensor", tensor)
-    monkeypatch.setattr(Synthesis, "pick_device", lambda name: (DEVICE, None))
+    monkeypatch.setattr(Synthesis, "pick_device", lambda *_: (DEVICE, None))
     with FarDevice():
         yield
 

@@ -167,7 +167,7 @@ def test_added_terms_weigh_against_all_others(tiny, checkerboard):
     source, output = tiny(checkerboard), tiny(checkerboard.flip(3) * 0.9)
     criterion = criterion_of(source, tiny.layers, "gram", {"histogram": 2.0, "tv": 0.5})
     before = criterion(output)
-    criterion.add(0.1, lambda output: torch.ones(1))
+    criterion.add(0.1, lambda output: torch.ones(1), [])
     torch.testing.assert_close(criterion(output), before + 0.1 * 3.5)
 
 

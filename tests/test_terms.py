@@ -139,12 +139,6 @@ def test_gram_has_the_gradient_of_the_plain_product():
     torch.testing.assert_close(found, expected)
 
 
-def test_gram_of_half_precision_is_float32_and_does_not_overflow():
-    features = torch.full((1, 2, 4, 4), 300.0, dtype=torch.float16)
-    assert gram(features).mean.dtype == torch.float32
-    assert gram(features).mean.tolist() == [[[90000.0, 90000.0], [90000.0, 90000.0]]]
-
-
 def test_gram_does_not_see_where_things_are():
     features = noise(1, 5, 6, 7)
     order = torch.randperm(42, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,70 @@
+"""Which of several processes this one is, where torchrun or Slurm's srun has started them all."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import distributed
+
+from engine.blocks import Team
+from utils import UserError
+
+# The rank, how many there are, and the rank on this machine. Slurm's are those of a step: a script
+# that runs in an allocation without srun has SLURM_NTASKS as well, and is alone.
+VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process is among those that share a list of jobs; each takes every n-th of them.
+
+    They need not know of each other: one that dies leaves the others' pictures as they are.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0  # on this machine, which is the GPU that it takes
+
+
+def team_of(own: Place, device: torch.device) -> Team:
+    """All processes, connected.
+
+    Raises:
+        UserError: there is one, or they do not find each other.
+    """
+    if own.count == 1:
+        raise UserError("--split: one process alone, start it by torchrun --nproc_per_node N")
+    if not distributed.is_initialized():
+        try:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"--split: the processes cannot meet ({error})") from error
+    return Team(own.rank, own.count)
+
+
+def place(variables: Mapping[str, str] = os.environ) -> Place:
+    """What the first launcher says that says anything sensible; else there is one process."""
+    for names in VARIABLES:
+        try:
+            found = Place(*(int(variables[name]) for name in names))
+        except (KeyError, ValueError):
+            continue
+        if 0 <= found.rank < found.count and found.local >= 0:
+            return found
+    return Place()
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; at once where processes are connected, as the threads of a connection that lost its
+    other end abort an orderly exit."""
+    if distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,271 @@
+"""Loss and gradient of a picture block by block: the same to rounding, in the memory of a block.
+
+Statistics that are sums over positions are added up block by block without a graph. The gradient by
+them is then held while every block is evaluated again, and the gradient of the *whole* block, what
+lies around it included, is added into the picture's. Positions inside a block see nothing beyond
+one radius of the receptive field, so that much around it is enough for both passes.
+
+Terms that need the whole of a layer get it whole, put together from the blocks; of its graph there
+is never more than a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+from losses import Criterion, Measured
+from models import Extractor, Features, stride
+from terms.base import Statistics, Sums, added_up, rebuilt, sums_of
+from utils import Size, UserError, layout_on, size_of
+
+
+class Span(NamedTuple):
+    """Part of an axis, in px, with what lies around it."""
+
+    start: int
+    stop: int
+    before: int  # px that are looked at in front of it
+    after: int
+    length: int  # of the axis
+
+    def places(self) -> Tensor:
+        """What is looked at; an axis that goes on where it began is gone round."""
+        return torch.arange(self.start - self.before, self.stop + self.after) % self.length
+
+    def inside(self, seen: int, step: int) -> slice:
+        """The span itself in a layer with a position every `step` px, of which `seen` are there."""
+        first = self.before // step
+        if self.stop == self.length and not self.after:
+            return slice(first, seen)  # to the last position, where odd px are left out
+        return slice(first, first + (self.stop - self.start) // step)
+
+    def place(self, whole: int, step: int) -> slice:
+        """The same in a whole layer of so many positions."""
+        return slice(self.start // step, whole if self.stop == self.length else self.stop // step)
+
+
+def spans(length: int, side: int, around: int, step: int, wraps: bool) -> list[Span]:
+    """An axis in parts of at most `side` px, of equal length up to a multiple of `step`.
+
+    Args:
+        around: px that are looked at on either side, a multiple of `step`; fewer where the axis
+            ends, unless it `wraps`.
+    """
+    units, most = math.ceil(length / step), max(1, side // step)
+    count = math.ceil(units / most)
+    if wraps and count > 1 and math.ceil(units / count) * step + 2 * around >= length:
+        count = 1  # its surroundings would be all of it, and some of it twice
+    edges = [units * i // count * step for i in range(count)] + [length]
+    if count == 1:
+        return [Span(0, length, 0, 0, length)]
+    return [
+        Span(
+            start,
+            stop,
+            around if wraps else min(around, start),
+            around if wraps else min(around, length - stop),
+            length,
+        )
+        for start, stop in zip(edges, edges[1:], strict=False)
+    ]
+
+
+@dataclass(frozen=True)
+class Team:
+    """Processes that make one picture together: each has it whole, looks at some of its blocks, and
+    hears what the others have measured. What they do besides is the same on all."""
+
+    rank: int
+    count: int
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Have those of all processes added up in their place, in one message."""
+        if self.count == 1:
+            return
+        flat = torch.cat([x.flatten() for x in tensors])
+        try:
+            distributed.all_reduce(flat)
+        except RuntimeError as error:
+            raise UserError("--split: another process has ended, and with it this one") from error
+        for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(part.view(x.shape))
+
+
+ALONE = Team(0, 1)
+
+
+class Blocks:
+    """An extractor that looks at a picture block by block, on behalf of one criterion."""
+
+    def __init__(
+        self, trunk: Extractor, criterion: Criterion, side: int | None, team: Team = ALONE
+    ) -> None:
+        """
+        Args:
+            side: px, of a block without its surroundings, at most; and no less than the net's
+                stride. None: as large as can be.
+            team: that shares them.
+        """
+        self.trunk, self.criterion, self.side, self.team = trunk, criterion, side, team
+        self.step = stride(trunk.layers)
+        self.around = trunk.surroundings
+        self.whole = [layer for layer in trunk.layers if layer in criterion.whole]
+
+    def __call__(self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None) -> Measured:
+        """Of (B, 3 or 1, H, W) what `Extractor` gives, in the layers that some term needs whole,
+        and what the other terms measure of the rest."""
+        image = image.expand(-1, 3, -1, -1)
+        look = _Look(self, size_of(image), tile, dtype)
+        found = _ByBlocks.apply(image, look)
+        maps, totals = found[: len(self.whole)], found[len(self.whole) :]
+        features = {"image": image, **dict(zip(self.whole, maps, strict=True))}
+        sums = map(Sums, totals, look.counts.tolist())
+        return Measured(features, rebuilt(look.statistics, sums))
+
+
+class _Block(NamedTuple):
+    rows: Span
+    columns: Span
+
+    def cut_out(self, image: Tensor) -> Tensor:
+        """The block with its surroundings."""
+        return image.detach()[(..., *self.places(image))]
+
+    def places(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in the picture it and its surroundings are."""
+        rows, columns = (span.places().to(image.device) for span in self)
+        return rows[:, None], columns
+
+    def inside(self, maps: Tensor, step: int) -> Tensor:
+        """Of a layer of what was cut out the block itself, a view."""
+        rows, columns = (span.inside(n, step) for span, n in zip(self, maps.shape[2:], strict=True))
+        return maps[..., rows, columns]
+
+    def place(self, maps: Tensor, step: int) -> Tensor:
+        """The block in a layer of the whole picture, a view."""
+        rows, columns = (span.place(n, step) for span, n in zip(self, maps.shape[2:], strict=True))
+        return maps[..., rows, columns]
+
+
+class _Look:
+    """How one picture is looked at, and what was measured of it."""
+
+    def __init__(self, blocks: Blocks, size: Size, tile: str, dtype: torch.dtype | None) -> None:
+        self.blocks, self.size, self.dtype = blocks, size, dtype
+        count = blocks.team.count
+        most = [length if blocks.side is None else blocks.side for length in size]
+        # As many rows of blocks for each process, so that none has to wait for the others.
+        most[0] = math.ceil(size[0] / (count * math.ceil(size[0] / (count * most[0]))))
+        most[0] += -most[0] % blocks.step
+        cuts = [
+            spans(length, side, blocks.around, blocks.step, axis in tile)
+            for axis, length, side in zip("yx", size, most, strict=True)
+        ]
+        parts = [_Block(*pair) for pair in product(*cuts)]
+        # A picture with fewer blocks is looked at by each of them whole.
+        self.team = blocks.team if len(parts) >= count else ALONE
+        self.parts = parts[self.team.rank :: self.team.count]
+        # Round an axis that is cut the blocks' surroundings go; the net goes round the others.
+        uncut = (axis for axis, spans_ in zip("yx", cuts, strict=True) if len(spans_) == 1)
+        self.tile = "".join(axis for axis in uncut if axis in tile)
+        self.statistics: dict[int, Statistics] | None = None  # of these parts
+        self.counts = torch.zeros(0, dtype=torch.int64)  # of positions, of all sums, everywhere
+
+    def seen(self, part: _Block, image: Tensor, graph: bool) -> _Seen:
+        """One block of (B, 3, H, W), with the graph that leads to its pixels or without."""
+        blocks = self.blocks
+        with torch.set_grad_enabled(graph):
+            leaf = part.cut_out(image).requires_grad_(graph)
+            found = blocks.trunk(leaf, self.tile, self.dtype)
+            inside = {layer: part.inside(maps, _step(layer)) for layer, maps in found.items()}
+            statistics = blocks.criterion.measured_in_parts(inside)
+        return _Seen(part, leaf, {layer: inside[layer] for layer in blocks.whole}, statistics)
+
+    def add(self, seen: _Seen, maps: Features) -> None:
+        """Put what a block has seen to what others have, and into layers of the whole picture."""
+        for layer, inside in seen.maps.items():
+            if layer not in maps:
+                height, width = (side // _step(layer) for side in self.size)
+                maps[layer] = inside.new_zeros(*inside.shape[:2], height, width).contiguous(
+                    memory_format=layout_on(inside.device)
+                )
+            seen.part.place(maps[layer], _step(layer)).copy_(inside)
+        before, more = self.statistics, seen.statistics
+        self.statistics = more if before is None else added_up(before, more)
+
+
+class _Seen(NamedTuple):
+    """What there is of one block."""
+
+    part: _Block
+    image: Tensor  # (B, 3, ., .), with its surroundings
+    maps: Features  # inside, of the layers that some term needs whole
+    statistics: dict[int, Statistics]  # of the other terms
+
+    def gradient(self, by_maps: Features, by_totals: Sequence[Tensor | None]) -> Tensor:
+        """By its pixels and its surroundings', from that by layers of the whole picture and by
+        totals; None stands for what no loss has looked at."""
+        totals = (one.total for one in sums_of(self.statistics))
+        pairs = list(zip(totals, by_totals, strict=True))
+        pairs += [
+            (inside, self.part.place(by_maps[layer], _step(layer)))
+            for layer, inside in self.maps.items()
+            if layer in by_maps
+        ]
+        known = [(found, gradient) for found, gradient in pairs if gradient is not None]
+        if not known:
+            return torch.zeros_like(self.image)
+        outputs, gradients = zip(*known, strict=True)
+        return torch.autograd.grad(outputs, self.image, gradients)[0]
+
+
+class _ByBlocks(torch.autograd.Function):
+    """(B, 3, H, W) -> the layers that are needed whole, and the totals of all that is summed."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, look: _Look) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(image)
+        ctx.set_materialize_grads(False)
+        maps: Features = {}
+        for part in look.parts:
+            # The way back needs as much memory as the graph of a block: that of the last one is
+            # kept, which need not be looked at again.
+            graph = part is look.parts[-1] and ctx.needs_input_grad[0]
+            seen = look.seen(part, image, graph)
+            look.add(seen, maps)
+        ctx.look, ctx.kept = look, seen if graph else None
+        sums = sums_of(look.statistics)
+        found = [x.detach() for x in (*maps.values(), *(one.total for one in sums))]
+        look.counts = torch.tensor([one.count for one in sums])
+        look.team.add_up(found)
+        look.team.add_up([look.counts])
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None]:
+        (image,), look = ctx.saved_tensors, ctx.look
+        kept, ctx.kept = ctx.kept, None
+        whole = look.blocks.whole
+        pairs = zip(whole, gradients[: len(whole)], strict=True)
+        by_maps = {layer: gradient for layer, gradient in pairs if gradient is not None}
+        total = torch.zeros_like(image, memory_format=torch.contiguous_format)
+        for part in reversed(look.parts):
+            seen = look.seen(part, image, graph=True) if kept is None else kept
+            kept = None
+            total[(..., *part.places(image))] += seen.gradient(by_maps, gradients[len(whole) :])
+        look.team.add_up([total])
+        return total, None
+
+
+def _step(layer: str) -> int:
+    """How many px of the picture lie between two positions of a layer."""
+    return 1 if layer == "image" else stride([layer])

@@ -1,0 +1,128 @@
+"""Blocks of a picture against the whole, in float64."""
+
+import pytest
+import torch
+
+from engine.blocks import Blocks, Span, spans
+from engine.synthesis import Spec, criterion_at, exemplar_of
+from losses import TERMS
+from models import NETS, Extractor, layer_table, resolve_layers
+from terms.base import Canvas
+
+LAYERS = ["conv1_1", "conv2_1", "conv3_1"]
+CHANNELS = 4
+SOURCE, SIZE = (40, 44), (64, 76)
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def narrow(net, layers=LAYERS, pool="avg"):
+    """That net with few random filters, in float64."""
+    generator, weights, channels = torch.Generator().manual_seed(0), {}, 3
+    for index in layer_table(NETS[net]).values():
+        if index is not None:
+            shape = CHANNELS, channels, 3, 3
+            weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator) / 3
+            weights[f"features.{index}.bias"] = torch.randn(CHANNELS, generator=generator) / 3
+            channels = CHANNELS
+    return Extractor(weights, net, resolve_layers(layers, net), pool).double()
+
+
+def both(trunk, spec, size, side, exemplar=SOURCE):
+    """Loss and gradient of noise, the whole at once and by blocks."""
+    criterion = criterion_at(spec, trunk, exemplar, size)
+    image, tile = noise(2, 3, *size, seed=1), spec.canvas.tile
+    if criterion.match_every:
+        criterion.renew(trunk(image, tile))
+    found = []
+    for look in (trunk, Blocks(trunk, criterion, side)):
+        leaf = image.clone().requires_grad_()
+        losses = criterion(look(leaf, tile))
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        found.append((losses.detach(), gradient))
+    return found
+
+
+def assert_same(whole, blocks):
+    torch.testing.assert_close(blocks[0], whole[0], rtol=1e-12, atol=0)
+    assert (blocks[1] - whole[1]).norm() < 1e-12 * whole[1].norm()
+
+
+def spec_of(size, method="gram", weights=None, tile="", **told):
+    exemplars = told.pop("exemplars", (exemplar_of(noise(1, 3, *SOURCE)),))
+    canvas = Canvas(size, tile, **told.pop("canvas", {}))
+    return Spec(exemplars, canvas, method, weights=weights or {}, **told)
+
+
+def test_spans_by_hand():
+    # 80 px at a stride of 8 are 10 steps; of 4 steps at most are 3, 3 and 4, with 16 px around
+    assert spans(83, 32, 16, 8, False) == [
+        Span(0, 24, 0, 16, 83),
+        Span(24, 56, 16, 16, 83),
+        Span(56, 83, 16, 0, 83),
+    ]
+    assert spans(64, 16, 8, 8, True)[0] == Span(0, 16, 8, 8, 64)
+    assert spans(64, 16, 8, 8, True)[0].places().tolist() == [*range(56, 64), *range(24)]
+    assert spans(64, 64, 8, 8, True) == [Span(0, 64, 0, 0, 64)]
+    # 24 px and 24 around them on either side are more than all 64
+    assert spans(64, 24, 24, 8, True) == [Span(0, 64, 0, 0, 64)]
+
+
+@pytest.mark.parametrize("side", [8, 24])
+@pytest.mark.parametrize(("pool", "tile"), [("avg", ""), ("max", "x"), ("avg", "y"), ("max", "xy")])
+def test_gradient_by_blocks_is_that_of_the_whole(pool, tile, side):
+    spec = spec_of(SIZE, "gram", dict.fromkeys(TERMS, 0.5), tile)
+    assert_same(*both(narrow("vgg16-hed", pool=pool), spec, SIZE, side))
+
+
+@pytest.mark.parametrize("method", ["swd", "cnnmrf", "guided"])
+@pytest.mark.parametrize("tile", ["", "xy"])
+def test_every_method_is_the_same_by_blocks(method, tile):
+    spec = spec_of(SIZE, method, {"gram": 1.0}, tile)
+    assert_same(*both(narrow("vgg16-hed"), spec, SIZE, 16))
+
+
+@pytest.mark.parametrize(
+    ("net", "layers"),
+    [("vgg16-hed", ["conv5_1"]), ("vgg19", ["conv3_4", "conv4_2"]), ("vgg19", ["pool2"])],
+)
+def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
+    trunk = narrow(net, layers)
+    assert_same(*both(trunk, spec_of((224, 160)), (224, 160), 32))
+    blocks = Blocks(trunk, criterion_at(spec_of((224, 160)), trunk, SOURCE, (224, 160)), 32)
+    blocks.around -= blocks.step  # and no more: with a step less it is not the same
+    image = noise(1, 3, 224, 160)
+    assert not torch.equal(*(blocks.criterion(look(image)) for look in (trunk, blocks)))
+
+
+def test_odd_sides_leave_out_what_the_whole_leaves_out():
+    assert_same(*both(narrow("vgg16-hed"), spec_of((63, 78)), (63, 78), 16))
+
+
+def test_regions_mixes_and_content_are_the_same_by_blocks():
+    size = SIZE
+    regions = torch.zeros(1, 1, *size, dtype=torch.int64)
+    mask = torch.ones(1, 1, *size, dtype=torch.bool)
+    mask[..., :30] = False
+    masked = {"init": noise(1, 3, *size, seed=3), "mask": mask, "regions": regions}
+    two = tuple(exemplar_of(noise(1, 3, *SOURCE, seed=n), share=s) for n, s in ((0, 0.3), (4, 0.7)))
+    photo = {"content": noise(1, 3, *size, seed=5)}
+    weights, trunk = {"histogram": 0.5, "moments": 1.0}, narrow("vgg16-hed")
+    for told in (
+        {"canvas": masked},
+        {"exemplars": two},
+        {"canvas": photo, "content_layers": ("relu3_1",), "content_weight": 1.0},
+    ):
+        assert_same(*both(trunk, spec_of(size, "gram", weights, **told), size, 16))
+
+
+def test_blocks_have_no_second_derivative():
+    trunk, size = narrow("vgg16-hed"), (64, 64)
+    blocks = Blocks(trunk, criterion_at(spec_of(size), trunk, SOURCE, size), 32)
+    image = noise(1, 3, *size).requires_grad_()
+    loss = blocks.criterion(blocks(image)).sum()
+    (gradient,) = torch.autograd.grad(loss, image, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

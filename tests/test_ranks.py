@@ -1,0 +1,174 @@
+"""Several processes: which jobs are whose, and one picture of several."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import Synthesis
+from command.ranks import Place, place
+from utils import save_picture
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, Place(0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, Place(0, 1, 0)),
+        ({"RANK": "8", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
+        ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, Place(1, 2, 0)),
+        # A script in an allocation, without srun: else it would make every second picture only.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, Place(0, 1, 0)),
+    ],
+)
+def test_place_is_what_the_launcher_says(variables, expected):
+    assert place(variables) == expected
+
+
+def test_every_rank_takes_its_own_jobs(narrow_net, monkeypatch, tmp_path, capsys):
+    names = [f"{letter}.png" for letter in "abc"]
+    for seed, name in enumerate(names):
+        picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+        save_picture(picture, tmp_path / name, {})
+    arguments = ["--gt_path", *(str(tmp_path / name) for name in names), "--epoch", "2"]
+    arguments += ["--device", "cpu", "--save_path", str(tmp_path / "new.png")]
+    made = []
+    for rank in range(2):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, str(value))
+        assert Synthesis.main(arguments) == 0
+        made.append(
+            [Path(line.split("  ")[0]).name for line in capsys.readouterr().out.splitlines()]
+        )
+    assert made == [["new_a.png", "new_c.png"], ["new_b.png"]]
+
+
+def test_split_needs_several_processes(capsys):
+    assert Synthesis.main(["--split", "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--split: one process alone" in line and "torchrun" in line
+
+
+def ranks(count, *arguments):
+    """Processes as torchrun starts them, of one thread each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    found = []
+    for rank in range(count):
+        variables = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1}
+        found.append(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=os.environ | {name: str(value) for name, value in variables.items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return found
+
+
+def finished(processes):
+    told = [process.communicate(timeout=120) for process in processes]
+    assert not any(process.returncode for process in processes), told
+    return [out.splitlines() for out, _ in told]
+
+
+OPTIMIZE = """
+import sys, torch
+from functools import partial
+from pathlib import Path
+from command.ranks import leave, place, team_of
+from engine.blocks import Blocks
+from engine.optimizers import optimize
+from engine.synthesis import Spec, criterion_at, exemplar_of
+from models import Extractor, load_weights, resolve_layers
+from terms.base import Canvas
+from terms.gram import GRAM_LAYERS
+from utils import TEXTURES, read_picture, resize
+
+method, tile, out = sys.argv[1:]
+own, size = place(), (128, 72)
+layers = resolve_layers(GRAM_LAYERS[:3], "vgg16-hed")
+weights, name, _ = load_weights("vgg16-hed", None, layers)
+exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
+exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
+spec = Spec(exemplars, canvas, method, ["relu3_1"], weights={"moments": 1.0})
+trunk = Extractor(weights, name, layers).double()
+criterion = criterion_at(spec, trunk, (64, 64), size)
+look = trunk
+if own.count > 1:
+    look = Blocks(trunk, criterion, None, team_of(own, torch.device("cpu")))
+image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).double()
+image = optimize(image, partial(look, tile=tile), criterion, 30)
+torch.save(image, f"{out}_{own.rank}_of_{own.count}.pt")
+leave(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, tile", [("gram", ""), ("swd", "x"), ("cnnmrf", "x")])
+def test_two_ranks_make_the_picture_of_one(method, tile, tmp_path):
+    """In float64: Adam's first steps and what is matched turn on rounding, and of pictures in
+    float32 93 to 99 % of the pixels are within a grey level."""
+    for count in (1, 2):
+        finished(ranks(count, "-c", OPTIMIZE, method, tile, str(tmp_path / "made")))
+    one, *two = (
+        torch.load(tmp_path / f"made_{name}.pt") for name in ("0_of_1", "0_of_2", "1_of_2")
+    )
+    assert torch.equal(*two)
+    apart = (one * 255).round() - (two[0] * 255).round()
+    assert (apart.abs() <= 1).float().mean() >= 0.999
+
+
+QUICK = "Synthesis.py --gt_path pebbles.png --size 128 --scales 1 --device cpu --quiet"
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_saves_the_picture_and_tells_of_it(tmp_path):
+    flags = [
+        *QUICK.split(),
+        *"--split --model vgg16-hed".split(),
+        "--epoch",
+        "4",
+        "--save_path",
+        str(tmp_path / "two.png"),
+    ]
+    said = finished(ranks(2, *flags, "--save_every", "2"))
+    assert [len(lines) for lines in said] == [1, 0]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"two.png", "two_000002.png", "two_000004.png"}
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path):
+    (tmp_path / "two.png").write_bytes(b"old")
+    flags = [
+        *QUICK.split(),
+        *"--split --model vgg16-hed".split(),
+        "--epoch",
+        "100000",
+        "--tolerance",
+        "0",
+    ]
+    both = ranks(2, *flags, "--save_path", str(tmp_path / "two.png"))
+    try:
+        both[1].wait(15)
+    except subprocess.TimeoutExpired:
+        both[1].kill()
+    _, told = both[0].communicate(timeout=30)
+    both[1].communicate()
+    assert both[0].returncode == 2
+    assert told == "Synthesis.py: --split: another process has ended, and with it this one\n"
+    assert (tmp_path / "two.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
