@@ -19,7 +19,7 @@ from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, layers_needed_whole
 from models import NETS, WIDTHS, WINDOW, layer_table, resolve_layers, surroundings
-from terms.base import MAX_PATCHES
+from terms.base import AT_ONCE, MAX_PATCHES
 from terms.cnnmrf import CNNMRF
 from terms.gram import GRAM_LAYERS
 from terms.guided import Guided
@@ -34,7 +34,12 @@ PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, 
 PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
 # so far, its gradient and the two means of Adam
 PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
-HISTOGRAM = 40  # floats a pixel: values and places of three sorted channels, their covariance
+PAINTED = (
+    75  # floats a pixel while it is painted: the descriptors of its patches, where they and those
+)
+# that are tried are from, in numbers of 8 bytes, their distances, and the picture
+HISTOGRAM = 10  # floats a pixel: values, how far they are to move, the covariance of channels
+RANKED = 10  # floats a value of a channel while it is sorted for that
 SORTED = 4  # floats a value costs while it is sorted for its way back: the whole number that is
 # sorted in its place (int64), the sorted one, and how far it is to move
 SORTING = 5  # the same where it is only sorted: itself twice, that whole number, and the sorted one
@@ -177,9 +182,11 @@ def estimated_bytes(run: Run) -> float:
     """The peak of the resident memory of a whole run, the program itself included.
 
     It is reached at the finest scale: either while the exemplar's features are computed, at the
-    start of that scale or for the error of the saved file, or on the way back of a step.
+    start of that scale or for the error of the saved file, or while its detail is painted, or on
+    the way back of a step.
     """
-    return PROGRAM_BYTES + max(_exemplar_bytes(run), _step_bytes(run))
+    painted = FLOAT * PAINTED * math.prod(run.scales[-1][1])
+    return PROGRAM_BYTES + max(_exemplar_bytes(run), painted, _step_bytes(run))
 
 
 def _exemplar_bytes(run: Run) -> float:
@@ -209,7 +216,7 @@ def _step_bytes(run: Run) -> float:
     window = [min(sides) for sides in zip(exemplar, output, strict=True)]
     windows = math.prod(math.ceil(2 * a / b - 1) for a, b in zip(output, window, strict=True))
     terms = {
-        "histogram": HISTOGRAM,
+        "histogram": HISTOGRAM + RANKED * min(3, max(1, AT_ONCE / pixels)),
         # Two more windows are being transformed.
         "spectrum": SPECTRUM * (windows + 2) * math.prod(window) / math.prod(output),
         "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],

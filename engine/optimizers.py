@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.graphs import Measure, graphed
+from engine.graphs import KIND, LARGEST, Measure, graphed
 from models import Features
 
 
@@ -31,6 +31,25 @@ class Objective(Protocol):
 
 Extract = Callable[[Tensor], Features]
 Report = Callable[[int, Tensor, float], None]
+
+
+Numbers = Callable[[], list[float]]
+
+
+def sent(values: Tensor) -> Numbers:
+    """Some numbers on their way to the CPU; called, they are waited for and there."""
+    if values.device.type != KIND:
+        return values.cpu().tolist  # CPU-GPU sync point
+    there = values.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def numbers() -> list[float]:
+        arrived.synchronize()
+        found: list[float] = there.tolist()
+        return found
+
+    return numbers
 
 
 class _OutOfSteps(Exception):
@@ -49,6 +68,7 @@ class _Evaluator:
         quick: Extract | None = None,
         exact_steps: int = 0,
         tolerance: float = 0.0,
+        late: int = 0,
     ) -> None:
         self.exact, self.criterion, self.report = extractor, criterion, report
         self.extractor = extractor if quick is None or exact_steps >= steps else quick
@@ -61,6 +81,10 @@ class _Evaluator:
         self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
         self.best: Tensor | None = None
         self.best_loss = math.inf
+        # Steps whose loss is on its way from the GPU, which need not wait for what is said of it.
+        self.unread: deque[tuple[int, Tensor, Numbers]] = deque()
+        self.late = late
+        self.total = 0.0  # of the last step that was read
 
     @property
     def best_seen(self) -> Tensor:
@@ -88,6 +112,7 @@ class _Evaluator:
         waits = self.left > self.exact_steps and not at_once
         if self.extractor is self.exact or waits:
             return False
+        self.read()
         self.extractor, self.measure, self.best_loss = self.exact, None, math.inf
         return True
 
@@ -118,11 +143,6 @@ class _Evaluator:
             if keep and self.due:
                 self.kept = image, features
             found = self._judge(image, self._measure_features(image, features))
-        if self.best is None:
-            raise FloatingPointError(f"the loss of the first picture is {found[2]}")
-        self._settle(found[2])
-        if self.report:
-            self.report(self.taken, self.best, self.best_loss)
         return found
 
     def _settle(self, loss: float) -> None:
@@ -133,7 +153,7 @@ class _Evaluator:
         """
         self.losses.append(loss if math.isfinite(loss) else math.inf)
         window = max(SETTLING, self.match_every or 0)
-        if not self.tolerance or self.settled or self.taken < 2 * window:
+        if not self.tolerance or self.settled or len(self.losses) < 2 * window:
             return
         before = statistics.median(self.losses[-2 * window : -window])
         if statistics.median(self.losses[-window:]) >= (1 - self.tolerance) * before:
@@ -149,6 +169,7 @@ class _Evaluator:
 
     def _renew(self, features: Features) -> None:
         """Another objective, for which no earlier picture counts as the best."""
+        self.read()
         self.criterion.renew(features)
         self.renewed, self.best_loss = self.taken, math.inf
 
@@ -166,12 +187,24 @@ class _Evaluator:
 
     def _judge(self, image: Tensor, measured: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
         losses, gradient, both = measured
-        total, slope = both.cpu().tolist()  # CPU-GPU sync point
-        if not math.isfinite(slope):
-            total = math.nan
-        if total < self.best_loss:
-            self.best, self.best_loss = image.detach(), total
-        return losses, gradient, total
+        self.unread.append((self.taken, image.detach(), sent(both)))
+        self.read(self.late)
+        return losses, gradient, self.total
+
+    def read(self, late: int = 0) -> None:
+        """Judge the pictures whose losses were not read yet, but for so many of the last."""
+        while len(self.unread) > late:
+            step, image, numbers = self.unread.popleft()
+            total, slope = numbers()
+            self.total = total if math.isfinite(slope) else math.nan
+            if self.total < self.best_loss:
+                self.best, self.best_loss = image, self.total
+            if self.best is None:
+                raise FloatingPointError(f"the loss of the first picture is {self.total}")
+            if step > len(self.losses):  # else it was judged before, by another criterion
+                self._settle(self.total)
+                if self.report:
+                    self.report(step, self.best, self.best_loss)
 
 
 def optimize(
@@ -204,12 +237,15 @@ def optimize(
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
     """
-    evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps, tolerance)
+    small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
+    late = LATE if small and optimizer in WAITS_FOR_NOTHING else 0
+    evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps, tolerance, late)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
     try:
         OPTIMIZERS[optimizer](evaluate, image, lr)
     except _OutOfSteps:
         pass
+    evaluate.read()
     return image if evaluate.best is None else evaluate.best
 
 
@@ -229,6 +265,7 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
         sharper, due, before = evaluate.sharpen(), evaluate.due, losses
         losses, gradient, total = evaluate(image, renew=due)
         if not math.isfinite(total):
+            evaluate.unread.clear()  # what came after it is worth nothing either
             image, lr, age = evaluate.best_seen, lr / 2, 0
             first.zero_()
             second.zero_()
@@ -343,5 +380,7 @@ ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
 LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
 LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
 LINE_SEARCH_TRIALS = 10
+LATE = 8  # steps after which a GPU's losses are read, so that it always has work
+WAITS_FOR_NOTHING = {"Adam"}  # whose next step does not turn on the loss; a line search's does
 OPTIMIZERS = {"Adam": _adam, "LBFGS": _lbfgs}
 LEARNING_RATES = {"Adam": 0.05, "LBFGS": 1.0}

@@ -297,6 +297,10 @@ class _Painter:
 
     def round(self) -> None:
         """Find similar patches and lay them over each other."""
+        self._vote(self._searched())
+
+    def _searched(self) -> Tensor:
+        """Find similar patches; returns how much each of them counts."""
         assert self.places is not None and self.nearest is not None  # since it began
         output = self.describe(self.image, self.guide, self.canvas.tile)
         anywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
@@ -315,7 +319,7 @@ class _Painter:
             0 if self.guide is None else self.guide.shape[1],
         )
         self.places = search(self.places, 1)
-        self._vote((search.distance(self.places) + LEAST_DISTANCE) ** -SHARPNESS)
+        return (search.distance(self.places) + LEAST_DISTANCE) ** -SHARPNESS
 
     def _vote(self, weights: Tensor | None) -> None:
         """The picture as the mean of its patches, and what is kept of the canvas."""
@@ -325,18 +329,20 @@ class _Painter:
         if weights is None:
             weights = torch.ones(start.shape, device=start.device)
         colours = self.source.picture[0].flatten(1)
-        total, most = colours.new_zeros(4, *self.size), colours.new_zeros(self.size)
+        total, most = colours.new_zeros(3, *self.size), colours.new_zeros(self.size)
+        weight = torch.zeros_like(most)
         self.pixels = torch.zeros(self.size, dtype=torch.int64, device=start.device)
         for down in range(PATCH):
             for across in range(PATCH):
                 at = start + down * width + across
-                values = colours[:, at.flatten()].view(3, *at.shape)
-                laid = self._laid(torch.cat((values * weights, weights[None])), down, across)
-                total = total + laid
+                for channel, values in zip(total, colours, strict=True):
+                    channel += self._laid(values[at] * weights, down, across)
+                laid = self._laid(weights, down, across)
+                weight += laid
                 own = self._laid(at, down, across)
-                self.pixels = torch.where(laid[3] > most, own, self.pixels)
-                most = torch.maximum(laid[3], most)
-        self.image = (total[:3] / total[3])[None]
+                torch.where(laid > most, own, self.pixels, out=self.pixels)
+                torch.maximum(laid, most, out=most)
+        self.image = total.div_(weight)[None]
         if self.mask is not None and self.kept is not None:
             self.image = torch.where(self.mask, self.image, self.kept)
 

@@ -103,3 +103,24 @@ def test_score_refuses_what_it_has_no_use_for(flag):
     arguments.parse("--benchmark --json --device cpu --precision fp32".split())
     with pytest.raises(UserError, match=f"{flag.split()[0]}: --benchmark makes no picture"):
         arguments.parse(f"--benchmark {flag}".split())
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("4GB", 4e9),
+        ("4g", 4e9),
+        (" 1.5 gb ", 1.5e9),
+        ("800M", 8e8),
+        ("2000000", 2e6),
+        ("1tb", 1e12),
+    ],
+)
+def test_parse_bytes(text, size):
+    assert arguments.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4", "-1GB", "4GiB", "GB", "nan", "1e9", "4 GB 2", "1" * 400])
+def test_parse_bytes_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="give a size like 4GB"):
+        arguments.parse_bytes(text)

@@ -13,7 +13,15 @@ import models
 import Synthesis
 from command import costs
 from command.arguments import parse
-from command.costs import FLOAT, PROGRAM_BYTES, Run, cost_notes, estimated_bytes, estimated_flops
+from command.costs import (
+    FLOAT,
+    PROGRAM_BYTES,
+    Run,
+    cost_notes,
+    estimated_bytes,
+    estimated_flops,
+    fitting,
+)
 from command.plan import plan
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
@@ -189,11 +197,14 @@ def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
     save_picture(resize(read_picture(TEXTURES / "pebbles.png")[0], (side, side)), exemplar, {})
     arguments = ["--gt_path", str(exemplar), "--save_path", str(folder / "out.png"), "--quiet"]
     arguments += ["--model", "vgg16-hed", "--device", "cpu", "--scales", "1", *options]
-    (job,), _ = plan(parse(arguments))
+    (job,), _ = plan(request := parse(arguments))
     command = [sys.executable, "-c", MEASURE, *arguments]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     # The kernel's own high-water mark: that of getrusage begins with the parent's.
-    return estimated_bytes(Run.of(job, "vgg16-hed")), 1024 * int(said.splitlines()[-1])
+    run = Run.of(job, "vgg16-hed")
+    if request.max_memory is not None:
+        run = fitting(run, request.max_memory)
+    return estimated_bytes(run), 1024 * int(said.splitlines()[-1])
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are of Linux")
@@ -228,3 +239,13 @@ def test_estimates_of_other_methods_are_near_measured_peaks(method, tmp_path):
 def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
     estimated, measured = peaks(tmp_path, 640, "--size", "64", "--epoch", "1")
     assert estimated == pytest.approx(measured, rel=0.3)
+
+
+@linux
+@pytest.mark.slow
+def test_a_large_picture_keeps_to_what_is_allowed(tmp_path):
+    """Whole it would take 3.1 GB."""
+    options = ["--size", "1024", "--epoch", "2", "--tolerance", "0", "--max_memory", "1.3GB"]
+    estimated, measured = peaks(tmp_path, 128, *options)
+    assert estimated <= 1.3e9 and measured <= 1.3e9
+    assert estimated == pytest.approx(measured, rel=0.2)

@@ -222,6 +222,51 @@ def test_rolls_back_from_a_gradient_that_is_not_finite(start):
     assert (found - 0.25).abs().max() < 0.01
 
 
+@pytest.fixture(params=[0, 3])
+def late(request, monkeypatch):
+    """Losses that are read so many steps later, as those of a GPU are."""
+    monkeypatch.setattr(optimizers, "KIND", "cpu")
+    monkeypatch.setattr(optimizers, "LATE", request.param)
+    monkeypatch.setattr(optimizers, "graphed", lambda measure, image: measure)
+    monkeypatch.setattr(optimizers, "sent", lambda values: values.tolist)
+    return request.param
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_losses_that_are_read_late_tell_the_same(late, every, start, monkeypatch):
+    criterion, told = quadratic(torch.full_like(start, 0.3)), []
+    criterion.match_every, criterion.renew = every, lambda features: None
+
+    def report(step, image, loss):
+        told.append((step, image.clone(), loss))
+
+    found = optimize(start, identity, criterion, 30, report=report, exact_steps=5, quick=identity)
+    monkeypatch.setattr(optimizers, "LATE", 0)
+    at_once = []
+    wanted = optimize(
+        start, identity, criterion, 30, report=lambda *x: at_once.append(x), exact_steps=5,
+        quick=identity,
+    )  # fmt: skip
+    assert torch.equal(found, wanted)
+    assert [step for step, _, _ in told] == list(range(1, 31))
+    for (_, image, loss), (_, other, same) in zip(told, at_once, strict=True):
+        assert torch.equal(image, other) and loss == same
+
+
+def test_what_is_not_finite_is_left_though_it_is_read_late(late, start):
+    """From the 10th step on, for two steps; the best picture is that of the 9th or a later one."""
+    plain, calls = quadratic(torch.full_like(start, 0.3)), []
+
+    def criterion(features):
+        calls.append(features["image"].detach())
+        return plain(features) * (math.nan if len(calls) in (10, 11) else 1)
+
+    found = optimize(start, identity, criterion, 60)
+    assert len(calls) == 60
+    assert plain({"image": found}).sum() <= plain({"image": calls[8]}).sum()
+    torch.testing.assert_close(calls[10 + late], calls[8], atol=0.1, rtol=0)
+
+
 def test_a_start_without_a_finite_loss_is_a_bug(start):
     with pytest.raises(FloatingPointError, match="nan"):
         optimize(start, identity, lambda f: f["image"].flatten(1).sum(1) * math.nan, 3)
