@@ -33,6 +33,7 @@ FLOAT = 4  # bytes
 PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
 PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
 # so far, its gradient and the two means of Adam
+SHOWN = 35  # the same, in a step: from what is optimised to the picture that is seen, and back
 PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
 PAINTED = (
     75  # floats a pixel while it is painted: the descriptors of its patches, where they and those
@@ -222,7 +223,7 @@ def _step_bytes(run: Run) -> float:
         "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],
         "patches": SORTED * PATCH_DIRECTIONS * PATCH_LEVELS,
     }
-    per_pixel = PICTURE + sum(terms.get(name, 0) for name in run.terms)
+    per_pixel = PICTURE + SHOWN + sum(terms.get(name, 0) for name in run.terms)
     at_once = _stepping(run.net, run.layers)
     if "moments" in run.terms:
         at_once += sum(floats[layer] for layer in run.layers)

@@ -245,7 +245,7 @@ def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
 @pytest.mark.slow
 def test_a_large_picture_keeps_to_what_is_allowed(tmp_path):
     """Whole it would take 3.1 GB."""
-    options = ["--size", "1024", "--epoch", "2", "--tolerance", "0", "--max_memory", "1.3GB"]
+    options = ["--size", "1024", "--epoch", "2", "--tolerance", "0", "--max_memory", "1.6GB"]
     estimated, measured = peaks(tmp_path, 128, *options)
-    assert estimated <= 1.3e9 and measured <= 1.3e9
+    assert estimated <= 1.6e9 and measured <= 1.6e9
     assert estimated == pytest.approx(measured, rel=0.2)
