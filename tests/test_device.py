@@ -121,15 +121,12 @@ WAITING = {  # how often the CPU waits for the device in a step: for the loss, b
     "--method swd": 1,
     "--method cnnmrf": 1,
     "--method guided --max_patches 9": 1,
+    "--tile xy {every}": 1,
 }
 
 
 @pytest.mark.parametrize(
-    "command, waits",
-    [
-        ("--tile xy {every}", 1),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in WAITING.items()),
-    ],
+    "command, waits", [pytest.param(*x, marks=pytest.mark.slow) for x in WAITING.items()]
 )
 def test_a_step_copies_nothing_between_the_devices(command, waits, far, tmp_path, monkeypatch):
     """Nor does the CPU wait, but for what it decides by."""

@@ -55,7 +55,8 @@ def test_tf32_is_used_where_it_is_asked_for_alone():
         assert torch.backends.cudnn.allow_tf32 == before
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", pytest.param("LBFGS", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
 def test_a_run_in_bfloat16_ends_as_near_to_the_exemplar(optimizer, tmp_path, capsys):
     exemplar, result = tmp_path / "corner.png", tmp_path / "result.png"
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 48, 48)).save(exemplar)

@@ -97,7 +97,7 @@ def test_a_real_run_makes_the_texture(optimizer, steps, error, pebbles, result, 
         # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
         # their weight; errors of 0.024 to 0.032, and 0.049 to 0.077 with a tenth of the weight
         # of Gram matrices.
-        ("--method cnnmrf", 0.042, 6),
+        pytest.param("--method cnnmrf", 0.042, 6, marks=pytest.mark.slow),
         pytest.param("--method guided", 0.042, 6, marks=pytest.mark.slow),
         ("--preset best", 0.13, 8),
     ],
