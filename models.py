@@ -91,8 +91,9 @@ def stride(layers: list[str]) -> int:
     return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
-def reach(layers: Iterable[str], net_name: str) -> int:
-    """How many px around its own ones a position of the deepest layer sees, on every side."""
+def surroundings(layers: list[str], net_name: str) -> int:
+    """How many px around its own ones a position of the deepest layer sees, on every side, in whole
+    strides of that layer."""
     deepest = resolve_layers(layers, net_name)[-1]
     seen, step = 0, 1
     for layer, index in layer_table(NETS[net_name]).items():
@@ -102,13 +103,7 @@ def reach(layers: Iterable[str], net_name: str) -> int:
             seen += step
         if layer == deepest:
             break
-    return seen
-
-
-def surroundings(layers: list[str], net_name: str) -> int:
-    """The same in whole strides of the deepest layer."""
-    step = stride(layers)
-    return step * -(-reach(layers, net_name) // step)
+    return seen + -seen % stride(layers)
 
 
 # ------------------------------------------------------------------------------------- weights

@@ -35,10 +35,8 @@ PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or th
 # so far, its gradient and the two means of Adam
 SHOWN = 35  # the same, in a step: from what is optimised to the picture that is seen, and back
 PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
-PAINTED = (
-    75  # floats a pixel while it is painted: the descriptors of its patches, where they and those
-)
-# that are tried are from, in numbers of 8 bytes, their distances, and the picture
+PAINTED = 75  # floats a pixel while it is painted: descriptors of its patches, their distances, and
+# where they and those that are tried are from, in numbers of 8 bytes
 HISTOGRAM = 10  # floats a pixel: values, how far they are to move, the covariance of channels
 RANKED = 10  # floats a value of a channel while it is sorted for that
 SORTED = 4  # floats a value costs while it is sorted for its way back: the whole number that is
@@ -228,7 +226,7 @@ def _step_bytes(run: Run) -> float:
     if "moments" in run.terms:
         at_once += sum(floats[layer] for layer in run.layers)
     if run.block is not None:
-        per_pixel += WHOLE * sum(floats.get(layer, 0) for layer in run.whole)
+        per_pixel += WHOLE * sum(floats[layer] for layer in run.whole)
     if run.method != "gram":  # sorted or laid over, the output's features cost the same
         per_pixel += SORTED * sum(floats[layer] for layer in run.looked_at)
     if run.optimizer == "LBFGS":

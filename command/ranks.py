@@ -42,7 +42,9 @@ def team_of(own: Place, device: torch.device) -> Team:
         raise UserError("--split: one process alone, start it by torchrun --nproc_per_node N")
     if not distributed.is_initialized():
         try:
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # Counts are added up on the CPU, whatever the device.
+            kinds = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(kinds, rank=own.rank, world_size=own.count)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"--split: the processes cannot meet ({error})") from error
     return Team(own.rank, own.count)

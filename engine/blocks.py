@@ -36,9 +36,10 @@ class Span(NamedTuple):
     after: int
     length: int  # of the axis
 
-    def places(self) -> Tensor:
+    def places(self, device: torch.device) -> Tensor:
         """What is looked at; an axis that goes on where it began is gone round."""
-        return torch.arange(self.start - self.before, self.stop + self.after) % self.length
+        first, last = self.start - self.before, self.stop + self.after
+        return torch.arange(first, last, device=device) % self.length
 
     def inside(self, seen: int, step: int) -> slice:
         """The span itself in a layer with a position every `step` px, of which `seen` are there."""
@@ -141,7 +142,7 @@ class _Block(NamedTuple):
 
     def places(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Where in the picture it and its surroundings are."""
-        rows, columns = (span.places().to(image.device) for span in self)
+        rows, columns = (span.places(image.device) for span in self)
         return rows[:, None], columns
 
     def inside(self, maps: Tensor, step: int) -> Tensor:

@@ -31,8 +31,6 @@ class Objective(Protocol):
 
 Extract = Callable[[Tensor], Features]
 Report = Callable[[int, Tensor, float], None]
-
-
 Numbers = Callable[[], list[float]]
 
 
@@ -280,8 +278,8 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
         # In place: of a large picture each of these takes hundreds of megabytes.
         first.lerp_(gradient, 1 - ADAM_BETA1)
         second.lerp_(gradient.square_(), 1 - ADAM_BETA2)
-        size = gradient.copy_(second).div_(1 - ADAM_BETA2**age).sqrt_().add_(1e-12)
-        direction = (first / (1 - ADAM_BETA1**age)).div_(size)
+        deviation = gradient.copy_(second).div_(1 - ADAM_BETA2**age).sqrt_().add_(1e-12)
+        direction = (first / (1 - ADAM_BETA1**age)).div_(deviation)
         image = (image - direction.mul_(lr * rate)).clamp_(0, 1)
 
 

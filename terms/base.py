@@ -220,6 +220,7 @@ class Term:
     """The base of texture models and of the terms beside them."""
 
     whole: str = ""  # why parts of a picture do not do; "": its statistics are Sums
+    pixels: ClassVar[bool] = False  # looks at the picture itself, not at features
     unordered: ClassVar[bool] = False  # does not see where things are
     tells_apart: ClassVar[bool] = False  # knows what to do with several exemplars at once
 
@@ -234,8 +235,8 @@ class Term:
 
     @classmethod
     def looks_at(cls, layers: list[str]) -> list[str]:
-        """Of the layers that it was built with those that it uses, or "image", the pixels."""
-        return layers
+        """Those of the layers that it uses, or "image"."""
+        return ["image"] if cls.pixels else layers
 
     def measure(self, output: Features) -> Statistics:
         """What the distance needs to know of features, (B, C, h, w) each."""

@@ -25,11 +25,8 @@ class Histogram(Term):
     """
 
     whole = "sorts the values of all pixels"
+    pixels = True
     unordered = True
-
-    @classmethod
-    def looks_at(cls, layers: list[str]) -> list[str]:
-        return ["image"]
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar

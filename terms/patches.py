@@ -30,10 +30,7 @@ class Patches(Term):
     """
 
     whole = "sorts the projections of all patches"
-
-    @classmethod
-    def looks_at(cls, layers: list[str]) -> list[str]:
-        return ["image"]
+    pixels = True
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1

@@ -31,10 +31,7 @@ class Spectrum(Term):
     """
 
     whole = "takes the Fourier transform of the picture"
-
-    @classmethod
-    def looks_at(cls, layers: list[str]) -> list[str]:
-        return ["image"]
+    pixels = True
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar

@@ -13,10 +13,7 @@ class TotalVariation(Term):
     """
 
     whole = "compares neighbours, across the borders of parts too"
-
-    @classmethod
-    def looks_at(cls, layers: list[str]) -> list[str]:
-        return ["image"]
+    pixels = True
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         self.tile = scene.canvas.tile

@@ -64,7 +64,10 @@ def test_spans_by_hand():
         Span(56, 83, 16, 0, 83),
     ]
     assert spans(64, 16, 8, 8, True)[0] == Span(0, 16, 8, 8, 64)
-    assert spans(64, 16, 8, 8, True)[0].places().tolist() == [*range(56, 64), *range(24)]
+    assert spans(64, 16, 8, 8, True)[0].places(torch.device("cpu")).tolist() == [
+        *range(56, 64),
+        *range(24),
+    ]
     assert spans(64, 64, 8, 8, True) == [Span(0, 64, 0, 0, 64)]
     # 24 px and 24 around them on either side are more than all 64
     assert spans(64, 24, 24, 8, True) == [Span(0, 64, 0, 0, 64)]
