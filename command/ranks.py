@@ -36,10 +36,16 @@ def team_of(own: Place, device: torch.device) -> Team:
     """All processes, connected.
 
     Raises:
-        UserError: there is one, or they do not find each other.
+        UserError: there is one, or more than there are GPUs, or they do not find each other.
     """
     if own.count == 1:
         raise UserError("--split: one process alone, start it by torchrun --nproc_per_node N")
+    gpus = torch.cuda.device_count() if device.type == "cuda" else own.count
+    if own.local >= gpus:
+        raise UserError(
+            f"--split: process {own.local + 1} of a machine with {gpus} GPUs, "
+            "start one for each, or give --device cpu"
+        )
     if not distributed.is_initialized():
         try:
             # Counts are added up on the CPU, whatever the device.

@@ -28,8 +28,9 @@ class Places:
 
     @classmethod
     def drawn(cls, size: Size, among: Size, generator: torch.Generator) -> Places:
-        """`size` of them, anywhere among so many rows and columns; on the CPU."""
-        y, x = (torch.randint(n, size, generator=generator) for n in among)
+        """`size` of them, anywhere among so many rows and columns; where the generator is."""
+        device = generator.device
+        y, x = (torch.randint(n, size, generator=generator, device=device) for n in among)
         return cls(y, x)
 
     def to(self, device: torch.device) -> Places:
@@ -98,8 +99,8 @@ class Descriptor:
         """(1, 3, h, w), and (h - PATCH + 1, w - PATCH + 1) of bool: which patches there are."""
         starts = usable.flatten().nonzero()[:, 0]
         if len(starts) > SAMPLE:
-            chosen = torch.randperm(len(starts), generator=generator)[:SAMPLE]
-            starts = starts[chosen.to(starts.device)]
+            drawn = torch.randperm(len(starts), generator=generator, device=generator.device)
+            starts = starts[drawn[:SAMPLE]]
         width = usable.shape[1]
         starts = starts // width * picture.shape[3] + starts % width
         # Sums over another layout round otherwise, and what is nearly equal would be another patch.
@@ -152,7 +153,7 @@ class Search:
             output: (H, W, D), a descriptor for every patch.
             source: (h, w, D).
             usable: (h, w) of bool, which patches of the source there are; any of them.
-            generator: of what is drawn, on the CPU.
+            generator: of what is drawn, where output and source are.
             tile: the axes along which the output goes on where it began.
             factor: (h, w) that multiplies the distances of a source patch; None means 1.
             guides: how many of the last of D numbers are guides. Their distances are multiplied by
@@ -227,19 +228,20 @@ class Search:
 
     def _near(self, places: Places, reach: int) -> Places:
         """Places drawn from around these, `reach` px to every side."""
-        y, x = (
-            z + torch.randint(-reach, reach + 1, z.shape, generator=self.generator).to(z.device)
-            for z in (places.y, places.x)
-        )
+        y, x = (z + self._drawn(-reach, reach + 1, z.shape) for z in (places.y, places.x))
         return Places(y, x)
+
+    def _drawn(self, least: int, end: int, shape: torch.Size) -> Tensor:
+        """Whole numbers from `least` on, less than `end`."""
+        drawn = self.generator
+        return torch.randint(least, end, shape, generator=drawn, device=drawn.device)
 
     def _moved_to_usable(self, places: Places) -> Places:
         """Where a place is not one of a patch that there is: any that is."""
         height, width = self.usable.shape
         near = places.clamped((height, width))
         there = self.usable.flatten().nonzero()[:, 0]
-        drawn = torch.randint(len(there), near.y.shape, generator=self.generator)
-        any_of = there[drawn.to(there.device)]
+        any_of = there[self._drawn(0, len(there), near.y.shape)]
         usable = self._at(self.usable, near)
         return Places(
             torch.where(usable, near.y, any_of // width),

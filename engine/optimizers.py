@@ -301,9 +301,8 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
         held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
         free_gradient = gradient.masked_fill(held, 0)
         direction = _quasi_newton(free_gradient, history).masked_fill_(held, 0)
-        accepted = None
-        if _dot(free_gradient, direction) < 0:
-            accepted = _line_search(evaluate, image, direction, gradient, loss, lr)
+        slope = (free_gradient * direction).sum()
+        accepted = _line_search(evaluate, image, direction, gradient, slope, loss, lr)
         if accepted is None:
             if not history and evaluate.sharpen(at_once=True):
                 _, gradient, loss = evaluate(image)
@@ -316,7 +315,7 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
         new_image, new_gradient, loss = accepted
         moved, gradient_change = new_image - image, new_gradient - gradient
         curvature = (moved * gradient_change).sum()
-        if curvature > 1e-10 * gradient_change.square().sum():
+        if curvature > 1e-10 * gradient_change.square().sum():  # CPU-GPU sync point
             history.append((moved, gradient_change, 1 / curvature))
         image, gradient = new_image, new_gradient
         if evaluate.due:
@@ -348,14 +347,23 @@ def _line_search(
     image: Tensor,
     direction: Tensor,
     gradient: Tensor,
+    slope: Tensor,
     loss: float,
     rate: float,
 ) -> tuple[Tensor, Tensor, float] | None:
-    """The first picture along the clamped path that decreases the loss enough, or None."""
+    """The first picture along the clamped path that decreases the loss enough, or None.
+
+    A `slope` along the direction that is not negative is seen together with the first trial's loss,
+    since a GPU waits whenever the CPU asks it for a number: one trial is in vain then, which is
+    rare.
+    """
     for _ in range(LINE_SEARCH_TRIALS):
         trial = (image + rate * direction).clamp(0, 1)
+        numbers = sent(torch.stack((slope, (gradient * (trial - image)).sum())))
         _, trial_gradient, trial_loss = evaluate(trial, keep=True)
-        expected = _dot(gradient, trial - image)
+        down, expected = numbers()
+        if not down < 0:
+            return None
         if trial_loss <= loss + 1e-4 * min(expected, 0):
             return trial, trial_gradient, trial_loss
         if math.isfinite(trial_loss):
@@ -365,10 +373,6 @@ def _line_search(
         else:
             rate *= 0.1
     return None
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return (a * b).sum().item()  # CPU-GPU sync point
 
 
 SETTLING = 20  # steps over which a loss must fall to be worth more of them

@@ -1,5 +1,6 @@
 """How exactly the net computes; pixels, statistics, sorting and losses are float32 in any case."""
 
+import math
 import time
 from contextlib import AbstractContextManager
 from functools import cache
@@ -8,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import Convolution
 from utils import UserError, layout_on
 
 AUTO, EXACT = "auto", "fp32"
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}  # what it computes in
 PRECISIONS = (EXACT, *ROUGH)
-WORTH = 1.5  # times as fast a convolution must be for its error to be worth it
-PROBE = (1, 64, 64, 64)  # shape of the features that are convolved to see how fast that is
+WORTH = 2.0  # times as fast the net must be for its error to be worth it
+# The net's own convolution, so wide and of so many px a side, is timed: large enough for a device's
+# arithmetic to be seen, not how long it takes to start; and what is nearly as fast costs no error.
+WIDTH, SIDE, GPU_SIDE = 256, 32, 128
 FEWEST = (1, 16, 8, 8)  # the same where a device may take hundreds of times as long as it should
 HOPELESS = 2.0  # times as slow as float32
 
@@ -48,12 +52,37 @@ def usable(device: torch.device) -> tuple[str, ...]:
 
 @cache
 def _fastest(device: torch.device) -> str:
-    names = usable(device)
-    if len(names) == 1:
+    """Of what is usable, from the most exact on, the last that is worth it over the one before: the
+    same in every run, though seconds differ."""
+    if usable(device) == (EXACT,):
         return EXACT
-    seconds = {name: convolution_seconds(name, PROBE, device) for name in names}
-    best = min(names, key=lambda name: seconds[name])
-    return best if seconds[EXACT] > WORTH * seconds[best] else EXACT
+    best, least = EXACT, math.inf
+    for name in usable(device):
+        seconds = stage_seconds(name, device)
+        if least > WORTH * seconds:
+            best, least = name, seconds
+    return best
+
+
+def stage_seconds(name: str, device: torch.device) -> float:
+    """Of one stage of the net there and back, as it computes on that device: the fastest of
+    eight, as what else a machine does only slows it down."""
+    generator = torch.Generator().manual_seed(0)
+    side = GPU_SIDE if device.type == "cuda" else SIDE
+    weight = torch.rand(WIDTH, WIDTH, 3, 3, generator=generator)
+    stage = Convolution(weight, torch.zeros(WIDTH)).to(device)
+    maps = torch.rand(1, WIDTH, side, side, generator=generator)
+    maps = maps.to(device, ROUGH.get(name) or torch.float32, memory_format=layout_on(device))
+
+    def there_and_back() -> float:
+        started = time.perf_counter()
+        found = stage(maps)
+        stage.back(found.clone(), found, "")[0, 0, 0, 0].item()  # CPU-GPU sync point
+        return time.perf_counter() - started
+
+    with torch.no_grad(), convolving(name):
+        there_and_back()  # weights are made ready, and libraries
+        return min(there_and_back() for _ in range(8))
 
 
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:

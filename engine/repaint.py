@@ -44,6 +44,8 @@ LANCZOS = 6  # px to both sides, from which a pixel is interpolated
 LAYOUTS, LARGE = 12, 2**16  # how many are tried, and px from which on fewer are
 COPY = 0.3  # of all pairs of pixels, from one piece of the exemplar: more is the exemplar, moved
 SPARSE = 4  # px from one patch whose nearest is asked for to the next
+BUSY = 2**16  # px, above which a GPU has more to do than to be told what
+CPU = torch.device("cpu")
 LEAST_SIDE = 2 * PATCH  # px
 
 # Called with the scale, how many there are, the share of the work that is done, and the picture.
@@ -124,7 +126,7 @@ def repainted(
     """
     check_sides(exemplars, size)
     exemplars = stretched(exemplars, seed)
-    painter = _Painter(exemplars, canvas, kind, torch.Generator().manual_seed(seed))
+    painter = _Painter(exemplars, canvas, kind, seed)
     factors = _factors(exemplars, size, kind)
     if layout is not None:
         factors = [factor for factor in factors if factor >= FINE]
@@ -187,14 +189,11 @@ class _Painter:
     """The picture while it is painted, from scale to scale."""
 
     def __init__(
-        self,
-        exemplars: tuple[Exemplar, ...],
-        canvas: Canvas,
-        kind: Kind,
-        generator: torch.Generator,
+        self, exemplars: tuple[Exemplar, ...], canvas: Canvas, kind: Kind, seed: int
     ) -> None:
         self.exemplars, self.canvas, self.kind = exemplars, canvas, kind
-        self.generator = generator
+        self.device = exemplars[0].image.device
+        self.generators = {d: torch.Generator(d).manual_seed(seed) for d in (self.device, CPU)}
         self.factor = 0.0
         self.places: Places | None = None  # of patches
         self.nearest: Places | None = None  # for every patch of the source one of the output
@@ -204,8 +203,11 @@ class _Painter:
 
     def begin(self, factor: float, size: Size, layout: Tensor | None) -> None:
         """Go on at another size."""
-        canvas, self.size = self.canvas, size
-        self.source = _Source.of(self.exemplars, factor)
+        device = self.device if math.prod(size) > BUSY else CPU
+        exemplars = tuple(one.to(device) for one in self.exemplars)
+        canvas, self.size = self.canvas.to(device), size
+        self.generator = self.generators[device]
+        self.source = _Source.of(exemplars, factor)
         self.usable = self.source.usable
         self.describe = Descriptor(self.source.picture, self.usable, self.generator)
         self.described = self.describe(self.source.picture, self.source.guide)
@@ -216,15 +218,15 @@ class _Painter:
         among = self.usable.shape[0], self.usable.shape[1]
         if self.places is not None and self.nearest is not None:
             grown = factor / self.factor
-            self.places = self.places.resized(patches, grown)
-            self.nearest = self.nearest.resized(among, grown)
+            self.places = self.places.to(device).resized(patches, grown)
+            self.nearest = self.nearest.to(device).resized(among, grown)
             self._vote(None)
         else:
-            self.nearest = Places.drawn(among, patches, self.generator).to(self.usable.device)
+            self.nearest = Places.drawn(among, patches, self.generator)
             if layout is not None:
-                self.image = resize(layout, size, canvas.tile)
+                self.image = resize(layout.to(device), size, canvas.tile)
                 self.keeps_exemplars = False
-                self.places = Places.drawn(patches, among, self.generator).to(self.usable.device)
+                self.places = Places.drawn(patches, among, self.generator)
             else:
                 self._lay(size, patches, factor)
         self.factor = factor
@@ -279,17 +281,18 @@ class _Painter:
         alone = guide is None and sum(len(one.views) for one in self.exemplars) == 1
         kind = self.kind if alone else STOCHASTIC
         height, width = (round(side * (ALONG if axis == kind.axis else BLOCK)) for axis in "yx")
+        # Block after block, each of them small: on the CPU.
         pixels = quilted(
-            source,
-            owner,
-            canvas,
-            sure,
+            source.to(CPU),
+            owner.to(CPU),
+            canvas.to(CPU),
+            sure.to(CPU),
             shares,
             self.canvas.tile,
-            self.generator,
+            self.generators[CPU],
             (height, width),
             kind,
-        )
+        ).to(source.device)
         # A patch goes where its middle goes.
         middle = PATCH // 2
         y, x = (z.roll((-middle, -middle), (0, 1)) - middle for z in (pixels.y, pixels.x))
@@ -353,7 +356,8 @@ class _Painter:
 
     def painting(self) -> Painting:
         """What has come of it."""
-        return Painting(self.image, self.pixels, self.source.views)
+        found = self.image, self.pixels, self.source.views
+        return Painting(*(one.to(self.device) for one in found))
 
 
 # --------------------------------------------------------------------------- a stretched exemplar

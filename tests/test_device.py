@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import Synthesis
-from engine import optimizers
+from engine import optimizers, repaint
 from losses import METHODS, TERMS
 from utils import TEXTURES, read_picture
 
@@ -43,6 +43,24 @@ class Far(torch.Tensor):
         return computed(func, args, kwargs or {})
 
 
+class Generator(torch.Generator):
+    """The CPU's or the device's. A mode sees another object, and knows whose it is by its seed."""
+
+    FAR = 2**60  # added to seeds
+
+    def __new__(cls, device="cpu"):
+        made = super().__new__(cls)
+        made.far = torch.device(device) == DEVICE
+        return made
+
+    @property
+    def device(self):
+        return DEVICE if self.far else torch.device("cpu")
+
+    def manual_seed(self, seed):
+        return super().manual_seed(seed + self.FAR * self.far)
+
+
 class FarDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return computed(func, args, kwargs or {})
@@ -63,8 +81,9 @@ def computed(func, args, kwargs):
             crossings.append(str(func))
         goes_far = torch.device(kwargs["device"]) == DEVICE
         kwargs = kwargs | {"device": torch.device("cpu")}
-    if goes_far and kwargs.get("generator") is not None:
-        raise RuntimeError(f"{func}: a generator of the CPU")
+    drawn = kwargs.get("generator")
+    if drawn is not None and (drawn.initial_seed() >= Generator.FAR) != bool(goes_far):
+        raise RuntimeError(f"{func}: a generator of another device")
     result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
     if goes_far and any(x.dtype in WIDE for x in tree_leaves(result) if torch.is_tensor(x)):
         raise RuntimeError(f"{func}: float64")
@@ -92,6 +111,8 @@ def far(monkeypatch):
         return made if device is None else made.to(device)
 
     monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(repaint, "BUSY", 0)  # as if pictures were large
     monkeypatch.setattr(Synthesis, "pick_device", lambda *_: (DEVICE, None))
     with FarDevice():
         yield
@@ -115,7 +136,7 @@ def test_devices_do_not_meet(far):
 
 
 WAITING = {  # how often the CPU waits for the device in a step: for the loss, but
-    "--optimizer LBFGS": 4,  # for its slope and curvature, and the change that was expected
+    "--optimizer LBFGS": 3,  # for its curvature, and what was expected, which is there by then
     "--size 64 --init {maps} --mask {mask} {every}": 1,
     "--guide {mask} {mask} --histogram 1 --patches 1": 1,
     "--method swd": 1,

@@ -437,7 +437,8 @@ def test_lbfgs_renews_where_it_is_done(start):
     # At the minimum from the first step on; only another objective can lead on.
     criterion = Moving(1000, ((0.5, 0.0), (0.5, 0.0), (0.7, 0.0)))
     found = criterion.minimise(torch.full_like(start, 0.5), 20, "LBFGS")
-    assert criterion.renewed[:3] == [0, 1, 2] and len(criterion.pictures) == 20
+    # One trial each is in vain.
+    assert criterion.renewed[:3] == [0, 2, 4] and len(criterion.pictures) == 20
     assert len(criterion.renewed) > 2 and found.isfinite().all()
 
 

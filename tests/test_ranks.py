@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import Synthesis
-from command.ranks import Place, place
-from utils import save_picture
+from command.ranks import Place, place, team_of
+from utils import UserError, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +55,12 @@ def test_split_needs_several_processes(capsys):
     assert Synthesis.main(["--split", "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--split: one process alone" in line and "torchrun" in line
+
+
+def test_split_needs_a_gpu_for_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="process 2 of a machine with 1 GPUs"):
+        team_of(Place(1, 2, 1), torch.device("cuda:0"))
 
 
 def ranks(count, *arguments):
