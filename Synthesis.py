@@ -24,7 +24,7 @@ from command.arguments import Request, parse, request_of
 from command.costs import Run, allowed_bytes, cost_notes, fitting
 from command.display import Display, say
 from command.plan import Job, plan
-from command.ranks import leave, place, team_of
+from command.ranks import leave, place, team_of, tell_launcher
 from command.results import Net, Result, save
 from engine.blocks import ALONE
 from engine.precision import EXACT, convolving, pick_precision
@@ -63,7 +63,7 @@ def run(request: Request) -> Iterator[Result]:
     team = team_of(own, device) if request.split else ALONE
     precision = pick_precision(request.precision, device)
     jobs, picture_notes = plan(request)
-    allowed = allowed_bytes(request.max_memory, device)
+    allowed = allowed_bytes(request.max_memory, device, own.beside)
     net = request.model or DEFAULT_NET
     costs = [(job.name, fitting(Run.of(job, net), allowed)) for job in jobs]
     notes = [device_note, *picture_notes, *cost_notes(costs, allowed, device)]
@@ -72,9 +72,11 @@ def run(request: Request) -> Iterator[Result]:
     )
     say([*notes, *net_notes], quiet)
     told = f"{name} from {request.weights.name}" if request.weights else name
+    if any(cost.block is not None for _, cost in costs):
+        keep_freed_memory(large=True)
     pairs = list(zip(jobs, costs, strict=True))
     for job, (_, cost) in pairs if request.split else pairs[own.rank :: own.count]:
-        job = replace(job, spec=replace(job.spec, block=cost.block, team=team))
+        job = replace(job, spec=replace(job.spec, block=cost.block, memory=cost.memory, team=team))
         if team.rank:
             job = replace(job, save_every=None)
         with convolving(EXACT):
@@ -147,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         elif not isinstance(error, UserError):
             raise
         print(f"Synthesis.py: {told}", file=sys.stderr)
+        tell_launcher(told)
         return 2
     return 0
 

@@ -28,7 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEXTURES = Path(__file__).resolve().parent / "textures"
-MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**27}  # trim threshold, top pad, mmap threshold
+# Trim threshold, top pad, mmap threshold; of large pictures a channel goes back to the system.
+MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**27}
+LARGE_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}
 ROWS = 256  # of a picture that are rounded at a time
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
@@ -48,11 +50,16 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tiff": _TIFF,
 }
 SUFFIXES = tuple(_FORMATS)
+MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500}  # px; PNG's are larger
+_ANY_SIZE = ("JPEG", "PNG")  # of others Pillow looks at the size once more when it decodes them
+MAX_SIDE = max(MAX_SIDES.values())
 
 # EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
+
+READ_BYTES = 24  # a pixel at the peak of reading: as Pillow decodes and converts it, and as floats
 
 
 class UserError(Exception):
@@ -111,7 +118,8 @@ def read_picture(path: Path) -> tuple[Tensor, list[str]]:
         else:
             if picture.has_transparency_data:
                 alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255
-            pixels = np.asarray(_srgb(picture, notes), np.float32) / 255
+            pixels = np.array(_srgb(picture, notes), np.float32)
+            pixels /= 255
     if alpha is not None and alpha.min() < 1:
         if alpha.max() == 0:
             raise UserError(f"{path}: every pixel is transparent")
@@ -151,7 +159,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             # its limit on pixels it only warns, and that we refuse.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with _of_any_size_of_ours(path) as picture:
                 yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
@@ -161,6 +169,25 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:
         # Damaged bytes come back as OSError, SyntaxError, struct.error, IndexError and more.
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def _of_any_size_of_ours(path: Path) -> Image.Image:
+    """Open a picture, beyond Pillow's limit on pixels too if its record says that it is ours, of
+    that very size, and there is memory for it: a few bytes may claim to be any picture."""
+    try:
+        return Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
+        if kind not in _ANY_SIZE:
+            raise
+        Image.init()
+        opener: Any = Image.OPEN[kind][0]  # which does not look
+        picture: Image.Image = opener(path, path.name)
+        ours = _record_of(picture).get("size") == told(picture.size[::-1])
+        if ours and READ_BYTES * math.prod(picture.size) <= available_bytes(torch.device("cpu")):
+            return picture
+        picture.close()
+        raise
 
 
 def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
@@ -232,6 +259,19 @@ def check_save_path(path: Path) -> None:
         raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
 
 
+def check_format(path: Path, size: Size) -> None:
+    """Raise UserError where the format cannot hold a picture of (height, width), or could not be
+    read again."""
+    kind, _ = _FORMATS[path.suffix.lower()]
+    if max(size) > MAX_SIDES[kind]:
+        raise UserError(
+            f"{path}: {told(size)}, sides of {kind} have at most {MAX_SIDES[kind]} pixels"
+        )
+    most = Image.MAX_IMAGE_PIXELS
+    if kind not in _ANY_SIZE and most is not None and math.prod(size) > most:
+        raise UserError(f"{path}: {told(size)}, at most {most} pixels of {kind} are read again")
+
+
 def save_picture(
     image: Tensor, path: Path, record: dict[str, Any], sixteen_bit: bool = False
 ) -> None:
@@ -276,11 +316,15 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises UserError when the file cannot be read as a picture.
     """
     with _opened(path) as picture:
-        text = picture.info.get(_RECORD_KEY, "")
-        with suppress(Exception):  # somebody else's broken EXIF is no record
-            exif = picture.getexif()
-            if exif.get(_SOFTWARE) == _RECORD_KEY:
-                text = exif.get(_DESCRIPTION)
+        return _record_of(picture)
+
+
+def _record_of(picture: Image.Image) -> dict[str, Any]:
+    text = picture.info.get(_RECORD_KEY, "")
+    with suppress(Exception):  # somebody else's broken EXIF is no record
+        exif = picture.getexif()
+        if exif.get(_SOFTWARE) == _RECORD_KEY:
+            text = exif.get(_DESCRIPTION)
     try:
         record = json.loads(text)
     except (TypeError, ValueError):
@@ -342,17 +386,24 @@ def layout_on(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(large: bool = False) -> None:
     """Have this process keep what it frees, where the C library is glibc.
 
     A step takes and frees the same large tensors over and over. By default glibc hands them back
     to the system, which clears every page of them before it hands them out again. The largest go
-    back all the same, as the holes that they leave in what is kept cost up to a third of it.
+    back all the same, as the holes that they leave in what is kept cost up to a third of it: of
+    `large` pictures, for which there is hardly the memory, whatever has a value a pixel.
     """
     with suppress(OSError, TypeError, AttributeError):  # no such library, or another one
         mallopt = ctypes.CDLL(None).mallopt
-        for option, number in MALLOC_OPTIONS.items():
+        for option, number in (LARGE_MALLOC_OPTIONS if large else MALLOC_OPTIONS).items():
             mallopt(option, number)
+
+
+def give_back_freed_memory() -> None:
+    """Hand what this process has kept back to the system, where the C library is glibc."""
+    with suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_bytes(device: torch.device) -> float:

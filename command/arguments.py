@@ -3,13 +3,10 @@
 import argparse
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
-
-from PIL import Image
 
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING, TOLERANCE
 from engine.orientation import FIELDS
@@ -17,9 +14,8 @@ from engine.precision import AUTO, PRECISIONS
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from terms.base import MAX_PATCHES
-from utils import SUFFIXES, UserError
+from utils import MAX_SIDE, SUFFIXES, UserError
 
-MAX_SIDE = 16383  # WebP's limit
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
@@ -77,14 +73,12 @@ def parse_optimizer(text: str) -> str:
 def parse_size(text: str) -> tuple[int, int]:
     """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
 
-    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels, and for more
-    pixels in all than Pillow reads back.
+    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels.
     """
     match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
     width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
-    most = Image.MAX_IMAGE_PIXELS or sys.maxsize
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= most):
-        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels and {most} pixels in all"
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels"
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
     return height, width
 

@@ -15,6 +15,7 @@ import torch
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
+from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, layers_needed_whole
@@ -30,13 +31,15 @@ from terms.spectrum import SPECTRUM_PADDING
 from utils import Size, UserError, available_bytes, told
 
 FLOAT = 4  # bytes
-PROGRAM_BYTES = 680e6  # interpreter, libraries, their scratch and the weights, before any picture
+PROGRAM_BYTES = 750e6  # interpreter, libraries, their scratch and the weights, before any picture
 PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
 # so far, its gradient and the two means of Adam
-SHOWN = 35  # the same, in a step: from what is optimised to the picture that is seen, and back
+SHOWN = 35  # the same, in a step: from what is optimised to the picture that is seen, and back; by
+# blocks that is made again when nothing else is there
 PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
-PAINTED = 75  # floats a pixel while it is painted: descriptors of its patches, their distances, and
-# where they and those that are tried are from, in numbers of 8 bytes
+PAINTED = 40  # floats a pixel while it is painted: where patches and pixels are from, in numbers of
+# 8 bytes, and the mean of what is laid
+DESCRIBED = 35  # the same, of patches that are described at once
 HISTOGRAM = 10  # floats a pixel: values, how far they are to move, the covariance of channels
 RANKED = 10  # floats a value of a channel while it is sorted for that
 SORTED = 4  # floats a value costs while it is sorted for its way back: the whole number that is
@@ -55,6 +58,7 @@ SLOWEST = 1e10  # operations a second that any machine makes: shorter runs are n
 PROBE = (1, 64, 128, 128)  # shape of the features that are convolved to see how fast that is
 
 WHOLE = 2  # floats a feature of a layer that is put together from blocks, and its gradient
+MEMORIES = (LBFGS_MEMORY, 10, 5)  # of L-BFGS, that are tried; with fewer Adam is the better one
 BLOCKS = (1024, 512, 256)  # px, sides that are tried
 MOST = 0.9  # of what is free, as the system needs some and estimates are what they are
 
@@ -79,6 +83,7 @@ class Run(NamedTuple):
     repaint: float = 0.0
     whole: Sequence[str] = ()  # layers that some term cannot look at block by block
     block: int | None = None  # px, a side of what is looked at at once; None: the whole picture
+    memory: int = LBFGS_MEMORY  # steps that L-BFGS remembers
 
     @classmethod
     def of(cls, job: Job, net: str) -> "Run":
@@ -88,6 +93,7 @@ class Run(NamedTuple):
         weights, every = spec.weights or {}, job.trunk_layers
         divided = spec.canvas.asked is not None
         whole = layers_needed_whole(spec.method, weights, spec.layers or every, every, divided)
+        content = set(spec.content_layers if spec.canvas.content is not None else ())
         return cls(
             net,
             job.trunk_layers,
@@ -101,7 +107,7 @@ class Run(NamedTuple):
             spec.match_every,
             spec.max_patches,
             spec.repaint,
-            [layer for layer in every if layer in whole | set(spec.content_layers)],
+            [layer for layer in every if layer in whole | content],
         )
 
     @property
@@ -184,7 +190,8 @@ def estimated_bytes(run: Run) -> float:
     start of that scale or for the error of the saved file, or while its detail is painted, or on
     the way back of a step.
     """
-    painted = FLOAT * PAINTED * math.prod(run.scales[-1][1])
+    pixels = math.prod(run.scales[-1][1])
+    painted = FLOAT * (PAINTED * pixels + DESCRIBED * min(pixels, DESCRIBED_AT_ONCE))
     return PROGRAM_BYTES + max(_exemplar_bytes(run), painted, _step_bytes(run))
 
 
@@ -214,23 +221,25 @@ def _step_bytes(run: Run) -> float:
     floats, pixels = _floats(run), math.prod(output)
     window = [min(sides) for sides in zip(exemplar, output, strict=True)]
     windows = math.prod(math.ceil(2 * a / b - 1) for a, b in zip(output, window, strict=True))
+    whole = run.block is None
     terms = {
-        "histogram": HISTOGRAM + RANKED * min(3, max(1, AT_ONCE / pixels)),
+        # By blocks they are not there yet while it sorts.
+        "histogram": HISTOGRAM + whole * RANKED * min(3, max(1, AT_ONCE / pixels)),
         # Two more windows are being transformed.
         "spectrum": SPECTRUM * (windows + 2) * math.prod(window) / math.prod(output),
         "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],
         "patches": SORTED * PATCH_DIRECTIONS * PATCH_LEVELS,
     }
-    per_pixel = PICTURE + SHOWN + sum(terms.get(name, 0) for name in run.terms)
+    per_pixel = PICTURE + whole * SHOWN + sum(terms.get(name, 0) for name in run.terms)
     at_once = _stepping(run.net, run.layers)
     if "moments" in run.terms:
         at_once += sum(floats[layer] for layer in run.layers)
-    if run.block is not None:
+    if not whole:
         per_pixel += WHOLE * sum(floats[layer] for layer in run.whole)
     if run.method != "gram":  # sorted or laid over, the output's features cost the same
         per_pixel += SORTED * sum(floats[layer] for layer in run.looked_at)
     if run.optimizer == "LBFGS":
-        per_pixel += PAIR * min(LBFGS_MEMORY, run.steps_at[-1])
+        per_pixel += PAIR * min(run.memory, run.steps_at[-1])
     held = math.prod(exemplar) * _held(run)
     floats_held = pixels * per_pixel + _seen_at_once(run) * at_once + held
     return FLOAT * floats_held + _matching_bytes(run)
@@ -302,18 +311,20 @@ def convolution_rate(device: torch.device) -> float:
     return flops / convolution_seconds(EXACT, PROBE, device)
 
 
-def allowed_bytes(asked: float | None, device: torch.device) -> float:
+def allowed_bytes(asked: float | None, device: torch.device, beside: int = 1) -> float:
     """What the peak of a run may be, the program included: what was asked for, or else most of
-    what is free."""
+    what is free, shared by so many processes."""
     free = PROGRAM_BYTES + available_bytes(device)  # the program itself is there already
-    return MOST * free if asked is None else min(asked, free)
+    return MOST * free / beside if asked is None else min(asked, free)
 
 
 def fitting(run: Run, allowed: float) -> Run:
     """The same by the largest blocks with which it takes no more than what is allowed, the whole
-    picture before all; where none do, by those that take least."""
+    picture before all, and L-BFGS with a shorter memory before it is refused; where nothing does,
+    by what takes least."""
     sides = [side for side in BLOCKS if side**2 < math.prod(run.scales[-1][1])]
-    ways = [run._replace(block=side) for side in (None, *sides)]
+    memories = MEMORIES if run.optimizer == "LBFGS" else (run.memory,)
+    ways = [run._replace(block=b, memory=m) for m in memories for b in (None, *sides)]
     return next(
         (way for way in ways if estimated_bytes(way) <= allowed), min(ways, key=estimated_bytes)
     )
@@ -338,6 +349,8 @@ def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.de
     )
     if size > allowed:
         raise UserError(f"{needed}: give {_smaller(run)}")
+    if run.memory < LBFGS_MEMORY:
+        needed += f", L-BFGS remembers {run.memory} steps instead of {LBFGS_MEMORY}"
     notes = [f"{needed}, less will do with {_smaller(run)}"] if size > LARGE * allowed else []
     flops = sum(estimated_flops(run) for _, run in runs)
     if flops > LONG * SLOWEST:

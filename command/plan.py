@@ -26,7 +26,9 @@ from terms.autocorrelation import PERIODIC, period
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
 from utils import (
+    Size,
     UserError,
+    check_format,
     check_save_path,
     find_picture,
     is_16_bit,
@@ -64,10 +66,13 @@ class Job:
         """Where the repeat of a picture that tiles goes."""
         return self.save_path.with_stem(f"{self.save_path.stem}_tiled")
 
-    def written(self) -> list[Path]:
-        """Every file that this makes, but snapshots."""
-        tiled = [self.tiled_path] if self.spec.canvas.tile else []
-        return [self.save_path, *tiled, *(one.path for one in self.maps)]
+    def written(self) -> list[tuple[Path, Size]]:
+        """Every file that this makes, but snapshots, and the size of the picture in it."""
+        height, width = size = self.spec.canvas.size
+        tile = self.spec.canvas.tile
+        repeated = height * (1 + ("y" in tile)), width * (1 + ("x" in tile))
+        tiled = [(self.tiled_path, repeated)] if tile else []
+        return [(self.save_path, size), *tiled, *((one.path, size) for one in self.maps)]
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,10 @@ def plan(request: Request) -> tuple[list[Job], list[str]]:
             raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
         check_save_path(save_path)
         jobs.append(_job(request, layers, path, save_path, pictures))
-    written = [path for job in jobs for path in job.written()]
-    for path in written:
+    pairs = [pair for job in jobs for pair in job.written()]
+    written = [path for path, _ in pairs]
+    for path, size in pairs:
+        check_format(path, size)
         if any(path.exists() and path.samefile(read) for read in pictures.seen):
             raise UserError(f"--save_path {path}: that is an exemplar, give another name")
         if written.count(path) > 1:

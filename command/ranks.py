@@ -1,9 +1,14 @@
 """Which of several processes this one is, where torchrun or Slurm's srun has started them all."""
 
+import json
 import os
+import re
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -18,6 +23,7 @@ VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
+BESIDE = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE")  # of a machine: 8, 8(x4), 8,7
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Place:
     rank: int = 0
     count: int = 1
     local: int = 0  # on this machine, which is the GPU that it takes
+    beside: int = 1  # how many there are on this machine
 
 
 def team_of(own: Place, device: torch.device) -> Team:
@@ -58,14 +65,22 @@ def team_of(own: Place, device: torch.device) -> Team:
 
 def place(variables: Mapping[str, str] = os.environ) -> Place:
     """What the first launcher says that says anything sensible; else there is one process."""
-    for names in VARIABLES:
+    for names, beside in zip(VARIABLES, BESIDE, strict=True):
         try:
             found = Place(*(int(variables[name]) for name in names))
         except (KeyError, ValueError):
             continue
         if 0 <= found.rank < found.count and found.local >= 0:
-            return found
+            counted = re.match("[1-9][0-9]*", variables.get(beside, ""))
+            return replace(found, beside=int(counted[0]) if counted else 1)
     return Place()
+
+
+def tell_launcher(line: str) -> None:
+    """Leave an error where torchrun looks for it, whose summary then says that line."""
+    with suppress(KeyError, OSError):
+        told = {"message": line, "timestamp": int(time.time())}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
 
 
 def leave(code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ COMPONENTS = 32  # of the 147 numbers of a patch, by principal components
 SAMPLE = 20_000  # patches that the principal components are computed from
 STRIDES = (8, 4, 2, 1, 1)  # px to the neighbours whose places are tried
 CHUNK = 2**16  # patches compared at a time, so that they stay in the cache
+FEW = 2**12  # the same whose pixels are copied, for them to be described
 UNKNOWN = -1  # what has no mark
 
 
@@ -111,6 +113,10 @@ class Descriptor:
         _, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).cpu().double())
         self.axes = axes[:, -COMPONENTS:].to(picture)  # (3 PATCH^2, D)
 
+    def of(self, patches: Tensor) -> Tensor:
+        """(N, 3 PATCH^2) -> (N, D)."""
+        return (patches @ self.axes - self.mean @ self.axes) / (3 * PATCH**2) ** 0.5
+
     def __call__(self, picture: Tensor, guide: Tensor | None, tile: str = "") -> Tensor:
         """(1, 3, H, W), (1, G, H, W) -> (H', W', D + G), a descriptor for every patch."""
         kernel = self.axes.T.view(-1, 3, PATCH, PATCH)
@@ -129,6 +135,32 @@ class Descriptor:
         return found
 
 
+class Undescribed:
+    """A picture and its guide whose patches are described as they are asked for: all descriptors
+    take ten times as much memory as they do."""
+
+    def __init__(
+        self, describe: Descriptor, picture: Tensor, guide: Tensor | None, tile: str
+    ) -> None:
+        """As `Descriptor` is called."""
+        self.describe, more = describe, PATCH - 1
+        maps = [wrapped(one, tile, more, more) for one in (picture, guide) if one is not None]
+        self.width = maps[0].shape[3]
+        self.flat = [one[0].flatten(1).T.contiguous() for one in maps]  # (H W, C) each
+        step = torch.arange(PATCH, device=picture.device)
+        self.inside = (step[:, None] * self.width + step).view(-1, 1)
+
+    def at(self, index: Tensor) -> Tensor:
+        """(N,) y * W' + x of patches -> (N, D + G): their descriptors."""
+        return torch.cat([self._described(some) for some in index.split(FEW)])
+
+    def _described(self, index: Tensor) -> Tensor:
+        across = self.width - PATCH + 1
+        places = index // across * self.width + index % across + self.inside  # (PATCH^2, N)
+        pixels, *guides = (one[places].permute(1, 2, 0) for one in self.flat)
+        return torch.cat((self.describe.of(pixels.flatten(1)), *(g.mean(2) for g in guides)), 1)
+
+
 class Search:
     """Finds for every patch of an output a patch of a source at a small distance.
 
@@ -140,7 +172,7 @@ class Search:
     def __init__(
         self,
         output: Tensor,
-        source: Tensor,
+        source: Tensor | Undescribed,
         usable: Tensor,
         generator: torch.Generator,
         tile: str = "",
@@ -151,7 +183,7 @@ class Search:
         """
         Args:
             output: (H, W, D), a descriptor for every patch.
-            source: (h, w, D).
+            source: (h, w, D), or what these are made of.
             usable: (h, w) of bool, which patches of the source there are; any of them.
             generator: of what is drawn, where output and source are.
             tile: the axes along which the output goes on where it began.
@@ -161,7 +193,11 @@ class Search:
             kinds: (h, w) of int64; a patch of the output stays with the kind that it has. None
                 means that there is one kind.
         """
-        self.output, self.source, self.usable = output, source, usable
+        self.output, self.usable = output, usable
+        if isinstance(source, Undescribed):
+            self.source_at = source.at
+        else:
+            self.source_at = partial(source.flatten(0, 1).index_select, 0)
         self.generator, self.tile = generator, tile
         self.factor, self.kinds, self.guides = factor, kinds, guides
         self.most = 1.0 if factor is None else factor.max()
@@ -203,13 +239,9 @@ class Search:
 
     def _summed(self, places: Places, numbers: slice) -> Tensor:
         """(H, W): squared distances in these of the D numbers."""
-        index = places.flat(self.source.shape[1]).flatten()
-        output, source = (
-            self.output.flatten(0, 1)[:, numbers],
-            self.source.flatten(0, 1)[:, numbers],
-        )
-        pairs = zip(output.split(CHUNK), index.split(CHUNK), strict=True)
-        found = [(part - source.index_select(0, at)).square().sum(1) for part, at in pairs]
+        index = places.flat(self.usable.shape[1]).flatten()
+        pairs = zip(self.output.flatten(0, 1).split(CHUNK), index.split(CHUNK), strict=True)
+        found = [(part - self.source_at(at))[:, numbers].square().sum(1) for part, at in pairs]
         return torch.cat(found).view(places.y.shape)
 
     def _cost(self, places: Places) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 from engine.graphs import KIND, LARGEST, Measure, graphed
 from models import Features
 
+LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
+
 
 class Objective(Protocol):
     """What is brought to its minimum: features -> losses (B,)."""
@@ -216,6 +218,7 @@ def optimize(
     quick: Extract | None = None,
     exact_steps: int = 0,
     tolerance: float = 0.0,
+    memory: int = LBFGS_MEMORY,
 ) -> Tensor:
     """The best of the pictures seen in `steps` evaluations or fewer, starting from `image`.
 
@@ -231,6 +234,7 @@ def optimize(
         exact_steps: for how many steps at the end it does not.
         tolerance: share of the loss which `SETTLING` steps must save, or a few exact ones, in the
             measure of `LAST_STEPS`, are the last; with 0 all steps are taken.
+        memory: so many steps L-BFGS remembers, each with two pictures.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
@@ -240,14 +244,14 @@ def optimize(
     evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps, tolerance, late)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
     try:
-        OPTIMIZERS[optimizer](evaluate, image, lr)
+        OPTIMIZERS[optimizer](evaluate, image, lr, memory)
     except _OutOfSteps:
         pass
     evaluate.read()
     return image if evaluate.best is None else evaluate.best
 
 
-def _adam(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
+def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int) -> None:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
     The loss falls by four orders of magnitude and its gradient with it. Adam divides by a mean of
@@ -283,7 +287,7 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
         image = (image - direction.mul_(lr * rate)).clamp_(0, 1)
 
 
-def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
+def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float, memory: int) -> None:
     """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
 
     Pixels that are at a bound and whose gradient pushes them out of the box are held; the others
@@ -292,7 +296,7 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float) -> None:
     accepted step a descent: it cannot diverge, and a value that is not finite is one more step
     that was too long.
     """
-    history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=LBFGS_MEMORY)
+    history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=memory)
     _, gradient, loss = evaluate(image, renew=evaluate.due)
     while True:
         if evaluate.sharpen():
@@ -379,7 +383,6 @@ SETTLING = 20  # steps over which a loss must fall to be worth more of them
 TOLERANCE = 0.1  # share of it by which it must, unless the user says another
 LAST_STEPS = 0.125  # of those that were taken until a loss stopped falling
 ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
-LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
 LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
 LINE_SEARCH_TRIALS = 10
 LATE = 8  # steps after which a GPU's losses are read, so that it always has work

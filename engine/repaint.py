@@ -21,12 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.correspondences import PATCH, UNKNOWN, Descriptor, Places, Search, marks_of_windows
+from engine.correspondences import (
+    PATCH,
+    STRIDES,
+    UNKNOWN,
+    Descriptor,
+    Places,
+    Search,
+    Undescribed,
+    marks_of_windows,
+)
 from engine.kinds import STOCHASTIC, Kind
 from engine.quilting import quilted
 from engine.scales import COARSEST
 from terms.base import Canvas, Exemplar, View
-from terms.matching import guide_at
+from terms.matching import guide_at, strips
 from utils import Size, UserError, resize, scaled, size_of, told
 
 FACTOR = math.sqrt(2)  # from scale to scale
@@ -44,6 +53,7 @@ LANCZOS = 6  # px to both sides, from which a pixel is interpolated
 LAYOUTS, LARGE = 12, 2**16  # how many are tried, and px from which on fewer are
 COPY = 0.3  # of all pairs of pixels, from one piece of the exemplar: more is the exemplar, moved
 SPARSE = 4  # px from one patch whose nearest is asked for to the next
+AT_ONCE = 2**18  # patches whose descriptors are there at the same time
 BUSY = 2**16  # px, above which a GPU has more to do than to be told what
 CPU = torch.device("cpu")
 LEAST_SIDE = 2 * PATCH  # px
@@ -181,7 +191,8 @@ def _layouts(size: Size) -> int:
 
 def _mean_nearest(patches: Tensor, among: Tensor) -> float:
     """(N, D), (M, D) -> the mean squared distance to the nearest."""
-    nearest = [torch.cdist(some, among).amin(1) for some in patches.split(2**11)]
+    rows = min(2**11, max(1, 2**26 // len(among)))
+    nearest = [torch.cdist(some, among).amin(1) for some in patches.split(rows)]
     return torch.cat(nearest).square().mean().item()
 
 
@@ -305,24 +316,63 @@ class _Painter:
     def _searched(self) -> Tensor:
         """Find similar patches; returns how much each of them counts."""
         assert self.places is not None and self.nearest is not None  # since it began
-        output = self.describe(self.image, self.guide, self.canvas.tile)
-        anywhere = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+        factor = 1 / (COMPLETENESS + self._looked_back())
+        h, w = self.usable.shape
+        height, width = self.places.y.shape
+        kept: list[tuple[Tensor, ...]] = []
+        for rows in strips(height, max(1, AT_ONCE // width)):
+            output, places, inside, tile = self._strip(rows)
+            search = Search(
+                output,
+                self.described,
+                self.usable,
+                self.generator,
+                tile,
+                factor,
+                self.source.exemplars[:h, :w] if self.keeps_exemplars else None,
+                0 if self.guide is None else self.guide.shape[1],
+            )
+            places = search(places, 1)
+            weight = (search.distance(places) + LEAST_DISTANCE) ** -SHARPNESS
+            kept.append(tuple(one[inside] for one in (places.y, places.x, weight)))
+        y, x, weights = map(torch.cat, zip(*kept, strict=True))
+        self.places = Places(y, x)
+        return weights
+
+    def _looked_back(self) -> Tensor:
+        """For every patch of the source its distance to the nearest of the output, which is found
+        anew."""
+        assert self.places is not None and self.nearest is not None  # since it began
+        size, tile = self.places.y.shape, self.canvas.tile
+        args = self.image, self.guide, tile
+        large = math.prod(size) > AT_ONCE
+        output = Undescribed(self.describe, *args) if large else self.describe(*args)
+        anywhere = torch.ones(size, dtype=torch.bool, device=self.usable.device)
         back = Search(self.described, output, anywhere, self.generator)
         self.nearest = back(self.nearest, 1)
-        factor = 1 / (COMPLETENESS + back.distance(self.nearest))
-        h, w = self.usable.shape
-        search = Search(
-            output,
-            self.described,
-            self.usable,
-            self.generator,
-            self.canvas.tile,
-            factor,
-            self.source.exemplars[:h, :w] if self.keeps_exemplars else None,
-            0 if self.guide is None else self.guide.shape[1],
+        return back.distance(self.nearest)
+
+    def _strip(self, rows: slice) -> tuple[Tensor, Places, slice, str]:
+        """Rows of patches and some around them, of a picture whose descriptors would not fit: the
+        descriptors, the places, which rows of both were asked for, and what goes on where it began.
+        """
+        assert self.places is not None
+        tile, (height, _) = self.canvas.tile, self.places.y.shape
+        if rows == slice(0, height):
+            return self.describe(self.image, self.guide, tile), self.places, rows, tile
+        first, last = rows.start - max(STRIDES), rows.stop + max(STRIDES)
+        if "y" not in tile:
+            first, last = max(first, 0), min(last, height)
+        at = torch.arange(first, last + PATCH - 1, device=self.image.device) % self.size[0]
+        image, guide = (
+            None if one is None else one.index_select(2, at) for one in (self.image, self.guide)
         )
-        self.places = search(self.places, 1)
-        return (search.distance(self.places) + LEAST_DISTANCE) ** -SHARPNESS
+        assert image is not None
+        some = at[: last - first]
+        tile = tile.replace("y", "")
+        places = Places(self.places.y[some], self.places.x[some])
+        inside = slice(rows.start - first, rows.stop - first)
+        return self.describe(image, guide, tile), places, inside, tile
 
     def _vote(self, weights: Tensor | None) -> None:
         """The picture as the mean of its patches, and what is kept of the canvas."""

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.blocks import ALONE, Blocks, Team
 from engine.colours import (
@@ -19,7 +20,7 @@ from engine.colours import (
     with_fine_detail,
 )
 from engine.kinds import STOCHASTIC, Kind
-from engine.optimizers import LEARNING_RATES, TOLERANCE, optimize
+from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, TOLERANCE, optimize
 from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, repainted
 from engine.scales import pyramid, split_steps
@@ -27,14 +28,14 @@ from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.content import Content
-from utils import Size, resize, rotated_and_resized, scaled, size_of
+from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 4  # steps at the finest scale that take about as long: 6 of gram, 3 of guided
 STEP = 2000  # px that take as long as what a step costs at any size
 RIM, NARROW = 16, 16  # px, or a part of the side: there a picture follows less and less
 CALMER = 0.25  # of Adam's step size, for a start that is worth keeping
-EXACT_STEPS = 0.25  # of the steps of a scale, the last ones: what is rough would decide them
+EXACT_STEPS = 0.125  # of the steps of a scale, the last ones: what is rough would decide them
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Spec:
     optimizer: str = "Adam"  # a name in `optimizers.OPTIMIZERS`
     steps: int = 1000  # evaluations of loss and gradient, over all scales
     lr: float | None = None  # step size; None: the optimiser's own
+    memory: int = LBFGS_MEMORY  # steps that L-BFGS remembers
     scales: int | None = None  # how many; None: as many as the exemplar's size asks for
     repaint: float = 0.0  # share of the steps that go into painting with the exemplar's pixels
     kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
@@ -232,17 +234,22 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         image = resize(image, scale.size, canvas.tile)
         picture = resize(exemplar, scale.source_size)
         if scale.paints:
-            layout = image.expand(-1, 3, -1, -1)
-            painting = repainted(spec.exemplars, canvas, scale.size, spec.seed, spec.kind, layout)
-            image = with_fine_detail(layout, painting.image, canvas.tile)
-            if len(spec.exemplars) == 1:  # painting does not mind shares
-                image = with_chroma(image, painting.image)
+            image = _with_painted_detail(spec, image)
         elif scale.number > 1:
             gained = picture - resize(before, scale.source_size)
             image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
         image = _optimised(spec, trunk, scale, image, tell)
     return image
+
+
+def _with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
+    canvas, layout = spec.canvas, image.expand(-1, 3, -1, -1)
+    size = size_of(image)
+    painted = repainted(spec.exemplars, canvas, size, spec.seed, spec.kind, layout).image
+    image = with_fine_detail(layout, painted, canvas.tile)
+    # Of several exemplars painting does not mind the shares.
+    return with_chroma(image, painted) if len(spec.exemplars) == 1 else image
 
 
 def _all_grey(spec: Spec) -> bool:
@@ -295,7 +302,13 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
     large = spec.block is not None and math.prod(scale.size) > spec.block**2
     if large or spec.team.count > 1:
         look = Blocks(trunk, criterion, spec.block, spec.team)
-    extract = partial(_extract, look, canvas.tile, mask, shown)
+    if large:
+        give_back_freed_memory()  # that painting has left
+        # What it takes to go back through it is made again then, to leave room for blocks.
+        seen: Callable[[Tensor], Tensor] = partial(checkpoint, shown, use_reentrant=False)
+    else:
+        seen = shown
+    extract = partial(_extract, look, canvas.tile, mask, seen)
     rough = ROUGH.get(spec.precision)
     quick = partial(extract, dtype=rough) if rough else None
     taken = 0
@@ -321,6 +334,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
             quick,
             exact,
             spec.tolerance,
+            spec.memory,
         )
     undone = scale.steps - taken
     tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))

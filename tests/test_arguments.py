@@ -12,19 +12,17 @@ from utils import UserError
 
 @pytest.mark.parametrize(
     "text, size",
-    [("512", (512, 512)), ("512x256", (256, 512)), ("3X4", (4, 3)), ("16383x1", (1, 16383))],
+    [("512", (512, 512)), ("512x256", (256, 512)), ("3X4", (4, 3)), ("65500x1", (1, 65500))],
 )
 def test_parse_size(text, size):
     assert arguments.parse_size(text) == size
 
 
 @pytest.mark.parametrize(
-    "text",
-    "16383x16383 0 0x8 8x0 -5 8x-5 16384 8x16384 8x x8 8x8x8 1.5 1e3 big 8*8".split()
-    + ["", "9" * 5000],
+    "text", "0 0x8 8x0 -5 8x-5 65501 8x65501 8x x8 8x8x8 1.5 1e3 big 8*8".split() + ["", "9" * 5000]
 )
 def test_parse_size_refuses(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="16383") as caught:
+    with pytest.raises(argparse.ArgumentTypeError, match="65500") as caught:
         arguments.parse_size(text)
     assert repr(text) in str(caught.value)
 

@@ -167,6 +167,20 @@ def test_as_large_blocks_as_may_be():
     assert costs.fitting(run_of(256), 1e9).block is None  # no smaller than a block is of use
 
 
+def test_lbfgs_forgets_sooner_before_it_is_refused():
+    run = Run("vgg19", LAYERS, LARGE, LAYERS, optimizer="LBFGS", steps=1000)
+    least = {m: estimated_bytes(run._replace(block=256, memory=m)) for m in costs.MEMORIES}
+    assert list(least.values()) == sorted(least.values(), reverse=True)
+    for memory, size in least.items():
+        assert costs.fitting(run, size).memory == memory
+    assert costs.fitting(run, 1e12) == run
+    adam = run._replace(optimizer="Adam")
+    assert costs.fitting(adam, 0).memory == adam.memory
+    short = run._replace(memory=5)
+    (note,) = cost_notes([("a.png", short)], estimated_bytes(short), CPU)
+    assert "remembers 5 steps instead of 20" in note
+
+
 def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_needed_whole():
     """conv4_1 of VGG-19 sees 30 px further, 32 in its strides."""
     one = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
@@ -178,6 +192,7 @@ def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_nee
 def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
     monkeypatch.setattr(costs, "available_bytes", lambda device: 10e9)
     assert costs.allowed_bytes(None, CPU) == 0.9 * (10e9 + PROGRAM_BYTES)
+    assert costs.allowed_bytes(None, CPU, beside=4) == 0.9 * (10e9 + PROGRAM_BYTES) / 4
     assert costs.allowed_bytes(4e9, CPU) == 4e9
     assert costs.allowed_bytes(40e9, CPU) == 10e9 + PROGRAM_BYTES
 

@@ -73,6 +73,20 @@ def test_lbfgs_asks_for_a_sufficient_decrease(short_of_one, third):
     assert seen == pytest.approx([0, 1 - short_of_one, third], abs=1e-4)
 
 
+def test_lbfgs_remembers_so_many_steps(start, monkeypatch):
+    lengths, plain = [], optimizers._quasi_newton
+
+    def watched(gradient, history):
+        lengths.append(len(history))
+        return plain(gradient, history)
+
+    monkeypatch.setattr(optimizers, "_quasi_newton", watched)
+    curvature = torch.logspace(0, 3, start.numel()).view_as(start)
+    criterion = quadratic(torch.full_like(start, 0.3), curvature)
+    optimize(start, identity, criterion, 30, "LBFGS", memory=3)
+    assert max(lengths) == 3
+
+
 def test_lbfgs_learns_nothing_where_there_is_no_positive_curvature(monkeypatch):
     """-x^2 has none; a step learnt from -2 would lead uphill, from 0.45 to 0."""
     directions, plain = [], optimizers._quasi_newton

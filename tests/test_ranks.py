@@ -1,5 +1,6 @@
 """Several processes: which jobs are whose, and one picture of several."""
 
+import json
 import os
 import socket
 import subprocess
@@ -25,6 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
         ({"RANK": "8", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
         ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, Place(1, 2, 0)),
+        (dict(RANK="1", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2"), Place(1, 4, 1, 2)),
+        (
+            dict(
+                SLURM_PROCID="1",
+                SLURM_STEP_NUM_TASKS="12",
+                SLURM_LOCALID="1",
+                SLURM_STEP_TASKS_PER_NODE="6(x2)",
+            ),
+            Place(1, 12, 1, 6),
+        ),
         # A script in an allocation, without srun: else it would make every second picture only.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, Place(0, 1, 0)),
     ],
@@ -49,6 +60,14 @@ def test_every_rank_takes_its_own_jobs(narrow_net, monkeypatch, tmp_path, capsys
             [Path(line.split("  ")[0]).name for line in capsys.readouterr().out.splitlines()]
         )
     assert made == [["new_a.png", "new_c.png"], ["new_b.png"]]
+
+
+def test_the_launcher_hears_of_an_error_in_one_line(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert Synthesis.main(["--gt_path", "missing.png"]) == 2
+    said = json.loads(file.read_text())["message"]
+    assert "'missing.png'" in said and capsys.readouterr().err == f"Synthesis.py: {said}\n"
 
 
 def test_split_needs_several_processes(capsys):

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from engine import maps, quilting, repaint
 from engine.colours import luma, saturation, with_calm_chroma, with_fine_detail
-from engine.correspondences import PATCH, Descriptor, Places, Search
+from engine.correspondences import PATCH, Descriptor, Places, Search, Undescribed
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
 from engine.quilting import quilted
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
+from terms.matching import strips
 from utils import UserError
 
 
@@ -121,6 +122,50 @@ def test_distances_of_descriptors_are_mean_squares():
     flat = found.flatten(0, 1)
     assert (torch.cdist(flat, flat).square() - wanted).abs().max() < 1e-4
     assert describe(picture, None, "xy").shape[:2] == (30, 26)
+
+
+@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+def test_patches_are_described_one_by_one_as_all_at_once(tile):
+    picture, guide = noise(30, 26), torch.rand(1, 2, 30, 26, generator=generator())
+    describe = Descriptor(picture, all_usable(24, 20), generator())
+    wanted = describe(picture, guide, tile).flatten(0, 1)
+    found = Undescribed(describe, picture, guide, tile).at(torch.arange(len(wanted)))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+def test_a_strip_is_what_it_is_of_the_whole(tile):
+    """And so is what lies before it and behind it."""
+    exemplars = (exemplar_of(noise(40, 44)),)
+    canvas = Canvas((40, 48), tile)
+    painter = repaint._Painter(exemplars, canvas, STOCHASTIC, 0)
+    painter.begin(1.0, canvas.size, noise(40, 48, seed=1))
+    whole = painter.describe(painter.image, None, tile)
+    height = len(whole)
+    for rows in strips(height, 12):
+        output, places, inside, goes_on = painter._strip(rows)
+        assert inside.stop - inside.start == rows.stop - rows.start and goes_on == tile.strip("y")
+        first = rows.start - inside.start
+        at = torch.arange(first, first + len(output))
+        assert "y" in tile or (at[0] >= 0 and at[-1] < height)
+        assert (at[0], at[-1]) == (max(rows.start - 8, 0), min(rows.stop + 7, height - 1)) or (
+            "y" in tile and (at[0], at[-1]) == (rows.start - 8, rows.stop + 7)
+        )
+        torch.testing.assert_close(output, whole[at % height])
+        assert torch.equal(places.y, painter.places.y[at % height])
+
+
+def test_large_pictures_are_painted_in_strips(monkeypatch):
+    """Of a flat exemplar with one bright row nothing else comes than what is in it."""
+    exemplar = torch.full((1, 3, 40, 40), 0.2)
+    exemplar[..., 20:, :] = 0.7
+    whole = painted(exemplar, size=(60, 60), tile="y")
+    monkeypatch.setattr(repaint, "AT_ONCE", 60 * 16)
+    found = painted(exemplar, size=(60, 60), tile="y")
+    assert found.image.shape == whole.image.shape and not torch.equal(found.image, whole.image)
+    for one in (found, whole):
+        near = torch.minimum((one.image - 0.2).abs(), (one.image - 0.7).abs())
+        assert near.mean() < 0.02
 
 
 # ------------------------------------------------------------------------------------ the layout

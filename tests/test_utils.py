@@ -285,6 +285,30 @@ def test_decompression_bomb_names_the_limit(tmp_path, side):
         assert str(path) in line and str(Image.MAX_IMAGE_PIXELS) in line
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_no_picture_of_ours_is_too_large_to_read(suffix, tmp_path, monkeypatch):
+    """But for memory; and one that only claims to be ours, in another size, is not."""
+    own, other = tmp_path / f"own{suffix}", tmp_path / f"other{suffix}"
+    picture = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    utils.save_picture(picture, own, {"size": "30x20", "error": 1})
+    utils.save_picture(picture, other, {"size": "20x30"})
+    wanted = utils.read_picture(own)[0]
+    for limit in (400, 100):  # Pillow: only a warning, and an error
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert torch.equal(utils.read_picture(own)[0], wanted)
+        assert utils.read_record(own)["error"] == 1
+        assert "at most" in refusal(utils.read_picture, other)
+    monkeypatch.setattr(utils, "available_bytes", lambda _: 600 * utils.READ_BYTES - 1)
+    assert "at most" in refusal(utils.read_picture, own)
+
+
+def test_a_format_holds_so_many_pixels():
+    utils.check_format(Path("a.webp"), (16383, 1))
+    assert "16384x1" in refusal(utils.check_format, Path("a.webp"), (1, 16384))
+    utils.check_format(Path("a.tif"), (9000, 9000))
+    assert "read again" in refusal(utils.check_format, Path("a.tif"), (9500, 9500))
+
+
 @pytest.mark.parametrize("suffix", utils.SUFFIXES)
 def test_truncated_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
