@@ -80,9 +80,14 @@ def stage_seconds(name: str, device: torch.device) -> float:
         stage.back(found.clone(), found, "")[0, 0, 0, 0].item()  # CPU-GPU sync point
         return time.perf_counter() - started
 
-    with torch.no_grad(), convolving(name):
-        there_and_back()  # weights are made ready, and libraries
-        return min(there_and_back() for _ in range(8))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other while the machine has other work
+    try:
+        with torch.no_grad(), convolving(name):
+            there_and_back()  # weights are made ready, and libraries
+            return min(there_and_back() for _ in range(8))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
