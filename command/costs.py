@@ -32,6 +32,7 @@ from utils import Size, UserError, available_bytes, told
 
 FLOAT = 4  # bytes
 PROGRAM_BYTES = 750e6  # interpreter, libraries, their scratch and the weights, before any picture
+BLOCKWISE_BYTES = 150e6  # more by blocks: scratch of libraries for each of their sizes
 PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
 # so far, its gradient and the two means of Adam
 SHOWN = 35  # the same, in a step: from what is optimised to the picture that is seen, and back; by
@@ -242,7 +243,7 @@ def _step_bytes(run: Run) -> float:
         per_pixel += PAIR * min(run.memory, run.steps_at[-1])
     held = math.prod(exemplar) * _held(run)
     floats_held = pixels * per_pixel + _seen_at_once(run) * at_once + held
-    return FLOAT * floats_held + _matching_bytes(run)
+    return FLOAT * floats_held + _matching_bytes(run) + (0 if whole else BLOCKWISE_BYTES)
 
 
 def _seen_at_once(run: Run) -> int:
