@@ -363,8 +363,8 @@ class Request:
     )
     precision: str = flag(
         NET,
-        "in which the net computes; the last steps of each scale, and all that is not the net, are "
-        f"fp32; {AUTO} is the fastest here",
+        "in which the net computes; with bf16 the last steps of each scale are fp32, and what is "
+        f"not the net always is; {AUTO} is the fastest here",
         default=AUTO,
         choices=(AUTO, *PRECISIONS),
         type=str.lower,

@@ -314,9 +314,11 @@ def convolution_rate(device: torch.device) -> float:
 
 def allowed_bytes(asked: float | None, device: torch.device, beside: int = 1) -> float:
     """What the peak of a run may be, the program included: what was asked for, or else most of
-    what is free, shared by so many processes."""
+    what is free, shared by so many processes; they take the GPUs of a machine one after the
+    other."""
     free = PROGRAM_BYTES + available_bytes(device)  # the program itself is there already
-    return MOST * free / beside if asked is None else min(asked, free)
+    sharing = math.ceil(beside / (torch.cuda.device_count() if device.type == "cuda" else 1))
+    return MOST * free / sharing if asked is None else min(asked, free)
 
 
 def fitting(run: Run, allowed: float) -> Run:

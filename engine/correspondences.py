@@ -107,20 +107,21 @@ class Descriptor:
         starts = starts // width * picture.shape[3] + starts % width
         # Sums over another layout round otherwise, and what is nearly equal would be another patch.
         patches = patches_at(picture, starts, PATCH).T.contiguous()
-        self.mean = patches.mean(0)
-        centred = patches - self.mean
+        mean = patches.mean(0)
+        centred = patches - mean
         # On the CPU, as GPUs may have no float64.
         _, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).cpu().double())
         self.axes = axes[:, -COMPONENTS:].to(picture)  # (3 PATCH^2, D)
+        self.of_mean = mean @ self.axes
 
     def of(self, patches: Tensor) -> Tensor:
         """(N, 3 PATCH^2) -> (N, D)."""
-        return (patches @ self.axes - self.mean @ self.axes) / (3 * PATCH**2) ** 0.5
+        return (patches @ self.axes - self.of_mean) / (3 * PATCH**2) ** 0.5
 
     def __call__(self, picture: Tensor, guide: Tensor | None, tile: str = "") -> Tensor:
         """(1, 3, H, W), (1, G, H, W) -> (H', W', D + G), a descriptor for every patch."""
         kernel = self.axes.T.view(-1, 3, PATCH, PATCH)
-        mean = (self.mean @ self.axes).view(-1, 1, 1)
+        mean = self.of_mean.view(-1, 1, 1)
         more = PATCH - 1
         maps = [wrapped(one, tile, more, more) for one in (picture, guide) if one is not None]
         height, width = (side - more for side in maps[0].shape[2:])

@@ -19,7 +19,8 @@ WORTH = 2.0  # times as fast the net must be for its error to be worth it
 # The net's own convolution, so wide and of so many px a side, is timed: large enough for a device's
 # arithmetic to be seen, not how long it takes to start; and what is nearly as fast costs no error.
 WIDTH, SIDE, GPU_SIDE = 256, 32, 128
-FEWEST = (1, 16, 8, 8)  # the same where a device may take hundreds of times as long as it should
+FEWEST = (1, 16, 8, 8)  # shape of the features that are convolved before, where a device may take
+# hundreds of times as long as it should
 HOPELESS = 2.0  # times as slow as float32
 
 
@@ -66,7 +67,7 @@ def _fastest(device: torch.device) -> str:
 
 def stage_seconds(name: str, device: torch.device) -> float:
     """Of one stage of the net there and back, as it computes on that device: the fastest of
-    eight, as what else a machine does only slows it down."""
+    four, as what else a machine does only slows it down."""
     generator = torch.Generator().manual_seed(0)
     side = GPU_SIDE if device.type == "cuda" else SIDE
     weight = torch.rand(WIDTH, WIDTH, 3, 3, generator=generator)
@@ -85,7 +86,7 @@ def stage_seconds(name: str, device: torch.device) -> float:
     try:
         with torch.no_grad(), convolving(name):
             there_and_back()  # weights are made ready, and libraries
-            return min(there_and_back() for _ in range(8))
+            return min(there_and_back() for _ in range(4))
     finally:
         torch.set_num_threads(threads)
 

@@ -305,7 +305,9 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
     if large:
         give_back_freed_memory()  # that painting has left
         # What it takes to go back through it is made again then, to leave room for blocks.
-        seen: Callable[[Tensor], Tensor] = partial(checkpoint, shown, use_reentrant=False)
+        seen: Callable[[Tensor], Tensor] = partial(
+            checkpoint, shown, use_reentrant=False, preserve_rng_state=False
+        )
     else:
         seen = shown
     extract = partial(_extract, look, canvas.tile, mask, seen)

@@ -193,6 +193,11 @@ def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
     monkeypatch.setattr(costs, "available_bytes", lambda device: 10e9)
     assert costs.allowed_bytes(None, CPU) == 0.9 * (10e9 + PROGRAM_BYTES)
     assert costs.allowed_bytes(None, CPU, beside=4) == 0.9 * (10e9 + PROGRAM_BYTES) / 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    gpu = torch.device("cuda:0")
+    for beside, sharing in ((8, 1), (9, 2)):
+        allowed = costs.allowed_bytes(None, gpu, beside)
+        assert allowed == 0.9 * (10e9 + PROGRAM_BYTES) / sharing
     assert costs.allowed_bytes(4e9, CPU) == 4e9
     assert costs.allowed_bytes(40e9, CPU) == 10e9 + PROGRAM_BYTES
 
