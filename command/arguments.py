@@ -364,7 +364,7 @@ class Request:
     precision: str = flag(
         NET,
         "in which the net computes; with bf16 the last steps of each scale are fp32, and what is "
-        f"not the net always is; {AUTO} is the fastest here",
+        f"not the net always is; {AUTO} is what the device is made for",
         default=AUTO,
         choices=(AUTO, *PRECISIONS),
         type=str.lower,

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +25,8 @@ VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
+MEETING = timedelta(seconds=20)  # launchers start all processes at the same time
+WAITING = timedelta(minutes=30)  # for one that is slower
 BESIDE = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE")  # of a machine: 8, 8(x4), 8,7
 
 
@@ -56,11 +60,35 @@ def team_of(own: Place, device: torch.device) -> Team:
     if not distributed.is_initialized():
         try:
             # Counts are added up on the CPU, whatever the device.
+            _wait_for_the_first(own)
             kinds = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            distributed.init_process_group(kinds, rank=own.rank, world_size=own.count)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"--split: the processes cannot meet ({error})") from error
-    return Team(own.rank, own.count)
+            distributed.init_process_group(
+                kinds, rank=own.rank, world_size=own.count, timeout=MEETING
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            told = str(error).partition("\n")[0]
+            raise UserError(
+                f"--split: the processes did not meet within {MEETING.seconds} s ({told})"
+            ) from error
+    # They meet at once or never, but one may be painting long after another.
+    return Team(own.rank, own.count, distributed.new_group(timeout=WAITING))
+
+
+def _wait_for_the_first(own: Place) -> None:
+    """Raise OSError where the process that the others meet at does not come, as PyTorch would wait
+    for it several times as long and tell of that in many lines."""
+    address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if own.rank == 0 or not all(address):
+        return
+    last = time.monotonic() + MEETING.seconds
+    while True:
+        try:
+            socket.create_connection(address, timeout=MEETING.seconds).close()
+            return
+        except OSError:
+            if time.monotonic() > last:
+                raise
+        time.sleep(0.1)
 
 
 def place(variables: Mapping[str, str] = os.environ) -> Place:

@@ -86,6 +86,7 @@ class Team:
 
     rank: int
     count: int
+    group: Any = None  # of `torch.distributed`; None: all that there are
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Have those of all processes added up in their place, in one message."""
@@ -93,7 +94,7 @@ class Team:
             return
         flat = torch.cat([x.flatten() for x in tensors])
         try:
-            distributed.all_reduce(flat)
+            distributed.all_reduce(flat, group=self.group)
         except RuntimeError as error:
             raise UserError("--split: another process has ended, and with it this one") from error
         for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):

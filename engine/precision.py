@@ -1,6 +1,5 @@
 """How exactly the net computes; pixels, statistics, sorting and losses are float32 in any case."""
 
-import math
 import time
 from contextlib import AbstractContextManager
 from functools import cache
@@ -9,18 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import Convolution
 from utils import UserError, layout_on
 
 AUTO, EXACT = "auto", "fp32"
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}  # what it computes in
 PRECISIONS = (EXACT, *ROUGH)
-WORTH = 2.0  # times as fast the net must be for its error to be worth it
-# The net's own convolution, so wide and of so many px a side, is timed: large enough for a device's
-# arithmetic to be seen, not how long it takes to start; and what is nearly as fast costs no error.
-WIDTH, SIDE, GPU_SIDE = 256, 32, 128
-FEWEST = (1, 16, 8, 8)  # shape of the features that are convolved before, where a device may take
-# hundreds of times as long as it should
+TF32_SINCE = (8, 0)  # compute capability of a GPU
+FEWEST = (1, 16, 8, 8)  # shape of the features that are convolved, where a device may take hundreds
+# of times as long as it should
 HOPELESS = 2.0  # times as slow as float32
 
 
@@ -30,13 +25,16 @@ def offered(device: torch.device) -> tuple[str, ...]:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; AUTO means the fastest one that is worth its error here.
+    """The precision of that name; AUTO means the one that the device's hardware is made for.
+
+    That is known and not timed: a machine with other work would now pick one, now another, and
+    the same command would make two pictures.
 
     Raises:
         UserError: the device does not have the one that was asked for.
     """
     if name == AUTO:
-        return _fastest(device)
+        return _made_for(device)
     if name not in offered(device):
         raise UserError(f"--precision {name}: on {device} there is {', '.join(offered(device))}")
     return name
@@ -51,44 +49,12 @@ def usable(device: torch.device) -> tuple[str, ...]:
     return EXACT, *(name for name in rough if convolution_seconds(name, FEWEST, device) < allowed)
 
 
-@cache
-def _fastest(device: torch.device) -> str:
-    """Of what is usable, from the most exact on, the last that is worth it over the one before: the
-    same in every run, though seconds differ."""
-    if usable(device) == (EXACT,):
-        return EXACT
-    best, least = EXACT, math.inf
-    for name in usable(device):
-        seconds = stage_seconds(name, device)
-        if least > WORTH * seconds:
-            best, least = name, seconds
-    return best
-
-
-def stage_seconds(name: str, device: torch.device) -> float:
-    """Of one stage of the net there and back, as it computes on that device: the fastest of
-    four, as what else a machine does only slows it down."""
-    generator = torch.Generator().manual_seed(0)
-    side = GPU_SIDE if device.type == "cuda" else SIDE
-    weight = torch.rand(WIDTH, WIDTH, 3, 3, generator=generator)
-    stage = Convolution(weight, torch.zeros(WIDTH)).to(device)
-    maps = torch.rand(1, WIDTH, side, side, generator=generator)
-    maps = maps.to(device, ROUGH.get(name) or torch.float32, memory_format=layout_on(device))
-
-    def there_and_back() -> float:
-        started = time.perf_counter()
-        found = stage(maps)
-        stage.back(found.clone(), found, "")[0, 0, 0, 0].item()  # CPU-GPU sync point
-        return time.perf_counter() - started
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other while the machine has other work
-    try:
-        with torch.no_grad(), convolving(name):
-            there_and_back()  # weights are made ready, and libraries
-            return min(there_and_back() for _ in range(4))
-    finally:
-        torch.set_num_threads(threads)
+def _made_for(device: torch.device) -> str:
+    """TF32 where a GPU has it, and its error is not worth bfloat16's gain over that. On a processor
+    runs in bfloat16 were no faster than in float32, whose convolutions take fewer products."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_SINCE:
+        return "tf32"
+    return EXACT
 
 
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:

@@ -13,31 +13,26 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
 @pytest.mark.parametrize(
-    "device, seconds, best",
+    "device, capability, best",
     [
-        (CPU, dict(fp32=1.0, bf16=0.2), "bf16"),
-        (CPU, dict(fp32=1.0, bf16=0.6), "fp32"),  # not worth its error
-        (CPU, dict(fp32=1.0, bf16=500.0), "fp32"),
-        (GPU, dict(fp32=1.0, tf32=0.45, bf16=0.2), "bf16"),
-        (GPU, dict(fp32=1.0, tf32=0.4, bf16=0.3), "tf32"),  # faster, and not worth more error
-        (GPU, dict(fp32=1.0, tf32=0.6, bf16=0.4), "bf16"),
+        (CPU, None, "fp32"),
+        (GPU, (9, 0), "tf32"),
+        (GPU, (8, 0), "tf32"),
+        (GPU, (7, 5), "fp32"),
+        (torch.device("mps"), None, "fp32"),
     ],
 )
-def test_the_fastest_is_picked(device, seconds, best, monkeypatch):
-    tried = []
-
-    def stage(name, where):
-        assert where == device
-        tried.append(name)
-        return seconds[name]
-
-    monkeypatch.setattr(precision, "convolution_seconds", lambda name, shape, where: seconds[name])
-    monkeypatch.setattr(precision, "stage_seconds", stage)
-    for cached in (precision.usable, precision._fastest):
-        monkeypatch.setattr(precision, cached.__name__, cached.__wrapped__)
+def test_what_the_hardware_is_made_for_is_picked(device, capability, best, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
     assert pick_precision("auto", device) == best
-    # What takes hundreds of times as long is not tried at full size.
-    assert tried == (list(seconds) if seconds["bf16"] < 2 else [])
+
+
+def test_what_takes_hundreds_of_times_as_long_is_not_usable(monkeypatch):
+    seconds = {"fp32": 1.0, "bf16": 500.0}
+    monkeypatch.setattr(precision, "convolution_seconds", lambda name, *_: seconds[name])
+    assert precision.usable.__wrapped__(CPU) == ("fp32",)
+    seconds["bf16"] = 1.5
+    assert precision.usable.__wrapped__(CPU) == ("fp32", "bf16")
 
 
 def test_what_a_device_lacks_is_refused():

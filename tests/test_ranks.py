@@ -5,11 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
+import command.ranks
 import Synthesis
 from command.ranks import Place, place, team_of
 from utils import UserError, save_picture
@@ -82,11 +85,27 @@ def test_split_needs_a_gpu_for_each(monkeypatch):
         team_of(Place(1, 2, 1), torch.device("cuda:0"))
 
 
-def ranks(count, *arguments):
-    """Processes as torchrun starts them, of one thread each."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_comes_is_not_waited_for(rank, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setattr(command.ranks, "MEETING", timedelta(seconds=1))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="did not meet within 1 s") as raised:
+        team_of(Place(rank, 2, rank), torch.device("cpu"))
+    assert time.monotonic() - started < 4
+    assert "\n" not in str(raised.value)
+
+
+def ranks(count, *arguments):
+    """Processes as torchrun starts them, of one thread each."""
+    port = free_port()
     found = []
     for rank in range(count):
         variables = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
