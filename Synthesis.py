@@ -5,27 +5,42 @@ Parse what was asked for, plan it, make every picture coarse to fine, save it.
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from command.interrupts import EXIT_CODE, LINE, ctrl_c_exits, ctrl_c_ignored, ctrl_c_raises
+from command.interrupts import (
+    LINE,
+    NOTHING,
+    exit_code,
+    signals_exit,
+    signals_ignored,
+    signals_raise,
+)
 
 if __name__ == "__main__":
-    ctrl_c_exits()
+    signals_exit()
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the CPU has
 
-import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
 from command.costs import Run, allowed_bytes, cost_notes, fitting
-from command.display import Display, say
-from command.plan import Job, plan
+from command.display import Display, Notes, print_result, say
+from command.plan import Job, Order, job_of, layers_of, orders_of
 from command.ranks import leave, place, team_of, tell_launcher
-from command.results import Net, Result, save
+from command.results import (
+    INTERRUPTED,
+    Failed,
+    Net,
+    Result,
+    finished_before,
+    is_finished,
+    line_of,
+    record_of,
+    save,
+)
 from engine.blocks import ALONE
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
@@ -46,12 +61,21 @@ def synthesize(gt_path: str = "leaf.jpg", **flags: Any) -> Tensor:
     Raises:
         UserError: what the command would say in one line.
     """
-    (result,) = run(request_of(gt_path=gt_path, quiet=True, **flags))
-    return result.image
+    return run_one(request_of(gt_path=gt_path, quiet=True, **flags)).image
 
 
-def run(request: Request) -> Iterator[Result]:
-    """Make and save what was asked for, picture by picture.
+def run_one(request: Request) -> Result:
+    """What comes of a request for one picture; raises as `run` does."""
+    (result,) = run(request)
+    assert isinstance(result, Result)  # one that fails alone raises
+    return result
+
+
+def run(request: Request) -> Iterator[Result | Failed]:
+    """Make and save what was asked for, picture by picture. What is there already, made in the
+    same way, is taken as it is.
+
+    Of several pictures one that cannot be made does not keep the others from it.
 
     Raises:
         UserError: whatever the user can fix, before any slow work.
@@ -62,29 +86,43 @@ def run(request: Request) -> Iterator[Result]:
     device, device_note = pick_device(request.device, own.local)
     team = team_of(own, device) if request.split else ALONE
     precision = pick_precision(request.precision, device)
-    jobs, picture_notes = plan(request)
+    orders = orders_of(request)
+    mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
-    net = request.model or DEFAULT_NET
-    costs = [(job.name, fitting(Run.of(job, net), allowed)) for job in jobs]
-    notes = [device_note, *picture_notes, *cost_notes(costs, allowed, device)]
-    weights, name, net_notes = load_weights(
-        request.model, request.weights, jobs[0].trunk_layers, progress=not quiet
-    )
-    say([*notes, *net_notes], quiet)
+    notes = Notes(quiet)
+
+    def planned(order: Order) -> Job:
+        job, heard = job_of(request, order)
+        cost = fitting(Run.of(job, request.model or DEFAULT_NET), allowed)
+        notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
+        if cost.block is not None:
+            keep_freed_memory(large=True)
+        spec = replace(job.spec, block=cost.block, memory=cost.memory, team=team)
+        return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
+
+    alone = planned(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
+    _, layers = layers_of(request, request.model or DEFAULT_NET)
+    weights, name, found = load_weights(request.model, request.weights, layers, not quiet)
+    notes.tell(device_note, *found)
     told = f"{name} from {request.weights.name}" if request.weights else name
-    if any(cost.block is not None for _, cost in costs):
-        keep_freed_memory(large=True)
-    pairs = list(zip(jobs, costs, strict=True))
-    for job, (_, cost) in pairs if request.split else pairs[own.rank :: own.count]:
-        job = replace(job, spec=replace(job.spec, block=cost.block, memory=cost.memory, team=team))
-        if team.rank:
-            job = replace(job, save_every=None)
-        with convolving(EXACT):
-            result = make(job, Net(weights, name, told, device, precision), quiet)
+    net = Net(weights, name, told, device, precision)
+    for order in mine:
+        try:
+            job = alone or planned(order)
+            if is_finished(job, record_of(job, net), request.overwrite):
+                result = finished_before(job)
+            else:
+                with convolving(EXACT):
+                    result = make(job, net, quiet)
+        except Exception as error:
+            if len(orders) == 1:
+                raise
+            yield Failed.of(order.exemplar, error)
+            continue
         if team.rank == 0:
             yield result
-        if result.interrupted:
-            raise KeyboardInterrupt
+        if result.stopped:
+            raise result.stopped
 
 
 def make(job: Job, net: Net, quiet: bool) -> Result:
@@ -98,29 +136,30 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
     trunk = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
     if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
         trunk.rescale(spec.exemplars[0].image)
-    record = job.record | {"net": net.told, "device": str(net.device), "precision": net.precision}
-    interrupted = False
+    record, stopped = record_of(job, net), None
     with Display(job, record, quiet) as display:
         try:
             made = new_texture(spec, trunk, display)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if display.last is None:
                 raise
-            interrupted, made = True, Made(display.picture(), None)
-            record["interrupted at step"] = display.last.step
+            stopped, made = error, Made(display.picture(), None)
+            record[INTERRUPTED] = display.last.step
     if display.last is not None:
         record["steps"] = display.last.step
+    path = job.save_path
     if spec.team.rank == 0:  # the others have the same picture
-        with ctrl_c_ignored():
-            record = save(job, made, record, net)
-    return Result(
-        job.save_path, made.image.cpu(), record, time.perf_counter() - started, interrupted
-    )
+        with signals_ignored():
+            path, record = save(job, made, record, net)
+    return Result(path, made.image.cpu(), record, time.perf_counter() - started, stopped)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C."""
+    """Run the command line; returns the exit code: 0, 1 where some of several pictures could not
+    be made, 2 for the user's errors, 130, 143 or 129 for Ctrl-C, SIGTERM or SIGHUP."""
     keep_freed_memory()
+    failed = made = 0
+    interrupted = NOTHING
     try:
         request = parse(argv)
         if request.score:
@@ -131,29 +170,33 @@ def main(argv: list[str] | None = None) -> int:
         if request.benchmark:
             from command.benchmark import print_benchmark
 
-            print_benchmark(request, run)
+            print_benchmark(request, run_one)
             return 0
         if request.json:
             raise UserError("--json is the format of --score and --benchmark, which are missing")
         for result in run(request):
-            print(result.line, flush=True)
-    except KeyboardInterrupt:
-        print(LINE, file=sys.stderr)
-        return EXIT_CODE
-    except (UserError, RuntimeError, MemoryError) as error:
-        told = str(error)
-        # A GPU has an error of its own for this; the CPU's is known by its text alone.
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if full or "can't allocate memory" in told:
-            told = "out of memory: give a smaller --size"
-        elif not isinstance(error, UserError):
+            if isinstance(result, Failed):
+                failed += 1
+                say([f"Synthesis.py: {result.line}"])
+            else:
+                made += 1
+                print_result(result.line)
+                interrupted = LINE if result.stopped else NOTHING
+        if failed:
+            say([f"Synthesis.py: {failed} of {failed + made} pictures could not be made"])
+            return 1
+    except KeyboardInterrupt as error:
+        say([interrupted])
+        return exit_code(error)
+    except Exception as error:
+        if (line := line_of(error)) is None:
             raise
-        print(f"Synthesis.py: {told}", file=sys.stderr)
-        tell_launcher(told)
+        say([f"Synthesis.py: {line}"])
+        tell_launcher(line)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    ctrl_c_raises()
+    signals_raise()
     leave(main())

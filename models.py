@@ -3,18 +3,18 @@
 import difflib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils import UserError, folded, layout_on, padded, resize, scaled
+from utils import UserError, folded, layout_on, padded, resize, scaled, sweep, temporary_of
 
 Weights = dict[str, Tensor]
 Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> the pixels, (B, 3, H, W)
@@ -37,6 +37,7 @@ BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_hed.pth"
 WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZIP_MAGIC = b"PK\x03\x04"
+STALE = 3600  # s, since anything came of a download that is not going on any more
 NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
 RESCALE_SIDE = 256  # px, shorter side on which means are taken; a photograph's need no more
 RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its layer's mean
@@ -188,6 +189,10 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> tuple[Weight
 
 def _download(url: str, cache: Path, progress: bool) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
+    for half in cache.parent.glob(f"{cache.name}.*.partial"):
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > STALE:
+                half.unlink()
     with _network_timeout():
         # Checks the hash that the file's name carries; a half download never gets the name.
         torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
@@ -196,8 +201,9 @@ def _download(url: str, cache: Path, progress: bool) -> None:
 def _write_copy(weights: Weights, copy: Path) -> None:
     """Keep the features alone beside torchvision's file, whose 548 MB would cost every run of a
     loop; where nothing may be written there, the run does without."""
-    temporary = copy.with_name(f".{uuid4().hex}.tmp")
+    temporary = temporary_of(copy)
     with suppress(OSError, RuntimeError):
+        sweep(copy.parent)
         torch.save(weights, temporary)
         os.replace(temporary, copy)
     with suppress(OSError):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import glob
 import json
 import math
 import os
+import platform
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,6 +61,9 @@ _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
 
+READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # of a folder's files
+_TEMPORARY = ".synthesis-"  # how the names of files begin that are not whole yet
+ROOM = 2**16  # bytes that a folder must have room for, before slow work begins
 READ_BYTES = 24  # a pixel at the peak of reading: as Pillow decodes and converts it, and as floats
 
 
@@ -95,6 +100,25 @@ def find_picture(name: str | Path) -> Path:
     close = difflib.get_close_matches(Path(name).stem.lower(), pictures)
     hint = f"; nearest there: {', '.join(pictures[stem] for stem in close)}" if close else ""
     raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
+
+
+def find_pictures(name: str | Path) -> list[Path]:
+    """Return the pictures of that name: one, as `find_picture` has it, or those of a folder or of
+    a pattern with * or ?, by name.
+
+    Raises UserError when there is none.
+    """
+    path = Path(name)
+    if path.is_dir():
+        found = [one for one in path.iterdir() if one.suffix.lower() in READ_SUFFIXES]
+    elif set("*?[") & set(str(name)) and not path.exists():
+        found = [Path(one) for one in glob.glob(str(name), recursive=True)]
+    else:
+        return [find_picture(name)]
+    found = sorted(one for one in found if one.is_file() and not one.name.startswith("."))
+    if not found:
+        raise UserError(f"{str(name)!r}: no picture there")
+    return found
 
 
 def read_picture(path: Path) -> tuple[Tensor, list[str]]:
@@ -241,22 +265,49 @@ def _over_mean(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 # -------------------------------------------------------------------------------------- saving
 
 
-def check_save_path(path: Path) -> None:
-    """Create the folder of a picture to come, so that slow work does not end in an error.
-
-    Raises UserError when the suffix is not one of SUFFIXES, the path is a folder, or its folder
-    cannot be created or written to.
-    """
+def check_suffix(path: Path) -> None:
+    """Raise UserError when the suffix is not one of SUFFIXES."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: unknown suffix {path.suffix!r}, use one of {' '.join(SUFFIXES)}")
+
+
+def check_save_path(path: Path) -> None:
+    """See that a picture can be saved there, so that slow work does not end in an error; folders
+    that are missing are created when it is. What runs that were killed have left there goes.
+
+    Raises UserError when the suffix is not one of SUFFIXES, the path is a folder or no file, or its
+    folder cannot be created or written to.
+    """
+    check_suffix(path)
     try:
         if path.is_dir():
             raise UserError(f"{path}: a folder, not a file to save to")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: a device or a pipe, not a file to save to")
         folder = _real(path).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(ROOM))
+        sweep(there)
     except OSError as error:
         raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
+
+
+def temporary_of(path: Path) -> Path:
+    """Where a file is written until it is whole: beside it, named by the process."""
+    # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
+    return path.with_name(f"{_TEMPORARY}{platform.node()}-{os.getpid()}-{uuid4().hex[:8]}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that are no more."""
+    own = f"{_TEMPORARY}{platform.node()}-"
+    for path in folder.glob(f"{glob.escape(own)}*-*.tmp"):
+        with suppress(OSError, ValueError):
+            try:
+                os.kill(int(path.name[len(own) :].partition("-")[0]), 0)
+            except ProcessLookupError:
+                path.unlink()
 
 
 def check_format(path: Path, size: Size) -> None:
@@ -295,9 +346,9 @@ def save_picture(
         levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
     picture = Image.fromarray(levels[..., 0] if sixteen_bit else levels)
     kind, options = _FORMATS[path.suffix.lower()]
-    # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
-    temporary = _real(path).with_name(f".{uuid4().hex}.tmp")
+    temporary = temporary_of(_real(path))
     try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         # Encoded in memory because libtiff writes complaints of its own to stderr.
         encoded = BytesIO()
         picture.save(encoded, kind, **options, **_record_options(kind, record))

@@ -83,6 +83,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def parse_save_path(text: str) -> Path:
+    """Return the path; what ends as a folder does, 'out/', is one, whether there is one or not."""
+    return Path(text) / "{stem}.png" if text.endswith("/") else Path(text)
+
+
 def parse_share(text: str) -> tuple[str, float | None]:
     """Return 'b.jpg:0.3' as ('b.jpg', 0.3) and 'b.jpg' as ('b.jpg', None).
 
@@ -158,7 +163,7 @@ class Request:
 
     gt_path: Sequence[str] = flag(
         PICTURES,
-        "exemplar(s), looked up as given, then in textures/",
+        "exemplar(s), looked up as given, then in textures/; folders and patterns (*) as well",
         "--gt_path",
         "--image_path",
         default=("leaf.jpg",),
@@ -171,11 +176,11 @@ class Request:
     )
     save_path: Path = flag(
         PICTURES,
-        f"result, format by suffix ({' '.join(SUFFIXES)}); with several exemplars each one's name "
-        "is added",
+        f"result, format by suffix ({' '.join(SUFFIXES)}), a folder, or a pattern of {{stem}} and "
+        "{seed}; with several exemplars or seeds those are added",
         default=Path("result.jpg"),
         metavar="FILE",
-        type=Path,
+        type=parse_save_path,
     )
     save_every: int | None = flag(
         PICTURES,
@@ -426,6 +431,21 @@ class Request:
         metavar="N",
     )
 
+    count: int = flag(
+        OUTPUT,
+        "so many pictures of each exemplar, of this seed and those that follow",
+        default=1,
+        type=number(int, 1, "a number of pictures"),
+        metavar="N",
+    )
+    overwrite: bool = flag(
+        OUTPUT,
+        "replace pictures that another command has made; what this one has made is finished, and "
+        "stays",
+        default=False,
+        told="off",
+        action="store_true",
+    )
     quiet: bool = flag(
         OUTPUT, "nothing on stderr but errors", default=False, told="off", action="store_true"
     )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ MATRIX = 2048  # rows and columns of a plain matrix product
 COMMAND = Path(__file__).resolve().parent.parent / "Synthesis.py"
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 
-Run = Callable[[Request], Iterator[Result]]
+Run = Callable[[Request], Result]
 Found = dict[str, Any]
 
 
@@ -45,7 +45,7 @@ def print_benchmark(request: Request, run: Run) -> None:
 
     Args:
         request: its exemplar, device, precision and net, by default the bundled one.
-        run: makes the pictures of a request.
+        run: makes the picture of a request.
 
     Raises:
         UserError: an exemplar, a device, a precision or a net that is not here.
@@ -124,8 +124,8 @@ def measured(run: Run, argv: list[str], folder: Path) -> Found:
     found: Found = {"s/step": round(seconds, 4), "of a product": round(flops / seconds / rate, 2)}
     reached: dict[float, float | None] = dict.fromkeys(ERRORS)
     for steps in STEPS if seconds < PATIENCE else ():
-        command = ["--optimizer", "LBFGS", "--epoch", str(steps)]
-        (result,) = run(parse([*argv, *command, "--save_path", str(folder / "result.png")]))
+        command = ["--optimizer", "LBFGS", "--epoch", str(steps), "--overwrite"]
+        result = run(parse([*argv, *command, "--save_path", str(folder / "result.png")]))
         for error, before in reached.items():
             if before is None and result.record["error"] <= error:
                 reached[error] = round(result.seconds, 1)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -10,14 +11,36 @@ from tqdm import tqdm
 
 from command.plan import Job
 from engine.synthesis import Progress, finished
-from utils import save_picture
+from utils import UserError, save_picture
 
 
-def say(notes: Iterable[str | None], quiet: bool) -> None:
-    """Print what the user should hear on stderr, unless it is to be quiet."""
+def say(notes: Iterable[str | None], quiet: bool = False) -> None:
+    """Print what the user should hear on stderr, unless it is to be quiet; one that is closed or
+    full costs no picture."""
     for note in notes:
         if note and not quiet:
-            print(note, file=sys.stderr)
+            with suppress(OSError, ValueError, AttributeError):
+                print(note, file=sys.stderr, flush=True)
+
+
+class Notes:
+    """Tells the user what is to be heard, once: not with each of many pictures."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.heard: set[str] = set()
+
+    def tell(self, *notes: str | None) -> None:
+        """One line each."""
+        new = [note for note in notes if note and note not in self.heard]
+        self.heard.update(new)
+        say(new, self.quiet)
+
+
+def print_result(line: str) -> None:
+    """Print on stdout; one that is closed, full or has another alphabet costs no picture."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(line.encode(sys.stdout.encoding or "utf-8", "replace").decode(), flush=True)
 
 
 class Display:
@@ -49,16 +72,18 @@ class Display:
             told = f"scale {progress.scale}/{progress.scales} {width}x{height}"
             self.bar.set_description(told, refresh=False)
             if self.lines:
-                print(f"{self.job.name}: {told} from step {progress.step}", file=sys.stderr)
+                say([f"{self.job.name}: {told} from step {progress.step}"])
         self.last = progress
         told = f"step {progress.step}/{self.job.spec.steps}"
         told += ", painting" if math.isnan(progress.loss) else f", error {progress.loss:.2g}"
         self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(progress.fraction - self.bar.n)
         if self.job.save_every and progress.step % self.job.save_every == 0:
-            path = self.job.save_path
-            path = path.with_stem(f"{path.stem}_{progress.step:06d}")
-            save_picture(self.picture(), path, self.record | {"step": progress.step})
+            path = self.job.snapshot_path(progress.step)
+            try:
+                save_picture(self.picture(), path, self.record | {"step": progress.step})
+            except UserError as error:  # a snapshot less is no reason to end
+                say([str(error)])
 
     def picture(self) -> Tensor:
         """(1, 3, height, width) in [0, 1]: the best so far, as it would be saved."""

@@ -3,8 +3,9 @@
 Arguments end here. A job is frozen and holds all that decides a picture but the net's weights.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from utils import (
     UserError,
     check_format,
     check_save_path,
+    check_suffix,
     find_picture,
+    find_pictures,
     is_16_bit,
     rotated_and_resized,
     scaled,
@@ -43,7 +46,7 @@ CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 # What a record does not hold: where things are, and what does not change the picture.
 NOT_RECORDED = {
     *("gt_path", "save_path", "save_every", "quiet", "model", "weights", "max_memory", "split"),
-    *("score", "benchmark", "json"),
+    *("score", "benchmark", "json", "count", "overwrite"),
 }
 
 
@@ -66,6 +69,10 @@ class Job:
         """Where the repeat of a picture that tiles goes."""
         return self.save_path.with_stem(f"{self.save_path.stem}_tiled")
 
+    def snapshot_path(self, step: int) -> Path:
+        """Where the picture as it stands after a step goes."""
+        return self.save_path.with_stem(f"{self.save_path.stem}_{step:06d}")
+
     def written(self) -> list[tuple[Path, Size]]:
         """Every file that this makes, but snapshots, and the size of the picture in it."""
         height, width = size = self.spec.canvas.size
@@ -84,37 +91,101 @@ class CarriedMap:
     sixteen_bit: bool
 
 
+@dataclass(frozen=True)
+class Order:
+    """What becomes a job when its turn comes, as the pictures of a night do not fit into memory."""
+
+    exemplar: Path
+    save_path: Path
+    seed: int
+
+
+def orders_of(request: Request) -> list[Order]:
+    """Every exemplar with every seed, and where its picture goes.
+
+    Raises:
+        UserError: an exemplar that there is not, or two pictures that would be saved as one.
+    """
+    check_uses(request)
+    layers_of(request, request.model or DEFAULT_NET)  # spelling; the net may be another one yet
+    paths = [path for name in request.gt_path for path in find_pictures(name)]
+    orders: dict[Path, Order] = {}
+    for path in paths:
+        for seed in range(request.seed, request.seed + request.count):
+            save_path = _saved_as(request, path, seed, len(paths) > 1)
+            if save_path in orders:
+                raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
+            check_suffix(save_path)
+            orders[save_path] = Order(path, save_path, seed)
+    for save_path in orders:
+        _check_no_input(save_path, paths)
+    return list(orders.values())
+
+
+def _saved_as(request: Request, exemplar: Path, seed: int, several: bool) -> Path:
+    """Where a picture goes: by the pattern that is given, or else told apart by what differs."""
+    path = request.save_path
+    if path.is_dir():
+        path = path / "{stem}.png"
+        several = False
+    if "{" not in str(path):
+        parts = [path.stem, *([exemplar.stem] if several else [])]
+        return path.with_stem("_".join([*parts, *_seeds(request, seed)]))
+    try:
+        found = Path(str(path).format(stem=exemplar.stem, seed=seed))
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"--save_path {path}: allowed in braces are stem and seed") from error
+    if "{seed" not in str(path):
+        found = found.with_stem("_".join([found.stem, *_seeds(request, seed)]))
+    return found
+
+
+def _seeds(request: Request, seed: int) -> list[str]:
+    return [str(seed)] if request.count > 1 else []
+
+
+def _check_no_input(path: Path, inputs: Iterable[Path]) -> None:
+    if any(path.exists() and path.samefile(read) for read in inputs):
+        raise UserError(f"--save_path {path}: that is an exemplar or weights, give another name")
+
+
 def plan(request: Request) -> tuple[list[Job], list[str]]:
+    """All jobs of a request at once, and what was done to the pictures that the user should hear.
+
+    Raises:
+        UserError: as `orders_of` and `job_of` do.
+    """
+    found = [job_of(request, order) for order in orders_of(request)]
+    return [job for job, _ in found], [note for _, notes in found for note in notes]
+
+
+def job_of(request: Request, order: Order) -> tuple[Job, list[str]]:
     """Read every picture and check every path and size, before any slow work.
 
-    Returns the jobs, and what was done to the pictures that the user should hear.
+    Returns the job, and what was done to the pictures that the user should hear.
 
     Raises:
         UserError: whatever of these cannot be.
     """
-    check_uses(request)
-    # Spelling is checked here; the net may turn out to be another one.
-    layers = layers_of(request, request.model or DEFAULT_NET)
     pictures = Pictures()
-    paths = [find_picture(name) for name in request.gt_path]
-    jobs: list[Job] = []
-    for path in paths:
-        save_path = request.save_path
-        if len(paths) > 1:
-            save_path = save_path.with_stem(f"{save_path.stem}_{path.stem}")
-        if save_path in (job.save_path for job in jobs):
-            raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
-        check_save_path(save_path)
-        jobs.append(_job(request, layers, path, save_path, pictures))
-    pairs = [pair for job in jobs for pair in job.written()]
-    written = [path for path, _ in pairs]
-    for path, size in pairs:
+    check_save_path(order.save_path)
+    layers = layers_of(request, request.model or DEFAULT_NET)
+    job = _job(replace(request, seed=order.seed), layers, order.exemplar, order.save_path, pictures)
+    written = [path for path, _ in job.written()]
+    inputs = [*pictures.seen, *([request.weights] if request.weights else [])]
+    if request.save_every:
+        steps = range(request.save_every, request.epoch + 1, request.save_every)
+        snapshots = {job.snapshot_path(step).name for step in steps}
+        for path in inputs:
+            if path.name in snapshots and job.save_path.parent.samefile(path.parent):
+                raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
+    for path, size in job.written():
         check_format(path, size)
-        if any(path.exists() and path.samefile(read) for read in pictures.seen):
-            raise UserError(f"--save_path {path}: that is an exemplar, give another name")
+        _check_no_input(path, inputs)
         if written.count(path) > 1:
             raise UserError(f"--save_path {path}: two pictures would be saved there")
-    return jobs, pictures.notes
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures.seen}
+    return replace(job, record=job.record | {"inputs": hashes}), pictures.notes
 
 
 def _job(

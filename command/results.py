@@ -1,5 +1,8 @@
 """What a job leaves behind: the picture with its record, its repeat, its maps, and one line."""
 
+import json
+import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from command.display import say
 from command.plan import Job
 from engine import maps
 from engine.blocks import Blocks
@@ -16,7 +20,7 @@ from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View
 from terms.gram import GRAM_LAYERS
-from utils import read_picture, resize, save_picture
+from utils import UserError, read_picture, read_record, resize, save_picture
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Net:
     precision: str  # of `engine.precision.PRECISIONS`
 
 
+INTERRUPTED = "interrupted at step"
+AFTERWARDS = {"steps", "error", INTERRUPTED}  # of a record, what is known when a picture is there
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of a job."""
@@ -38,25 +46,100 @@ class Result:
     image: Tensor  # (1, 3, H, W) in [0, 1], on the CPU
     record: dict[str, Any]
     seconds: float
-    interrupted: bool  # the picture is that of the steps until Ctrl-C
+    stopped: KeyboardInterrupt | None  # by which the picture is that of the steps until then
+    before: bool = False  # whether it was there already
 
     @property
     def line(self) -> str:
         """What the command prints of it."""
+        took = "finished before" if self.before else f"{self.seconds:.1f} s"
         return (
-            f"{self.path}  {self.record['size']}  {self.seconds:.1f} s  "
+            f"{self.path}  {self.record['size']}  {took}  "
             f"Gram error {self.record['error']:.6f}  {self.record['net']}  "
             f"{self.record['precision']}"
         )
 
 
-def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> dict[str, Any]:
-    """Save all that a job makes; returns the record, to which the saved file's error is added."""
+@dataclass(frozen=True)
+class Failed:
+    """A job among several of which nothing became."""
+
+    line: str
+
+    @classmethod
+    def of(cls, exemplar: Path, error: Exception) -> "Failed":
+        """Of an error; that of a bug is shown as one, though the others go on."""
+        line = line_of(error)
+        if line is None:
+            traceback.print_exception(error)
+            line = f"{type(error).__name__}: {error}"
+        return cls(line if str(exemplar) in line else f"{exemplar}: {line}")
+
+
+def line_of(error: Exception) -> str | None:
+    """What the user can do about an error; None of a bug."""
+    # A GPU has an error of its own for this; the CPU's is known by its text alone.
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if full or "can't allocate memory" in str(error):
+        return "out of memory: give a smaller --size"
+    return str(error) if isinstance(error, UserError) else None
+
+
+def record_of(job: Job, net: Net) -> dict[str, Any]:
+    """What a picture keeps of how it was made, as far as that is known before."""
+    return job.record | {"net": net.told, "device": str(net.device), "precision": net.precision}
+
+
+def finished_before(job: Job) -> Result:
+    """The picture that is there."""
+    image, record = read_picture(job.save_path)[0], read_record(job.save_path)
+    return Result(job.save_path, image, record, 0.0, None, before=True)
+
+
+def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
+    """Whether a picture is there already, made from the same inputs as it would be made now.
+
+    Args:
+        record: of the picture that would be made, but for what is known only afterwards.
+
+    Raises:
+        UserError: another picture is there, which is not to be overwritten.
+    """
+    there = [path for path, _ in job.written() if path.exists()]
+    found = _record_at(job.save_path)
+    wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
+    ours = {name: value for name, value in found.items() if name not in AFTERWARDS} == wanted
+    if there and not ours and not overwrite:
+        raise UserError(
+            f"{there[0]}: another picture is there, give --overwrite or another --save_path"
+        )
+    whole = len(there) == len(job.written()) and INTERRUPTED not in found
+    return ours and whole and "error" in found  # which is what is known last
+
+
+def _record_at(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path)
+    except UserError:  # no picture
+        return {}
+
+
+def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> tuple[Path, dict[str, Any]]:
+    """Save all that a job makes; returns where the picture is, and the record, to which the saved
+    file's error is added.
+
+    Where it cannot go, as a disk is full or a folder has vanished, it goes to the folder for
+    temporary files, alone, and the user is told: a night's work is not lost for that.
+    """
     image = made.image
-    save_picture(image, job.save_path, record)
-    exemplar = job.spec.exemplars[0].image.to(image.device)
-    error = saved_error(job.save_path, exemplar, net, job.spec.block)
-    record = record | {"error": round(error, 6)}
+    try:
+        save_picture(image, job.save_path, record)
+    except UserError as error:
+        path = Path(tempfile.mkdtemp(prefix="synthesis-")) / job.save_path.name
+        save_picture(image, path, record)
+        say([f"{error}: the picture is {path}"])
+        return path, record | {"error": round(_error_of(path, job, image, net), 6)}
+    record = record | {"error": round(_error_of(job.save_path, job, image, net), 6)}
     save_picture(image, job.save_path, record)
     tile = job.spec.canvas.tile
     if tile:
@@ -64,7 +147,12 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> dict[str, An
         save_picture(image.repeat(1, 1, down, across), job.tiled_path, record)
     if job.maps:
         carry_maps(job, made, record, net)
-    return record
+    return job.save_path, record
+
+
+def _error_of(path: Path, job: Job, image: Tensor, net: Net) -> float:
+    exemplar = job.spec.exemplars[0].image.to(image.device)
+    return saved_error(path, exemplar, net, job.spec.block)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from command.benchmark import peak_bytes  # noqa: E402
 from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
-from Synthesis import run  # noqa: E402
+from Synthesis import run_one  # noqa: E402
 from utils import UserError, find_picture, keep_freed_memory, read_picture, resize, save_picture  # noqa: E402
 
 FIXED = "--model vgg16-hed --device cpu --quiet"
@@ -134,7 +134,7 @@ def draw(folder: Path) -> None:
 def make(argv: list[str]) -> Made:
     """Run one command, in a process of its own, so that the peak of its memory is its own."""
     keep_freed_memory()
-    (result,) = run(parse(argv))
+    result = run_one(parse([*argv, "--overwrite"]))
     gigabytes = peak_bytes(torch.device("cpu")) / 1e9
     return Made(result.path, result.seconds, gigabytes, result.record)
 

@@ -125,7 +125,7 @@ def test_every_pair_of_controls(one, method, pictures, narrow_net, tmp_path, mon
             continue
         command = f"--gt_path exemplar.png --device cpu --epoch 1 --method {method} "
         command += " ".join(CONTROLS[name].flags for name in pair)
-        result = tmp_path / "result.png"
+        result = tmp_path / f"{pair[1]}.png"
         code = Synthesis.main([*command.split(), "--save_path", str(result)])
         err = capfd.readouterr().err
         assert code == (2 if refused(*pair) else 0), (command, err)

@@ -23,6 +23,7 @@ import models
 import Synthesis
 from command import canvas, scores, verdict
 from command.arguments import Request, parse
+from command.interrupts import Stopped
 from command.plan import VERSION
 from engine import synthesis
 from engine.colours import luma, noise_like
@@ -60,7 +61,10 @@ def result(tmp_path):
 
 
 def make(exemplar, result, *options) -> dict:
-    assert main(["--gt_path", str(exemplar), "--save_path", str(result), *TINY, *options]) == 0
+    """Anew, whatever is there."""
+    result.unlink(missing_ok=True)
+    arguments = ["--gt_path", str(exemplar), "--save_path", str(result), "--overwrite"]
+    assert main([*arguments, *TINY, *options]) == 0
     return read_record(result)
 
 
@@ -743,26 +747,32 @@ def test_weights_are_named_in_the_record(pebbles, result):
     assert read_record(result)["net"] == "vgg16 from vgg16_hed.pth"
 
 
-def test_ctrl_c_saves_the_picture_as_it_stands(pebbles, result):
+# A shell's background jobs ignore Ctrl-C, and what they start inherits that.
+def as_in_a_terminal():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_saves_the_picture_as_it_stands(number, code, pebbles, result):
     command = [sys.executable, str(ROOT / "Synthesis.py"), "--gt_path", str(pebbles)]
     command += ["--save_path", str(result), *TINY, "--scales", "2", "--save_every", "1"]
     command += ["--epoch", "1000000"]
     with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        # A shell's background jobs ignore Ctrl-C, and what they start inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=as_in_a_terminal
     ) as process:
         try:
             while process.poll() is None and not list(result.parent.glob("result_*.png")):
                 time.sleep(0.02)  # until the first step was saved
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert str(result).encode() in out and b"Traceback" not in err
+    assert err.endswith(b"Synthesis.py: interrupted\n")
     assert read_record(result)["interrupted at step"] >= 1
     assert pixels(result).shape == (32, 32, 3)
 
@@ -775,10 +785,24 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
         [sys.executable, str(ROOT / "Synthesis.py")],
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=as_in_a_terminal,
         timeout=30,
     )
-    assert (done.returncode, done.stderr) == (130, b"Synthesis.py: interrupted\n")
+    told = b"Synthesis.py: interrupted, there is nothing to save yet\n"
+    assert (done.returncode, done.stderr) == (130, told)
+
+
+def test_a_signal_before_the_first_step_says_that_there_is_nothing(
+    pebbles, result, capfd, monkeypatch
+):
+    def stopped(*arguments, **options):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(Synthesis, "new_texture", stopped)
+    assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 143
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "Synthesis.py: interrupted, there is nothing to save yet\n")
+    assert not result.parent.exists()
 
 
 # --------------------------------------------------------------------------------------- errors
@@ -799,7 +823,8 @@ def no_weights(monkeypatch):
     [
         ("--gt_path missing.jpg", ["missing.jpg", "textures"]),
         ("--gt_path leef.jpg", ["leaf.jpg"]),
-        ("--gt_path .", ["folder"]),
+        ("--gt_path .", ["'.'", "no picture"]),
+        ("--gt_path no*.png", ["'no*.png'", "no picture"]),
         ("--gt_path README.md", ["README.md", "not a picture"]),
         ("--image_path missing.jpg", ["missing.jpg"]),
         ("--style_image no.jpg", ["no.jpg"]),
@@ -939,8 +964,9 @@ def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch, narro
     monkeypatch.setattr(
         Synthesis, "new_texture", lambda *a, **k: Made(torch.full((1, 3, 8, 8), np.nan), None)
     )
+    again = ["--gt_path", str(pebbles), "--save_path", str(result), "--overwrite", *TINY]
     with pytest.raises(ValueError, match="finite"):
-        make(pebbles, result)
+        main([*again, "--seed", "1"])
     assert result.read_bytes() == before
 
 
@@ -1133,14 +1159,15 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow
     if args.score:
         assert main(arguments) == 0
         return
-    save_path = tmp_path / args.save_path.name
+    folder = "{" in str(args.save_path)  # or a pattern
+    save_path = tmp_path if folder else tmp_path / args.save_path.name
     cheaper = ["--epoch", "1", "--save_path", str(save_path), "--device", "cpu"]
     if not (args.mask or args.expand):  # whose size is that of what they keep
         cheaper += ["--size", "32"]
     if not args.weights:
         cheaper += ["--model", "vgg16-hed"]
     assert main([*arguments, *cheaper]) == 0
-    assert list(tmp_path.glob(f"{save_path.stem}*"))
+    assert list(tmp_path.glob("*" if folder else f"{save_path.stem}*"))
 
 
 def test_the_readme_has_commands():
