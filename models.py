@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils import UserError, folded, layout_on, padded, resize, scaled, sweep, temporary_of
+from utils import (
+    UserError,
+    folded,
+    layout_on,
+    open_regular,
+    padded,
+    resize,
+    scaled,
+    sweep,
+    temporary_of,
+)
 
 Weights = dict[str, Tensor]
 Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> the pixels, (B, 3, H, W)
@@ -37,6 +47,7 @@ BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_hed.pth"
 WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZIP_MAGIC = b"PK\x03\x04"
+MOST_WEIGHT = 1000.0  # nets have none above 100, and features would overflow
 STALE = 3600  # s, since anything came of a download that is not going on any more
 NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
 RESCALE_SIDE = 256  # px, shorter side on which means are taken; a photograph's need no more
@@ -227,13 +238,22 @@ def _read_weights(path: Path) -> Weights:
     read; files from before PyTorch 1.6, torchvision's VGG among them, can only be read whole.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         weights = {k: v.clone() for k, v in state.items() if k.startswith("features.")}
     except Exception as error:  # as many kinds as there are ways to damage a file
         reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
+        if isinstance(error, OSError) and error.strerror is None:
+            reason = str(error)
         raise UserError(f"weights {path}: {reason}") from error
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"weights {path}: {name} is not a plain tensor")
+        if not tensor.is_floating_point() or not tensor.float().abs().max() <= MOST_WEIGHT:
+            raise UserError(
+                f"weights {path}: {name} holds numbers beyond -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            )
     return weights
 
 

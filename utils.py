@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -64,15 +65,23 @@ _RECORD_BYTES = 60_000
 READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # of a folder's files
 _TEMPORARY = ".synthesis-"  # how the names of files begin that are not whole yet
 ROOM = 2**16  # bytes that a folder must have room for, before slow work begins
+MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # whatever opens a pipe waits
 READ_BYTES = 24  # a pixel at the peak of reading: as Pillow decodes and converts it, and as floats
+
+
+def in_one_line(text: str) -> str:
+    """The same with line breaks as spaces, and escaped what would steer a terminal: file names,
+    flags and messages of libraries may hold both."""
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class UserError(Exception):
     """What the user can fix: main prints it as one line on stderr and exits 2."""
 
     def __str__(self) -> str:
-        # File names and Pillow's messages may hold line breaks.
-        return " ".join(super().__str__().splitlines())
+        return in_one_line(super().__str__())
 
 
 def _reason(error: Exception) -> str:
@@ -89,17 +98,27 @@ def find_picture(name: str | Path) -> Path:
     """
     for path in (Path(name), TEXTURES / name):
         try:
-            path.open("rb").close()
+            open_regular(path).close()
             return path
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError as error:
-            reason = "a folder, not a picture" if path.is_dir() else _reason(error)
+        except (OSError, ValueError) as error:  # ValueError: a character 0 in it
+            reason = "a folder, not a picture" if os.path.isdir(path) else _reason(error)
             raise UserError(f"{name!r}: {reason}") from error
     pictures = {p.stem.lower(): p.name for p in TEXTURES.glob("*") if p.suffix.lower() in SUFFIXES}
     close = difflib.get_close_matches(Path(name).stem.lower(), pictures)
     hint = f"; nearest there: {', '.join(pictures[stem] for stem in close)}" if close else ""
     raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which may give nothing for ever, is an OSError,
+    as what is missing is."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("a device or a pipe, not a file")
+    return file
 
 
 def find_pictures(name: str | Path) -> list[Path]:
@@ -109,9 +128,9 @@ def find_pictures(name: str | Path) -> list[Path]:
     Raises UserError when there is none.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = [one for one in path.iterdir() if one.suffix.lower() in READ_SUFFIXES]
-    elif set("*?[") & set(str(name)) and not path.exists():
+    elif set("*?[") & set(str(name)) and not os.path.exists(path):
         found = [Path(one) for one in glob.glob(str(name), recursive=True)]
     else:
         return [find_picture(name)]
@@ -132,7 +151,11 @@ def read_picture(path: Path) -> tuple[Tensor, list[str]]:
     """
     notes: list[str] = []
     with _opened(path) as picture:
-        picture.load()
+        needed, free = READ_BYTES * math.prod(picture.size), available_bytes(torch.device("cpu"))
+        if needed > free:
+            raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
+        with _libraries_silent():
+            picture.load()
         if getattr(picture, "is_animated", False):
             notes.append("several frames, only the first is used")
         picture = _upright(picture, notes)
@@ -162,16 +185,22 @@ def is_16_bit(path: Path) -> bool:
 def read_vectors(path: Path) -> Tensor:
     """Return vectors, .npy of (2, H, W), as (1, 2, H, W); UserError for anything else."""
     try:
-        found = np.load(path, allow_pickle=False)
+        open_regular(path).close()
+        # Mapped, as a header may claim to be of any size.
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
-    except ValueError as error:
+    except Exception as error:  # as many kinds as there are ways to damage a header
         raise UserError(f"{path}: not a .npy file of numbers") from error
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{path}: an archive, not a .npy file of numbers")
     if found.ndim != 3 or len(found) != 2 or found.dtype.kind not in "fiu" or not found.size:
         raise UserError(f"{path}: {found.dtype} of {found.shape}, needed are numbers of (2, H, W)")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
     if not np.isfinite(found).all():
-        raise UserError(f"{path}: holds values that are not finite")
-    return torch.from_numpy(found.astype(np.float32))[None]
+        raise UserError(f"{path}: holds values that are not finite in float32")
+    return torch.from_numpy(found)[None]
 
 
 @contextmanager
@@ -195,13 +224,36 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
 
 
+@contextmanager
+def _libraries_silent() -> Iterator[None]:
+    """Without the lines that libtiff writes past Python to stderr: what matters is an error too."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(null)
+        os.close(stderr)
+
+
 def _of_any_size_of_ours(path: Path) -> Image.Image:
     """Open a picture, beyond Pillow's limit on pixels too if its record says that it is ours, of
     that very size, and there is memory for it: a few bytes may claim to be any picture."""
+    kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
+    with open_regular(path) as file:
+        bytes_ = os.fstat(file.fileno()).st_size
+    if bytes_ > MOST_BYTES and kind not in _ANY_SIZE:  # of a TIFF all tags are read when it opens
+        raise OSError(f"a file of {bytes_ / 1e9:.1f} GB, at most {MOST_BYTES / 1e9:.1f} are read")
     try:
-        return Image.open(path)
+        with _libraries_silent():
+            return Image.open(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
         if kind not in _ANY_SIZE:
             raise
         Image.init()

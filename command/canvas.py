@@ -123,7 +123,7 @@ def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
     try:
         return axes_of_hue(pictures.read(spec))
     except UserError as error:
-        allowed = f"--orientation: neither degrees nor {', '.join(FIELDS)} nor a file"
+        allowed = f"--orientation: neither -360 to 360 degrees nor {', '.join(FIELDS)} nor a file"
         raise UserError(f"{allowed} ({error})") from error
 
 

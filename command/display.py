@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from command.plan import Job
 from engine.synthesis import Progress, finished
-from utils import UserError, save_picture
+from utils import UserError, in_one_line, save_picture
 
 
 def say(notes: Iterable[str | None], quiet: bool = False) -> None:
@@ -20,7 +20,7 @@ def say(notes: Iterable[str | None], quiet: bool = False) -> None:
     for note in notes:
         if note and not quiet:
             with suppress(OSError, ValueError, AttributeError):
-                print(note, file=sys.stderr, flush=True)
+                print(in_one_line(note), file=sys.stderr, flush=True)
 
 
 class Notes:
@@ -40,7 +40,8 @@ class Notes:
 def print_result(line: str) -> None:
     """Print on stdout; one that is closed, full or has another alphabet costs no picture."""
     with suppress(OSError, ValueError, AttributeError):
-        print(line.encode(sys.stdout.encoding or "utf-8", "replace").decode(), flush=True)
+        told = in_one_line(line).encode(sys.stdout.encoding or "utf-8", "replace")
+        print(told.decode(sys.stdout.encoding or "utf-8"), flush=True)
 
 
 class Display:

@@ -37,7 +37,7 @@ def axes(image: Tensor) -> Tensor:
 def field(spec: str, size: tuple[int, int]) -> Tensor | None:
     """`axes` of unit length that degrees or a name in FIELDS ask for, None for another spec.
 
-    Degrees are counted from the horizontal counter-clockwise, as they look.
+    Degrees, -360 to 360, are counted from the horizontal counter-clockwise, as they look.
     """
     y, x = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in size), indexing="ij")
     if spec in FIELDS:
@@ -48,11 +48,12 @@ def field(spec: str, size: tuple[int, int]) -> Tensor | None:
         }[spec]
     else:
         try:
-            angle = torch.full(size, -math.radians(float(spec)))
+            degrees = float(spec)
         except ValueError:
             return None
-        if not angle.isfinite().all():
+        if not abs(degrees) <= 360:  # of much larger ones nothing is known but that they are large
             return None
+        angle = torch.full(size, -math.radians(degrees))
     return torch.stack(((2 * angle).cos(), (2 * angle).sin()))[None]
 
 

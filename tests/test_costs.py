@@ -216,6 +216,7 @@ def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
     exemplar = folder / f"{side}.png"
     save_picture(resize(read_picture(TEXTURES / "pebbles.png")[0], (side, side)), exemplar, {})
     arguments = ["--gt_path", str(exemplar), "--save_path", str(folder / "out.png"), "--quiet"]
+    (folder / "out.png").unlink(missing_ok=True)
     arguments += ["--model", "vgg16-hed", "--device", "cpu", "--scales", "1", *options]
     (job,), _ = plan(request := parse(arguments))
     command = [sys.executable, "-c", MEASURE, *arguments]

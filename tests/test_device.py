@@ -198,10 +198,11 @@ def run_far(tmp_path, command):
     """The picture, 48x48, that comes of a command on the device, with a map and a mask of 64x64."""
     exemplar, mask, saved = (tmp_path / name for name in ("corner.png", "mask.png", "result.png"))
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(exemplar)
+    saved.unlink(missing_ok=True)
     half = Image.new("L", (64, 64))
     half.paste(255, (0, 0, 32, 64))
     half.save(mask)
-    arguments = f"--gt_path {exemplar} --save_path {saved} --size 48 --model vgg16-hed "
+    arguments = f"--gt_path {exemplar} --save_path {saved} --size 48 --model vgg16-hed --overwrite "
     arguments += command.format(mask=mask, maps=exemplar, every=EVERY_TERM)
     assert Synthesis.main(shlex.split(arguments)) == 0
     return saved

@@ -121,10 +121,10 @@ def test_find_picture_refuses_a_folder(textures, name):
 
 
 def test_find_picture_refuses_what_may_not_be_read(textures, monkeypatch):
-    def forbidden(self, mode):  # the superuser may read anything, so chmod would prove nothing
+    def forbidden(path):  # the superuser may read anything, so chmod would prove nothing
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(utils.Path, "open", forbidden)
+    monkeypatch.setattr(utils, "open_regular", forbidden)
     assert refusal(utils.find_picture, "leaf.jpg") == "'leaf.jpg': Permission denied"
 
 
@@ -344,6 +344,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     def forbidden(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", forbidden)
     assert refusal(utils.read_picture, tmp_path / "a.png").endswith("(Permission denied)")
 
