@@ -19,9 +19,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -111,7 +111,7 @@ def find_picture(name: str | Path) -> Path:
     raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; a pipe or a device, which may give nothing for ever, is an OSError,
     as what is missing is."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))

@@ -3,11 +3,12 @@
 import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING, TOLERANCE
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
@@ -16,6 +17,13 @@ from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
 from terms.base import MAX_PATCHES
 from utils import MAX_SIDE, SUFFIXES, UserError
 
+# What a record does not hold, or what is not to be laid under a new picture: where things are,
+# what does not change the picture, and where values come from.
+NOT_RECORDED = {
+    *("save_path", "save_every", "quiet", "max_memory", "split", "score", "benchmark", "json"),
+    *("count", "overwrite", "config", "from_picture"),
+}
+NOT_LAID = NOT_RECORDED | {"terms", "device"}
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
@@ -173,6 +181,21 @@ class Request:
         PICTURES,
         "texture to paint --image_path in, which is then the content: style transfer",
         metavar="PICTURE",
+    )
+    from_picture: Path | None = flag(
+        PICTURES,
+        "make that picture again, by the record inside it, with what else is said laid over it",
+        "--from",
+        told="none",
+        metavar="PICTURE",
+        type=Path,
+    )
+    config: Path | None = flag(
+        PICTURES,
+        "a TOML file of flags (size = 512); the command line wins",
+        told="none",
+        metavar="FILE",
+        type=Path,
     )
     save_path: Path = flag(
         PICTURES,
@@ -538,22 +561,46 @@ def _add_flag(group: argparse._ArgumentGroup, one: Any) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Request:
-    """The request: what the user says, else what the preset says, else the defaults.
+    """The request: what the user says, else what the file of --config says, else the record of the
+    picture of --from, else the preset, else the defaults.
 
     Raises:
         UserError: a flag that there is not, or a value that it does not take.
     """
-    given = vars(build_parser().parse_args(argv))
+    given = _namespace(argv)
     for instead, used in USED_BY.items():
         if instead in given:
-            for name in (given | given.pop("terms", {})).keys() - used:
+            for name in (given | given["terms"]).keys() - used - {"terms"}:
                 raise UserError(f"--{name}: --{instead} makes no picture and has no use for it")
             if (count := len(given.get("gt_path", ()))) > 1:
                 raise UserError(f"--{instead} takes one exemplar, --gt_path has {count}")
-    preset: dict[str, Any] = dict(PRESETS.get(given.get("preset", ""), {}))
-    terms = {name: preset.pop(name) for name in list(preset) if name in TERMS}
-    given["terms"] = terms | given.get("terms", {})
-    return Request(**preset | given)
+    if "config" in given:
+        given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
+    if "from_picture" in given:
+        names = {one.name for one in fields(Request)} - NOT_LAID | TERMS.keys()
+        path = given["from_picture"]
+        flags = of_picture(path, names, given.keys() | given["terms"].keys())
+        given = _over(given, _checked(flags, f"--from {path}"))
+    preset = PRESETS.get(given.get("preset", ""), {})
+    return Request(**_over(given, _checked(preset, "--preset")))
+
+
+def _namespace(argv: list[str] | None) -> dict[str, Any]:
+    """What is said, and nothing else but the weights of terms."""
+    return {"terms": {}} | vars(build_parser().parse_args(argv))
+
+
+def _over(given: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """What is given, laid over other values."""
+    return below | given | {"terms": below["terms"] | given["terms"]}
+
+
+def _checked(flags: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Flags by name, as if they had been typed."""
+    try:
+        return _namespace(argv_of(flags))
+    except (UserError, TypeError, ValueError, LookupError) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def request_of(**flags: Any) -> Request:
@@ -564,23 +611,44 @@ def request_of(**flags: Any) -> Request:
     Raises:
         UserError: as `parse` does.
     """
-    switches = {
-        one.name
-        for one in fields(Request)
-        if one.metadata.get("options", {}).get("action") == "store_true"
-    }
+    return parse(argv_of(flags))
+
+
+def argv_of(flags: Mapping[str, Any]) -> list[str]:
+    """The command line that says the same as flags by name with values of Python."""
+    known = {one.name: one for one in fields(Request) if one.metadata}
     argv: list[str] = []
     for name, value in flags.items():
-        if value is None or (name in switches and not value):
+        spelled = known[name].metadata["names"] if name in known else ()
+        flag = spelled[0] if spelled else f"--{name}"
+        switch = name in known and known[name].metadata["options"].get("action") == "store_true"
+        if value is None or value in ("", [], ()) or (switch and not value):
             continue
-        if name in switches:
-            argv.append(f"--{name}")
+        if isinstance(value, list | tuple):
+            _refuse_flags(value)
+        if switch:
+            argv.append(flag)
         elif name == "guide":
-            argv += [text for pair in value for text in ("--guide", *map(str, pair))]
+            argv += [text for pair in value for text in (flag, *map(str, pair))]
+        elif name == "mix":
+            argv += [flag, *(one if isinstance(one, str) else _mixed(*one) for one in value)]
         elif name in ("size", "expand") and not isinstance(value, str | int):
-            argv.append(f"--{name}={value[1]}x{value[0]}")
+            argv.append(f"{flag}={value[1]}x{value[0]}")
         elif isinstance(value, list | tuple):
-            argv += [f"--{name}", *map(str, value)]
+            argv += [flag, *map(str, value)]
         else:
-            argv.append(f"--{name}={value}")
-    return parse(argv)
+            argv.append(f"{flag}={value}")
+    return argv
+
+
+def _refuse_flags(values: Sequence[Any]) -> None:
+    """Raise UserError for a value among several that would be read as a flag."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            _refuse_flags(value)
+        elif isinstance(value, str) and value.startswith("-"):
+            raise UserError(f"{value!r}: a flag, not a value (a file of that name is ./{value})")
+
+
+def _mixed(name: str, share: float | None) -> str:
+    return name if share is None else f"{name}:{share!r}"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from command.arguments import Request
+from command.settings import named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
 from terms.base import Canvas
@@ -18,11 +19,13 @@ class Pictures:
 
     def __init__(self) -> None:
         self.seen: dict[Path, Tensor] = {}
+        self.inputs: dict[str, Path] = {}  # all files that were read, as records name them
         self.notes: list[str] = []
 
     def read(self, name: str | Path) -> Tensor:
         """(1, 3, H, W) of a picture looked up as `find_picture` does."""
         path = find_picture(name)
+        self.inputs[named(name) if isinstance(name, Path) else name] = path
         if path not in self.seen:
             self.seen[path], notes = read_picture(path)
             self.notes += notes
@@ -119,6 +122,7 @@ def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
     if spec is None or field(spec, (1, 1)) is not None:
         return None
     if Path(spec).suffix.lower() == ".npy":
+        pictures.inputs[spec] = Path(spec)
         return axes_of_vectors(read_vectors(Path(spec)))
     try:
         return axes_of_hue(pictures.read(spec))

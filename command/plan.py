@@ -3,7 +3,6 @@
 Arguments end here. A job is frozen and holds all that decides a picture but the net's weights.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from command.arguments import Request
+from command.arguments import NOT_RECORDED, Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from command.settings import digest, named
 from engine.colours import matched_colours
 from engine.kinds import STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
@@ -43,11 +43,6 @@ from utils import (
 
 VERSION = "0.1.0"
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
-# What a record does not hold: where things are, and what does not change the picture.
-NOT_RECORDED = {
-    *("gt_path", "save_path", "save_every", "quiet", "model", "weights", "max_memory", "split"),
-    *("score", "benchmark", "json", "count", "overwrite"),
-}
 
 
 @dataclass(frozen=True)
@@ -172,19 +167,19 @@ def job_of(request: Request, order: Order) -> tuple[Job, list[str]]:
     layers = layers_of(request, request.model or DEFAULT_NET)
     job = _job(replace(request, seed=order.seed), layers, order.exemplar, order.save_path, pictures)
     written = [path for path, _ in job.written()]
-    inputs = [*pictures.seen, *([request.weights] if request.weights else [])]
+    inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     if request.save_every:
         steps = range(request.save_every, request.epoch + 1, request.save_every)
         snapshots = {job.snapshot_path(step).name for step in steps}
-        for path in inputs:
+        for path in inputs.values():
             if path.name in snapshots and job.save_path.parent.samefile(path.parent):
                 raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
     for path, size in job.written():
         check_format(path, size)
-        _check_no_input(path, inputs)
+        _check_no_input(path, inputs.values())
         if written.count(path) > 1:
             raise UserError(f"--save_path {path}: two pictures would be saved there")
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures.seen}
+    hashes = {name: digest(path) for name, path in inputs.items()}
     return replace(job, record=job.record | {"inputs": hashes}), pictures.notes
 
 
@@ -225,7 +220,7 @@ def _job(
         save_path,
         request.save_every,
         [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
-        _record(request, spec, exemplar_name, path.name),
+        _record(request, spec, exemplar_name, path),
     )
 
 
@@ -317,13 +312,14 @@ def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> 
     return CarriedMap(goes, copies, is_16_bit(path))
 
 
-def _record(request: Request, spec: Spec, exemplar: str, given: str) -> dict[str, Any]:
-    """What the picture's file keeps of how it was made."""
+def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:
+    """What the picture's file keeps of how it was made: what `--from` makes it again by, and what
+    was decided for it."""
     record: dict[str, Any] = {"version": VERSION, "exemplar": exemplar}
     record |= {k: v for k, v in asdict(request).items() if k not in NOT_RECORDED | {"terms"}}
     if request.style_image:
         record |= {
-            "content": given,
+            "content": path.name,
             "content_layers": spec.content_layers,
             "content_weight": spec.content_weight,
         }
@@ -331,6 +327,7 @@ def _record(request: Request, spec: Spec, exemplar: str, given: str) -> dict[str
         record
         | (spec.weights or {})
         | {
+            "gt_path": named(path),
             "size": told(spec.canvas.size),
             "layers": spec.layers,
             "lr": spec.lr or LEARNING_RATES[spec.optimizer],

@@ -87,7 +87,12 @@ def line_of(error: Exception) -> str | None:
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:
     """What a picture keeps of how it was made, as far as that is known before."""
-    return job.record | {"net": net.told, "device": str(net.device), "precision": net.precision}
+    return job.record | {
+        "model": net.name,
+        "net": net.told,
+        "device": str(net.device),
+        "precision": net.precision,
+    }
 
 
 def finished_before(job: Job) -> Result:

@@ -1133,8 +1133,9 @@ def test_every_flag_has_a_reader():
     files = [ROOT / "Synthesis.py", *(ROOT / "command").glob("*.py")]
     source = "".join(path.read_text() for path in files)
     for one in fields(Request):
-        # Presets are read by the parser, by name.
-        assert one.name == "preset" or re.search(rf"\brequest\.{one.name}\b", source), one.name
+        # Where others come from is read by the parser.
+        come_from = one.name in ("preset", "config", "from_picture")
+        assert come_from or re.search(rf"\brequest\.{one.name}\b", source), one.name
 
 
 def readme_commands() -> list[str]:

@@ -1,0 +1,94 @@
+"""Settings that are read instead of typed: those of a picture's record, and those of a file.
+
+Both become flags, which the command line's own parser then checks as if they had been typed: what
+a file says is no more trusted than what a user says.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+from utils import TEXTURES, UserError, find_picture, open_regular, read_record
+
+Flags = dict[str, Any]
+
+
+def named(path: Path) -> str:
+    """As records and results name a file: ours by its name, others as they were given."""
+    return path.name if path.parent == TEXTURES else str(path)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        told = path.stat()
+        return _digest(path, told.st_mtime_ns, told.st_size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def of_picture(path: Path, names: Collection[str], given: Collection[str]) -> Flags:
+    """The flags that made a picture, by its record, but for those that are given anyway.
+
+    Args:
+        path: of the picture.
+        names: of flags that a record may hold; others are ignored.
+        given: flags whose values are not needed.
+
+    Raises:
+        UserError: no picture, no record of ours in it, or a file that it was made from is not here
+            as it was: where it was, in `textures/` or beside the picture.
+    """
+    record = read_record(path)
+    inputs = record.get("inputs")
+    if "gt_path" not in record or not isinstance(inputs, dict):
+        raise UserError(f"--from {path}: holds no record of how it was made")
+    flags = {name: record[name] for name in names if name in record and name not in given}
+    return {name: _located(value, inputs, path) for name, value in flags.items()}
+
+
+def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
+    """A value with every name of an input as the path where that is now."""
+    if isinstance(value, list):
+        return [_located(one, inputs, picture) for one in value]
+    if not isinstance(value, str) or value not in inputs:
+        return value
+    for path in _candidates(value, picture):
+        if digest(path) == inputs[value]:
+            return named(path)
+    raise UserError(f"--from {picture}: {value} is not here as it was, by its SHA-256")
+
+
+def _candidates(name: str, picture: Path) -> Iterable[Path]:
+    for place in (name, picture.parent / name, picture.parent / Path(name).name, Path(name).name):
+        try:
+            yield find_picture(place)
+        except UserError:
+            continue
+
+
+def of_file(path: Path) -> Flags:
+    """The flags of a TOML file: `size = "512x256"`, `preset = "best"`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return tomllib.load(file)
+    except (OSError, ValueError) as error:  # both TOML's and UTF-8's errors are ValueErrors
+        raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error

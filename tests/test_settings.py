@@ -1,0 +1,152 @@
+"""Settings of a picture's record and of a file, laid under what is typed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from command.arguments import argv_of, parse, request_of
+from command.settings import digest
+from models import BUNDLE
+from Synthesis import main
+from utils import TEXTURES, UserError, read_record, save_picture
+
+TINY = "--device cpu --quiet"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, narrow_net):
+    """Where exemplars of 40x36 and maps are, and we too."""
+    for i, name in enumerate(("a", "b", "c")):
+        box = (40 * i, 0, 40 * i + 40, 36)
+        Image.open(TEXTURES / "pebbles.png").crop(box).save(tmp_path / f"{name}.png")
+    half = np.repeat([[0] * 20 + [255] * 20], 36, 0).astype(np.uint8)
+    Image.fromarray(half).save(tmp_path / "half.png")
+    np.save(tmp_path / "v.npy", np.ones((2, 36, 40)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command):
+    return main(f"{command} {TINY}".split())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--seed 3 --optimizer LBFGS --lr 0.5 --size 32x24 --scales 1",
+        "--preset best",
+        "--method cnnmrf --patch_rotations -30 90 --match_every 2 --layers conv2_1",
+        "--mix b.png:0.3 c.png",
+        "--guide half.png half.png --method cnnmrf",
+        "--style_image b.png --keep_color --content_layers conv1_1 --init noise",
+        "--expand 48x40 --histogram 2 --spectrum 0",
+        "--init b.png --mask half.png --no-rescale",
+        "--orientation v.npy --tile xy --method cnnmrf",
+        "--maps b.png --pool max --repaint 0.5",
+        f"--weights {BUNDLE} --tolerance 0",
+        "--count 2 --seed 5",
+    ],
+)
+def test_from_makes_that_very_picture(flags, folder):
+    assert run(f"--gt_path a.png --epoch 4 --save_path one/{{stem}}.png {flags}") == 0
+    for one in sorted(path for path in (folder / "one").iterdir() if "error" in read_record(path)):
+        if one.stem.endswith("_tiled"):
+            continue
+        assert run(f"--from {one} --save_path two/{one.name}") == 0
+        assert (folder / "two" / one.name).read_bytes() == one.read_bytes()
+
+
+def test_what_is_said_is_laid_over_a_record(folder):
+    assert run("--gt_path a.png --epoch 2 --tv 3 --save_path one.png") == 0
+    said = parse("--from one.png --gt_path b.png --epoch 7 --save_path two.png".split())
+    assert (said.gt_path, said.epoch, said.terms["tv"]) == (["b.png"], 7, 3)
+    assert said.save_path.name == "two.png" and said.overwrite is False
+
+
+def test_a_moved_exemplar_is_found_and_another_refused(folder, capfd):
+    (folder / "in").mkdir()
+    (folder / "a.png").rename(folder / "in" / "a.png")
+    assert run("--gt_path in/a.png --epoch 2 --save_path out/one.png") == 0
+    assert read_record(folder / "out" / "one.png")["inputs"] == {
+        "in/a.png": digest(folder / "in" / "a.png")
+    }
+    (folder / "in" / "a.png").rename(folder / "out" / "a.png")
+    assert run("--from out/one.png --save_path two.png") == 0
+    (folder / "out" / "a.png").write_bytes((folder / "b.png").read_bytes())
+    capfd.readouterr()
+    assert run("--from out/one.png --save_path three.png") == 2
+    assert "in/a.png is not here as it was" in capfd.readouterr().err
+    assert run("--from out/one.png --gt_path b.png --save_path three.png") == 0
+
+
+@pytest.mark.parametrize(
+    "record, told",
+    [
+        ({}, "no record"),
+        ({"gt_path": "a.png"}, "no record"),
+        ({"inputs": {}, "gt_path": "a.png", "epoch": "many"}, "'many'"),
+        ({"inputs": {}, "gt_path": ["a.png", "--save_path=a.png"]}, "a flag, not a value"),
+        ({"inputs": {}, "gt_path": "a.png", "guide": "x"}, "guide"),
+        ({"inputs": {}, "gt_path": "a.png", "size": [1]}, "--from"),
+        ({"inputs": {}, "gt_path": "a.png", "size": {"a": 1}}, "--from"),
+        ({"inputs": {}, "gt_path": "a.png", "mix": [[1, 2, 3]]}, "--from"),
+        ({"inputs": {"a.png": "0" * 64}, "gt_path": "a.png"}, "not here as it was"),
+    ],
+)
+def test_records_are_not_trusted(record, told, folder, capfd):
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "one.png", record)
+    assert run("--from one.png --save_path two.png") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_what_a_record_may_not_decide(folder):
+    record = {"inputs": {}, "gt_path": "a.png", "save_path": "a.png", "overwrite": True}
+    record |= {"from_picture": "b.png", "config": "c.toml", "quiet": True, "device": "cuda:7"}
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "one.png", record)
+    said = parse(["--from", "one.png"])
+    assert said == request_of(from_picture="one.png", gt_path=["a.png"])
+    assert (str(said.save_path), said.overwrite, said.quiet) == ("result.jpg", False, False)
+    assert said.device != "cuda:7"
+
+
+def test_a_file_of_flags(folder):
+    text = 'preset = "best"\nsize = "24x16"\ngt_path = ["a.png", "b.png"]\ntv = 2\nrescale = true\n'
+    (folder / "c.toml").write_text(text + 'guide = [["half.png", "half.png"]]\nquiet = true\n')
+    said = parse("--config c.toml --tv 5 --gt_path c.png".split())
+    assert (said.size, said.gt_path, said.guide) == ((16, 24), ["c.png"], [["half.png"] * 2])
+    assert (said.rescale, said.optimizer, said.quiet) == (True, "LBFGS", True)
+    assert said.terms == {"tv": 5, "histogram": 1, "patches": 10}
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("size = ", "c.toml"),
+        ("sise = 3", "--sise"),
+        ("epoch = 0", "'0'"),
+        ("[epoch]\nmost = 3", "--config"),
+        ('gt_path = ["--overwrite"]', "a flag"),
+        (b"\xff", "c.toml"),
+        (None, "No such file"),
+    ],
+)
+def test_files_of_flags_that_are_none(text, told, folder, capfd):
+    if text is not None:
+        (folder / "c.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert run("--config c.toml") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_flags_come_back_as_they_were(folder):
+    said = "--mix b.png:0.25 c.png --patch_rotations -30 0.5 --expand 40x50 --keep_color --tv 0.1"
+    request = parse(said.split())
+    flags = {"mix": request.mix, "patch_rotations": request.patch_rotations, "tv": 0.1}
+    flags |= {"expand": request.expand, "keep_color": True, "quiet": False, "init": None}
+    assert parse(argv_of(json.loads(json.dumps(flags)))) == request
+    with pytest.raises(UserError, match="a flag"):
+        request_of(maps=["--score"])
