@@ -28,10 +28,12 @@ from torch import Tensor
 from command.arguments import Request, parse, request_of
 from command.costs import Run, allowed_bytes, cost_notes, fitting
 from command.display import Display, Notes, print_result, say
+from command.log import Log
 from command.plan import Job, Order, job_of, layers_of, orders_of
 from command.ranks import leave, place, team_of, tell_launcher
 from command.results import (
     INTERRUPTED,
+    Course,
     Failed,
     Net,
     Result,
@@ -45,7 +47,7 @@ from engine.blocks import ALONE
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
-from utils import UserError, keep_freed_memory, pick_device
+from utils import UserError, keep_freed_memory, peak_bytes, pick_device
 
 
 def synthesize(gt_path: str = "leaf.jpg", **flags: Any) -> Tensor:
@@ -89,7 +91,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
     orders = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
-    notes = Notes(quiet)
+    notes, log = Notes(quiet), Log(request.log)
 
     def planned(order: Order) -> Job:
         job, heard = job_of(request, order)
@@ -106,6 +108,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
     notes.tell(device_note, *found)
     told = f"{name} from {request.weights.name}" if request.weights else name
     net = Net(weights, name, told, device, precision)
+    log.begin(net)
     for order in mine:
         try:
             job = alone or planned(order)
@@ -113,19 +116,22 @@ def run(request: Request) -> Iterator[Result | Failed]:
                 result = finished_before(job)
             else:
                 with convolving(EXACT):
-                    result = make(job, net, quiet)
+                    result = make(job, net, quiet, request.progress == "json")
         except Exception as error:
             if len(orders) == 1:
                 raise
-            yield Failed.of(order.exemplar, error)
+            failed = Failed.of(order.exemplar, error)
+            log.add(failed)
+            yield failed
             continue
         if team.rank == 0:
+            log.add(result)
             yield result
         if result.stopped:
             raise result.stopped
 
 
-def make(job: Job, net: Net, quiet: bool) -> Result:
+def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     """One job -> one saved picture.
 
     Raises:
@@ -137,7 +143,7 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
     if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
         trunk.rescale(spec.exemplars[0].image)
     record, stopped = record_of(job, net), None
-    with Display(job, record, quiet) as display:
+    with Display(job, record, quiet, as_json) as display:
         try:
             made = new_texture(spec, trunk, display)
         except KeyboardInterrupt as error:
@@ -151,7 +157,9 @@ def make(job: Job, net: Net, quiet: bool) -> Result:
     if spec.team.rank == 0:  # the others have the same picture
         with signals_ignored():
             path, record = save(job, made, record, net)
-    return Result(path, made.image.cpu(), record, time.perf_counter() - started, stopped)
+    seconds = time.perf_counter() - started
+    course = Course(display.phases, display.curve, peak_bytes(net.device))
+    return Result(path, made.image.cpu(), record, seconds, stopped, course)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import stat
 import tempfile
 import warnings
@@ -38,6 +39,7 @@ ROWS = 256  # of a picture that are rounded at a time
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
+OWN_STATUS = Path("/proc/self/status")
 GROUPS = Path("/sys/fs/cgroup")
 
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
@@ -523,6 +525,15 @@ def available_bytes(device: torch.device) -> float:
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return math.inf
+
+
+def peak_bytes(device: torch.device) -> float:
+    """The most memory that this process has had so far, NaN where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not the peak that `resource` knows, which starts from that of the process before.
+    peak = re.search(r"VmHWM:\s*(\d+) kB", OWN_STATUS.read_text() if OWN_STATUS.exists() else "")
+    return 1024 * int(peak[1]) if peak else math.nan
 
 
 def _group_bytes() -> float:

@@ -1,12 +1,15 @@
 """The command line: every flag, its default and what it means; and the request that comes of it."""
 
 import argparse
+import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
 
 from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING, TOLERANCE
@@ -21,9 +24,10 @@ from utils import MAX_SIDE, SUFFIXES, UserError
 # what does not change the picture, and where values come from.
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "score", "benchmark", "json"),
-    *("count", "overwrite", "config", "from_picture"),
+    *("count", "overwrite", "config", "from_picture", "progress", "log"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
+VERSION = "0.1.0"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
@@ -32,11 +36,91 @@ USED_BY = {
 }
 
 
+FIRST = """A picture of a texture -> new texture of any size.
+
+  python Synthesis.py --gt_path leaf.jpg --epoch 1000
+  python Synthesis.py --gt_path pebbles.png --preset best --size 512x384 --save_path out/new.png
+  python Synthesis.py --gt_path photos/ --tile xy --count 3 --save_path out/
+
+  --gt_path PICTURE ...   what to make more of: files, folders, patterns; textures/ is looked in too
+  --save_path FILE        result.jpg, if left out; out/ and out/{stem}_{seed}.png do as well
+  --size WIDTHxHEIGHT     as large as the exemplar, if left out
+  --preset best           with the exemplar's own pixels, the picture that people prefer; or draft
+  --tile xy               seamless, to be repeated
+
+--help all shows every flag, --help tile (or any other) one of them with an example.
+"""
+EXAMPLES = {
+    "gt_path": "--gt_path a.jpg b.jpg photos/*.png --save_path out/",
+    "style_image": "--image_path photo.jpg --style_image leaf.jpg --optimizer LBFGS --epoch 300",
+    "save_path": "--gt_path leaf.jpg pebbles.png --count 2 --save_path out/{stem}_{seed}.png",
+    "from_picture": "--from result.jpg --size 1024 --save_path larger.jpg",
+    "config": "--config night.toml --gt_path leaf.jpg",
+    "size": "--gt_path leaf.jpg --size 512x256",
+    "tile": "--gt_path brick.png --preset best --tile xy --size 160x128",
+    "expand": "--gt_path wood.png --expand 320x256",
+    "init": "--gt_path pebbles.png --init pebbles.png --mask hole.png --method cnnmrf",
+    "mask": "--gt_path pebbles.png --init pebbles.png --mask hole.png --method cnnmrf",
+    "guide": "--gt_path lichen.png --guide here.png there.png --method cnnmrf",
+    "orientation": "--gt_path wood.png --orientation circular --method cnnmrf",
+    "mix": "--gt_path pebbles.png --mix leaf.jpg:0.3",
+    "maps": "--gt_path pebbles.png --maps height.png normal.png --method cnnmrf",
+    "content_layers": "--image_path photo.jpg --style_image leaf.jpg --content_layers conv3_1",
+    "content_weight": "--image_path photo.jpg --style_image leaf.jpg --content_weight 0.2",
+    "keep_color": "--image_path photo.jpg --style_image leaf.jpg --keep_color",
+    "preset": "--gt_path leaf.jpg --preset best",
+    "method": "--gt_path pebbles.png --method guided",
+    "repaint": "--gt_path leaf.jpg --repaint 0.5 --epoch 100",
+    "patch_rotations": "--gt_path pebbles.png --method cnnmrf --patch_rotations 90 180 270",
+    "patch_scales": "--gt_path pebbles.png --method cnnmrf --patch_scales 0.8 1.25",
+    "max_memory": "--gt_path leaf.jpg --size 4096 --max_memory 4GB",
+    "count": "--gt_path leaf.jpg --count 5 --save_path out/",
+    "score": "--score result.jpg --gt_path leaf.jpg",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are the user's, like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As that of argparse, but for what is said of a flag that there is not."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown and unknown[0].startswith("-"):
+            word = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(word, self.flags(), 1)
+            self.error(f"{word}: no such flag" + (f", did you mean {near[0]}?" if near else ""))
+        if unknown:
+            self.error(f"{unknown[0]}: which flag is it for? Pictures are given by --gt_path")
+        return found
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Every flag as it is spelled."""
+        return {name: action for action in self._actions for name in action.option_strings}
+
+
+class _Help(argparse.Action):
+    """`--help`: the first screen; `--help all`: every flag; `--help tile`: one of them."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values is None:
+            print(FIRST, end="")
+        elif values == "all":
+            parser.print_help()
+        else:
+            flags = parser.flags()
+            name = "--" + values.lstrip("-")
+            if name not in flags:
+                near = difflib.get_close_matches(name, flags, 1)
+                parser.error(f"--help {values}: no such flag" + (f", {near[0]}?" if near else ""))
+            formatter = parser.formatter_class(prog=parser.prog)
+            formatter.add_argument(flags[name])
+            print(formatter.format_help(), end="")
+            if example := EXAMPLES.get(flags[name].dest):
+                print(f"\n  python Synthesis.py {example}")
+        parser.exit()
 
 
 def number(kind: type, least: float, unit: str, most: float | None = None) -> Callable[[str], Any]:
@@ -473,6 +557,21 @@ class Request:
         OUTPUT, "nothing on stderr but errors", default=False, told="off", action="store_true"
     )
 
+    progress: str = flag(
+        OUTPUT,
+        "text: a bar, or without a terminal a line a scale and a minute; json: on stderr a line of "
+        "JSON a step",
+        default="text",
+        choices=("text", "json"),
+    )
+    log: Path | None = flag(
+        OUTPUT,
+        "append a line of JSON for each picture: its record, seconds, loss after each step, memory",
+        told="none",
+        metavar="FILE",
+        type=Path,
+    )
+
     score: str | None = flag(
         INSTEAD,
         "print how far this picture is from the exemplar, beside how far the exemplar's two "
@@ -514,7 +613,18 @@ def build_parser() -> Parser:
         "--save_path out/pebbles.png",
         description="A picture of a texture -> new texture of any size.",
         allow_abbrev=False,
+        add_help=False,
         argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        *("-h", "--help"),
+        nargs="?",
+        action=_Help,
+        metavar="all|FLAG",
+        help="the first screen; with all this; with the name of a flag what that does",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"{VERSION}, PyTorch {torch.__version__}"
     )
     groups = {name: parser.add_argument_group(name) for name in (PICTURES, CONTROL, MODEL)}
     groups[TERM] = parser.add_argument_group(

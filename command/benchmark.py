@@ -1,7 +1,6 @@
 """How fast this machine is, by one exemplar in several sizes: a table, or JSON."""
 
 import json
-import math
 import platform
 import re
 import subprocess
@@ -25,7 +24,15 @@ from command.results import Result
 from engine.precision import AUTO, ROUGH, pick_precision, usable
 from engine.synthesis import Progress, new_texture
 from models import BUNDLED_NET, Extractor, load_weights
-from utils import find_picture, keep_freed_memory, pick_device, read_picture, resize, save_picture
+from utils import (
+    find_picture,
+    keep_freed_memory,
+    peak_bytes,
+    pick_device,
+    read_picture,
+    resize,
+    save_picture,
+)
 
 SIDES = (256, 512, 1024)  # px
 TIMED = 12  # steps at one size, of which the last third are timed: those after painting
@@ -144,16 +151,6 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
         (one @ one)[0, 0].item()  # CPU-GPU sync point
         seconds.append(time.perf_counter() - started)
     return 2 * MATRIX**3 / min(seconds)
-
-
-def peak_bytes(device: torch.device) -> float:
-    """The most memory that this process has had so far, NaN where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Not the peak that `resource` knows, which starts from that of the process before.
-    status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text() if status.exists() else "")
-    return 1024 * int(peak[1]) if peak else math.nan
 
 
 def processor(device: torch.device) -> str:

@@ -1,7 +1,9 @@
 """What the user sees and gets while a picture is made: a bar or lines on stderr, and snapshots."""
 
+import json
 import math
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -12,6 +14,8 @@ from tqdm import tqdm
 from command.plan import Job
 from engine.synthesis import Progress, finished
 from utils import UserError, in_one_line, save_picture
+
+A_LINE = 60  # s between lines where there is no terminal
 
 
 def say(notes: Iterable[str | None], quiet: bool = False) -> None:
@@ -45,18 +49,22 @@ def print_result(line: str) -> None:
 
 
 class Display:
-    """Shows progress, saves snapshots, and keeps the picture as it stands."""
+    """Shows progress, saves snapshots, and keeps the picture as it stands and how it came there."""
 
-    def __init__(self, job: Job, record: dict[str, Any], quiet: bool) -> None:
+    def __init__(self, job: Job, record: dict[str, Any], quiet: bool, as_json: bool) -> None:
         self.job, self.record = job, record
         self.last: Progress | None = None
-        self.lines = not quiet and not sys.stderr.isatty()
+        self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
+        self.phases: dict[str, float] = {}  # seconds by what was done
+        self.as_json = as_json and not quiet
+        self.lines = not quiet and not as_json and not sys.stderr.isatty()
+        self.started = self.at = self.said = time.monotonic()
         self.bar = tqdm(
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
             smoothing=0,  # work is counted as it is, so that the rate so far is the best guess
-            disable=quiet or self.lines,
+            disable=quiet or as_json or self.lines,
             leave=False,
         )
 
@@ -68,17 +76,20 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         """After a step."""
-        height, width = progress.image.shape[-2:]
-        if self.last is None or self.last.scale != progress.scale:
-            told = f"scale {progress.scale}/{progress.scales} {width}x{height}"
-            self.bar.set_description(told, refresh=False)
-            if self.lines:
-                say([f"{self.job.name}: {told} from step {progress.step}"])
+        now, before = time.monotonic(), self.last
         self.last = progress
-        told = f"step {progress.step}/{self.job.spec.steps}"
-        told += ", painting" if math.isnan(progress.loss) else f", error {progress.loss:.2g}"
-        self.bar.set_postfix_str(told, refresh=False)
-        self.bar.update(progress.fraction - self.bar.n)
+        painting = math.isnan(progress.loss)
+        height, width = progress.image.shape[-2:]
+        scale = f"scale {progress.scale}/{progress.scales} {width}x{height}"
+        phase = "painting" if painting else scale
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.at
+        self.at = now
+        if not painting:
+            self.curve.append((progress.step, progress.scale, progress.loss))
+        if self.as_json:
+            self._say_as_json(progress, now)
+        else:
+            self._show(progress, scale, before is None or before.scale != progress.scale, now)
         if self.job.save_every and progress.step % self.job.save_every == 0:
             path = self.job.snapshot_path(progress.step)
             try:
@@ -86,8 +97,51 @@ class Display:
             except UserError as error:  # a snapshot less is no reason to end
                 say([str(error)])
 
+    def _show(self, progress: Progress, scale: str, new: bool, now: float) -> None:
+        told = f"step {progress.step}/{self.job.spec.steps}"
+        # The finer a scale, the more there is to be wrong: its error begins anew.
+        of_scale = " at this scale" if progress.scales > 1 else ""
+        error = f"error {progress.loss:.2g}{of_scale}"
+        told += ", painting" if math.isnan(progress.loss) else f", {error}"
+        if new:
+            self.bar.set_description(scale, refresh=False)
+        self.bar.set_postfix_str(told, refresh=False)
+        self.bar.update(progress.fraction - self.bar.n)
+        if self.lines and new:
+            say([f"{self.job.name}: {scale} from step {progress.step}"])
+        elif self.lines and now - self.said >= A_LINE:
+            left = _duration(self._left(progress, now))
+            say([f"{self.job.name}: {told}, {progress.fraction:.0%}, {left} left"])
+            self.said = now
+
+    def _say_as_json(self, progress: Progress, now: float) -> None:
+        found = {
+            "picture": self.job.name,
+            "result": str(self.job.save_path),
+            "step": progress.step,
+            "steps": self.job.spec.steps,
+            "scale": progress.scale,
+            "scales": progress.scales,
+            "fraction": round(progress.fraction, 4),
+            "error": None if math.isnan(progress.loss) else float(f"{progress.loss:.6g}"),
+            "seconds": round(now - self.started, 2),
+            "left": round(self._left(progress, now), 1),
+        }
+        say([json.dumps(found)])
+
+    def _left(self, progress: Progress, now: float) -> float:
+        """Seconds, at the rate so far."""
+        return (now - self.started) * (1 / max(progress.fraction, 1e-9) - 1)
+
     def picture(self) -> Tensor:
         """(1, 3, height, width) in [0, 1]: the best so far, as it would be saved."""
         assert self.last is not None  # there is a picture after the first step
         image = self.last.image
         return finished(self.job.spec.canvas.to(image.device), image)
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there is more than one."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from command.arguments import NOT_RECORDED, Request
+from command.arguments import NOT_RECORDED, VERSION, Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.settings import digest, named
 from engine.colours import matched_colours
@@ -41,7 +41,6 @@ from utils import (
     told,
 )
 
-VERSION = "0.1.0"
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 
 

@@ -5,7 +5,7 @@ import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,14 @@ INTERRUPTED = "interrupted at step"
 AFTERWARDS = {"steps", "error", INTERRUPTED}  # of a record, what is known when a picture is there
 
 
+class Course(NamedTuple):
+    """How a picture came to be."""
+
+    phases: dict[str, float]  # seconds of painting, and of each scale
+    curve: list[tuple[int, int, float]]  # step, scale, and the loss after that step
+    peak: float  # bytes that the process had at most so far
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of a job."""
@@ -47,12 +55,12 @@ class Result:
     record: dict[str, Any]
     seconds: float
     stopped: KeyboardInterrupt | None  # by which the picture is that of the steps until then
-    before: bool = False  # whether it was there already
+    course: Course | None = None  # None: it was there already
 
     @property
     def line(self) -> str:
         """What the command prints of it."""
-        took = "finished before" if self.before else f"{self.seconds:.1f} s"
+        took = "finished before" if self.course is None else f"{self.seconds:.1f} s"
         return (
             f"{self.path}  {self.record['size']}  {took}  "
             f"Gram error {self.record['error']:.6f}  {self.record['net']}  "
@@ -64,6 +72,7 @@ class Result:
 class Failed:
     """A job among several of which nothing became."""
 
+    exemplar: Path
     line: str
 
     @classmethod
@@ -73,7 +82,7 @@ class Failed:
         if line is None:
             traceback.print_exception(error)
             line = f"{type(error).__name__}: {error}"
-        return cls(line if str(exemplar) in line else f"{exemplar}: {line}")
+        return cls(exemplar, line if str(exemplar) in line else f"{exemplar}: {line}")
 
 
 def line_of(error: Exception) -> str | None:
@@ -98,7 +107,7 @@ def record_of(job: Job, net: Net) -> dict[str, Any]:
 def finished_before(job: Job) -> Result:
     """The picture that is there."""
     image, record = read_picture(job.save_path)[0], read_record(job.save_path)
-    return Result(job.save_path, image, record, 0.0, None, before=True)
+    return Result(job.save_path, image, record, 0.0, None)
 
 
 def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:

@@ -5,12 +5,11 @@ a file says is no more trusted than what a user says.
 """
 
 import hashlib
+import tomllib
 from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 from utils import TEXTURES, UserError, find_picture, open_regular, read_record
 

@@ -1,7 +1,7 @@
 """What the command line takes and refuses; its errors as a whole are in test_synthesis.py."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -122,3 +122,54 @@ def test_parse_bytes(text, size):
 def test_parse_bytes_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError, match="give a size like 4GB"):
         arguments.parse_bytes(text)
+
+
+def said(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args(argv)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_has_three_lengths(capsys):
+    first, everything = said(["--help"], capsys), said(["-h", "all"], capsys)
+    assert first == arguments.FIRST and len(first.splitlines()) < 24  # a screen
+    assert first.count("python Synthesis.py") == 3
+    assert "--autocorrelation" in everything and "--autocorrelation" not in first
+    one = said(["--help", "tile"], capsys)
+    assert "--tile" in one and arguments.EXAMPLES["tile"] in one and "--size N" not in one
+    assert said(["--help", "image_path"], capsys) == said(["--help", "gt_path"], capsys)
+    with pytest.raises(UserError, match="--tile"):
+        build_parser().parse_args(["--help", "tyle"])
+
+
+def test_every_example_parses_and_every_control_has_one():
+    controls = {
+        one.name
+        for one in fields(arguments.Request)
+        if one.metadata.get("group") in (arguments.CONTROL, arguments.PICTURES)
+    }
+    assert controls - {"save_every"} <= arguments.EXAMPLES.keys()
+    flags = set(build_parser().flags())
+    for name, example in arguments.EXAMPLES.items():
+        words = example.split()
+        assert set(word for word in words if word.startswith("--")) <= flags
+        if name not in ("from_picture", "config"):  # which read files
+            assert getattr(arguments.parse(words), name)
+    for line in arguments.FIRST.splitlines():
+        if "python Synthesis.py" in line:
+            arguments.parse(line.split()[2:])
+
+
+def test_version(capsys):
+    assert said(["--version"], capsys).startswith(arguments.VERSION)
+
+
+@pytest.mark.parametrize(
+    "word, near", [("--epochs", "--epoch"), ("--gtpath=a.png", "--gt_path"), ("--xyzzy", None)]
+)
+def test_did_you_mean(word, near):
+    with pytest.raises(UserError) as caught:
+        arguments.parse([word])
+    assert str(caught.value).startswith(word.partition("=")[0])
+    assert (f"did you mean {near}?" in str(caught.value)) == (near is not None)

@@ -107,7 +107,7 @@ def test_a_term_and_a_method_from_outside_run_through_the_command(flags, brightn
 
 def test_help_comes_from_the_catalogue(brightness, capsys):
     with pytest.raises(SystemExit):
-        Synthesis.main(["--help"])
+        Synthesis.main(["--help", "all"])
     told = " ".join(capsys.readouterr().out.split())
     assert "--brightness WEIGHT mean of the pixels; default 0" in told
     assert "bright: mean of the pixels alone" in told

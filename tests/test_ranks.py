@@ -205,6 +205,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path):
         "100000",
         "--tolerance",
         "0",
+        "--overwrite",
     ]
     both = ranks(2, *flags, "--save_path", str(tmp_path / "two.png"))
     try:

@@ -1,0 +1,79 @@
+"""What `--log` keeps of every picture: a line of JSON each."""
+
+import hashlib
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from command.display import say
+from command.results import INTERRUPTED, Failed, Net, Result
+from utils import UserError
+
+POINTS = 200  # of a loss curve that are kept
+
+
+class Log:
+    """A file that lines are appended to; without one nothing is done."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises UserError where it cannot be written to."""
+        self.path = path
+        self.known: dict[str, Any] = {}  # the same in every line
+        if path is not None:
+            try:
+                if path.exists() and not path.is_file():
+                    raise UserError(f"--log {path}: not a file")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("a").close()
+            except OSError as error:
+                raise UserError(f"--log {path}: cannot be written ({error.strerror})") from error
+
+    def begin(self, net: Net) -> None:
+        """What every picture of the run has in common."""
+        if self.path is not None:
+            self.known = {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "weights_sha256": _digest(net),
+            }
+
+    def add(self, result: Result | Failed) -> None:
+        """One line; a log that can no longer be written is no reason to end."""
+        if self.path is None:
+            return
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | _told(result) | self.known
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, default=str) + "\n")
+        except OSError as error:
+            say([f"--log {self.path}: cannot be written ({error.strerror})"])
+
+
+def _told(result: Result | Failed) -> dict[str, Any]:
+    if isinstance(result, Failed):
+        return {"exemplar": result.exemplar, "reason": "failed", "error": result.line}
+    told = {"picture": result.path, "record": result.record}
+    if result.course is None:
+        return told | {"reason": "finished before"}
+    curve = result.course.curve
+    every = -(-len(curve) // POINTS) or 1
+    kept = curve[:-1:every] + curve[-1:]
+    return told | {
+        "reason": "interrupted" if INTERRUPTED in result.record else "finished",
+        "seconds": round(result.seconds, 2),
+        "phases": {name: round(seconds, 2) for name, seconds in result.course.phases.items()},
+        "curve": [[step, scale, float(f"{loss:.4g}")] for step, scale, loss in kept],
+        "peak_bytes": result.course.peak,
+    }
+
+
+def _digest(net: Net) -> str:
+    """SHA-256 of the weights, tensor by tensor in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(net.weights):
+        found.update(net.weights[name].contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,73 @@
+"""What is told of a run while it goes on, and kept of it."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from command import display
+from command.display import _duration
+from command.log import POINTS
+from Synthesis import main
+from utils import TEXTURES, read_record
+
+
+@pytest.fixture
+def exemplar(tmp_path, narrow_net):
+    path = tmp_path / "a.png"
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
+    return path
+
+
+def run(exemplar, *flags):
+    command = ["--gt_path", str(exemplar), "--save_path", str(exemplar.parent / "r.png")]
+    return main([*command, "--size", "64", "--device", "cpu", *map(str, flags)])
+
+
+def test_a_line_for_every_picture(exemplar, tmp_path):
+    log = tmp_path / "logs" / "run.jsonl"
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    flags = ["--epoch", "300", "--tolerance", "0", "--scales", "2", "--log", log, "--quiet"]
+    assert run(exemplar, *flags) == 0
+    assert run(exemplar, *flags) == 0
+    many = ["--gt_path", str(exemplar), str(tmp_path / "b.png"), "--save_path", f"{tmp_path}/out/"]
+    assert main([*many, "--device", "cpu", "--epoch", "2", "--log", str(log), "--quiet"]) == 1
+    made, again, _, failed = map(json.loads, log.read_text().splitlines())
+    assert made["record"] == json.loads(json.dumps(read_record(tmp_path / "r.png")))
+    assert (made["reason"], again["reason"], failed["reason"]) == (
+        *("finished", "finished before", "failed"),
+    )
+    assert sum(made["phases"].values()) <= made["seconds"]
+    assert {"scale 1/2 32x32", "scale 2/2 64x64"} == made["phases"].keys()
+    steps, scales, losses = zip(*made["curve"], strict=True)
+    assert len(steps) <= POINTS + 1 and list(steps) == sorted(steps) and steps[-1] == 300
+    assert set(scales) == {1, 2} and all(loss > 0 for loss in losses)
+    assert made["peak_bytes"] > 1e8 and len(made["weights_sha256"]) == 64
+    assert failed["exemplar"].endswith("b.png") and "b.png" in failed["error"]
+
+
+def test_a_log_that_cannot_be_written_is_refused(exemplar, tmp_path, capfd):
+    for path in (tmp_path, tmp_path / "a.png" / "log"):
+        assert run(exemplar, "--log", path, "--quiet") == 2
+        assert f"--log {path}" in capfd.readouterr().err
+
+
+def test_progress_for_machines(exemplar, capfd):
+    assert run(exemplar, "--epoch", "10", "--progress", "json", "--scales", "2") == 0
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["step"] for line in lines if line["error"] is not None] == list(range(1, 11))
+    fractions = [line["fraction"] for line in lines]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    assert lines[-1]["left"] == 0 and lines[0]["left"] > 0 and lines[0]["picture"] == "a.png"
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(exemplar, capfd, monkeypatch):
+    monkeypatch.setattr(display, "A_LINE", 0)
+    assert run(exemplar, "--epoch", "10", "--scales", "2") == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert sum("from step" in line for line in lines) == 2
+    assert any("at this scale" in line and line.endswith(" left") for line in lines)
+
+
+def test_durations():
+    assert [_duration(s) for s in (3.4, 119, 600, 9000)] == ["3 s", "119 s", "10 min", "2.5 h"]
