@@ -32,7 +32,9 @@ from command.log import Log
 from command.plan import Job, Order, job_of, layers_of, orders_of
 from command.ranks import leave, place, team_of, tell_launcher
 from command.results import (
+    CURVE,
     INTERRUPTED,
+    RECORDED,
     Course,
     Failed,
     Net,
@@ -153,12 +155,14 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
             record[INTERRUPTED] = display.last.step
     if display.last is not None:
         record["steps"] = display.last.step
+    course = Course(display.phases, display.curve, peak_bytes(net.device))
+    if points := course.points(RECORDED):
+        record[CURVE] = points
     path = job.save_path
     if spec.team.rank == 0:  # the others have the same picture
         with signals_ignored():
             path, record = save(job, made, record, net)
     seconds = time.perf_counter() - started
-    course = Course(display.phases, display.curve, peak_bytes(net.device))
     return Result(path, made.image.cpu(), record, seconds, stopped, course)
 
 
@@ -174,6 +178,11 @@ def main(argv: list[str] | None = None) -> int:
             from command.verdict import print_scores  # only a run that uses it waits for it
 
             print_scores(request)
+            return 0
+        if request.report:
+            from command.report import print_report
+
+            print_report(request)
             return 0
         if request.benchmark:
             from command.benchmark import print_benchmark

@@ -400,15 +400,23 @@ def save_picture(
         levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
     picture = Image.fromarray(levels[..., 0] if sixteen_bit else levels)
     kind, options = _FORMATS[path.suffix.lower()]
-    temporary = temporary_of(_real(path))
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
         # Encoded in memory because libtiff writes complaints of its own to stderr.
         encoded = BytesIO()
         picture.save(encoded, kind, **options, **_record_options(kind, record))
-        temporary.write_bytes(encoded.getbuffer())
-        os.replace(temporary, _real(path))
     except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
+        raise UserError(f"{path}: cannot be saved ({_reason(error)})") from error
+    save_bytes(encoded.getbuffer(), path)
+
+
+def save_bytes(content: bytes | memoryview, path: Path) -> None:
+    """Write a file that appears whole or not at all; raises UserError when it cannot be written."""
+    temporary = temporary_of(_real(path))
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, _real(path))
+    except OSError as error:
         raise UserError(f"{path}: cannot be saved ({_reason(error)})") from error
     finally:
         with suppress(OSError):

@@ -23,7 +23,8 @@ from utils import MAX_SIDE, SUFFIXES, UserError
 # What a record does not hold, or what is not to be laid under a new picture: where things are,
 # what does not change the picture, and where values come from.
 NOT_RECORDED = {
-    *("save_path", "save_every", "quiet", "max_memory", "split", "score", "benchmark", "json"),
+    *("save_path", "save_every", "quiet", "max_memory", "split"),
+    *("score", "report", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
@@ -31,6 +32,7 @@ VERSION = "0.1.0"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
+    "report": {"report", "quiet"},
     "score": {"score", "json", "gt_path", "quiet"},
     "benchmark": {"benchmark", "json", "gt_path", "quiet", "device", "precision", "model"},
 }
@@ -76,6 +78,7 @@ EXAMPLES = {
     "max_memory": "--gt_path leaf.jpg --size 4096 --max_memory 4GB",
     "count": "--gt_path leaf.jpg --count 5 --save_path out/",
     "score": "--score result.jpg --gt_path leaf.jpg",
+    "report": "--report out",
 }
 
 
@@ -579,6 +582,14 @@ class Request:
         told="none",
         metavar="PICTURE",
     )
+    report: Path | None = flag(
+        INSTEAD,
+        "write report.html into this folder of results: one page with all of them, their "
+        "exemplars, scores, loss curves and commands",
+        told="none",
+        metavar="FOLDER",
+        type=Path,
+    )
     benchmark: bool = flag(
         INSTEAD,
         "measure this machine: seconds a step and to a small error, memory, start-up; takes "
@@ -687,12 +698,16 @@ def parse(argv: list[str] | None = None) -> Request:
     if "config" in given:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     if "from_picture" in given:
-        names = {one.name for one in fields(Request)} - NOT_LAID | TERMS.keys()
-        path = given["from_picture"]
-        flags = of_picture(path, names, given.keys() | given["terms"].keys())
+        path, said = given["from_picture"], given.keys() | given["terms"].keys()
+        flags = of_picture(path, recorded_flags() - said)
         given = _over(given, _checked(flags, f"--from {path}"))
     preset = PRESETS.get(given.get("preset", ""), {})
     return Request(**_over(given, _checked(preset, "--preset")))
+
+
+def recorded_flags() -> set[str]:
+    """The names of flags that a record holds and that make its picture again."""
+    return {one.name for one in fields(Request)} - NOT_LAID | TERMS.keys()
 
 
 def _namespace(argv: list[str] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from command.display import say
-from command.results import INTERRUPTED, Failed, Net, Result
+from command.results import CURVE, INTERRUPTED, Failed, Net, Result
 from utils import UserError
 
 POINTS = 200  # of a loss curve that are kept
@@ -56,17 +56,15 @@ class Log:
 def _told(result: Result | Failed) -> dict[str, Any]:
     if isinstance(result, Failed):
         return {"exemplar": result.exemplar, "reason": "failed", "error": result.line}
-    told = {"picture": result.path, "record": result.record}
+    record = {name: value for name, value in result.record.items() if name != CURVE}
+    told = {"picture": result.path, "record": record}
     if result.course is None:
         return told | {"reason": "finished before"}
-    curve = result.course.curve
-    every = -(-len(curve) // POINTS) or 1
-    kept = curve[:-1:every] + curve[-1:]
     return told | {
         "reason": "interrupted" if INTERRUPTED in result.record else "finished",
         "seconds": round(result.seconds, 2),
         "phases": {name: round(seconds, 2) for name, seconds in result.course.phases.items()},
-        "curve": [[step, scale, float(f"{loss:.4g}")] for step, scale, loss in kept],
+        "curve": result.course.points(POINTS),
         "peak_bytes": result.course.peak,
     }
 

@@ -34,8 +34,14 @@ class Net:
     precision: str  # of `engine.precision.PRECISIONS`
 
 
-INTERRUPTED = "interrupted at step"
-AFTERWARDS = {"steps", "error", INTERRUPTED}  # of a record, what is known when a picture is there
+INTERRUPTED, CURVE = "interrupted at step", "curve"
+RECORDED = 60  # points of the loss curve
+AFTERWARDS = {
+    "steps",
+    "error",
+    INTERRUPTED,
+    CURVE,
+}  # of a record, what is known when a picture is there
 
 
 class Course(NamedTuple):
@@ -44,6 +50,12 @@ class Course(NamedTuple):
     phases: dict[str, float]  # seconds of painting, and of each scale
     curve: list[tuple[int, int, float]]  # step, scale, and the loss after that step
     peak: float  # bytes that the process had at most so far
+
+    def points(self, most: int) -> list[tuple[int, int, float]]:
+        """About so many of the curve, the last one among them."""
+        every = max(1, len(self.curve) // most)
+        kept = self.curve[:-1:every] + self.curve[-1:]
+        return [(step, scale, float(f"{loss:.4g}")) for step, scale, loss in kept]
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,12 @@ def _digest(path: Path, changed: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_picture(path: Path, names: Collection[str], given: Collection[str]) -> Flags:
-    """The flags that made a picture, by its record, but for those that are given anyway.
+def of_picture(path: Path, names: Collection[str]) -> Flags:
+    """The flags that made a picture, by its record.
 
     Args:
         path: of the picture.
-        names: of flags that a record may hold; others are ignored.
-        given: flags whose values are not needed.
+        names: of flags that are asked for; others are ignored.
 
     Raises:
         UserError: no picture, no record of ours in it, or a file that it was made from is not here
@@ -56,8 +55,7 @@ def of_picture(path: Path, names: Collection[str], given: Collection[str]) -> Fl
     inputs = record.get("inputs")
     if "gt_path" not in record or not isinstance(inputs, dict):
         raise UserError(f"--from {path}: holds no record of how it was made")
-    flags = {name: record[name] for name in names if name in record and name not in given}
-    return {name: _located(value, inputs, path) for name, value in flags.items()}
+    return {name: _located(record[name], inputs, path) for name in names if name in record}
 
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
@@ -66,10 +64,16 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
         return [_located(one, inputs, picture) for one in value]
     if not isinstance(value, str) or value not in inputs:
         return value
-    for path in _candidates(value, picture):
-        if digest(path) == inputs[value]:
-            return named(path)
-    raise UserError(f"--from {picture}: {value} is not here as it was, by its SHA-256")
+    path = found_input(value, inputs[value], picture)
+    if path is None:
+        raise UserError(f"--from {picture}: {value} is not here as it was, by its SHA-256")
+    return named(path)
+
+
+def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
+    """Where a file is now that a picture was made from: where it was, in `textures/` or beside the
+    picture; None if it is nowhere, or is another one."""
+    return next((path for path in _candidates(name, picture) if digest(path) == sha256), None)
 
 
 def _candidates(name: str, picture: Path) -> Iterable[Path]:

@@ -1,0 +1,160 @@
+"""One page to look at: every result of a folder beside its exemplar, in a file that needs nothing
+else."""
+
+import base64
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from command.arguments import Request, argv_of, recorded_flags
+from command.results import AFTERWARDS, CURVE
+from command.scores import LEAST_SIDE, SCORES
+from command.settings import found_input
+from command.verdict import faults, verdict
+from losses import TERMS
+from utils import UserError, find_pictures, read_picture, read_record, save_bytes
+
+NAME = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html")
+SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
+SCORED_SIDE = 512  # px: of larger pictures the middle is scored
+NO_SETTINGS = AFTERWARDS | {"inputs", "version", "exemplar", "gt_path", "size", "step"}
+
+
+def print_report(request: Request) -> None:
+    """Write the page of a folder, and print where it is.
+
+    Raises:
+        UserError: no folder, no result in it, or the page cannot be written.
+    """
+    assert request.report is not None
+    print(write_report(request.report, request.quiet))
+
+
+def write_report(folder: Path, quiet: bool) -> Path:
+    """The page of all pictures in a folder whose records say that we made them; raises as
+    `print_report` does."""
+    if not folder.is_dir():
+        raise UserError(f"--report {folder}: not a folder")
+    found = [(path, record) for path in find_pictures(folder) if (record := _record(path))]
+    results = [(path, record) for path, record in found if "error" in record]
+    if not results:
+        raise UserError(f"--report {folder}: no picture there that was made by this program")
+    snapshots = [path for path, record in found if "step" in record]
+    entries = []
+    exemplars: dict[str, Any] = {}
+    for path, record in tqdm(results, "report", leave=False, disable=quiet or None):
+        entries.append(_entry(path, record, snapshots, exemplars))
+    # Within a script of HTML nothing may look like its end.
+    data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
+    page = folder / NAME
+    save_bytes(TEMPLATE.read_text("utf-8").replace("/*DATA*/", data).encode(), page)
+    return page
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path)
+    except UserError:
+        return {}
+
+
+def _entry(
+    path: Path, record: dict[str, Any], snapshots: Iterable[Path], exemplars: dict[str, Any]
+) -> dict[str, Any]:
+    """What the page knows of a result; a record that somebody has changed is no reason to fail."""
+    exemplar = _exemplar_of(path, record)
+    scores: dict[str, float] = {}
+    total, words = None, ""
+    if exemplar is not None:
+        scores = _scores(path, exemplar)
+        if scores:
+            total, words = round(sum(faults(scores)), 2), verdict(scores)[1]
+    if exemplar is not None and str(exemplar) not in exemplars:
+        exemplars[str(exemplar)] = _thumbnail(exemplar, SIDE)
+    own = re.compile(re.escape(path.stem) + r"_(\d{6})")
+    steps = sorted((m[1], one) for one in snapshots if (m := own.fullmatch(one.stem)))
+    return {
+        "name": path.name,
+        "exemplar": str(record.get("exemplar", "")),
+        "exemplar_picture": None if exemplar is None else exemplars[str(exemplar)],
+        "picture": _thumbnail(path, SIDE),
+        "size": str(record.get("size", "")),
+        "error": _finite(record.get("error")),
+        "faults": total,
+        "verdict": words,
+        "scores": {name: _finite(value) for name, value in scores.items()},
+        "snapshots": [[str(int(step)), _thumbnail(one, SMALL)] for step, one in steps],
+        "curve": _curve(record.get(CURVE)),
+        "settings": {k: _told(v) for k, v in record.items() if k not in NO_SETTINGS and v},
+        "command": _command(path, record),
+    }
+
+
+def _exemplar_of(path: Path, record: dict[str, Any]) -> Path | None:
+    """The picture whose texture it has, if it is still here as it was."""
+    name, inputs = record.get("style_image") or record.get("gt_path"), record.get("inputs")
+    if not isinstance(name, str) or not isinstance(inputs, dict):
+        return None
+    return found_input(name, inputs.get(name), path)
+
+
+def _scores(path: Path, exemplar: Path) -> dict[str, float]:
+    try:
+        output, source = (_middle(read_picture(one)[0]) for one in (path, exemplar))
+    except UserError:
+        return {}
+    if min(*output.shape[2:], *source.shape[2:]) < LEAST_SIDE:
+        return {}
+    return {name: function(output, source) for name, (function, _) in SCORES.items()}
+
+
+def _middle(image: Any) -> Any:
+    top, left = (max(0, (side - SCORED_SIDE) // 2) for side in image.shape[2:])
+    return image[..., top : top + SCORED_SIDE, left : left + SCORED_SIDE]
+
+
+def _thumbnail(path: Path, side: int) -> str:
+    """A picture as it is put into a page."""
+    levels = (255 * read_picture(path)[0][0].movedim(0, 2)).round().byte().numpy()
+    picture = Image.fromarray(levels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _curve(points: Any) -> list[Any]:
+    """Of a record, if it is one: [step, scale, loss] each."""
+    number: Callable[[Any], bool] = lambda x: _finite(x) is not None  # noqa: E731
+    try:
+        return [p for p in points if len(p) == 3 and all(map(number, p)) and p[0] > 0]
+    except TypeError:
+        return []
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _command(path: Path, record: dict[str, Any]) -> str:
+    """What makes it again: all flags that are not what they are anyway."""
+    plain = json.loads(json.dumps(Request().__dict__, default=str))
+    flags = {k: v for k, v in record.items() if k in recorded_flags() and plain.get(k) != v}
+    flags = {k: v for k, v in flags.items() if v or k in TERMS or k == "rescale"}
+    try:
+        return "python Synthesis.py " + shlex.join([*argv_of(flags), "--save_path", path.name])
+    except (UserError, TypeError, ValueError, LookupError):
+        return f"python Synthesis.py --from {shlex.quote(path.name)}"
