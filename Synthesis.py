@@ -45,6 +45,7 @@ from command.results import (
     record_of,
     save,
 )
+from command.resume import checkpoints_of
 from engine.blocks import ALONE
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
@@ -147,7 +148,7 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     record, stopped = record_of(job, net), None
     with Display(job, record, quiet, as_json) as display:
         try:
-            made = new_texture(spec, trunk, display)
+            made = new_texture(spec, trunk, display, checkpoints_of(job, record, display))
         except KeyboardInterrupt as error:
             if display.last is None:
                 raise
@@ -162,6 +163,8 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     if spec.team.rank == 0:  # the others have the same picture
         with signals_ignored():
             path, record = save(job, made, record, net)
+        if job.resume and not stopped:
+            job.checkpoint_path.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     return Result(path, made.image.cpu(), record, seconds, stopped, course)
 

@@ -203,6 +203,11 @@ class Criterion:
         for _, term in self.terms:
             term.renew(output)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What renewals draw from."""
+        return [one for _, term in self.terms for one in term.generators]
+
     def __call__(self, output: Features) -> Tensor:
         """(B, C, h, w) each -> (B,)."""
         known = output.statistics if isinstance(output, Measured) else {}

@@ -25,7 +25,7 @@ from utils import MAX_SIDE, SUFFIXES, UserError
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split"),
     *("score", "report", "benchmark", "json"),
-    *("count", "overwrite", "config", "from_picture", "progress", "log"),
+    *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
 VERSION = "0.1.0"
@@ -547,6 +547,14 @@ class Request:
         default=1,
         type=number(int, 1, "a number of pictures"),
         metavar="N",
+    )
+    resume: bool = flag(
+        OUTPUT,
+        "keep a checkpoint beside the result every half minute, and go on from it when the same "
+        "command is run again after it was stopped",
+        default=False,
+        told="off",
+        action="store_true",
     )
     overwrite: bool = flag(
         OUTPUT,

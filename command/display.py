@@ -52,7 +52,7 @@ class Display:
     """Shows progress, saves snapshots, and keeps the picture as it stands and how it came there."""
 
     def __init__(self, job: Job, record: dict[str, Any], quiet: bool, as_json: bool) -> None:
-        self.job, self.record = job, record
+        self.job, self.record, self.quiet = job, record, quiet
         self.last: Progress | None = None
         self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
         self.phases: dict[str, float] = {}  # seconds by what was done

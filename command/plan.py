@@ -55,6 +55,7 @@ class Job:
     rescale: bool
     save_path: Path
     save_every: int | None  # steps between snapshots
+    resume: bool  # whether there are checkpoints
     maps: list["CarriedMap"]
     record: dict[str, Any]  # kept inside the picture
 
@@ -62,6 +63,11 @@ class Job:
     def tiled_path(self) -> Path:
         """Where the repeat of a picture that tiles goes."""
         return self.save_path.with_stem(f"{self.save_path.stem}_tiled")
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where what it can go on from goes."""
+        return self.save_path.with_name(f"{self.save_path.name}.checkpoint")
 
     def snapshot_path(self, step: int) -> Path:
         """Where the picture as it stands after a step goes."""
@@ -218,6 +224,7 @@ def _job(
         request.rescale,
         save_path,
         request.save_every,
+        request.resume,
         [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
         _record(request, spec, exemplar_name, path),
     )
@@ -420,6 +427,8 @@ def check_uses(request: Request) -> None:
         if getattr(request, flag) and flag not in METHODS[request.method].takes:
             takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
             raise UserError(f"--{flag}: --method {request.method} has no use for it, but {takers}")
+    if request.resume and request.split:
+        raise UserError("--resume: not with --split, whose processes would have to go on together")
     if request.maps and request.mix:
         raise UserError("--maps: of one exemplar, leave out --mix")
     for flag, given in (

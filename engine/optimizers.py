@@ -10,7 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,9 +28,16 @@ class Objective(Protocol):
 
     def __call__(self, output: Features, /) -> Tensor: ...
 
+    @property
+    def generators(self) -> list[torch.Generator]: ...  # what renewals draw from
+
     def renew(self, output: Features, /) -> None: ...
 
 
+# Of tensors, numbers and lists of both: all that decides how a run goes on.
+State = dict[str, Any]
+# Told, where a run can be gone on from, what gives the state there.
+Keep = Callable[[Callable[[], State]], None]
 Extract = Callable[[Tensor], Features]
 Report = Callable[[int, Tensor, float], None]
 Numbers = Callable[[], list[float]]
@@ -52,6 +59,13 @@ def sent(values: Tensor) -> Numbers:
     return numbers
 
 
+# Of an evaluator.
+KEPT = (
+    *("taken", "steps", "exact_steps", "settled", "losses", "renewed", "best", "best_loss"),
+    "total",
+)
+
+
 class _OutOfSteps(Exception):
     """The evaluations that were paid for are used up."""
 
@@ -69,7 +83,9 @@ class _Evaluator:
         exact_steps: int = 0,
         tolerance: float = 0.0,
         late: int = 0,
+        keep: Keep | None = None,
     ) -> None:
+        self.keep = keep
         self.exact, self.criterion, self.report = extractor, criterion, report
         self.extractor = extractor if quick is None or exact_steps >= steps else quick
         self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
@@ -85,6 +101,29 @@ class _Evaluator:
         self.unread: deque[tuple[int, Tensor, Numbers]] = deque()
         self.late = late
         self.total = 0.0  # of the last step that was read
+
+    def offer(self, state: Callable[[], State]) -> None:
+        """Let a run be kept that goes on with a renewal, if there is anything to renew: what is
+        held between renewals is no part of its state."""
+        if self.keep is not None and self.left and (self.match_every is None or self.due):
+            self.keep(lambda: self._state() | state())
+
+    def _state(self) -> State:
+        self.read()
+        return {
+            "evaluator": {name: getattr(self, name) for name in KEPT},
+            "exact": self.extractor is self.exact,
+            "generators": [one.get_state() for one in self.criterion.generators],
+        }
+
+    def go_on(self, state: State) -> None:
+        """Take up a state that was kept."""
+        for name in KEPT:
+            setattr(self, name, state["evaluator"][name])
+        if state["exact"]:
+            self.extractor = self.exact
+        for one, kept in zip(self.criterion.generators, state["generators"], strict=True):
+            one.set_state(kept)
 
     @property
     def best_seen(self) -> Tensor:
@@ -160,9 +199,11 @@ class _Evaluator:
             self.steps = min(self.steps, self.taken + math.ceil(LAST_STEPS * self.taken))
             self.settled, self.exact_steps = True, self.left
 
-    def renew_kept(self) -> tuple[Tensor, Tensor, float]:
-        """The picture kept, under the criterion renewed for it: no step, as it was seen before."""
-        assert self.kept is not None  # the last step was told to keep it
+    def renew_kept(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The last picture, under the criterion renewed for it: no step, as it was seen before."""
+        if self.kept is None:  # a run that goes on
+            image = image.detach().requires_grad_()
+            self.kept = image, self.extractor(image)
         (image, features), self.kept = self.kept, None
         self._renew(features)
         return self._judge(image, self._measure_features(image, features))
@@ -219,6 +260,8 @@ def optimize(
     exact_steps: int = 0,
     tolerance: float = 0.0,
     memory: int = LBFGS_MEMORY,
+    keep: Keep | None = None,
+    state: State | None = None,
 ) -> Tensor:
     """The best of the pictures seen in `steps` evaluations or fewer, starting from `image`.
 
@@ -235,23 +278,30 @@ def optimize(
         tolerance: share of the loss which `SETTLING` steps must save, or a few exact ones, in the
             measure of `LAST_STEPS`, are the last; with 0 all steps are taken.
         memory: so many steps L-BFGS remembers, each with two pictures.
+        keep: called wherever the run could be gone on from.
+        state: what was kept of a run with the same arguments, which goes on from there and ends as
+            it would have ended.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
     """
     small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
     late = LATE if small and optimizer in WAITS_FOR_NOTHING else 0
-    evaluate = _Evaluator(extractor, criterion, steps, report, quick, exact_steps, tolerance, late)
+    evaluate = _Evaluator(
+        extractor, criterion, steps, report, quick, exact_steps, tolerance, late, keep
+    )
+    if state is not None:
+        evaluate.go_on(state)
     lr = LEARNING_RATES[optimizer] if lr is None else lr
     try:
-        OPTIMIZERS[optimizer](evaluate, image, lr, memory)
+        OPTIMIZERS[optimizer](evaluate, image, lr, memory, state)
     except _OutOfSteps:
         pass
     evaluate.read()
     return image if evaluate.best is None else evaluate.best
 
 
-def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int) -> None:
+def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int, state: State | None) -> None:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
     The loss falls by four orders of magnitude and its gradient with it. Adam divides by a mean of
@@ -261,7 +311,11 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int) -> None:
     """
     first, second = torch.zeros_like(image), torch.zeros_like(image)
     age, losses, phase = 0, image.new_ones(len(image)), 0.0
+    if state is not None:
+        image, first, second, losses, age, phase, lr = state["adam"]
     while evaluate.left:
+        now = [image, first, second, losses, age, phase, lr]
+        evaluate.offer(lambda now=now: {"adam": now})  # type: ignore[misc]
         rate = (1 + math.cos(math.pi * phase)) / 2
         phase += (1 - phase) / evaluate.left
         sharper, due, before = evaluate.sharpen(), evaluate.due, losses
@@ -287,7 +341,9 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int) -> None:
         image = (image - direction.mul_(lr * rate)).clamp_(0, 1)
 
 
-def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float, memory: int) -> None:
+def _lbfgs(
+    evaluate: _Evaluator, image: Tensor, lr: float, memory: int, state: State | None
+) -> None:
     """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
 
     Pixels that are at a bound and whose gradient pushes them out of the box are held; the others
@@ -297,7 +353,13 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float, memory: int) -> None:
     that was too long.
     """
     history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=memory)
-    _, gradient, loss = evaluate(image, renew=evaluate.due)
+    if state is None:
+        _, gradient, loss = evaluate(image, renew=evaluate.due)
+    else:
+        image, gradient, loss, pairs = state["lbfgs"]
+        history.extend(map(tuple, pairs))
+        if evaluate.due:
+            _, gradient, loss = evaluate.renew_kept(image)
     while True:
         if evaluate.sharpen():
             # The curvature seen so far is kept: rounding hardly touches it.
@@ -322,9 +384,11 @@ def _lbfgs(evaluate: _Evaluator, image: Tensor, lr: float, memory: int) -> None:
         if curvature > 1e-10 * gradient_change.square().sum():  # CPU-GPU sync point
             history.append((moved, gradient_change, 1 / curvature))
         image, gradient = new_image, new_gradient
+        now = [image, gradient, loss, list(history)]
+        evaluate.offer(lambda now=now: {"lbfgs": now})  # type: ignore[misc]
         if evaluate.due:
             # The curvature seen so far is kept: it is the features', hardly the held matches'.
-            _, gradient, loss = evaluate.renew_kept()
+            _, gradient, loss = evaluate.renew_kept(image)
 
 
 def _quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:

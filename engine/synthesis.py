@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.blocks import ALONE, Blocks, Team
+from engine.checkpoints import Checkpoints
 from engine.colours import (
     is_grey,
     noise_like,
@@ -20,7 +21,7 @@ from engine.colours import (
     with_fine_detail,
 )
 from engine.kinds import STOCHASTIC, Kind
-from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, TOLERANCE, optimize
+from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, TOLERANCE, State, optimize
 from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, repainted
 from engine.scales import pyramid, split_steps
@@ -96,7 +97,12 @@ Look = Callable[[Tensor, str, torch.dtype | None], Features]  # pixels, what til
 Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale
 
 
-def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> Made:
+def new_texture(
+    spec: Spec,
+    trunk: Extractor,
+    report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Made:
     """New texture like the exemplars.
 
     Painted with their pixels first, and then optimised at the finest scale alone, which brings
@@ -109,11 +115,13 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
             the net's stride.
         trunk: of the layers that the spec names and any that terms shall look at.
         report: called after every step.
+        checkpoints: where states go that it can go on from; and if there is one from before, made
+            of the same arguments, it goes on from that.
 
     Raises:
         UserError: exemplar or size too small for the layers, the scales or the patches.
     """
-    tell = _Teller(report)
+    tell = _Teller(report, checkpoints)
     if not spec.repaint:
         return _made(spec, coarse_to_fine(spec, trunk, tell), None)
     rest = steps_after_painting(spec.steps, spec.repaint)
@@ -135,9 +143,11 @@ def new_texture(spec: Spec, trunk: Extractor, report: Report | None = None) -> M
         layout = coarse_to_fine(first, trunk, tell, 1 - split) if rest else None
         painting = paint(1 - split, spec.canvas.content if layout is None else layout)
         return _made(spec, painting.image, painting)
-    painting = paint(0.0, None)
+    resumed = tell.resumed
+    painting = paint(0.0, None) if resumed is None else Painting(*resumed["painting"])
     image = painting.image
     if rest:
+        tell.known = {"painting": [image, painting.places, painting.views]}
         exemplar = size_of(spec.exemplars[0].image)
         finest = _Scale(1, 1, exemplar, size, rest, True, painted, split, 1.0)
         image = _optimised(spec, trunk, finest, image, tell)
@@ -148,9 +158,24 @@ class _Teller:
     """Tells of every step. What scales have left undone counts neither as steps nor as work, so
     that the time left is known from what has passed."""
 
-    def __init__(self, report: Report | None) -> None:
-        self.report = report
+    def __init__(self, report: Report | None, checkpoints: Checkpoints | None = None) -> None:
+        self.report, self.checkpoints = report, checkpoints
+        self.resumed = None if checkpoints is None else checkpoints.resumed
         self.steps, self.work = 0, 0.0  # left undone so far, as `Progress` has them
+        if self.resumed is not None:
+            self.steps, self.work = self.resumed["undone"]
+        self.known: State = {}  # of what the steps of a scale start from
+
+    def keep(self, state: Callable[[], State]) -> None:
+        """Offer a state of the optimiser, with all else that decides how the picture goes on."""
+        if self.checkpoints is not None:
+            undone = [self.steps, self.work]
+            self.checkpoints.offer(lambda: self.known | {"undone": undone, "optimizer": state()})
+
+    def go_on(self) -> State | None:
+        """The state of the optimiser that was kept, once."""
+        state, self.resumed = self.resumed, None
+        return None if state is None else state["optimizer"]
 
     def __call__(self, progress: Progress) -> None:
         if self.report is not None:
@@ -231,14 +256,20 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         image = image.expand(-1, 3, -1, -1)
     before = resize(exemplar, scales[0].source_size)
     for scale in scales:
+        picture, resumed = resize(exemplar, scale.source_size), tell.resumed
+        if resumed is not None and scale.number < resumed["scale"]:
+            continue
         image = resize(image, scale.size, canvas.tile)
-        picture = resize(exemplar, scale.source_size)
-        if scale.paints:
+        if resumed is not None:
+            image = resumed["start"]
+            generator.set_state(resumed["generator"])
+        elif scale.paints:
             image = _with_painted_detail(spec, image)
         elif scale.number > 1:
             gained = picture - resize(before, scale.source_size)
             image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
+        tell.known = {"scale": scale.number, "start": image, "generator": generator.get_state()}
         image = _optimised(spec, trunk, scale, image, tell)
     return image
 
@@ -337,6 +368,8 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
             exact,
             spec.tolerance,
             spec.memory,
+            None if tell.checkpoints is None else tell.keep,
+            tell.go_on(),
         )
     undone = scale.steps - taken
     tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))

@@ -254,6 +254,11 @@ class Term:
         """Whether there is anything to renew."""
         return type(self).renew is not Term.renew
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What renewals draw from."""
+        return []
+
     def __call__(self, output: Features) -> Tensor:
         """(B,)"""
         return self.distance(self.measure(output))

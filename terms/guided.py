@@ -57,6 +57,10 @@ class Guided(Term):
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.held: dict[str, list[_Held]] = {}
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        return [self.generator]
+
     def renew(self, output: Features) -> None:
         for layer, sources in self.sources.items():
             pictures = output[layer].detach() - self.mean[layer]

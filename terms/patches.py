@@ -46,6 +46,10 @@ class Patches(Term):
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(scene.exemplars[0].features)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        return [self.generator]
+
     def renew(self, output: Features) -> None:
         """Draw new directions."""
         self.levels: list[tuple[int, Tensor, list[Samples]]] = []

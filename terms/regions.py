@@ -28,6 +28,10 @@ class Parts(Term):
     def renews(self) -> bool:
         return any(part.renews for _, part in self.parts)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        return [one for _, part in self.parts for one in part.generators]
+
     def measure(self, output: Features) -> Statistics:
         measured = [
             part.measure(features)

@@ -35,6 +35,10 @@ class Sliced(Term):
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        return [self.generator]
+
     def renew(self, output: Features) -> None:
         for layer, source in self.source.items():
             C = len(source)

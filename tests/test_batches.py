@@ -171,10 +171,10 @@ def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypat
     make = Synthesis.new_texture
     failures = iter([RuntimeError("can't allocate memory: 9 bytes"), IndexError("off by one")])
 
-    def failing(spec, trunk, report):
+    def failing(*arguments):
         if error := next(failures, None):
             raise error
-        return make(spec, trunk, report)
+        return make(*arguments)
 
     monkeypatch.setattr(Synthesis, "new_texture", failing)
     assert run_main("--gt_path", folder, "--save_path", f"{tmp_path}/out/") == 1

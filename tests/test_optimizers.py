@@ -371,7 +371,7 @@ def test_a_renewal_judges_by_the_features_of_the_last_step(every, start):
     evaluate = optimizers._Evaluator(identity, criterion, 2 * every, None)
     for step in range(every):
         evaluate(start, renew=step == 0, keep=True)
-    again = evaluate.renew_kept()
+    again = evaluate.renew_kept(start)
     assert evaluate.taken == every and criterion.wanted == 0.7
     losses, gradient, total = evaluate(start)
     torch.testing.assert_close(again, (losses, gradient, total))

@@ -1,0 +1,196 @@
+"""A run that goes on from a checkpoint ends in the bytes of one that was never stopped."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import Synthesis
+from command import resume
+from engine.checkpoints import Checkpoints
+from engine.synthesis import Spec, exemplar_of, new_texture
+from losses import METHODS
+from Synthesis import main
+from terms.base import Canvas
+from utils import TEXTURES, read_picture, read_record
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def kept(state):
+    """As it comes back out of a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.fixture
+def spec():
+    picture = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :36]
+    return Spec((exemplar_of(picture),), Canvas((40, 36)), steps=32, match_every=2, seed=1)
+
+
+OTHERS = {
+    "tiled": dict(canvas=Canvas((40, 40), "xy")),
+    "polished": dict(repaint=0.5, weights={"patches": 1.0, "histogram": 1.0}),
+    "one scale": dict(scales=1, weights={"spectrum": 1.0, "autocorrelation": 1.0}),
+    "settles": dict(tolerance=0.9, steps=200),
+    "rough": dict(precision="bf16"),
+}
+
+
+@pytest.mark.parametrize(
+    "change, optimizer, moments",
+    [
+        *(("gram", "Adam", 2), ("cnnmrf", "LBFGS", 2), ("polished", "Adam", 2)),
+        *(
+            pytest.param(change, optimizer, 10, marks=pytest.mark.slow)
+            for change in (*METHODS, *OTHERS)
+            for optimizer in ("Adam", "LBFGS")
+        ),
+    ],
+)
+def test_at_any_moment(change, optimizer, moments, spec, tiny):
+    spec = replace(spec, optimizer=optimizer, **OTHERS.get(change, {"method": change}))
+    if change not in ("one scale", "polished"):
+        spec = replace(spec, scales=2)
+    states, reports, taken = [], [], []
+    keep = Checkpoints(lambda state: states.append(kept(state)), 0.0)
+    whole = new_texture(spec, tiny, lambda p: reports.append((p.step, p.scale, p.loss)), keep)
+    plain = new_texture(spec, tiny)
+    assert torch.equal(plain.image, whole.image)  # to be kept changes nothing
+    assert len(states) >= 6
+    for state in states[-1 :: -max(1, len(states) // moments)]:
+        again = []
+        on = new_texture(
+            spec,
+            tiny,
+            lambda p, again=again: again.append((p.step, p.scale, p.loss)),
+            Checkpoints(lambda _: None, 1e9, state),
+        )
+        assert torch.equal(on.image, whole.image)
+        assert on.shift == whole.shift
+        if whole.painting is not None:
+            assert torch.equal(on.painting.places, whole.painting.places)
+        assert again == reports[len(reports) - len(again) :]
+        taken.append(len(again))
+    assert taken[0] < len(reports) / 2  # it does not begin anew
+
+
+# ------------------------------------------------------------------------------------ in files
+
+
+@pytest.fixture
+def exemplar(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
+    monkeypatch.setattr(resume, "EVERY", 0.0)
+    return path
+
+
+def run(exemplar, name, *flags):
+    command = ["--gt_path", str(exemplar), "--save_path", str(exemplar.parent / name)]
+    return main([*command, *"--size 64 --epoch 20 --device cpu --quiet --resume".split(), *flags])
+
+
+class Killed(BaseException):
+    """Nothing of ours ends it in order."""
+
+
+def killed_after(steps, monkeypatch):
+    make = Synthesis.new_texture
+
+    def killed(spec, trunk, report, checkpoints):
+        def on_step(progress):
+            report(progress)
+            if progress.step >= steps:
+                raise Killed
+
+        return make(spec, trunk, on_step, checkpoints)
+
+    monkeypatch.setattr(Synthesis, "new_texture", killed)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--scales 2", "--optimizer LBFGS --method cnnmrf --match_every 4"]
+)
+def test_a_command_goes_on(flags, exemplar, narrow_net, monkeypatch, capfd):
+    assert run(exemplar, "whole.png", *flags.split()) == 0
+    folder = exemplar.parent
+    assert not list(folder.glob("*.checkpoint"))
+    with monkeypatch.context() as patched:
+        killed_after(12, patched)
+        with pytest.raises(Killed):
+            run(exemplar, "r.png", *flags.split())
+    assert (folder / "r.png.checkpoint").exists() and not (folder / "r.png").exists()
+    capfd.readouterr()
+    assert run(exemplar, "r.png", *flags.split(), "--seed", "3") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "r.png.checkpoint is of other settings" in line
+    assert run(exemplar, "r.png", *flags.split()) == 0
+    assert (folder / "r.png").read_bytes() == (folder / "whole.png").read_bytes()
+    assert not list(folder.glob("*.checkpoint"))
+
+
+def test_what_is_no_checkpoint_is_refused(exemplar, narrow_net, capfd):
+    path = exemplar.parent / "r.png.checkpoint"
+    for content in (b"", b"letter"):
+        path.write_bytes(content)
+        assert run(exemplar, "r.png") == 2
+        assert "is no checkpoint" in capfd.readouterr().err and path.read_bytes() == content
+
+
+def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
+    assert run(exemplar, "whole.png") == 0
+    make = Synthesis.new_texture
+
+    def stopped(spec, trunk, report, checkpoints):
+        def on_step(progress):
+            report(progress)
+            if progress.step == 9:
+                raise KeyboardInterrupt
+
+        return make(spec, trunk, on_step, checkpoints)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Synthesis, "new_texture", stopped)
+        assert run(exemplar, "r.png") == 130
+    assert "interrupted at step" in read_record(exemplar.parent / "r.png")
+    assert run(exemplar, "r.png") == 0
+    one, two = (exemplar.parent / name for name in ("r.png", "whole.png"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(exemplar):
+    """Until it is made; what there is of the result at any time is whole."""
+    folder = exemplar.parent
+    flags = "--size 64 --epoch 150 --device cpu --model vgg16-hed --resume"
+    command = [sys.executable, "-c", "import command.resume as r; r.EVERY = 0.2; import Synthesis;"]
+    command[-1] += "import sys; sys.exit(Synthesis.main(sys.argv[1:]))"
+    command += ["--gt_path", str(exemplar), *flags.split(), "--save_path"]
+    subprocess.run([*command, str(folder / "whole.png")], cwd=ROOT, check=True)
+    kills = 0
+    for seconds in (1.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 60.0):
+        with subprocess.Popen([*command, str(folder / "r.png")], cwd=ROOT) as process:
+            end = time.monotonic() + seconds
+            while process.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        if (folder / "r.png").exists():
+            read_picture(folder / "r.png")
+            if process.returncode == 0:
+                break
+    assert kills >= 2 and process.returncode == 0
+    assert (folder / "r.png").read_bytes() == (folder / "whole.png").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"a.png", "r.png", "whole.png"}
