@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from command.interrupts import (
@@ -26,7 +27,7 @@ if __name__ == "__main__":
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
-from command.costs import Run, allowed_bytes, cost_notes, fitting
+from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, fitting
 from command.display import Display, Notes, print_result, say
 from command.log import Log
 from command.plan import Job, Order, job_of, layers_of, orders_of
@@ -41,16 +42,18 @@ from command.results import (
     Result,
     finished_before,
     is_finished,
+    is_full,
     line_of,
     record_of,
     save,
 )
 from command.resume import checkpoints_of
+from command.sheet import write_animation, write_sheet
 from engine.blocks import ALONE
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
-from utils import UserError, keep_freed_memory, peak_bytes, pick_device
+from utils import UserError, give_back_freed_memory, keep_freed_memory, peak_bytes, pick_device
 
 
 def synthesize(gt_path: str = "leaf.jpg", **flags: Any) -> Tensor:
@@ -112,6 +115,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
     told = f"{name} from {request.weights.name}" if request.weights else name
     net = Net(weights, name, told, device, precision)
     log.begin(net)
+    results: list[Path] = []
     for order in mine:
         try:
             job = alone or planned(order)
@@ -119,7 +123,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
                 result = finished_before(job)
             else:
                 with convolving(EXACT):
-                    result = make(job, net, quiet, request.progress == "json")
+                    result = make_in_blocks(job, net, quiet, request.progress == "json")
         except Exception as error:
             if len(orders) == 1:
                 raise
@@ -129,9 +133,29 @@ def run(request: Request) -> Iterator[Result | Failed]:
             continue
         if team.rank == 0:
             log.add(result)
+            results.append(result.path)
             yield result
         if result.stopped:
             raise result.stopped
+    if request.sheet and results:
+        write_sheet(results, request.sheet)
+    if request.animate and results:
+        write_animation(results[0], request.animate)
+
+
+def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
+    """As `make`, once more in smaller blocks as long as memory runs out."""
+    smaller = [side for side in BLOCKS if job.spec.block is None or side < job.spec.block]
+    for side in smaller:
+        try:
+            return make(job, net, quiet, as_json)
+        except Exception as error:
+            if not is_full(error):
+                raise
+        say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
+        give_back_freed_memory()
+        job = replace(job, spec=replace(job.spec, block=side))
+    return make(job, net, quiet, as_json)
 
 
 def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:

@@ -178,6 +178,12 @@ def read_picture(path: Path) -> tuple[Tensor, list[str]]:
     return image, [f"{path.name}: {note}" for note in notes]
 
 
+def read_levels(path: Path) -> Image.Image:
+    """What `read_picture` reads, at 8 bits, to be looked at; raises as that does."""
+    pixels = read_picture(path)[0][0].movedim(0, 2)
+    return Image.fromarray(pixels.mul(LEVELS).round().byte().numpy())
+
+
 def is_16_bit(path: Path) -> bool:
     """Whether a picture is grey of more than 8 bits; Pillow reads others at 8 bits a channel."""
     with _opened(path) as picture:

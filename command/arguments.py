@@ -26,6 +26,7 @@ NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split"),
     *("score", "report", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
+    *("sheet", "animate", "preview"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
 VERSION = "0.1.0"
@@ -568,6 +569,28 @@ class Request:
         OUTPUT, "nothing on stderr but errors", default=False, told="off", action="store_true"
     )
 
+    sheet: Path | None = flag(
+        OUTPUT,
+        "also save an image to look at: exemplar, result, its 2x2 repeat and snapshots, or of many "
+        "results all of them",
+        told="none",
+        metavar="FILE",
+        type=Path,
+    )
+    animate: Path | None = flag(
+        OUTPUT,
+        "also save the snapshots of --save_every as an animation, .gif or .webp",
+        told="none",
+        metavar="FILE",
+        type=Path,
+    )
+    preview: bool = flag(
+        OUTPUT,
+        "keep NAME.preview.png up to date while a picture is made",
+        default=False,
+        told="off",
+        action="store_true",
+    )
     progress: str = flag(
         OUTPUT,
         "text: a bar, or without a terminal a line a scale and a minute; json: on stderr a line of "

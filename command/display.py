@@ -16,6 +16,7 @@ from engine.synthesis import Progress, finished
 from utils import UserError, in_one_line, save_picture
 
 A_LINE = 60  # s between lines where there is no terminal
+A_PREVIEW = 2  # s
 
 
 def say(notes: Iterable[str | None], quiet: bool = False) -> None:
@@ -58,7 +59,7 @@ class Display:
         self.phases: dict[str, float] = {}  # seconds by what was done
         self.as_json = as_json and not quiet
         self.lines = not quiet and not as_json and not sys.stderr.isatty()
-        self.started = self.at = self.said = time.monotonic()
+        self.started = self.at = self.said = self.previewed = time.monotonic()
         self.bar = tqdm(
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
@@ -73,6 +74,9 @@ class Display:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+        if self.job.preview:
+            with suppress(OSError):
+                self.job.preview_path.unlink(missing_ok=True)
 
     def __call__(self, progress: Progress) -> None:
         """After a step."""
@@ -96,6 +100,11 @@ class Display:
                 save_picture(self.picture(), path, self.record | {"step": progress.step})
             except UserError as error:  # a snapshot less is no reason to end
                 say([str(error)])
+
+        if self.job.preview and now - self.previewed >= A_PREVIEW:
+            self.previewed = now
+            with suppress(UserError):  # it is worth no line
+                save_picture(self.picture(), self.job.preview_path, {})
 
     def _show(self, progress: Progress, scale: str, new: bool, now: float) -> None:
         told = f"step {progress.step}/{self.job.spec.steps}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from command.arguments import NOT_RECORDED, VERSION, Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.settings import digest, named
+from command.sheet import check_animation
 from engine.colours import matched_colours
 from engine.kinds import STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
@@ -56,6 +57,7 @@ class Job:
     save_path: Path
     save_every: int | None  # steps between snapshots
     resume: bool  # whether there are checkpoints
+    preview: bool  # whether the picture as it stands is kept up to date
     maps: list["CarriedMap"]
     record: dict[str, Any]  # kept inside the picture
 
@@ -68,6 +70,11 @@ class Job:
     def checkpoint_path(self) -> Path:
         """Where what it can go on from goes."""
         return self.save_path.with_name(f"{self.save_path.name}.checkpoint")
+
+    @property
+    def preview_path(self) -> Path:
+        """Where the picture as it stands goes."""
+        return self.save_path.with_name(f"{self.save_path.stem}.preview.png")
 
     def snapshot_path(self, step: int) -> Path:
         """Where the picture as it stands after a step goes."""
@@ -117,8 +124,12 @@ def orders_of(request: Request) -> list[Order]:
                 raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
             check_suffix(save_path)
             orders[save_path] = Order(path, save_path, seed)
-    for save_path in orders:
+    for save_path in (*orders, *filter(None, (request.sheet, request.animate))):
         _check_no_input(save_path, paths)
+    if request.sheet:
+        check_save_path(request.sheet)
+    if request.animate:
+        check_animation(request.animate, len(orders) > 1, request.save_every)
     return list(orders.values())
 
 
@@ -179,6 +190,8 @@ def job_of(request: Request, order: Order) -> tuple[Job, list[str]]:
         for path in inputs.values():
             if path.name in snapshots and job.save_path.parent.samefile(path.parent):
                 raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
+    if request.preview:
+        _check_no_input(job.preview_path, inputs.values())
     for path, size in job.written():
         check_format(path, size)
         _check_no_input(path, inputs.values())
@@ -225,6 +238,7 @@ def _job(
         save_path,
         request.save_every,
         request.resume,
+        request.preview,
         [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
         _record(request, spec, exemplar_name, path),
     )

@@ -4,9 +4,8 @@ else."""
 import base64
 import json
 import math
-import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from tqdm import tqdm
 from command.arguments import Request, argv_of, recorded_flags
 from command.results import AFTERWARDS, CURVE
 from command.scores import LEAST_SIDE, SCORES
-from command.settings import found_input
+from command.settings import exemplar_of
+from command.sheet import snapshots_of
 from command.verdict import faults, verdict
 from losses import TERMS
-from utils import UserError, find_pictures, read_picture, read_record, save_bytes
+from utils import UserError, find_pictures, read_levels, read_picture, read_record, save_bytes
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -48,11 +48,10 @@ def write_report(folder: Path, quiet: bool) -> Path:
     results = [(path, record) for path, record in found if "error" in record]
     if not results:
         raise UserError(f"--report {folder}: no picture there that was made by this program")
-    snapshots = [path for path, record in found if "step" in record]
     entries = []
     exemplars: dict[str, Any] = {}
     for path, record in tqdm(results, "report", leave=False, disable=quiet or None):
-        entries.append(_entry(path, record, snapshots, exemplars))
+        entries.append(_entry(path, record, exemplars))
     # Within a script of HTML nothing may look like its end.
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
     page = folder / NAME
@@ -67,11 +66,9 @@ def _record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _entry(
-    path: Path, record: dict[str, Any], snapshots: Iterable[Path], exemplars: dict[str, Any]
-) -> dict[str, Any]:
+def _entry(path: Path, record: dict[str, Any], exemplars: dict[str, Any]) -> dict[str, Any]:
     """What the page knows of a result; a record that somebody has changed is no reason to fail."""
-    exemplar = _exemplar_of(path, record)
+    exemplar = exemplar_of(path, record)
     scores: dict[str, float] = {}
     total, words = None, ""
     if exemplar is not None:
@@ -80,8 +77,6 @@ def _entry(
             total, words = round(sum(faults(scores)), 2), verdict(scores)[1]
     if exemplar is not None and str(exemplar) not in exemplars:
         exemplars[str(exemplar)] = _thumbnail(exemplar, SIDE)
-    own = re.compile(re.escape(path.stem) + r"_(\d{6})")
-    steps = sorted((m[1], one) for one in snapshots if (m := own.fullmatch(one.stem)))
     return {
         "name": path.name,
         "exemplar": str(record.get("exemplar", "")),
@@ -92,19 +87,11 @@ def _entry(
         "faults": total,
         "verdict": words,
         "scores": {name: _finite(value) for name, value in scores.items()},
-        "snapshots": [[str(int(step)), _thumbnail(one, SMALL)] for step, one in steps],
+        "snapshots": [[step, _thumbnail(one, SMALL)] for step, one in snapshots_of(path)],
         "curve": _curve(record.get(CURVE)),
         "settings": {k: _told(v) for k, v in record.items() if k not in NO_SETTINGS and v},
         "command": _command(path, record),
     }
-
-
-def _exemplar_of(path: Path, record: dict[str, Any]) -> Path | None:
-    """The picture whose texture it has, if it is still here as it was."""
-    name, inputs = record.get("style_image") or record.get("gt_path"), record.get("inputs")
-    if not isinstance(name, str) or not isinstance(inputs, dict):
-        return None
-    return found_input(name, inputs.get(name), path)
 
 
 def _scores(path: Path, exemplar: Path) -> dict[str, float]:
@@ -124,8 +111,7 @@ def _middle(image: Any) -> Any:
 
 def _thumbnail(path: Path, side: int) -> str:
     """A picture as it is put into a page."""
-    levels = (255 * read_picture(path)[0][0].movedim(0, 2)).round().byte().numpy()
-    picture = Image.fromarray(levels)
+    picture = read_levels(path)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()
     picture.save(file, "JPEG", quality=88, subsampling=0)

@@ -99,11 +99,18 @@ class Failed:
 
 def line_of(error: Exception) -> str | None:
     """What the user can do about an error; None of a bug."""
+    if is_full(error):
+        return "out of memory: give a lower --max_memory, for smaller blocks, or a smaller --size"
+    if isinstance(error, FloatingPointError):
+        return f"{error}: give --precision fp32, other --layers or other --weights"
+    return str(error) if isinstance(error, UserError) else None
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error is of memory that there is not."""
     # A GPU has an error of its own for this; the CPU's is known by its text alone.
     full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if full or "can't allocate memory" in str(error):
-        return "out of memory: give a smaller --size"
-    return str(error) if isinstance(error, UserError) else None
+    return full or "can't allocate memory" in str(error)
 
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:

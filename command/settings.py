@@ -76,6 +76,14 @@ def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
     return next((path for path in _candidates(name, picture) if digest(path) == sha256), None)
 
 
+def exemplar_of(picture: Path, record: Flags) -> Path | None:
+    """The picture whose texture a result has, if it is still here as it was."""
+    name, inputs = record.get("style_image") or record.get("gt_path"), record.get("inputs")
+    if not isinstance(name, str) or not isinstance(inputs, dict):
+        return None
+    return found_input(name, inputs.get(name), picture)
+
+
 def _candidates(name: str, picture: Path) -> Iterable[Path]:
     for place in (name, picture.parent / name, picture.parent / Path(name).name, Path(name).name):
         try:

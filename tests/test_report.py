@@ -46,7 +46,7 @@ def test_a_page_of_a_folder(folder, capsys):
     assert (one["name"], one["exemplar"], gone["name"]) == ("a<b>.png", "a<b>.png", "gone.png")
     assert one["picture"].startswith("data:image/jpeg;base64,") and one["exemplar_picture"]
     assert one["error"] == read_record(folder / "a<b>.png")["error"]
-    assert [step for step, _ in one["snapshots"]] == ["2", "4"]
+    assert [step for step, _ in one["snapshots"]] == [2, 4]
     assert [point[0] for point in one["curve"]] == [1, 2, 3, 4]
     assert one["scores"]["colour"] > 0 and one["verdict"].split(":")[0] in ("good", "fair", "poor")
     assert gone["exemplar_picture"] is None and gone["scores"] == {} and gone["faults"] is None

@@ -1,0 +1,94 @@
+"""Results as one image: a sheet to look at, and the way of a picture as an animation."""
+
+import math
+import re
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from command.settings import exemplar_of
+from utils import UserError, find_pictures, read_levels, read_record, save_bytes
+
+SIDE, GAP, CAPTION = 256, 12, 22  # px
+BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
+ANIMATED = (".gif", ".webp")
+FRAME, LAST = 100, 1500  # ms
+
+
+def write_sheet(results: list[Path], path: Path) -> None:
+    """One result: its exemplar, itself, its 2x2 repeat and its snapshots. Several: each exemplar,
+    and what was made of it.
+
+    Raises:
+        UserError: a picture cannot be read, or the sheet not written.
+    """
+    shown: list[tuple[str, Image.Image]] = []
+    seen: set[Path] = set()
+    for result in results:
+        exemplar = exemplar_of(result, read_record(result))
+        if exemplar is not None and exemplar not in seen:
+            seen.add(exemplar)
+            shown.append((f"exemplar {exemplar.name}", read_levels(exemplar)))
+        shown.append((result.name, read_levels(result)))
+    if len(results) == 1:
+        shown.append(("2x2 repeat", _repeated(shown[-1][1])))
+        shown += [(f"step {step}", read_levels(one)) for step, one in snapshots_of(results[0])]
+    columns = min(len(shown), max(4, math.ceil(math.sqrt(len(shown)))))
+    rows = math.ceil(len(shown) / columns)
+    size = GAP + columns * (SIDE + GAP), GAP + rows * (SIDE + CAPTION + GAP)
+    sheet, font = Image.new("RGB", size, BACKGROUND), ImageFont.load_default()
+    draw = ImageDraw.Draw(sheet)
+    for i, (title, picture) in enumerate(shown):
+        x, y = GAP + i % columns * (SIDE + GAP), GAP + i // columns * (SIDE + CAPTION + GAP)
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (x, y + CAPTION))
+        while font.getlength(title) > SIDE:
+            title = title[:-4] + "..."
+        draw.text((x, y + 4), title, INK, font)
+    _save([sheet], path)
+
+
+def write_animation(result: Path, path: Path) -> None:
+    """How a result came to be, by its snapshots; raises as `write_sheet` does."""
+    last = read_levels(result)
+    frames = [read_levels(one).resize(last.size) for _, one in snapshots_of(result)]
+    _save([*frames, last], path)
+
+
+def snapshots_of(result: Path) -> list[tuple[int, Path]]:
+    """(step, path) of what `--save_every` has left beside a result, in order."""
+    own = re.compile(re.escape(result.stem) + r"_(\d{6,})")
+    beside = find_pictures(result.parent)
+    found = [(int(m[1]), one) for one in beside if (m := own.fullmatch(one.stem))]
+    return sorted((step, one) for step, one in found if "step" in read_record(one))
+
+
+def check_animation(path: Path, several: bool, save_every: int | None) -> None:
+    """Raise UserError for a file that cannot be an animation, or a run that has none."""
+    if path.suffix.lower() not in ANIMATED:
+        raise UserError(f"--animate {path}: use one of {' '.join(ANIMATED)}")
+    if several:
+        raise UserError(f"--animate {path}: of one picture, there are several")
+    if save_every is None:
+        raise UserError(f"--animate {path}: of snapshots, give --save_every STEPS")
+
+
+def _repeated(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    found = Image.new("RGB", (2 * width, 2 * height))
+    for x in (0, width):
+        for y in (0, height):
+            found.paste(picture, (x, y))
+    return found
+
+
+def _save(frames: list[Image.Image], path: Path) -> None:
+    file = BytesIO()
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    options = {}
+    if len(frames) > 1:
+        durations = [FRAME] * (len(frames) - 1) + [LAST]
+        options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    frames[0].save(file, kind, **options)
+    save_bytes(file.getbuffer(), path)

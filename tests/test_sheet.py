@@ -1,0 +1,133 @@
+"""Results as one image, as an animation, and while they are made."""
+
+import pytest
+import torch
+from PIL import Image
+
+import Synthesis
+from command import display
+from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
+from Synthesis import main
+from utils import TEXTURES, read_record
+
+
+@pytest.fixture
+def exemplar(tmp_path, monkeypatch, narrow_net):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 48)).save(tmp_path / name)
+    return tmp_path / "a.png"
+
+
+def run(*flags):
+    return main([*"--size 32x24 --epoch 4 --device cpu --quiet".split(), *flags])
+
+
+def cells(sheet):
+    """Which places of a sheet have a picture."""
+    width = (sheet.width - GAP) // (SIDE + GAP)
+    height = (sheet.height - GAP) // (SIDE + CAPTION + GAP)
+    found = []
+    for row in range(height):
+        for column in range(width):
+            at = GAP + column * (SIDE + GAP) + 2, GAP + row * (SIDE + CAPTION + GAP) + CAPTION + 2
+            found.append(sheet.getpixel(at) != BACKGROUND)
+    return found
+
+
+def test_a_sheet_of_one_picture(exemplar, tmp_path):
+    flags = "--gt_path a.png --save_path r.png --save_every 2 --sheet s.png"
+    assert run(*flags.split()) == 0
+    sheet = Image.open(tmp_path / "s.png")
+    assert cells(sheet) == [True] * 5 + [False] * 3  # exemplar, result, repeat, two snapshots
+    x = GAP + SIDE + GAP
+    shown = sheet.crop((x, GAP + CAPTION, x + 32, GAP + CAPTION + 24))
+    assert shown.tobytes() == Image.open(tmp_path / "r.png").tobytes()
+    assert snapshots_of(tmp_path / "r.png") == [
+        (step, tmp_path / f"r_00000{step}.png") for step in (2, 4)
+    ]
+
+
+def test_a_sheet_of_many(exemplar, tmp_path):
+    assert run(*"--gt_path a.png b.png --count 2 --save_path out/ --sheet s.png".split()) == 0
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert cells(sheet) == [True] * 6 + [False] * 2
+
+
+@pytest.mark.parametrize("suffix, kind", [(".gif", "GIF"), (".webp", "WEBP")])
+def test_an_animation(suffix, kind, exemplar, tmp_path):
+    flags = "--gt_path a.png --save_path r.png --save_every 1 --animate"
+    assert run(*flags.split(), f"w{suffix}") == 0
+    with Image.open(tmp_path / f"w{suffix}") as film:
+        assert (film.format, film.size) == (kind, (32, 24)) and film.n_frames > 1
+        shown = 0
+        for frame in range(film.n_frames):  # those that are the same are one, for longer
+            film.seek(frame)
+            film.load()
+            shown += film.info["duration"]
+    assert shown == 4 * FRAME + LAST
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--save_every 1 --animate w.png", ".gif"),
+        ("--animate w.gif", "--save_every"),
+        ("--count 2 --save_every 1 --animate w.gif", "of one picture"),
+        ("--sheet s.txt", ".txt"),
+        ("--sheet a.png", "exemplar"),
+    ],
+)
+def test_what_is_refused(flags, told, exemplar, capfd):
+    assert run("--gt_path", "a.png", "--save_path", "r.png", *flags.split()) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypatch):
+    seen = []
+    make = Synthesis.new_texture
+
+    def watched(spec, trunk, report, checkpoints):
+        def on_step(progress):
+            report(progress)
+            with Image.open(tmp_path / "r.preview.png") as picture:
+                seen.append(picture.size)
+
+        return make(spec, trunk, on_step, checkpoints)
+
+    monkeypatch.setattr(Synthesis, "new_texture", watched)
+    monkeypatch.setattr(display, "A_PREVIEW", 0)
+    assert run("--gt_path", "a.png", "--save_path", "r.jpg", "--preview") == 0
+    assert seen == [(32, 24)] * 4
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "r.jpg"}
+
+
+def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, capfd):
+    make, tried = Synthesis.new_texture, []
+
+    def full(spec, *rest):
+        tried.append(spec.block)
+        if spec.block is None or spec.block > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make(spec, *rest)
+
+    monkeypatch.setattr(Synthesis, "new_texture", full)
+    command = "--gt_path a.png --save_path r.png --size 32 --epoch 2 --device cpu"
+    assert main(command.split()) == 0
+    assert tried == [None, 1024, 512]
+    assert "out of memory, once more in blocks of 512 px" in capfd.readouterr().err
+    assert read_record(tmp_path / "r.png")["error"] > 0
+    monkeypatch.setattr(Synthesis, "new_texture", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    assert main([*command.split(), "--seed", "1", "--overwrite", "--quiet"]) == 2
+    assert "--max_memory" in capfd.readouterr().err
+
+
+def test_a_loss_that_is_no_number_is_one_line(exemplar, capfd, monkeypatch):
+    def nan(*_):
+        raise FloatingPointError("the loss of the first picture is nan")
+
+    monkeypatch.setattr(Synthesis, "new_texture", nan)
+    assert run("--gt_path", "a.png", "--save_path", "r.png") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "is nan: give --precision fp32" in line
