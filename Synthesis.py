@@ -145,8 +145,8 @@ def run(request: Request) -> Iterator[Result | Failed]:
 
 def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
     """As `make`, once more in smaller blocks as long as memory runs out."""
-    smaller = [side for side in BLOCKS if job.spec.block is None or side < job.spec.block]
-    for side in smaller:
+    largest = job.spec.block or max(job.spec.canvas.size)
+    for side in (side for side in BLOCKS if side < largest):
         try:
             return make(job, net, quiet, as_json)
         except Exception as error:

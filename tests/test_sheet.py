@@ -108,15 +108,16 @@ def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, c
 
     def full(spec, *rest):
         tried.append(spec.block)
-        if spec.block is None or spec.block > 512:
+        if spec.block != 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return make(spec, *rest)
 
+    monkeypatch.setattr(Synthesis, "BLOCKS", (48, 24, 16))
     monkeypatch.setattr(Synthesis, "new_texture", full)
     command = "--gt_path a.png --save_path r.png --size 32 --epoch 2 --device cpu"
     assert main(command.split()) == 0
-    assert tried == [None, 1024, 512]
-    assert "out of memory, once more in blocks of 512 px" in capfd.readouterr().err
+    assert tried == [None, 24, 16]
+    assert "out of memory, once more in blocks of 16 px" in capfd.readouterr().err
     assert read_record(tmp_path / "r.png")["error"] > 0
     monkeypatch.setattr(Synthesis, "new_texture", lambda *_: (_ for _ in ()).throw(MemoryError()))
     assert main([*command.split(), "--seed", "1", "--overwrite", "--quiet"]) == 2
