@@ -97,7 +97,11 @@ def as_table(scores: dict[str, tuple[float, float]]) -> str:
     for name, (value, halves) in scores.items():
         lines.append(f"{name:16} {value:8.3f} {halves:8.3f}  {SCORES[name].reading}")
     total, halves, words = _verdicts(scores)
-    return "\n".join([*lines, f"verdict: {words} (faults {total:.1f}, halves {halves:.1f})"])
+    last = (
+        f"verdict: {words} (faults of {total:.1f}, where less than {GOOD:g} is good and more than "
+        f"{FAIR:g} poor; two halves of the exemplar have {halves:.1f})"
+    )
+    return "\n".join([*lines, last])
 
 
 def as_json(scores: dict[str, tuple[float, float]]) -> str:

@@ -1,4 +1,5 @@
-"""docs/experiments.py makes what the README shows, and the README says which experiment does."""
+"""docs/experiments.py makes what the README and docs/measurements.md show, and they say by which
+experiment."""
 
 import re
 import shlex
@@ -11,6 +12,7 @@ from experiments import DOCS, EXPERIMENTS, FIXED, ROOT
 from command.arguments import parse
 
 README = (ROOT / "README.md").read_text()
+MEASURED = (DOCS / "measurements.md").read_text()
 # A photo and maps, which are given to commands.
 INPUTS = {"cat.jpg", "disc.png", "hole.png", "lichen_map.png", "ramp.png"}
 INPUTS |= {"pebbles_height.png", "pebbles_normal.png"}
@@ -44,8 +46,9 @@ def test_every_picture_is_made_by_one_experiment():
     assert all(f"docs/{name}" in README for name in INPUTS)
 
 
-def test_the_readme_names_every_experiment():
-    assert set(re.findall(r"`python docs/experiments\.py (\w+)", README)) == set(EXPERIMENTS)
+def test_every_experiment_is_named_beside_what_it_makes():
+    named = re.findall(r"`python docs/experiments\.py (\w+)", README + MEASURED)
+    assert set(named) == set(EXPERIMENTS)
 
 
 def test_commands_that_the_readme_shows_are_the_ones_that_run():
