@@ -24,6 +24,7 @@ if __name__ == "__main__":
     signals_exit()
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the CPU has
 
+import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
@@ -93,7 +94,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
     quiet = request.quiet or own.rank > 0
     device, device_note = pick_device(request.device, own.local)
     team = team_of(own, device) if request.split else ALONE
-    precision = pick_precision(request.precision, device)
+    pick_precision(request.precision, device)  # refused before anything is read
     orders = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
@@ -109,11 +110,8 @@ def run(request: Request) -> Iterator[Result | Failed]:
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
 
     alone = planned(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
-    _, layers = layers_of(request, request.model or DEFAULT_NET)
-    weights, name, found = load_weights(request.model, request.weights, layers, not quiet)
+    net, found = net_of(request, device, quiet)
     notes.tell(device_note, *found)
-    told = f"{name} from {request.weights.name}" if request.weights else name
-    net = Net(weights, name, told, device, precision)
     log.begin(net)
     results: list[Path] = []
     for order in mine:
@@ -125,7 +123,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
                 with convolving(EXACT):
                     result = make_in_blocks(job, net, quiet, request.progress == "json")
         except Exception as error:
-            if len(orders) == 1:
+            if len(orders) == 1 or request.split:  # the others would wait for this one
                 raise
             failed = Failed.of(order.exemplar, error)
             log.add(failed)
@@ -141,6 +139,15 @@ def run(request: Request) -> Iterator[Result | Failed]:
         write_sheet(results, request.sheet)
     if request.animate and results:
         write_animation(results[0], request.animate)
+
+
+def net_of(request: Request, device: torch.device, quiet: bool) -> tuple[Net, list[str]]:
+    """The net that was asked for, and what the user should hear of it."""
+    precision = pick_precision(request.precision, device)
+    _, layers = layers_of(request, request.model or DEFAULT_NET)
+    weights, name, notes = load_weights(request.model, request.weights, layers, not quiet)
+    told = f"{name} from {request.weights.name}" if request.weights else name
+    return Net(weights, name, told, device, precision), notes
 
 
 def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
