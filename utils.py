@@ -440,10 +440,11 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _record_of(picture: Image.Image) -> dict[str, Any]:
     text = picture.info.get(_RECORD_KEY, "")
-    with suppress(Exception):  # somebody else's broken EXIF is no record
-        exif = picture.getexif()
-        if exif.get(_SOFTWARE) == _RECORD_KEY:
-            text = exif.get(_DESCRIPTION)
+    if picture.format != "PNG":  # which decodes all of the picture to look for EXIF at its end
+        with suppress(Exception):  # somebody else's broken EXIF is no record
+            exif = picture.getexif()
+            if exif.get(_SOFTWARE) == _RECORD_KEY:
+                text = exif.get(_DESCRIPTION)
     try:
         record = json.loads(text)
     except (TypeError, ValueError):

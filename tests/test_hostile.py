@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import utils
 from models import BUNDLE, load_weights, resolve_layers
@@ -130,6 +130,14 @@ def test_what_does_not_fit_into_memory_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "available_bytes", lambda device: 100 * 100 * utils.READ_BYTES - 1)
     with pytest.raises(UserError, match="are free"):
         read_picture(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_record_is_read_without_the_picture(suffix, tmp_path, monkeypatch):
+    """Which may claim to be of gigabytes."""
+    utils.save_picture(torch.zeros(1, 3, 8, 8), tmp_path / f"a{suffix}", {"size": "8x8"})
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: pytest.fail("decoded"))
+    assert utils.read_record(tmp_path / f"a{suffix}") == {"size": "8x8"}
 
 
 def test_libtiff_says_nothing_of_its_own(tmp_path, capfd):
