@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
-from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, fitting
+from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, estimated_bytes, fitting
 from command.display import Display, Notes, print_result, say
 from command.log import Log
-from command.plan import Job, Order, job_of, layers_of, orders_of
+from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
 from command.ranks import leave, place, team_of, tell_launcher
 from command.results import (
     CURVE,
@@ -99,10 +99,15 @@ def run(request: Request) -> Iterator[Result | Failed]:
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
+    net_name = request.model or DEFAULT_NET
 
     def planned(order: Order) -> Job:
         job, heard = job_of(request, order)
-        cost = fitting(Run.of(job, request.model or DEFAULT_NET), allowed)
+        while estimated_bytes(cost := fitting(Run.of(job, net_name), allowed)) > allowed:
+            if not can_be_cut(request, job):
+                break
+            pixels = job.spec.exemplars[0].image[0, 0].numel()
+            job, heard = job_of(request, order, pixels / 2)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
         if cost.block is not None:
             keep_freed_memory(large=True)

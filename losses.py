@@ -121,8 +121,8 @@ add_method(
     ("match_every", "patch_rotations", "patch_scales", "max_patches"),
 )
 
-# By purpose: the picture that people prefer, and a draft of it; no pixel copied, in less than half of
-# the time; a photo that is painted in a texture.
+# By purpose: the picture that people prefer, and a draft of it; no pixel copied, in less than half
+# of the time; a photo that is painted in a texture.
 PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "repaint": 1.0,

@@ -3,6 +3,7 @@
 Arguments end here. A job is frozen and holds all that decides a picture but the net's weights.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -42,6 +43,7 @@ from utils import (
     told,
 )
 
+LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 
 
@@ -170,8 +172,11 @@ def plan(request: Request) -> tuple[list[Job], list[str]]:
     return [job for job, _ in found], [note for _, notes in found for note in notes]
 
 
-def job_of(request: Request, order: Order) -> tuple[Job, list[str]]:
+def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job, list[str]]:
     """Read every picture and check every path and size, before any slow work.
+
+    Args:
+        most: pixels of the exemplar; of a larger one its middle is taken.
 
     Returns the job, and what was done to the pictures that the user should hear.
 
@@ -181,7 +186,8 @@ def job_of(request: Request, order: Order) -> tuple[Job, list[str]]:
     pictures = Pictures()
     check_save_path(order.save_path)
     layers = layers_of(request, request.model or DEFAULT_NET)
-    job = _job(replace(request, seed=order.seed), layers, order.exemplar, order.save_path, pictures)
+    request = replace(request, seed=order.seed)
+    job = _job(request, layers, order.exemplar, order.save_path, pictures, most)
     written = [path for path, _ in job.written()]
     inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     if request.save_every:
@@ -207,6 +213,7 @@ def _job(
     path: Path,
     save_path: Path,
     pictures: Pictures,
+    most: float,
 ) -> Job:
     exemplar, content, exemplar_name = pictures.read(path), None, path.name
     if request.style_image:
@@ -214,11 +221,16 @@ def _job(
         exemplar_name = find_picture(request.style_image).name
         if request.keep_color:
             exemplar = matched_colours(exemplar, content)
+    whole = size_of(exemplar)
+    exemplar = _middle(exemplar, most)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, content, pictures)
     weights, notes = term_weights(request, exemplar_name, exemplar, canvas)
     kind = kind_of(exemplar) if request.repaint else STOCHASTIC
     if request.repaint:
         notes.append(f"{exemplar_name} is {kind.name}: {_painted(request, kind)}")
+    if size_of(exemplar) != whole:
+        size = told(size_of(exemplar))
+        notes.append(f"{exemplar_name}: all of it would not fit, its middle of {size} is used")
     pictures.notes += notes
     spec = _spec(request, layers[0], exemplars, canvas, weights, kind)
     check_sizes(spec, layers[1])
@@ -242,6 +254,22 @@ def _job(
         [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
         _record(request, spec, exemplar_name, path),
     )
+
+
+def can_be_cut(request: Request, job: Job) -> bool:
+    """Whether half of the exemplar would do: it is large, and nothing else lies on it."""
+    lies_on_it = request.guide or request.maps or request.expand or request.mask
+    sized = request.size is not None or request.style_image is not None
+    return sized and not lies_on_it and min(size_of(job.spec.exemplars[0].image)) >= LEAST_CUT
+
+
+def _middle(picture: Tensor, most: float) -> Tensor:
+    """(1, 3, H, W) -> the middle of it, of the same shape, of so many pixels at most."""
+    height, width = size_of(picture)
+    part = min(1.0, math.sqrt(most / (height * width)))
+    h, w = round(height * part), round(width * part)
+    top, left = (height - h) // 2, (width - w) // 2
+    return picture[..., top : top + h, left : left + w]
 
 
 def _spec(
@@ -348,6 +376,7 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
         | (spec.weights or {})
         | {
             "gt_path": named(path),
+            "exemplar_size": told(size_of(spec.exemplars[0].image)),
             "size": told(spec.canvas.size),
             "layers": spec.layers,
             "lr": spec.lr or LEARNING_RATES[spec.optimizer],

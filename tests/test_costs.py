@@ -22,11 +22,11 @@ from command.costs import (
     estimated_flops,
     fitting,
 )
-from command.plan import plan
+from command.plan import can_be_cut, job_of, orders_of, plan
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
 from terms.gram import GRAM_LAYERS
-from utils import TEXTURES, read_picture, resize, save_picture
+from utils import TEXTURES, read_picture, read_record, resize, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(GRAM_LAYERS, "vgg19")
@@ -151,6 +151,29 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, cap
     (line,) = capfd.readouterr().err.splitlines()
     assert "1000x1000 from an exemplar of 120x100" in line and "GB are allowed" in line
     assert line.endswith("give a smaller --size")
+
+
+def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
+    monkeypatch, capfd, tmp_path, narrow_net
+):
+    picture = resize(read_picture(TEXTURES / "pebbles.png")[0], (1000, 1000))
+    save_picture(picture, tmp_path / "a.png", {})
+    monkeypatch.setattr(Synthesis, "allowed_bytes", lambda *_: 700.0**2)
+    monkeypatch.setattr(Synthesis, "cost_notes", lambda *_: [])
+    # Halved, it has 707x707; halved again 500x500.
+    monkeypatch.setattr(Synthesis, "estimated_bytes", lambda run: math.prod(run.scales[-1][0]))
+    out = tmp_path / "out.png"
+    flags = ["--gt_path", tmp_path / "a.png", "--save_path", out, *"--device cpu --epoch 1".split()]
+    assert Synthesis.main([*map(str, flags), "--size", "32"]) == 0
+    assert "a.png: all of it would not fit, its middle of 500x500" in capfd.readouterr().err
+    assert read_record(out)["exemplar_size"] == "500x500"
+    request = parse([*map(str, flags[:2]), "--save_path", str(tmp_path / "new.png")])
+    (job,), _ = plan(request)
+    middle = job_of(request, orders_of(request)[0], 250_000)[0].spec.exemplars[0].image
+    assert torch.equal(middle, job.spec.exemplars[0].image[..., 250:750, 250:750])
+    assert not can_be_cut(request, job)  # without --size the output is as large as the exemplar
+    assert can_be_cut(parse(["--size", "32"]), job)
+    assert not can_be_cut(parse(["--size", "32", "--maps", "a.png"]), job)
 
 
 # -------------------------------------------------------------------------------------- blocks
