@@ -41,7 +41,7 @@ def spec():
 OTHERS = {
     "tiled": dict(canvas=Canvas((40, 40), "xy")),
     "polished": dict(repaint=0.5, weights={"patches": 1.0, "histogram": 1.0}),
-    "three scales": dict(scales=3),  # the noise of the second one is drawn on the way
+    "four scales": dict(scales=4),  # the noise of two is drawn on the way
     "one scale": dict(scales=1, weights={"spectrum": 1.0, "autocorrelation": 1.0}),
     "settles": dict(tolerance=0.9, steps=200),
     "rough": dict(precision="bf16"),
@@ -52,7 +52,7 @@ OTHERS = {
     "change, optimizer, moments",
     [
         *(("gram", "Adam", 2), ("cnnmrf", "LBFGS", 2), ("polished", "Adam", 2)),
-        ("three scales", "Adam", 4),
+        ("four scales", "Adam", 4),
         *(
             pytest.param(change, optimizer, 10, marks=pytest.mark.slow)
             for optimizer, changes in (("Adam", (*METHODS, *OTHERS)), ("LBFGS", METHODS))
@@ -62,7 +62,7 @@ OTHERS = {
 )
 def test_at_any_moment(change, optimizer, moments, spec, tiny):
     spec = replace(spec, optimizer=optimizer, **OTHERS.get(change, {"method": change}))
-    if change not in ("one scale", "three scales", "polished"):
+    if change not in ("one scale", "four scales", "polished"):
         spec = replace(spec, scales=2)
     states, reports, taken = [], [], []
     keep = Checkpoints(lambda state: states.append(kept(state)), 0.0)
