@@ -827,7 +827,7 @@ def no_weights(monkeypatch):
     [
         ("--gt_path missing.jpg", ["missing.jpg", "textures"]),
         ("--gt_path leef.jpg", ["leaf.jpg"]),
-        ("--gt_path .", ["'.'", "no picture"]),
+        ("--gt_path tests", ["'tests'", "no picture"]),
         ("--orientation 1e300", ["'1e300'", "-360 to 360"]),
         ("--gt_path no*.png", ["'no*.png'", "no picture"]),
         ("--gt_path README.md", ["README.md", "not a picture"]),
