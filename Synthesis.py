@@ -94,7 +94,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
     quiet = request.quiet or own.rank > 0
     device, device_note = pick_device(request.device, own.local)
     team = team_of(own, device) if request.split else ALONE
-    pick_precision(request.precision, device)  # refused before anything is read
+    precision = pick_precision(request.precision, device)
     orders = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
@@ -115,7 +115,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
 
     alone = planned(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
-    net, found = net_of(request, device, quiet)
+    net, found = net_of(request, device, precision, quiet)
     notes.tell(device_note, *found)
     log.begin(net)
     results: list[Path] = []
@@ -146,9 +146,10 @@ def run(request: Request) -> Iterator[Result | Failed]:
         write_animation(results[0], request.animate)
 
 
-def net_of(request: Request, device: torch.device, quiet: bool) -> tuple[Net, list[str]]:
+def net_of(
+    request: Request, device: torch.device, precision: str, quiet: bool
+) -> tuple[Net, list[str]]:
     """The net that was asked for, and what the user should hear of it."""
-    precision = pick_precision(request.precision, device)
     _, layers = layers_of(request, request.model or DEFAULT_NET)
     weights, name, notes = load_weights(request.model, request.weights, layers, not quiet)
     told = f"{name} from {request.weights.name}" if request.weights else name

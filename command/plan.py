@@ -5,6 +5,7 @@ Arguments end here. A job is frozen and holds all that decides a picture but the
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -126,8 +127,9 @@ def orders_of(request: Request) -> list[Order]:
                 raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
             check_suffix(save_path)
             orders[save_path] = Order(path, save_path, seed)
+    read = _identities(paths)
     for save_path in (*orders, *filter(None, (request.sheet, request.animate))):
-        _check_no_input(save_path, paths)
+        _check_no_input(save_path, read)
     if request.sheet:
         check_save_path(request.sheet)
     if request.animate:
@@ -157,8 +159,18 @@ def _seeds(request: Request, seed: int) -> list[str]:
     return [str(seed)] if request.count > 1 else []
 
 
-def _check_no_input(path: Path, inputs: Iterable[Path]) -> None:
-    if any(path.exists() and path.samefile(read) for read in inputs):
+def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
+    """Which files those are that are there, however they are named."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            known = path.stat()
+            found.add((known.st_dev, known.st_ino))
+    return found
+
+
+def _check_no_input(path: Path, inputs: set[tuple[int, int]]) -> None:
+    if _identities([path]) & inputs:
         raise UserError(f"--save_path {path}: that is an exemplar or weights, give another name")
 
 
@@ -196,11 +208,12 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
         for path in inputs.values():
             if path.name in snapshots and job.save_path.parent.samefile(path.parent):
                 raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
+    read = _identities(inputs.values())
     if request.preview:
-        _check_no_input(job.preview_path, inputs.values())
+        _check_no_input(job.preview_path, read)
     for path, size in job.written():
         check_format(path, size)
-        _check_no_input(path, inputs.values())
+        _check_no_input(path, read)
         if written.count(path) > 1:
             raise UserError(f"--save_path {path}: two pictures would be saved there")
     hashes = {name: digest(path) for name, path in inputs.items()}

@@ -5,7 +5,6 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from command.arguments import Request, argv_of, recorded_flags
-from command.results import AFTERWARDS, CURVE
+from command.results import AFTERWARDS, CURVE, record_at
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import exemplar_of
 from command.sheet import snapshots_of
 from command.verdict import faults, verdict
 from losses import TERMS
-from utils import UserError, find_pictures, read_levels, read_picture, read_record, save_bytes
+from utils import UserError, find_pictures, read_levels, read_picture, save_bytes
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -44,7 +43,7 @@ def write_report(folder: Path, quiet: bool) -> Path:
     `print_report` does."""
     if not folder.is_dir():
         raise UserError(f"--report {folder}: not a folder")
-    found = [(path, record) for path in find_pictures(folder) if (record := _record(path))]
+    found = [(path, record) for path in find_pictures(folder) if (record := record_at(path))]
     results = [(path, record) for path, record in found if "error" in record]
     if not results:
         raise UserError(f"--report {folder}: no picture there that was made by this program")
@@ -57,13 +56,6 @@ def write_report(folder: Path, quiet: bool) -> Path:
     page = folder / NAME
     save_bytes(TEMPLATE.read_text("utf-8").replace("/*DATA*/", data).encode(), page)
     return page
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        return read_record(path)
-    except UserError:
-        return {}
 
 
 def _entry(path: Path, record: dict[str, Any], exemplars: dict[str, Any]) -> dict[str, Any]:
@@ -124,9 +116,8 @@ def _finite(value: Any) -> float | None:
 
 def _curve(points: Any) -> list[Any]:
     """Of a record, if it is one: [step, scale, loss] each."""
-    number: Callable[[Any], bool] = lambda x: _finite(x) is not None  # noqa: E731
     try:
-        return [p for p in points if len(p) == 3 and all(map(number, p)) and p[0] > 0]
+        return [p for p in points if len(p) == 3 and None not in map(_finite, p) and p[0] > 0]
     except TypeError:
         return []
 

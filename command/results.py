@@ -139,7 +139,7 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
         UserError: another picture is there, which is not to be overwritten.
     """
     there = [path for path, _ in job.written() if path.exists()]
-    found = _record_at(job.save_path)
+    found = record_at(job.save_path)
     wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
     ours = {name: value for name, value in found.items() if name not in AFTERWARDS} == wanted
     if there and not ours and not overwrite:
@@ -150,7 +150,8 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     return ours and whole and "error" in found  # which is what is known last
 
 
-def _record_at(path: Path) -> dict[str, Any]:
+def record_at(path: Path) -> dict[str, Any]:
+    """The record of a picture, {} where there is no picture."""
     try:
         return read_record(path)
     except UserError:  # no picture

@@ -1,14 +1,17 @@
 """Results as one image: a sheet to look at, and the way of a picture as an animation."""
 
+import glob
 import math
 import re
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from command.settings import exemplar_of
-from utils import UserError, find_pictures, read_levels, read_record, save_bytes
+from utils import LEVELS, UserError, read_levels, read_record, save_bytes, save_picture
 
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
@@ -46,20 +49,26 @@ def write_sheet(results: list[Path], path: Path) -> None:
         while font.getlength(title) > SIDE:
             title = title[:-4] + "..."
         draw.text((x, y + 4), title, INK, font)
-    _save([sheet], path)
+    levels = torch.from_numpy(np.array(sheet)).movedim(2, 0)[None]
+    save_picture(levels / LEVELS, path, {})
 
 
 def write_animation(result: Path, path: Path) -> None:
     """How a result came to be, by its snapshots; raises as `write_sheet` does."""
     last = read_levels(result)
     frames = [read_levels(one).resize(last.size) for _, one in snapshots_of(result)]
-    _save([*frames, last], path)
+    durations = [FRAME] * len(frames) + [LAST]
+    file = BytesIO()
+    first, *others = [*frames, last]
+    kind = path.suffix.lower().removeprefix(".")
+    first.save(file, kind, save_all=True, append_images=others, duration=durations, loop=0)
+    save_bytes(file.getbuffer(), path)
 
 
 def snapshots_of(result: Path) -> list[tuple[int, Path]]:
     """(step, path) of what `--save_every` has left beside a result, in order."""
     own = re.compile(re.escape(result.stem) + r"_(\d{6,})")
-    beside = find_pictures(result.parent)
+    beside = result.parent.glob(f"{glob.escape(result.stem)}_*{result.suffix}")
     found = [(int(m[1]), one) for one in beside if (m := own.fullmatch(one.stem))]
     return sorted((step, one) for step, one in found if "step" in read_record(one))
 
@@ -81,14 +90,3 @@ def _repeated(picture: Image.Image) -> Image.Image:
         for y in (0, height):
             found.paste(picture, (x, y))
     return found
-
-
-def _save(frames: list[Image.Image], path: Path) -> None:
-    file = BytesIO()
-    kind = Image.registered_extensions()[path.suffix.lower()]
-    options = {}
-    if len(frames) > 1:
-        durations = [FRAME] * (len(frames) - 1) + [LAST]
-        options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
-    frames[0].save(file, kind, **options)
-    save_bytes(file.getbuffer(), path)

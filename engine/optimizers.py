@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -314,8 +315,7 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int, state: State |
     if state is not None:
         image, first, second, losses, age, phase, lr = state["adam"]
     while evaluate.left:
-        now = [image, first, second, losses, age, phase, lr]
-        evaluate.offer(lambda now=now: {"adam": now})  # type: ignore[misc]
+        evaluate.offer(partial(dict, adam=[image, first, second, losses, age, phase, lr]))
         rate = (1 + math.cos(math.pi * phase)) / 2
         phase += (1 - phase) / evaluate.left
         sharper, due, before = evaluate.sharpen(), evaluate.due, losses
@@ -384,8 +384,7 @@ def _lbfgs(
         if curvature > 1e-10 * gradient_change.square().sum():  # CPU-GPU sync point
             history.append((moved, gradient_change, 1 / curvature))
         image, gradient = new_image, new_gradient
-        now = [image, gradient, loss, list(history)]
-        evaluate.offer(lambda now=now: {"lbfgs": now})  # type: ignore[misc]
+        evaluate.offer(partial(dict, lbfgs=[image, gradient, loss, list(history)]))
         if evaluate.due:
             # The curvature seen so far is kept: it is the features', hardly the held matches'.
             _, gradient, loss = evaluate.renew_kept(image)

@@ -219,6 +219,14 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_weights_that_are_missing_cost_a_line_beside_an_old_result(exemplar, tmp_path, capfd):
+    (tmp_path / "old.png").write_bytes(b"old")
+    command = ["--gt_path", exemplar, "--save_path", tmp_path / "old.png", "--overwrite"]
+    assert run_main(*command, "--weights", "no.pth") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no.pth" in line and (tmp_path / "old.png").read_bytes() == b"old"
+
+
 def test_devices_and_pipes_are_no_results(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "null.png").symlink_to("/dev/null")
