@@ -92,11 +92,15 @@ class Team:
         """Have those of all processes added up in their place, in one message."""
         if self.count == 1:
             return
-        flat = torch.cat([x.flatten() for x in tensors])
+        # A large map is added up where it is.
+        alone = len(tensors) == 1 and tensors[0].is_contiguous()
+        flat = tensors[0].view(-1) if alone else torch.cat([x.flatten() for x in tensors])
         try:
             distributed.all_reduce(flat, group=self.group)
         except RuntimeError as error:
             raise UserError("--split: another process has ended, and with it this one") from error
+        if alone:
+            return
         for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
             x.copy_(part.view(x.shape))
 

@@ -14,13 +14,15 @@ eye does not notice, so that what is laid is never the exemplar's very pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.blocks import ALONE, Team
 from engine.correspondences import (
     PATCH,
     STRIDES,
@@ -29,6 +31,7 @@ from engine.correspondences import (
     Places,
     Search,
     Undescribed,
+    at_a_time,
     marks_of_windows,
 )
 from engine.kinds import STOCHASTIC, Kind
@@ -54,6 +57,7 @@ LAYOUTS, LARGE = 12, 2**16  # how many are tried, and px from which on fewer are
 COPY = 0.3  # of all pairs of pixels, from one piece of the exemplar: more is the exemplar, moved
 SPARSE = 4  # px from one patch whose nearest is asked for to the next
 AT_ONCE = 2**18  # patches whose descriptors are there at the same time
+BACK = 2**14  # of the source, that are looked for in such a picture at the same time
 BUSY = 2**16  # px, above which a GPU has more to do than to be told what
 CPU = torch.device("cpu")
 LEAST_SIDE = 2 * PATCH  # px
@@ -118,6 +122,7 @@ def repainted(
     kind: Kind = STOCHASTIC,
     layout: Tensor | None = None,
     tell: Tell | None = None,
+    team: Team = ALONE,
 ) -> Painting:
     """A picture of the exemplars' pixels.
 
@@ -130,13 +135,14 @@ def repainted(
         layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
             alone; None means that the layout is made as well, or is that of `canvas.init`.
         tell: called after every round.
+        team: of processes that paint it together, all called alike.
 
     Raises:
         UserError: an exemplar or the size has sides of less than LEAST_SIDE px.
     """
     check_sides(exemplars, size)
     exemplars = stretched(exemplars, seed)
-    painter = _Painter(exemplars, canvas, kind, seed)
+    painter = _Painter(exemplars, canvas, kind, seed, team)
     factors = _factors(exemplars, size, kind)
     if layout is not None:
         factors = [factor for factor in factors if factor >= FINE]
@@ -200,9 +206,14 @@ class _Painter:
     """The picture while it is painted, from scale to scale."""
 
     def __init__(
-        self, exemplars: tuple[Exemplar, ...], canvas: Canvas, kind: Kind, seed: int
+        self,
+        exemplars: tuple[Exemplar, ...],
+        canvas: Canvas,
+        kind: Kind,
+        seed: int,
+        team: Team = ALONE,
     ) -> None:
-        self.exemplars, self.canvas, self.kind = exemplars, canvas, kind
+        self.exemplars, self.canvas, self.kind, self.team = exemplars, canvas, kind, team
         self.device = exemplars[0].image.device
         self.generators = {d: torch.Generator(d).manual_seed(seed) for d in (self.device, CPU)}
         self.factor = 0.0
@@ -319,14 +330,14 @@ class _Painter:
         factor = 1 / (COMPLETENESS + self._looked_back())
         h, w = self.usable.shape
         height, width = self.places.y.shape
-        kept: list[tuple[Tensor, ...]] = []
-        for rows in strips(height, max(1, AT_ONCE // width)):
+
+        def better(rows: slice, generator: torch.Generator) -> list[Tensor]:
             output, places, inside, tile = self._strip(rows)
             search = Search(
                 output,
                 self.described,
                 self.usable,
-                self.generator,
+                generator,
                 tile,
                 factor,
                 self.source.exemplars[:h, :w] if self.keeps_exemplars else None,
@@ -334,9 +345,11 @@ class _Painter:
             )
             places = search(places, 1)
             weight = (search.distance(places) + LEAST_DISTANCE) ** -SHARPNESS
-            kept.append(tuple(one[inside] for one in (places.y, places.x, weight)))
-        y, x, weights = map(torch.cat, zip(*kept, strict=True))
-        self.places = Places(y, x)
+            return [one[inside] for one in (places.y, places.x, weight)]
+
+        found, weights = self.places.zeros(), factor.new_zeros(height, width)
+        self._shared((found.y, found.x, weights), self._drawing(height, AT_ONCE // width), better)
+        self.places = found
         return weights
 
     def _looked_back(self) -> Tensor:
@@ -348,9 +361,49 @@ class _Painter:
         large = math.prod(size) > AT_ONCE
         output = Undescribed(self.describe, *args) if large else self.describe(*args)
         anywhere = torch.ones(size, dtype=torch.bool, device=self.usable.device)
-        back = Search(self.described, output, anywhere, self.generator)
-        self.nearest = back(self.nearest, 1)
-        return back.distance(self.nearest)
+        height, width = self.usable.shape
+        nearest = self.nearest
+
+        def nearer(rows: slice, generator: torch.Generator) -> list[Tensor]:
+            first = max(0, rows.start - max(STRIDES))
+            around = slice(first, rows.stop + max(STRIDES))
+            inside = slice(rows.start - first, rows.stop - first)
+            search = Search(self.described[around], output, anywhere, generator)
+            places = search(Places(nearest.y[around], nearest.x[around]), 1)
+            return [one[inside] for one in (places.y, places.x, search.distance(places))]
+
+        parts = self._drawing(height, BACK // width if large else height)
+        found, distance = nearest.zeros(), self.described.new_zeros(height, width)
+        self._shared((found.y, found.x, distance), parts, nearer)
+        self.nearest = found
+        return distance
+
+    def _drawing(self, height: int, rows: int) -> list[tuple[slice, torch.Generator]]:
+        """Strips of so many rows, and what each draws from: not from the same, so that they may be
+        searched in any order, or by several processes."""
+        parts, drawn = list(strips(height, max(1, rows))), self.generator
+        if len(parts) == 1:
+            return [(parts[0], drawn)]
+        seeds = torch.randint(2**62, (len(parts),), generator=drawn, device=drawn.device).tolist()
+        return [
+            (part, torch.Generator(drawn.device).manual_seed(seed))
+            for part, seed in zip(parts, seeds, strict=True)
+        ]
+
+    def _shared(
+        self,
+        maps: Sequence[Tensor],
+        parts: Sequence[tuple[slice, *tuple[torch.Generator, ...]]],
+        work: Callable[..., Sequence[Tensor]],
+    ) -> None:
+        """Fill maps (..., H, W) of zeros with what comes of the work on parts, which begin with
+        rows of all maps. Where there are several, each process of a team does some."""
+        team = self.team if len(parts) > 1 else ALONE
+        for part in parts[team.rank :: team.count]:
+            for whole, rows in zip(maps, work(*part), strict=True):
+                whole[..., part[0], :] = rows
+        for whole in maps:
+            team.add_up([whole])
 
     def _strip(self, rows: slice) -> tuple[Tensor, Places, slice, str]:
         """Rows of patches and some around them, of a picture whose descriptors would not fit: the
@@ -377,32 +430,54 @@ class _Painter:
     def _vote(self, weights: Tensor | None) -> None:
         """The picture as the mean of its patches, and what is kept of the canvas."""
         assert self.places is not None
-        height, width = self.source.picture.shape[2:]
-        start = self.places.clamped((height - PATCH + 1, width - PATCH + 1)).flat(width)
-        if weights is None:
-            weights = torch.ones(start.shape, device=start.device)
-        colours = self.source.picture[0].flatten(1)
-        total, most = colours.new_zeros(3, *self.size), colours.new_zeros(self.size)
-        weight = torch.zeros_like(most)
-        self.pixels = torch.zeros(self.size, dtype=torch.int64, device=start.device)
-        for down in range(PATCH):
-            for across in range(PATCH):
-                at = start + down * width + across
-                for channel, values in zip(total, colours, strict=True):
-                    channel += self._laid(values[at] * weights, down, across)
-                laid = self._laid(weights, down, across)
-                weight += laid
-                own = self._laid(at, down, across)
-                torch.where(laid > most, own, self.pixels, out=self.pixels)
-                torch.maximum(laid, most, out=most)
-        self.image = total.div_(weight)[None]
+        height, width = self.size
+        self.image = self.source.picture.new_zeros(1, 3, height, width)
+        self.pixels = torch.zeros(self.size, dtype=torch.int64, device=self.image.device)
+        parts = [(rows,) for rows in strips(height, max(1, at_a_time(self.image.device) // width))]
+        self._shared((self.image, self.pixels), parts, partial(self._voted, weights))
         if self.mask is not None and self.kept is not None:
             self.image = torch.where(self.mask, self.image, self.kept)
 
-    def _laid(self, values: Tensor, down: int, across: int) -> Tensor:
-        """(..., h, w), one value a patch -> (..., H, W), at that pixel of the patch."""
-        padded = F.pad(values, (0, self._short("x"), 0, self._short("y")))
-        return padded.roll((down, across), (-2, -1))
+    def _voted(self, weights: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
+        """Some rows (3, h, W) of the picture, and where the pixels (h, W) are from that count most.
+
+        What begins up to PATCH - 1 px before a pixel lies on it.
+        """
+        assert self.places is not None
+        y_there, y = self._beginning(rows.start, rows.stop, "y")
+        x_there, x = self._beginning(0, self.size[1], "x")
+        height, width = self.source.picture.shape[2:]
+        places = Places(*(z[y][:, x] for z in (self.places.y, self.places.x)))
+        start = places.clamped((height - PATCH + 1, width - PATCH + 1)).flat(width)
+        weight = (y_there[:, None] & x_there).to(self.image)
+        if weights is not None:
+            weight *= weights[y][:, x]
+        colours = self.source.picture[0].flatten(1)
+        h, w = rows.stop - rows.start, self.size[1]
+        total, total_weight = colours.new_zeros(3, h, w), colours.new_zeros(h, w)
+        most, pixels = torch.zeros_like(total_weight), start.new_zeros(h, w)
+        for down in range(PATCH):
+            for across in range(PATCH):
+                first, left = PATCH - 1 - down, PATCH - 1 - across
+                here = slice(first, first + h), slice(left, left + w)
+                own, laid = start[here] + (down * width + across), weight[here]
+                index = own.flatten()
+                for channel, values in zip(total, colours, strict=True):
+                    channel += values.index_select(0, index).view(h, w) * laid
+                total_weight += laid
+                torch.where(laid > most, own, pixels, out=pixels)
+                torch.maximum(laid, most, out=most)
+        return total.div_(total_weight), pixels
+
+    def _beginning(self, start: int, stop: int, axis: str) -> tuple[Tensor, Tensor]:
+        """Which patches lie on pixels `start` to `stop` of an axis: whether there is one, and
+        where it is kept."""
+        assert self.places is not None
+        count = self.places.y.shape["yx".index(axis)]
+        at = torch.arange(start - (PATCH - 1), stop, device=self.places.y.device)
+        if axis in self.canvas.tile:
+            return torch.ones_like(at, dtype=torch.bool), at % count
+        return (at >= 0) & (at < count), at.clamp(0, count - 1)
 
     def painting(self) -> Painting:
         """What has come of it."""

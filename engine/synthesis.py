@@ -135,7 +135,7 @@ def new_texture(
             done = begin + split * done
             tell(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round
+        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round, spec.team
         return _in_exemplars_colours(spec, repainted(*args))
 
     if spec.canvas.content is not None:
@@ -277,7 +277,8 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
 def _with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
     canvas, layout = spec.canvas, image.expand(-1, 3, -1, -1)
     size = size_of(image)
-    painted = repainted(spec.exemplars, canvas, size, spec.seed, spec.kind, layout).image
+    args = spec.exemplars, canvas, size, spec.seed, spec.kind, layout
+    painted = repainted(*args, team=spec.team).image
     image = with_fine_detail(layout, painted, canvas.tile)
     # Of several exemplars painting does not mind the shares.
     return with_chroma(image, painted) if len(spec.exemplars) == 1 else image

@@ -1,13 +1,17 @@
 """Painting with the exemplar's pixels: places, the search for them, quilting, and the picture."""
 
 import math
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from engine import maps, quilting, repaint
+from engine.blocks import Team
 from engine.colours import luma, saturation, with_calm_chroma, with_fine_detail
 from engine.correspondences import PATCH, Descriptor, Places, Search, Undescribed
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
@@ -166,6 +170,64 @@ def test_large_pictures_are_painted_in_strips(monkeypatch):
     for one in (found, whole):
         near = torch.minimum((one.image - 0.2).abs(), (one.image - 0.7).abs())
         assert near.mean() < 0.02
+
+
+@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+def test_a_picture_is_the_weighted_mean_of_its_patches(tile, monkeypatch):
+    monkeypatch.setattr(repaint, "at_a_time", lambda device: 20 * 6)  # in strips
+    exemplars, canvas = (exemplar_of(noise(40, 44)),), Canvas((22, 20), tile)
+    painter = repaint._Painter(exemplars, canvas, STOCHASTIC, 0)
+    painter.begin(1.0, canvas.size, noise(22, 20, seed=1))
+    weights = torch.rand(painter.places.y.shape, generator=generator(1))
+    painter._vote(weights)
+    total, weight = torch.zeros(3, 22, 20), torch.zeros(22, 20)
+    most, pixels = torch.zeros(22, 20), torch.zeros(22, 20, dtype=torch.int64)
+    for i, j in np.ndindex(*weights.shape):
+        y = painter.places.y[i, j].clamp(0, 40 - PATCH).item()
+        x = painter.places.x[i, j].clamp(0, 44 - PATCH).item()
+        for down, across in np.ndindex(PATCH, PATCH):
+            to, own = ((i + down) % 22, (j + across) % 20), (y + down, x + across)
+            total[:, *to] += weights[i, j] * painter.source.picture[0, :, *own]
+            weight[to] += weights[i, j]
+            if weights[i, j] > most[to]:
+                most[to], pixels[to] = weights[i, j], own[0] * 44 + own[1]
+    torch.testing.assert_close(painter.image[0], total / weight)
+    assert torch.equal(painter.pixels, pixels)
+
+
+@dataclass(frozen=True)
+class Threads(Team):
+    """Threads in place of processes."""
+
+    def add_up(self, tensors):
+        barrier, given = self.group
+        given[self.rank] = tensors
+        barrier.wait()
+        sums = [sum(parts) for parts in zip(*given, strict=True)]
+        barrier.wait()
+        for x, total in zip(tensors, sums, strict=True):
+            x.copy_(total)
+
+
+def test_several_processes_paint_what_one_paints(monkeypatch):
+    count = 3
+    for name in ("AT_ONCE", "BACK"):
+        monkeypatch.setattr(repaint, name, 60 * 12)
+    searched, search = [], repaint.Search.__call__
+    monkeypatch.setattr(
+        repaint.Search, "__call__", lambda *args: searched.append(1) or search(*args)
+    )
+    canvas, barrier, given = Canvas((60, 60), "y"), threading.Barrier(count), [None] * count
+    args = (exemplar_of(noise(64, 64)),), canvas, canvas.size, 3
+    one = repaint.repainted(*args)
+    alone = len(searched)
+    teams = [Threads(rank, count, (barrier, given)) for rank in range(count)]
+    with ThreadPoolExecutor(count) as threads:
+        found = list(threads.map(lambda team: repaint.repainted(*args, team=team), teams))
+    for painting in found:
+        assert torch.equal(painting.image, one.image)
+        assert torch.equal(painting.places, one.places)
+    assert len(searched) - alone < 1.5 * alone  # what is small, each does for itself
 
 
 # ------------------------------------------------------------------------------------ the layout

@@ -1038,7 +1038,7 @@ def painted_dully(monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     flat = torch.zeros(0)
-    monkeypatch.setattr(synthesis, "repainted", lambda *args: Painting(dull, flat, flat))
+    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: Painting(dull, flat, flat))
     monkeypatch.setattr(synthesis, "freedom", lambda size, tile: torch.ones(size))
     return exemplar, dull
 
