@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
-from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, estimated_bytes, fitting
+from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, estimated_bytes, fitting, is_tight
 from command.display import Display, Notes, print_result, say
 from command.log import Log
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
@@ -109,8 +109,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
             pixels = job.spec.exemplars[0].image[0, 0].numel()
             job, heard = job_of(request, order, pixels / 2)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
-        if cost.block is not None:
-            keep_freed_memory(large=True)
+        keep_freed_memory(tight=is_tight(cost, allowed))
         spec = replace(job.spec, block=cost.block, memory=cost.memory, team=team)
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
 

@@ -61,6 +61,7 @@ PROBE = (1, 64, 128, 128)  # shape of the features that are convolved to see how
 WHOLE = 2  # floats a feature of a layer that is put together from blocks, and its gradient
 MEMORIES = (LBFGS_MEMORY, 10, 5)  # of L-BFGS, that are tried; with fewer Adam is the better one
 BLOCKS = (1024, 512, 256)  # px, sides that are tried
+HOLES = 1.4  # times the estimate of a run by blocks, where what is freed is kept
 MOST = 0.9  # of what is free, as the system needs some and estimates are what they are
 
 LARGE = 0.5  # part of the available memory that is worth a line
@@ -333,6 +334,11 @@ def fitting(run: Run, allowed: float) -> Run:
     )
 
 
+def is_tight(run: Run, allowed: float) -> bool:
+    """Whether what a run frees has to go back to the system for it to keep to what is allowed."""
+    return run.block is not None and HOLES * estimated_bytes(run) > allowed
+
+
 def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.device) -> list[str]:
     """One line where runs, each with the name of its exemplar, are large or long, else none.
 
@@ -348,7 +354,7 @@ def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.de
     blocks = "" if run.block is None else f" in blocks of {run.block} px"
     needed = (
         f"{name}: {told(output)} from an exemplar of {told(exemplar)} needs about "
-        f"{size / 1e9:.1f} GB of memory{blocks}, {allowed / 1e9:.1f} GB are allowed"
+        f"{_told_bytes(size)} of memory{blocks}, {_told_bytes(allowed)} are allowed"
     )
     if size > allowed:
         raise UserError(f"{needed}: give {_smaller(run)}")
@@ -373,6 +379,10 @@ def _smaller(run: Run) -> str:
     if run.method != "gram":
         ways.append("--method gram")
     return " or ".join(ways)
+
+
+def _told_bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ from command.plan import can_be_cut, job_of, orders_of, plan
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
 from terms.gram import GRAM_LAYERS
-from utils import TEXTURES, read_picture, read_record, resize, save_picture
+from utils import TEXTURES, UserError, read_picture, read_record, resize, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(GRAM_LAYERS, "vgg19")
@@ -223,6 +223,18 @@ def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
         assert allowed == 0.9 * (10e9 + PROGRAM_BYTES) / sharing
     assert costs.allowed_bytes(4e9, CPU) == 4e9
     assert costs.allowed_bytes(40e9, CPU) == 10e9 + PROGRAM_BYTES
+
+
+def test_a_run_by_blocks_is_tight_where_holes_do_not_fit():
+    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    size = estimated_bytes(run)
+    assert costs.is_tight(run, 1.39 * size) and not costs.is_tight(run, 1.41 * size)
+    assert not costs.is_tight(run._replace(block=None), size)
+
+
+def test_little_memory_is_told_in_mb():
+    with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 1 MB are allowed"):
+        cost_notes([("a.png", run_of(256))], 1e6, CPU)
 
 
 # ------------------------------------------------------------------------------ measured peaks
