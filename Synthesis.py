@@ -184,7 +184,9 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     record, stopped = record_of(job, net), None
     with Display(job, record, quiet, as_json) as display:
         try:
-            made = new_texture(spec, trunk, display, checkpoints_of(job, record, display))
+            made = new_texture(
+                spec, trunk, display, checkpoints_of(job, record, display), display.went_back
+            )
         except KeyboardInterrupt as error:
             if display.last is None:
                 raise

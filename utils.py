@@ -409,7 +409,7 @@ def save_picture(
     try:
         # Encoded in memory because libtiff writes complaints of its own to stderr.
         encoded = BytesIO()
-        picture.save(encoded, kind, **options, **_record_options(kind, record))
+        picture.save(encoded, kind, **options, **record_options(kind, record))
     except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
         raise UserError(f"{path}: cannot be saved ({_reason(error)})") from error
     save_bytes(encoded.getbuffer(), path)
@@ -438,8 +438,16 @@ def read_record(path: Path) -> dict[str, Any]:
         return _record_of(picture)
 
 
+def record_at(path: Path) -> dict[str, Any]:
+    """The record of a picture, {} where there is no picture."""
+    try:
+        return read_record(path)
+    except UserError:  # no picture
+        return {}
+
+
 def _record_of(picture: Image.Image) -> dict[str, Any]:
-    text = picture.info.get(_RECORD_KEY, "")
+    text = picture.info.get("comment" if picture.format == "GIF" else _RECORD_KEY, "")
     if picture.format != "PNG":  # which decodes all of the picture to look for EXIF at its end
         with suppress(Exception):  # somebody else's broken EXIF is no record
             exif = picture.getexif()
@@ -457,7 +465,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
+def record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments to Pillow's `save` that put a record inside the file."""
     record = {str(key): value for key, value in record.items()}
     # JSON escapes to ASCII, all that EXIF descriptions hold, and so keeps any file name.
@@ -468,6 +476,8 @@ def _record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(_RECORD_KEY, text)
         return {"pnginfo": chunks}
+    if kind == "GIF":
+        return {"comment": text}
     exif = Image.Exif()
     exif[_SOFTWARE], exif[_DESCRIPTION] = _RECORD_KEY, text
     return {"exif": exif}

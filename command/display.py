@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from command.plan import Job
+from command.plan import PREVIEW, Job
 from engine.synthesis import Progress, finished
 from utils import UserError, in_one_line, save_picture
 
@@ -83,7 +83,7 @@ class Display:
         now, before = time.monotonic(), self.last
         self.last = progress
         painting = math.isnan(progress.loss)
-        height, width = progress.image.shape[-2:]
+        height, width = progress.best.shape[-2:]
         scale = f"scale {progress.scale}/{progress.scales} {width}x{height}"
         phase = "painting" if painting else scale
         self.phases[phase] = self.phases.get(phase, 0.0) + now - self.at
@@ -104,7 +104,12 @@ class Display:
         if self.job.preview and now - self.previewed >= A_PREVIEW:
             self.previewed = now
             with suppress(UserError):  # it is worth no line
-                save_picture(self.picture(), self.job.preview_path, {})
+                save_picture(self.picture(), self.job.preview_path, {PREVIEW: self.job.name})
+
+    def went_back(self, step: int) -> None:
+        """After the first step whose loss or gradient is not finite."""
+        said = f"{self.job.name}: step {step} led to no finite loss: back to the best picture, "
+        say([f"{said}with half of the step size"], self.quiet)
 
     def _show(self, progress: Progress, scale: str, new: bool, now: float) -> None:
         told = f"step {progress.step}/{self.job.spec.steps}"

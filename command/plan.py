@@ -16,7 +16,7 @@ from torch import Tensor
 from command.arguments import NOT_RECORDED, VERSION, Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.settings import digest, named
-from command.sheet import check_animation
+from command.sheet import ANIMATION, SHEET, check_animation
 from engine.colours import matched_colours
 from engine.kinds import STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
@@ -38,6 +38,7 @@ from utils import (
     find_picture,
     find_pictures,
     is_16_bit,
+    record_at,
     rotated_and_resized,
     scaled,
     size_of,
@@ -45,6 +46,7 @@ from utils import (
 )
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
+PREVIEW = "preview"  # what its record has, so that it is known again
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 
 
@@ -132,9 +134,17 @@ def orders_of(request: Request) -> list[Order]:
         _check_no_input(save_path, read)
     if request.sheet:
         check_save_path(request.sheet)
+        _check_ours(request.sheet, SHEET, request.overwrite)
     if request.animate:
         check_animation(request.animate, len(orders) > 1, request.save_every)
+        _check_ours(request.animate, ANIMATION, request.overwrite)
     return list(orders.values())
+
+
+def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
+    """Raise UserError where a file is there that has not what records of such files have."""
+    if path.exists() and not overwrite and mark not in record_at(path):
+        raise UserError(f"{path}: another file is there, give --overwrite or another name")
 
 
 def _saved_as(request: Request, exemplar: Path, seed: int, several: bool) -> Path:
@@ -208,9 +218,12 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
         for path in inputs.values():
             if path.name in snapshots and job.save_path.parent.samefile(path.parent):
                 raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
+        for path in filter(Path.exists, map(job.snapshot_path, steps)):
+            _check_ours(path, "step", request.overwrite)
     read = _identities(inputs.values())
     if request.preview:
         _check_no_input(job.preview_path, read)
+        _check_ours(job.preview_path, PREVIEW, request.overwrite)
     for path, size in job.written():
         check_format(path, size)
         _check_no_input(path, read)

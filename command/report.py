@@ -13,13 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from command.arguments import Request, argv_of, recorded_flags
-from command.results import AFTERWARDS, CURVE, record_at
+from command.results import AFTERWARDS, CURVE
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import exemplar_of
 from command.sheet import snapshots_of
 from command.verdict import faults, verdict
 from losses import TERMS
-from utils import UserError, find_pictures, read_levels, read_picture, save_bytes
+from utils import UserError, find_pictures, read_levels, read_picture, record_at, save_bytes
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")

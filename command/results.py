@@ -20,7 +20,7 @@ from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View
 from terms.gram import GRAM_LAYERS
-from utils import UserError, read_picture, read_record, resize, save_picture
+from utils import UserError, read_picture, read_record, record_at, resize, save_picture
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,6 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
         )
     whole = len(there) == len(job.written()) and INTERRUPTED not in found
     return ours and whole and "error" in found  # which is what is known last
-
-
-def record_at(path: Path) -> dict[str, Any]:
-    """The record of a picture, {} where there is no picture."""
-    try:
-        return read_record(path)
-    except UserError:  # no picture
-        return {}
 
 
 def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> tuple[Path, dict[str, Any]]:

@@ -11,11 +11,20 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from command.settings import exemplar_of
-from utils import LEVELS, UserError, read_levels, read_record, save_bytes, save_picture
+from utils import (
+    LEVELS,
+    UserError,
+    read_levels,
+    read_record,
+    record_options,
+    save_bytes,
+    save_picture,
+)
 
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
 ANIMATED = (".gif", ".webp")
+SHEET, ANIMATION = "sheet", "animation"  # what their records have, so that they are known again
 FRAME, LAST = 100, 1500  # ms
 
 
@@ -50,7 +59,7 @@ def write_sheet(results: list[Path], path: Path) -> None:
             title = title[:-4] + "..."
         draw.text((x, y + 4), title, INK, font)
     levels = torch.from_numpy(np.array(sheet)).movedim(2, 0)[None]
-    save_picture(levels / LEVELS, path, {})
+    save_picture(levels / LEVELS, path, {SHEET: [result.name for result in results]})
 
 
 def write_animation(result: Path, path: Path) -> None:
@@ -60,8 +69,9 @@ def write_animation(result: Path, path: Path) -> None:
     durations = [FRAME] * len(frames) + [LAST]
     file = BytesIO()
     first, *others = [*frames, last]
-    kind = path.suffix.lower().removeprefix(".")
-    first.save(file, kind, save_all=True, append_images=others, duration=durations, loop=0)
+    kind = path.suffix.upper().removeprefix(".")
+    more = record_options(kind, {ANIMATION: result.name})
+    first.save(file, kind, save_all=True, append_images=others, duration=durations, loop=0, **more)
     save_bytes(file.getbuffer(), path)
 
 

@@ -230,7 +230,27 @@ class _Seen(NamedTuple):
         if not known:
             return torch.zeros_like(self.image)
         outputs, gradients = zip(*known, strict=True)
-        return torch.autograd.grad(outputs, self.image, gradients)[0]
+        with torch.enable_grad():
+            seed = _Seed.apply(gradients, *outputs)
+        return torch.autograd.grad(seed, self.image)[0]
+
+
+class _Seed(torch.autograd.Function):
+    """Outputs -> a number whose gradient by them is what is given.
+
+    `torch.autograd.grad` takes gradients itself, but imports a computer algebra system for it, for
+    two seconds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Sequence[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
+        return None, *ctx.gradients
 
 
 class _ByBlocks(torch.autograd.Function):

@@ -41,6 +41,7 @@ State = dict[str, Any]
 Keep = Callable[[Callable[[], State]], None]
 Extract = Callable[[Tensor], Features]
 Report = Callable[[int, Tensor, float], None]
+WentBack = Callable[[int], None]
 Numbers = Callable[[], list[float]]
 
 
@@ -85,8 +86,9 @@ class _Evaluator:
         tolerance: float = 0.0,
         late: int = 0,
         keep: Keep | None = None,
+        went_back: WentBack | None = None,
     ) -> None:
-        self.keep = keep
+        self.keep, self.went_back = keep, went_back
         self.exact, self.criterion, self.report = extractor, criterion, report
         self.extractor = extractor if quick is None or exact_steps >= steps else quick
         self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
@@ -131,6 +133,13 @@ class _Evaluator:
         """(B, C, H, W): the best picture; there is one after the first step."""
         assert self.best is not None
         return self.best
+
+    def go_back(self) -> Tensor:
+        """The best picture seen; what came of the last step is worth nothing, nor what followed."""
+        self.unread.clear()
+        if self.went_back is not None:
+            self.went_back(self.taken)
+        return self.best_seen
 
     @property
     def due(self) -> bool:
@@ -263,6 +272,7 @@ def optimize(
     memory: int = LBFGS_MEMORY,
     keep: Keep | None = None,
     state: State | None = None,
+    went_back: WentBack | None = None,
 ) -> Tensor:
     """The best of the pictures seen in `steps` evaluations or fewer, starting from `image`.
 
@@ -282,6 +292,8 @@ def optimize(
         keep: called wherever the run could be gone on from.
         state: what was kept of a run with the same arguments, which goes on from there and ends as
             it would have ended.
+        went_back: called with the number of a step whose loss or gradient is not finite, from
+            which Adam goes back to the best picture with half of its step size.
 
     Raises:
         FloatingPointError: the loss of `image` itself is not finite.
@@ -289,7 +301,7 @@ def optimize(
     small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
     late = LATE if small and optimizer in WAITS_FOR_NOTHING else 0
     evaluate = _Evaluator(
-        extractor, criterion, steps, report, quick, exact_steps, tolerance, late, keep
+        extractor, criterion, steps, report, quick, exact_steps, tolerance, late, keep, went_back
     )
     if state is not None:
         evaluate.go_on(state)
@@ -321,8 +333,7 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int, state: State |
         sharper, due, before = evaluate.sharpen(), evaluate.due, losses
         losses, gradient, total = evaluate(image, renew=due)
         if not math.isfinite(total):
-            evaluate.unread.clear()  # what came after it is worth nothing either
-            image, lr, age = evaluate.best_seen, lr / 2, 0
+            image, lr, age = evaluate.go_back(), lr / 2, 0
             first.zero_()
             second.zero_()
             continue

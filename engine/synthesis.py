@@ -21,7 +21,7 @@ from engine.colours import (
     with_fine_detail,
 )
 from engine.kinds import STOCHASTIC, Kind
-from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, TOLERANCE, State, optimize
+from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, TOLERANCE, State, WentBack, optimize
 from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, repainted
 from engine.scales import pyramid, split_steps
@@ -79,8 +79,14 @@ class Progress:
     scale: int  # 1 ... scales
     scales: int
     fraction: float  # of the work that is done, 0 ... 1; a fine step is more work than a coarse one
-    image: Tensor  # the best so far, (1, 3 or 1, H, W) in [0, 1]
+    best: Tensor  # what is optimised, (1, 3 or 1, H, W): the best so far
     loss: float  # NaN while the picture is painted: nothing is optimised then
+    shown: Callable[[Tensor], Tensor] = nn.Identity()  # that -> the picture, in [0, 1]
+
+    @property
+    def image(self) -> Tensor:
+        """The picture as it stands, (1, 3 or 1, H, W) in [0, 1]; made when it is asked for."""
+        return self.shown(self.best)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def new_texture(
     trunk: Extractor,
     report: Report | None = None,
     checkpoints: Checkpoints | None = None,
+    went_back: WentBack | None = None,
 ) -> Made:
     """New texture like the exemplars.
 
@@ -117,11 +124,12 @@ def new_texture(
         report: called after every step.
         checkpoints: where states go that it can go on from; and if there is one from before, made
             of the same arguments, it goes on from that.
+        went_back: called as `optimize` calls it, but once.
 
     Raises:
         UserError: exemplar or size too small for the layers, the scales or the patches.
     """
-    tell = _Teller(report, checkpoints)
+    tell = _Teller(report, checkpoints, went_back)
     if not spec.repaint:
         return _made(spec, coarse_to_fine(spec, trunk, tell), None)
     rest = steps_after_painting(spec.steps, spec.repaint)
@@ -158,8 +166,13 @@ class _Teller:
     """Tells of every step. What scales have left undone counts neither as steps nor as work, so
     that the time left is known from what has passed."""
 
-    def __init__(self, report: Report | None, checkpoints: Checkpoints | None = None) -> None:
-        self.report, self.checkpoints = report, checkpoints
+    def __init__(
+        self,
+        report: Report | None,
+        checkpoints: Checkpoints | None = None,
+        went_back: WentBack | None = None,
+    ) -> None:
+        self.report, self.checkpoints, self.on_going_back = report, checkpoints, went_back
         self.resumed = None if checkpoints is None else checkpoints.resumed
         self.steps, self.work = 0, 0.0  # left undone so far, as `Progress` has them
         if self.resumed is not None:
@@ -181,6 +194,11 @@ class _Teller:
         if self.report is not None:
             step, fraction = progress.step - self.steps, progress.fraction - self.work
             self.report(replace(progress, step=step, fraction=fraction / (1 - self.work)))
+
+    def went_back(self, step: int) -> None:
+        if self.on_going_back is not None:
+            self.on_going_back(step)
+            self.on_going_back = None
 
     def leave_out(self, steps: int, work: float) -> None:
         self.steps += steps
@@ -353,7 +371,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
         if tell.report is not None:
             done = scale.begin + (scale.end - scale.begin) * step / scale.steps
             step += scale.before
-            tell(Progress(step, scale.number, scale.count, done, shown(image), loss))
+            tell(Progress(step, scale.number, scale.count, done, image, loss, shown))
 
     exact = math.ceil(EXACT_STEPS * scale.steps)
     with convolving(spec.precision):
@@ -371,6 +389,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
             spec.memory,
             None if tell.checkpoints is None else tell.keep,
             tell.go_on(),
+            lambda step: tell.went_back(step + scale.before),
         )
     undone = scale.steps - taken
     tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))

@@ -227,6 +227,19 @@ def test_rolls_back_from_values_that_are_not_finite(optimizer, bad, start):
     assert (found - 0.55).abs().max() < 0.02
 
 
+def test_adam_says_from_which_steps_it_goes_back(start):
+    """The third picture seen has no loss, and neither has the fifth."""
+    seen, told = [], []
+
+    def criterion(features):
+        seen.append(1)
+        losses = quadratic(torch.full_like(start, 0.55))(features)
+        return losses * (math.nan if len(seen) in (3, 5) else 1)
+
+    optimize(start * 0.5, identity, criterion, 10, "Adam", went_back=told.append)
+    assert told == [3, 5]
+
+
 def test_rolls_back_from_a_gradient_that_is_not_finite(start):
     # sqrt has an infinite slope at 0, where the clamp brings the first long step.
     def criterion(features):

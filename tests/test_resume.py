@@ -110,13 +110,13 @@ class Killed(BaseException):
 def killed_after(steps, monkeypatch):
     make = Synthesis.new_texture
 
-    def killed(spec, trunk, report, checkpoints):
+    def killed(spec, trunk, report, *others):
         def on_step(progress):
             report(progress)
             if progress.step >= steps:
                 raise Killed
 
-        return make(spec, trunk, on_step, checkpoints)
+        return make(spec, trunk, on_step, *others)
 
     monkeypatch.setattr(Synthesis, "new_texture", killed)
 
@@ -154,13 +154,13 @@ def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
     assert run(exemplar, "whole.png") == 0
     make = Synthesis.new_texture
 
-    def stopped(spec, trunk, report, checkpoints):
+    def stopped(spec, trunk, report, *others):
         def on_step(progress):
             report(progress)
             if progress.step == 9:
                 raise KeyboardInterrupt
 
-        return make(spec, trunk, on_step, checkpoints)
+        return make(spec, trunk, on_step, *others)
 
     with monkeypatch.context() as patched:
         patched.setattr(Synthesis, "new_texture", stopped)

@@ -84,17 +84,35 @@ def test_what_is_refused(flags, told, exemplar, capfd):
     assert told in line
 
 
+MADE = "--gt_path a.png --save_path r.png --save_every 2 --sheet s.png --preview --animate".split()
+
+
+@pytest.mark.parametrize("film", ["w.gif", "w.webp"])
+@pytest.mark.parametrize("name", ["s.png", "film", "r_000002.png", "r.preview.png"])
+def test_what_lies_beside_a_result_is_replaced_only_where_it_is_ours(
+    name, film, exemplar, tmp_path, capfd
+):
+    path = tmp_path / (film if name == "film" else name)
+    path.write_bytes((tmp_path / "b.png").read_bytes())
+    assert run(*MADE, film) == 2 and not (tmp_path / "r.png").exists()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert path.name in line and "--overwrite" in line
+    assert path.read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert run(*MADE, film, "--overwrite") == 0
+    assert run(*MADE, film) == 0  # it is there, and ours
+
+
 def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypatch):
     seen = []
     make = Synthesis.new_texture
 
-    def watched(spec, trunk, report, checkpoints):
+    def watched(spec, trunk, report, *others):
         def on_step(progress):
             report(progress)
             with Image.open(tmp_path / "r.preview.png") as picture:
                 seen.append(picture.size)
 
-        return make(spec, trunk, on_step, checkpoints)
+        return make(spec, trunk, on_step, *others)
 
     monkeypatch.setattr(Synthesis, "new_texture", watched)
     monkeypatch.setattr(display, "A_PREVIEW", 0)

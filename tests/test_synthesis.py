@@ -1191,3 +1191,17 @@ def test_exemplars_are_listed_with_their_licences():
 
 def test_json_of_a_record_is_plain(pebbles, result, narrow_net):
     json.dumps(make(pebbles, result))
+
+
+def test_of_going_back_is_told_once(tiny, monkeypatch):
+    """Of two scales, in each of which a step led nowhere."""
+
+    def lost(image, *args):
+        args[-1](2)
+        return image
+
+    monkeypatch.setattr(synthesis, "optimize", lost)
+    exemplar, told = torch.rand(1, 3, 32, 32), []
+    spec = Spec((exemplar_of(exemplar),), Canvas((32, 32)), steps=8, scales=2)
+    new_texture(spec, tiny, went_back=told.append)
+    assert told == [2]
