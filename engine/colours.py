@@ -12,6 +12,7 @@ from utils import surrounded
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMOOTH = 9  # px, odd; what is fine is smaller
 TURNS = 4  # of colour space
+SAMPLE = 2**17  # pixels whose distribution is looked at
 LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
 
 
@@ -89,6 +90,15 @@ def with_colours(image: Tensor, exemplar: Tensor) -> Tensor:
         ranks = (axes @ pixels).argsort()
         pixels = axes.T @ torch.empty_like(pixels).scatter_(1, ranks, values)
     return pixels.view(image.shape).clamp(0, 1)
+
+
+def colours_apart(image: Tensor, exemplar: Tensor) -> float:
+    """How differently the channels of (1, C, H, W) and (1, C, h, w) are distributed: the root of
+    their mean squared Wasserstein distance, for the second's standard deviation."""
+    pixels = (picture[0].flatten(1) for picture in (image, exemplar))
+    ours, theirs = (some[:, :: 1 + some.shape[1] // SAMPLE].sort().values for some in pixels)
+    apart = (ours - resampled(theirs, ours.shape[1])).square().mean()
+    return (apart / theirs.var(1, correction=0).mean().clamp(min=LEAST_DEVIATION**2)).sqrt().item()
 
 
 def colours(pixels: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -161,6 +161,11 @@ def repainted(
     return painter.painting()
 
 
+def pixels_laid(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
+    """(1, 3, H, W): of every pixel of a painting the one of the exemplars that counts most."""
+    return _Source.of(exemplars, 1.0).picture[0].flatten(1)[:, painting.places][None]
+
+
 def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
     """Raise UserError where there is no room for patches."""
     named = [("exemplar", size_of(view.image)) for one in exemplars for view in one.views]

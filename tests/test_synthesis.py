@@ -110,7 +110,9 @@ def test_every_method_makes_the_texture(options, error, most, pebbles, result):
     record = make(pebbles, result, *size, *options.split())
     assert record["error"] < error  # white noise of the same colours: 0.72
     assert scores.patches(read_picture(result)[0], read_picture(pebbles)[0]) < most
-    assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 5
+    # What is painted of so few pebbles has not the shares of all of them.
+    apart = 7 if "best" in options else 5
+    assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < apart
     assert record["method"] == (options.split()[1] if "method" in options else "gram")
 
 
@@ -1037,10 +1039,26 @@ def painted_dully(monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     """An exemplar, (1, 3, 32, 32), and its painting: its mirror image, duller and redder."""
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
-    flat = torch.zeros(0)
-    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: Painting(dull, flat, flat))
+    places = torch.arange(32 * 32).view(32, 32).flip(1)
+    painting = Painting(dull, places, torch.zeros_like(places))
+    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: painting)
     monkeypatch.setattr(synthesis, "freedom", lambda size, tile: torch.ones(size))
     return exemplar, dull
+
+
+@pytest.mark.parametrize("laid, white", [(514, 512), (900, 900)])
+def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for(
+    laid, white, tiny, monkeypatch
+):
+    """Half of the exemplar's 1024 pixels are white, and nearly so many are laid, or most."""
+    exemplar = torch.zeros(1, 3, 32, 32)
+    exemplar[..., 16:, :] = 1
+    places = torch.where(torch.arange(1024).view(32, 32) < 1024 - laid, 0, 1023)
+    grey = (places > 0) * 0.8 + torch.rand(1, 3, 32, 32) * 0.1
+    painting = Painting(grey, places, torch.zeros_like(places))
+    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: painting)
+    found = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
+    assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
 
 def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
