@@ -332,13 +332,19 @@ def check_suffix(path: Path) -> None:
 
 
 def check_save_path(path: Path) -> None:
-    """See that a picture can be saved there, so that slow work does not end in an error; folders
-    that are missing are created when it is. What runs that were killed have left there goes.
-
-    Raises UserError when the suffix is not one of SUFFIXES, the path is a folder or no file, or its
-    folder cannot be created or written to.
-    """
+    """See that a picture can be saved there: raises UserError when the suffix is not one of
+    SUFFIXES, or as `check_writable` does."""
     check_suffix(path)
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """See that a file can be saved there, so that slow work does not end in an error; folders that
+    are missing are created when it is. What runs that were killed have left there goes.
+
+    Raises UserError when the path is a folder or no file, or its folder cannot be created or
+    written to.
+    """
     try:
         if path.is_dir():
             raise UserError(f"{path}: a folder, not a file to save to")

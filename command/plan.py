@@ -218,8 +218,10 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
         for path in inputs.values():
             if path.name in snapshots and job.save_path.parent.samefile(path.parent):
                 raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
-        for path in filter(Path.exists, map(job.snapshot_path, steps)):
-            _check_ours(path, "step", request.overwrite)
+        folder = job.save_path.parent
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name in snapshots:
+                _check_ours(path, "step", request.overwrite)
     read = _identities(inputs.values())
     if request.preview:
         _check_no_input(job.preview_path, read)

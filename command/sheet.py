@@ -14,6 +14,7 @@ from command.settings import exemplar_of
 from utils import (
     LEVELS,
     UserError,
+    check_writable,
     read_levels,
     read_record,
     record_options,
@@ -84,13 +85,14 @@ def snapshots_of(result: Path) -> list[tuple[int, Path]]:
 
 
 def check_animation(path: Path, several: bool, save_every: int | None) -> None:
-    """Raise UserError for a file that cannot be an animation, or a run that has none."""
+    """Raise UserError for a file that cannot be an animation or saved, or a run that has none."""
     if path.suffix.lower() not in ANIMATED:
         raise UserError(f"--animate {path}: use one of {' '.join(ANIMATED)}")
     if several:
         raise UserError(f"--animate {path}: of one picture, there are several")
     if save_every is None:
         raise UserError(f"--animate {path}: of snapshots, give --save_every STEPS")
+    check_writable(path)
 
 
 def _repeated(picture: Image.Image) -> Image.Image:

@@ -99,10 +99,9 @@ class Team:
             distributed.all_reduce(flat, group=self.group)
         except RuntimeError as error:
             raise UserError("--split: another process has ended, and with it this one") from error
-        if alone:
-            return
-        for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
-            x.copy_(part.view(x.shape))
+        if not alone:
+            for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+                x.copy_(part.view(x.shape))
 
 
 ALONE = Team(0, 1)

@@ -74,12 +74,14 @@ def test_an_animation(suffix, kind, exemplar, tmp_path):
         ("--save_every 1 --animate w.png", ".gif"),
         ("--animate w.gif", "--save_every"),
         ("--count 2 --save_every 1 --animate w.gif", "of one picture"),
+        ("--save_every 1 --animate a.png/w.gif", "cannot be saved there"),
         ("--sheet s.txt", ".txt"),
         ("--sheet a.png", "exemplar"),
     ],
 )
-def test_what_is_refused(flags, told, exemplar, capfd):
+def test_what_is_refused(flags, told, exemplar, tmp_path, capfd):
     assert run("--gt_path", "a.png", "--save_path", "r.png", *flags.split()) == 2
+    assert not (tmp_path / "r.png").exists()
     (line,) = capfd.readouterr().err.splitlines()
     assert told in line
 
