@@ -1,5 +1,12 @@
 """A net small enough to check by hand, terms built in few words, and the slow marker."""
 
+import os
+
+# Several tests at a time, each on one thread: threads that wait for each other's processor cost
+# more than they do. Set before torch is imported, and for the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch import Tensor, nn
