@@ -4,7 +4,7 @@ import difflib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils import (
+    NOWHERE,
+    Sides,
     UserError,
     folded,
+    inside,
     layout_on,
     open_regular,
     padded,
@@ -103,19 +106,17 @@ def stride(layers: list[str]) -> int:
     return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
-def surroundings(layers: list[str], net_name: str) -> int:
-    """How many px around its own ones a position of the deepest layer sees, on every side, in whole
-    strides of that layer."""
+def halos(layers: list[str], net_name: str) -> dict[str, int]:
+    """How many positions around those of a part of the picture are to be known on every side, in
+    "image" and every layer, for the deepest of `layers` to be known in that part."""
     deepest = resolve_layers(layers, net_name)[-1]
-    seen, step = 0, 1
-    for layer, index in layer_table(NETS[net_name]).items():
-        if index is None:
-            step *= 2
-        else:
-            seen += step
-        if layer == deepest:
-            break
-    return seen + -seen % stride(layers)
+    table = list(layer_table(NETS[net_name]).items())
+    names = [layer for layer, _ in table]
+    halo, found = 0, {}
+    for layer, index in reversed(table[: names.index(deepest) + 1]):
+        found[layer] = halo
+        halo = 2 * halo if index is None else halo + 1
+    return {"image": halo, **found}
 
 
 # ------------------------------------------------------------------------------------- weights
@@ -436,14 +437,16 @@ class Convolution(nn.Module):
         self.border = "replicate" if weight.shape[1] == 3 else "reflect"
         self._ready: dict[tuple[Prepare, torch.dtype], tuple[object, Tensor]] = {}
 
-    def forward(self, x: Tensor, tile: str = "") -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W)."""
-        x, bias = padded(x, tile, self.border), self.bias.to(x.dtype)
+    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NOWHERE) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W), less a row or column on every side that is open."""
+        x, bias = padded(x, tile, self.border, open_sides), self.bias.to(x.dtype)
         if self._transforms(x):
             return winograd(x, self._weights(winograd_filters, x), bias).relu_()
         return F.conv2d(x, self._weights(_laid_out, x), bias).relu_()
 
-    def back(self, gradient: Tensor, output: Tensor, tile: str) -> Tensor:
+    def back(
+        self, gradient: Tensor, output: Tensor, tile: str, open_sides: Sides = NOWHERE
+    ) -> Tensor:
         """The gradient by the input, (B, C, H, W), from that by the output, which is used up, and
         the output."""
         torch.ops.aten.threshold_backward(gradient, output, 0, grad_input=gradient)
@@ -453,7 +456,7 @@ class Convolution(nn.Module):
         else:
             gradient = gradient.contiguous(memory_format=layout_on(gradient.device))
             gradient = F.conv2d(gradient, self._weights(_flipped, gradient), padding=2)
-        return folded(gradient, tile, self.border)
+        return folded(gradient, tile, self.border, open_sides)
 
     def _transforms(self, x: Tensor) -> bool:
         """Whether to convolve by Winograd's method: on a GPU cuDNN chooses its own, and halves of
@@ -483,10 +486,10 @@ def _flipped(weight: Tensor) -> Tensor:
 class AveragePool(nn.Module):
     """The mean of 2x2 features; a last odd row or column is left out."""
 
-    def forward(self, x: Tensor, tile: str = "") -> Tensor:
+    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NOWHERE) -> Tensor:
         return F.avg_pool2d(x, 2)
 
-    def back(self, gradient: Tensor, x: Tensor, tile: str) -> Tensor:
+    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NOWHERE) -> Tensor:
         """The gradient by the input, x, from that by the output."""
         return torch.ops.aten.avg_pool2d_backward(
             gradient, x, (2, 2), (2, 2), (0, 0), False, True, None
@@ -496,10 +499,10 @@ class AveragePool(nn.Module):
 class MaxPool(nn.Module):
     """The largest of 2x2 features; a last odd row or column is left out."""
 
-    def forward(self, x: Tensor, tile: str = "") -> Tensor:
+    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NOWHERE) -> Tensor:
         return F.max_pool2d(x, 2)
 
-    def back(self, gradient: Tensor, x: Tensor, tile: str) -> Tensor:
+    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NOWHERE) -> Tensor:
         """The gradient by the input, x: where the largest were is found again, not kept, which
         costs a hundredth of a convolution and would be twice as many bytes as they are."""
         _, where = F.max_pool2d(x, 2, return_indices=True)
@@ -509,13 +512,45 @@ class MaxPool(nn.Module):
 POOLS = {"avg": AveragePool, "max": MaxPool}
 
 
+class Cut(NamedTuple):
+    """How a picture was cut out of a larger one, with what lies around it.
+
+    A side beyond which the larger one goes on is open: maps get no border there, and lose what no
+    stage that follows has to know.
+    """
+
+    around: Sides = NOWHERE  # px that lie around it: the halo, or all up to where the picture ends
+    halos: Mapping[str, int] = {}
+
+    @property
+    def open_sides(self) -> Sides:
+        """1 where a side is open."""
+        return Sides(*(int(px > 0 and px == self.halos["image"]) for px in self.around))
+
+    def beyond(self, layer: str) -> Sides:
+        """How many positions of a layer lie around it."""
+        sides = zip(self.around, self.open_sides, strict=True)
+        return Sides(
+            *(self.halos[layer] if is_open else px // stride([layer]) for px, is_open in sides)
+        )
+
+
+WHOLE = Cut()
+
+
 class Trunk(nn.ModuleDict):
     """Stages by the name of the layer that each gives, in the order in which they follow."""
 
     def forward(
-        self, x: Tensor, layers: Sequence[str], tile: str = "", dtype: torch.dtype | None = None
+        self,
+        x: Tensor,
+        layers: Sequence[str],
+        tile: str = "",
+        dtype: torch.dtype | None = None,
+        cut: Cut = WHOLE,
     ) -> dict[str, Tensor]:
-        """(B, 3, H, W), normalised -> the layers asked for, (B, C, h, w) each.
+        """(B, 3, H, W), normalised -> the layers asked for, (B, C, h, w) each, without what lies
+        around a picture that was cut out.
 
         Gradients are those of autograd to rounding; there is no second derivative.
 
@@ -525,24 +560,30 @@ class Trunk(nn.ModuleDict):
         """
         dtype = dtype or x.dtype
         if torch.is_grad_enabled() and x.requires_grad:
-            features = _Pass.apply(x, self, layers, tile, dtype)
+            features = _Pass.apply(x, self, layers, tile, dtype, cut)
         else:
-            features, _ = self.run(x, layers, tile, dtype, keep=False)
+            features, _ = self.run(x, layers, tile, dtype, keep=False, cut=cut)
         return dict(zip(layers, features, strict=True))
 
     def run(
-        self, x: Tensor, layers: Sequence[str], tile: str, dtype: torch.dtype, keep: bool
+        self,
+        x: Tensor,
+        layers: Sequence[str],
+        tile: str,
+        dtype: torch.dtype,
+        keep: bool,
+        cut: Cut = WHOLE,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The layers asked for, and with `keep` what every stage needs on the way back."""
         features, kept, given = [], [], x.dtype
         x = x.to(dtype, memory_format=layout_on(x.device))
         for layer, stage in self.items():
-            y = stage(x, tile)
+            y = stage(x, tile, cut.open_sides)
             if keep:
                 kept.append(y if isinstance(stage, Convolution) else x)
             x = y
             if layer in layers:
-                features.append(x.to(given))
+                features.append(inside(x, cut.beyond(layer)).to(given))
         return features, kept
 
 
@@ -551,12 +592,18 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, trunk: Trunk, layers: Sequence[str], tile: str, dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        trunk: Trunk,
+        layers: Sequence[str],
+        tile: str,
+        dtype: torch.dtype,
+        cut: Cut,
     ) -> tuple[Tensor, ...]:
-        features, kept = trunk.run(x, layers, tile, dtype, keep=True)
+        features, kept = trunk.run(x, layers, tile, dtype, keep=True, cut=cut)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.trunk, ctx.layers, ctx.tile, ctx.given = trunk, layers, tile, x.dtype
+        ctx.trunk, ctx.layers, ctx.tile, ctx.given, ctx.cut = trunk, layers, tile, x.dtype, cut
         return tuple(features)
 
     @staticmethod
@@ -568,14 +615,15 @@ class _Pass(torch.autograd.Function):
         stages = zip(ctx.trunk.items(), ctx.saved_tensors, strict=True)
         gradient: Tensor | None = None
         for (layer, stage), kept in reversed(list(stages)):
-            added = of_layer.get(layer)
+            added, beyond = of_layer.get(layer), ctx.cut.beyond(layer)
             if gradient is None and added is not None:
-                gradient = added.to(kept.dtype, copy=True)  # as what follows changes it in place
+                borders = beyond.left, beyond.right, beyond.top, beyond.bottom
+                gradient = F.pad(added.to(kept.dtype), borders)  # a copy: what follows changes it
             elif gradient is not None and added is not None:
-                gradient.add_(added)
+                inside(gradient, beyond).add_(added)
             if gradient is not None:
-                gradient = stage.back(gradient, kept, ctx.tile)
-        return (None if gradient is None else gradient.to(ctx.given)), None, None, None, None
+                gradient = stage.back(gradient, kept, ctx.tile, ctx.cut.open_sides)
+        return (None if gradient is None else gradient.to(ctx.given)), *[None] * 5
 
 
 # ----------------------------------------------------------------------------------- extractor
@@ -599,7 +647,7 @@ class Extractor(nn.Module):
             layers: names of `layer_table`, as `resolve_layers` returns them.
         """
         super().__init__()
-        self.layers, self.surroundings = layers, surroundings(layers, net_name)
+        self.layers, self.halos = layers, halos(layers, net_name)
         self.trunk = Trunk()
         for layer, index in layer_table(NETS[net_name]).items():
             if index is None:
@@ -615,15 +663,28 @@ class Extractor(nn.Module):
     def _normalize(self, image: Tensor) -> Tensor:
         return (image - self.mean) / self.std
 
-    def forward(self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None) -> Features:
+    def forward(
+        self,
+        image: Tensor,
+        tile: str = "",
+        dtype: torch.dtype | None = None,
+        around: Sides = NOWHERE,
+    ) -> Features:
         """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
 
         Along the axes in `tile`, "x", "y" or "xy", the picture goes on where it began. Sides that
         are a multiple of `stride` then have features that do so too. With a `dtype` the net, and
         nothing else, computes in it.
+
+        Args:
+            around: px on the sides of a part of a picture that are there to be seen, and of which
+                nothing is given: as many as `halos` has for "image", or all up to where the picture
+                ends. Parts are cut at multiples of `stride`.
         """
         image = image.expand(-1, 3, -1, -1)  # a grey picture stays grey under any optimiser
-        return {"image": image, **self.trunk(self._normalize(image), self.layers, tile, dtype)}
+        cut = Cut(around, self.halos)
+        features = self.trunk(self._normalize(image), self.layers, tile, dtype, cut)
+        return {"image": inside(image, around), **features}
 
     @torch.no_grad()
     def rescale(self, exemplar: Tensor) -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -669,47 +669,76 @@ def surrounded(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
     return maps
 
 
-def padded(x: Tensor, tile: str, mode: str) -> Tensor:
-    """Return (B, C, H, W) with one more row and column on every side: its own from the other end
-    along the axes in `tile`, else what `F.pad` makes of the mode, "reflect" or "replicate".
+class Sides(NamedTuple):
+    """Numbers of rows and columns on the sides of a picture."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+
+NOWHERE = Sides()
+
+
+def inside(maps: Tensor, beyond: Sides) -> Tensor:
+    """(B, C, H, W) without so many rows and columns on its sides, a view."""
+    if beyond == NOWHERE:
+        return maps
+    rows = slice(beyond.top, maps.shape[2] - beyond.bottom)
+    return maps[..., rows, beyond.left : maps.shape[3] - beyond.right]
+
+
+def padded(x: Tensor, tile: str, mode: str, open_sides: Sides = NOWHERE) -> Tensor:
+    """Return (B, C, H, W) with one more row or column on every side: its own from the other end
+    along the axes in `tile`, else what `F.pad` makes of the mode, "reflect" or "replicate"; none on
+    sides that are open, where 1 is given.
 
     channels_last stays what it is; `F.pad` would wrap by several copies and lose it.
     """
     B, C, H, W = x.shape
     last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    shape = B, C, H + 2, W + 2
+    more = _borders(open_sides)
+    shape = B, C, H + more.top + more.bottom, W + more.left + more.right
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    result[..., 1:-1, 1:-1] = x
-    for dim, before, after in _border_sources(result, tile, mode):
-        result.select(dim, 0).copy_(result.select(dim, before))
-        result.select(dim, -1).copy_(result.select(dim, after))
+    inside(result, more).copy_(x)
+    for dim, border, source in _border_sources(result, tile, mode, open_sides):
+        result.select(dim, border).copy_(result.select(dim, source))
     return result
 
 
-def folded(gradient: Tensor, tile: str, mode: str) -> Tensor:
+def folded(gradient: Tensor, tile: str, mode: str, open_sides: Sides = NOWHERE) -> Tensor:
     """The gradient by what `padded` was given, (B, C, H, W), from that by what it returned, of
     which it becomes a part: every pixel gathers the gradients of its copies."""
-    for dim, before, after in reversed(_border_sources(gradient, tile, mode)):
-        gradient.select(dim, before).add_(gradient.select(dim, 0))
-        gradient.select(dim, after).add_(gradient.select(dim, -1))
-    return gradient[..., 1:-1, 1:-1]
+    for dim, border, source in reversed(_border_sources(gradient, tile, mode, open_sides)):
+        gradient.select(dim, source).add_(gradient.select(dim, border))
+    return inside(gradient, _borders(open_sides))
 
 
-def _border_sources(bordered: Tensor, tile: str, mode: str) -> list[tuple[int, int, int]]:
-    """For the columns and then the rows of (B, C, H + 2, W + 2): their dimension, and where in it
-    the first and the last of them are copied from."""
+def _borders(open_sides: Sides) -> Sides:
+    return Sides(*(1 - opened for opened in open_sides))
+
+
+def _border_sources(
+    bordered: Tensor, tile: str, mode: str, open_sides: Sides
+) -> list[tuple[int, int, int]]:
+    """The columns and then the rows that were added to (B, C, H, W): their dimension, which of it
+    they are, and which they are copied from."""
+    top, bottom, left, right = open_sides
     found = []
-    for axis, dim in (("x", 3), ("y", 2)):
-        last = bordered.shape[dim] - 2  # of those inside; the first is 1
+    for axis, dim, opened in (("x", 3, (left, right)), ("y", 2, (top, bottom))):
+        last = bordered.shape[dim] - 2  # of those between two borders; the first is 1
         if axis in tile:
-            found.append((dim, last, 1))
+            sources = last, 1
         elif mode == "replicate":
-            found.append((dim, 1, last))
-        elif last > 1:
-            found.append((dim, 2, last - 1))
+            sources = 1, last
+        elif last + sum(opened) > 1 or all(opened):
+            sources = 2, last - 1
         else:
             raise RuntimeError("padding by reflection needs two rows and columns")
+        pairs = zip(opened, (0, last + 1), sources, strict=True)
+        found += [(dim, border, source) for is_open, border, source in pairs if not is_open]
     return found
 
 

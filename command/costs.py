@@ -19,7 +19,7 @@ from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, layers_needed_whole
-from models import NETS, WIDTHS, WINDOW, layer_table, resolve_layers, surroundings
+from models import NETS, WIDTHS, WINDOW, halos, layer_table, resolve_layers
 from terms.base import AT_ONCE, MAX_PATCHES
 from terms.cnnmrf import CNNMRF
 from terms.gram import GRAM_LAYERS
@@ -252,7 +252,7 @@ def _seen_at_once(run: Run) -> int:
     pixels = math.prod(run.scales[-1][1])
     if run.block is None:
         return pixels
-    return min(pixels, (run.block + 2 * surroundings(list(run.layers), run.net)) ** 2)
+    return min(pixels, (run.block + 2 * halos(list(run.layers), run.net)["image"]) ** 2)
 
 
 def _floats(run: Run) -> dict[str, float]:

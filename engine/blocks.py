@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from losses import Criterion, Measured
 from models import Extractor, Features, stride
 from terms.base import Statistics, Sums, added_up, rebuilt, sums_of
-from utils import Size, UserError, layout_on, size_of
+from utils import Sides, Size, UserError, layout_on, size_of
 
 
 class Span(NamedTuple):
@@ -41,15 +41,8 @@ class Span(NamedTuple):
         first, last = self.start - self.before, self.stop + self.after
         return torch.arange(first, last, device=device) % self.length
 
-    def inside(self, seen: int, step: int) -> slice:
-        """The span itself in a layer with a position every `step` px, of which `seen` are there."""
-        first = self.before // step
-        if self.stop == self.length and not self.after:
-            return slice(first, seen)  # to the last position, where odd px are left out
-        return slice(first, first + (self.stop - self.start) // step)
-
     def place(self, whole: int, step: int) -> slice:
-        """The same in a whole layer of so many positions."""
+        """The span itself in a layer of so many positions, one every `step` px."""
         return slice(self.start // step, whole if self.stop == self.length else self.stop // step)
 
 
@@ -57,8 +50,7 @@ def spans(length: int, side: int, around: int, step: int, wraps: bool) -> list[S
     """An axis in parts of at most `side` px, of equal length up to a multiple of `step`.
 
     Args:
-        around: px that are looked at on either side, a multiple of `step`; fewer where the axis
-            ends, unless it `wraps`.
+        around: px that are looked at on either side; fewer where the axis ends, unless it `wraps`.
     """
     units, most = math.ceil(length / step), max(1, side // step)
     count = math.ceil(units / most)
@@ -121,7 +113,7 @@ class Blocks:
         """
         self.trunk, self.criterion, self.side, self.team = trunk, criterion, side, team
         self.step = stride(trunk.layers)
-        self.around = trunk.surroundings
+        self.around = trunk.halos["image"]
         self.whole = [layer for layer in trunk.layers if layer in criterion.whole]
 
     def __call__(self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None) -> Measured:
@@ -149,10 +141,10 @@ class _Block(NamedTuple):
         rows, columns = (span.places(image.device) for span in self)
         return rows[:, None], columns
 
-    def inside(self, maps: Tensor, step: int) -> Tensor:
-        """Of a layer of what was cut out the block itself, a view."""
-        rows, columns = (span.inside(n, step) for span, n in zip(self, maps.shape[2:], strict=True))
-        return maps[..., rows, columns]
+    @property
+    def around(self) -> Sides:
+        """How many px of its surroundings that is."""
+        return Sides(self.rows.before, self.rows.after, self.columns.before, self.columns.after)
 
     def place(self, maps: Tensor, step: int) -> Tensor:
         """The block in a layer of the whole picture, a view."""
@@ -189,8 +181,7 @@ class _Look:
         blocks = self.blocks
         with torch.set_grad_enabled(graph):
             leaf = part.cut_out(image).requires_grad_(graph)
-            found = blocks.trunk(leaf, self.tile, self.dtype)
-            inside = {layer: part.inside(maps, _step(layer)) for layer, maps in found.items()}
+            inside = blocks.trunk(leaf, self.tile, self.dtype, part.around)
             statistics = blocks.criterion.measured_in_parts(inside)
         return _Seen(part, leaf, {layer: inside[layer] for layer in blocks.whole}, statistics)
 

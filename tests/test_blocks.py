@@ -6,7 +6,7 @@ import torch
 from engine.blocks import Blocks, Span, spans
 from engine.synthesis import Spec, criterion_at, exemplar_of
 from losses import TERMS
-from models import NETS, Extractor, layer_table, resolve_layers
+from models import NETS, Extractor, halos, layer_table, resolve_layers, stride
 from terms.base import Canvas
 
 LAYERS = ["conv1_1", "conv2_1", "conv3_1"]
@@ -94,10 +94,20 @@ def test_every_method_is_the_same_by_blocks(method, tile):
 def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
     trunk = narrow(net, layers)
     assert_same(*both(trunk, spec_of((224, 160)), (224, 160), 32))
-    blocks = Blocks(trunk, criterion_at(spec_of((224, 160)), trunk, SOURCE, (224, 160)), 32)
-    blocks.around -= blocks.step  # and no more: with a step less it is not the same
-    image = noise(1, 3, 224, 160)
-    assert not torch.equal(*(blocks.criterion(look(image)) for look in (trunk, blocks)))
+    # And no more: a position in the middle sees all of that.
+    image = noise(1, 3, 224, 160).requires_grad_()
+    step, halo = stride(layers), trunk.halos["image"]
+    (gradient,) = torch.autograd.grad(trunk(image)[trunk.layers[-1]][0, :, 96 // step].sum(), image)
+    rows = gradient[0].abs().amax((0, 2)).nonzero()
+    assert (rows[0].item(), rows[-1].item()) == (96 - halo, 96 + step + halo - 1)
+
+
+def test_halos_by_hand():
+    # From the deepest up, a convolution asks for one position more, a pooling for twice as many.
+    assert halos(["conv3_1"], "vgg16") == {
+        "image": 10, "relu1_1": 9, "relu1_2": 8, "pool1": 4, "relu2_1": 3, "relu2_2": 2,
+        "pool2": 1, "relu3_1": 0,
+    }  # fmt: skip
 
 
 def test_odd_sides_leave_out_what_the_whole_leaves_out():
