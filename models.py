@@ -350,12 +350,12 @@ def winograd(bordered: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
     """
     B, C, height, width = bordered.shape
     down, across = _blocks_over(height - 2, width - 2)
-    whole = _enlarged(bordered, BLOCK * down + 2, BLOCK * across + 2).permute(0, 2, 3, 1)
-    windows = whole.unfold(1, WINDOW, BLOCK).unfold(2, WINDOW, BLOCK).permute(4, 5, 0, 1, 2, 3)
     to_inputs, to_outputs = OF_INPUTS.to(bordered.dtype), OF_PRODUCTS.to(bordered.dtype)
     output = bordered.new_empty(B, down, BLOCK, across, BLOCK, len(bias))
     for rows in _rows_at_once(down, across):
-        inputs = to_inputs @ windows[:, :, :, rows].reshape(WINDOW**2, -1)
+        part = _rows_of(bordered, rows, BLOCK * across + 2, 2)
+        windows = part.unfold(1, WINDOW, BLOCK).unfold(2, WINDOW, BLOCK).permute(4, 5, 0, 1, 2, 3)
+        inputs = to_inputs @ windows.reshape(WINDOW**2, -1)
         products = torch.bmm(inputs.view(WINDOW**2, -1, C), filters)
         blocks = to_outputs @ products.view(WINDOW**2, -1)
         blocks = blocks.view(BLOCK, BLOCK, B, -1, across, len(bias)).permute(2, 3, 0, 4, 1, 5)
@@ -369,15 +369,15 @@ def winograd_back(gradient: Tensor, filters: Tensor) -> Tensor:
     B, K, height, width = gradient.shape
     down, across = _blocks_over(height, width)
     C = filters.shape[1]
-    whole = _enlarged(gradient, BLOCK * down, BLOCK * across).permute(0, 2, 3, 1)
-    blocks = whole.reshape(B, down, BLOCK, across, BLOCK, K).permute(2, 4, 0, 1, 3, 5)
     of_outputs, of_inputs = (m.to(gradient.dtype).T for m in (OF_PRODUCTS, OF_INPUTS))
     # Windows overlap: by two rows and columns they reach into the blocks below and to the right.
     # From the last rows up, what they add to is there already.
     total = gradient.new_empty(B, down + 1, BLOCK, across + 1, BLOCK, C)
     total[:, -1], total[..., -1, :, :] = 0, 0
     for rows in reversed(_rows_at_once(down, across)):
-        products = of_outputs @ blocks[:, :, :, rows].reshape(BLOCK**2, -1)
+        part = _rows_of(gradient, rows, BLOCK * across)
+        blocks = part.reshape(B, -1, BLOCK, across, BLOCK, K).permute(2, 4, 0, 1, 3, 5)
+        products = of_outputs @ blocks.reshape(BLOCK**2, -1)
         inputs = torch.bmm(products.view(WINDOW**2, -1, K), filters.mT)
         windows = (of_inputs @ inputs.view(WINDOW**2, -1)).view(WINDOW, WINDOW, B, -1, across, C)
         windows = windows.permute(2, 3, 0, 4, 1, 5)
@@ -401,11 +401,14 @@ def _rows_at_once(down: int, across: int) -> list[slice]:
     return [slice(top, min(top + step, down)) for top in range(0, down, step)]
 
 
-def _enlarged(maps: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, h, w) with zeros below and to the right, where sides are no multiples of a block."""
-    if maps.shape[2:] == (height, width):
-        return maps
-    return F.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))
+def _rows_of(maps: Tensor, rows: slice, width: int, more: int = 0) -> Tensor:
+    """(B, C, h, w) -> (B, ., width, C): rows of blocks, and some more below them. With zeros below
+    and to the right where sides are no multiples of a block, in these few rows alone."""
+    height = BLOCK * (rows.stop - rows.start) + more
+    part = maps[:, :, BLOCK * rows.start : BLOCK * rows.start + height]
+    if part.shape[2:] != (height, width):
+        part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
+    return part.permute(0, 2, 3, 1)
 
 
 # --------------------------------------------------------------------------------------- trunk

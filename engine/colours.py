@@ -1,9 +1,11 @@
 """Means, covariances and distributions of colours."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from terms.base import resampled
@@ -56,7 +58,36 @@ def saturation(picture: Tensor) -> float:
 
 def _smooth(maps: Tensor, tile: str) -> Tensor:
     mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    return F.avg_pool2d(surrounded(maps, tile, mirrors, SMOOTH // 2), SMOOTH, 1)
+    smooth: Tensor = _Mean.apply(surrounded(maps, tile, mirrors, SMOOTH // 2))
+    return smooth
+
+
+class _Mean(torch.autograd.Function):
+    """(B, C, H + 8, W + 8) -> (B, C, H, W): what `F.avg_pool2d(..., SMOOTH, 1)` gives, there and
+    back in an eighth of the time (one core)."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        return _runs(_runs(maps, 2), 3) / SMOOTH**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Each of SMOOTH pixels on the way there gathers from as many on the way back.
+        spread = F.pad(gradient, [SMOOTH - 1] * 4)
+        return _runs(_runs(spread, 2), 3) / SMOOTH**2
+
+
+def _runs(maps: Tensor, dim: int) -> Tensor:
+    """The sums of all runs of SMOOTH values along a dimension, by doubling: of 2, 4, 8 and 9."""
+
+    def pairs(one: Tensor, other: Tensor, apart: int) -> Tensor:
+        count = other.shape[dim] - apart
+        return one.narrow(dim, 0, count) + other.narrow(dim, apart, count)
+
+    twos = pairs(maps, maps, 1)
+    fours = pairs(twos, twos, 2)
+    return pairs(pairs(fours, fours, 4), maps, 8)
 
 
 def matched_colours(style: Tensor, content: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import maps, quilting, repaint
+from engine import colours, maps, quilting, repaint
 from engine.blocks import Team
 from engine.colours import luma, saturation, with_calm_chroma, with_fine_detail
 from engine.correspondences import PATCH, Descriptor, Places, Search, Undescribed
@@ -19,7 +19,7 @@ from engine.quilting import quilted
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
 from terms.matching import strips
-from utils import UserError
+from utils import UserError, surrounded
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -539,6 +539,18 @@ def test_fewer_layouts_are_tried_of_what_is_large(monkeypatch):
 
 
 # ------------------------------------------------------------------------- what is left of colour
+
+
+@pytest.mark.parametrize("tile", ["", "x", "xy"])
+def test_what_is_smooth_is_the_mean_around_it(tile):
+    maps = torch.rand(1, 3, 14, 17, dtype=torch.float64).requires_grad_()
+    around = surrounded(maps, tile, "".join(axis for axis in "yx" if axis not in tile), 4)
+    smooth, means = colours._smooth(maps, tile), F.avg_pool2d(around, 9, 1)
+    torch.testing.assert_close(smooth, means)
+    upstream = torch.rand_like(maps)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(found, maps, upstream) for found in (smooth, means))
+    )
 
 
 def test_of_changes_luma_stays_and_a_share_of_the_coarse_chroma():
