@@ -47,6 +47,7 @@ from command.results import (
     line_of,
     record_of,
     save,
+    saved_error,
 )
 from command.resume import checkpoints_of
 from command.sheet import write_animation, write_sheet
@@ -198,11 +199,14 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     if points := course.points(RECORDED):
         record[CURVE] = points
     path = job.save_path
-    if spec.team.rank == 0:  # the others have the same picture
-        with signals_ignored():
-            path, record = save(job, made, record, net)
-        if job.resume and not stopped:
-            job.checkpoint_path.unlink(missing_ok=True)
+    team = ALONE if stopped else spec.team  # others may have been stopped at another step
+    with signals_ignored():
+        if spec.team.rank == 0:  # the others have the same picture
+            path, record = save(job, made, record, net, team)
+        elif not stopped:
+            saved_error(path, job, made.image, net, team)
+    if job.resume and not stopped and spec.team.rank == 0:
+        job.checkpoint_path.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     return Result(path, made.image.cpu(), record, seconds, stopped, course)
 

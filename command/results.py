@@ -13,7 +13,7 @@ from torch import Tensor
 from command.display import say
 from command.plan import Job
 from engine import maps
-from engine.blocks import Blocks
+from engine.blocks import ALONE, Blocks, Team
 from engine.repaint import stretch
 from engine.synthesis import Made
 from losses import Criterion
@@ -150,9 +150,11 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     return ours and whole and "error" in found  # which is what is known last
 
 
-def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> tuple[Path, dict[str, Any]]:
+def save(
+    job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = ALONE
+) -> tuple[Path, dict[str, Any]]:
     """Save all that a job makes; returns where the picture is, and the record, to which the saved
-    file's error is added.
+    file's error is added. The others of the team call `saved_error` meanwhile.
 
     Where it cannot go, as a disk is full or a folder has vanished, it goes to the folder for
     temporary files, alone, and the user is told: a night's work is not lost for that.
@@ -164,8 +166,8 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> tuple[Path, 
         path = Path(tempfile.mkdtemp(prefix="synthesis-")) / job.save_path.name
         save_picture(image, path, record)
         say([f"{error}: the picture is {path}"])
-        return path, record | {"error": round(_error_of(path, job, image, net), 6)}
-    record = record | {"error": round(_error_of(job.save_path, job, image, net), 6)}
+        return path, record | {"error": round(saved_error(path, job, image, net, team), 6)}
+    record = record | {"error": round(saved_error(job.save_path, job, image, net, team), 6)}
     save_picture(image, job.save_path, record)
     tile = job.spec.canvas.tile
     if tile:
@@ -176,27 +178,29 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net) -> tuple[Path, 
     return job.save_path, record
 
 
-def _error_of(path: Path, job: Job, image: Tensor, net: Net) -> float:
-    exemplar = job.spec.exemplars[0].image.to(image.device)
-    return saved_error(path, exemplar, net, job.spec.block)
-
-
 @torch.no_grad()
-def saved_error(path: Path, exemplar: Tensor, net: Net, block: int | None = None) -> float:
+def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALONE) -> float:
     """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
 
     Always of `GRAM_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
     pictures made with different settings compare.
+
+    Args:
+        image: (1, 3, H, W), that was saved.
+        team: all of which call this; the first has the file.
     """
-    saved = read_picture(path)[0].to(exemplar.device)
+    exemplar = job.spec.exemplars[0].image.to(image.device)
+    saved = read_picture(path)[0].to(image) if team.rank == 0 else torch.zeros_like(image)
+    team.add_up([saved])
     least = min(*saved.shape[-2:], *exemplar.shape[-2:])
     layers = [
         layer for layer in resolve_layers(GRAM_LAYERS, net.name) if least_side([layer]) <= least
     ]
-    trunk = Extractor(net.weights, net.name, layers).to(exemplar.device)
+    trunk = Extractor(net.weights, net.name, layers).to(image.device)
     scene = Scene((Exemplar((View(trunk(exemplar)),)),))
     criterion = Criterion(scene, layers, weights={})
-    look = trunk if block is None else Blocks(trunk, criterion, block)
+    by_parts = job.spec.block is not None or team.count > 1
+    look = Blocks(trunk, criterion, job.spec.block, team) if by_parts else trunk
     return criterion(look(saved)).item()
 
 
