@@ -111,7 +111,8 @@ def run(request: Request) -> Iterator[Result | Failed]:
             job, heard = job_of(request, order, pixels / 2)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
         keep_freed_memory(tight=is_tight(cost, allowed))
-        spec = replace(job.spec, block=cost.block, memory=cost.memory, team=team)
+        block, graphs, memory = cost.block, cost.graphs, cost.memory
+        spec = replace(job.spec, block=block, graphs=graphs, memory=memory, team=team)
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
 
     alone = planned(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
@@ -167,7 +168,7 @@ def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
                 raise
         say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
         give_back_freed_memory()
-        job = replace(job, spec=replace(job.spec, block=side))
+        job = replace(job, spec=replace(job.spec, block=side, graphs=1))
     return make(job, net, quiet, as_json)
 
 

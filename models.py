@@ -308,7 +308,7 @@ BLOCK, WINDOW = 4, 6  # px, sides of what is computed at once and of what that d
 # Where the polynomials are evaluated, beside infinity. Barabasz et al. 2020, "Error analysis and
 # improving the accuracy of Winograd convolution": 1.5 times as exact as 0, 1, -1, 2, -2.
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
-WINDOWS_AT_ONCE = 512  # enough for products at full rate; what they hold is tens of MB
+WINDOWS_AT_ONCE = 256  # enough for products at full rate; what they hold stays in a cache
 
 
 def _powers(columns: int) -> Tensor:

@@ -7,6 +7,7 @@ explained here, and nowhere else.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -85,6 +86,7 @@ class Run(NamedTuple):
     repaint: float = 0.0
     whole: Sequence[str] = ()  # layers that some term cannot look at block by block
     block: int | None = None  # px, a side of what is looked at at once; None: the whole picture
+    graphs: int = 1  # of blocks that are kept for the way back
     memory: int = LBFGS_MEMORY  # steps that L-BFGS remembers
 
     @classmethod
@@ -174,15 +176,20 @@ def _passing(net: str, layers: Sequence[str]) -> float:
 def _stepping(net: str, layers: Sequence[str]) -> float:
     """Floats a pixel at the peak of loss and gradient.
 
-    What every convolution let through is kept to the end of the way back, and so are the gradients
-    by the layers that are looked at. Beside them a stage has those of its output and its input.
+    The gradients by the layers that are looked at are there to the end of the way back, as the
+    graph is. Beside them a stage has those of its output and its input.
     """
-    kept = gradients = passed = 0.0
+    gradients = passed = 0.0
     for stage in _stages(net, layers):
-        kept += stage.after if stage.flops or stage.layer in layers else 0
         gradients += stage.after if stage.layer in layers else 0
         passed = max(passed, stage.before + stage.after)
-    return kept + gradients + passed
+    return _graph(net, layers) + gradients + passed
+
+
+def _graph(net: str, layers: Sequence[str]) -> float:
+    """Floats a pixel that are kept for the way back: what every convolution let through."""
+    stages = _stages(net, layers)
+    return sum(stage.after for stage in stages if stage.flops or stage.layer in layers)
 
 
 def estimated_bytes(run: Run) -> float:
@@ -233,9 +240,9 @@ def _step_bytes(run: Run) -> float:
         "patches": SORTED * PATCH_DIRECTIONS * PATCH_LEVELS,
     }
     per_pixel = PICTURE + whole * SHOWN + sum(terms.get(name, 0) for name in run.terms)
-    at_once = _stepping(run.net, run.layers)
-    if "moments" in run.terms:
-        at_once += sum(floats[layer] for layer in run.layers)
+    more = sum(floats[layer] for layer in run.layers) if "moments" in run.terms else 0
+    at_once = _stepping(run.net, run.layers) + more
+    at_once += (run.graphs - 1) * (_graph(run.net, run.layers) + more)
     if not whole:
         per_pixel += WHOLE * sum(floats[layer] for layer in run.whole)
     if run.method != "gram":  # sorted or laid over, the output's features cost the same
@@ -325,13 +332,22 @@ def allowed_bytes(asked: float | None, device: torch.device, beside: int = 1) ->
 def fitting(run: Run, allowed: float) -> Run:
     """The same by the largest blocks with which it takes no more than what is allowed, the whole
     picture before all, and L-BFGS with a shorter memory before it is refused; where nothing does,
-    by what takes least."""
+    by what takes least. What is left goes into graphs of blocks, which need not be seen twice."""
     sides = [side for side in BLOCKS if side**2 < math.prod(run.scales[-1][1])]
     memories = MEMORIES if run.optimizer == "LBFGS" else (run.memory,)
     ways = [run._replace(block=b, memory=m) for m in memories for b in (None, *sides)]
-    return next(
+    way = next(
         (way for way in ways if estimated_bytes(way) <= allowed), min(ways, key=estimated_bytes)
     )
+    if way.block is None:
+        return way
+    count = math.prod(math.ceil(side / way.block) for side in way.scales[-1][1])
+    fit = bisect_right(
+        range(1, count + 1),
+        allowed,
+        key=lambda graphs: HOLES * estimated_bytes(way._replace(graphs=graphs)),
+    )
+    return way._replace(graphs=max(1, fit))
 
 
 def is_tight(run: Run, allowed: float) -> bool:
@@ -349,7 +365,7 @@ def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.de
         UserError: one of them needs more.
     """
     name, run = max(runs, key=lambda named: estimated_bytes(named[1]))
-    size = estimated_bytes(run)
+    size = estimated_bytes(run._replace(graphs=1))  # what is needed
     exemplar, output = run.scales[-1]
     blocks = "" if run.block is None else f" in blocks of {run.block} px"
     needed = (

@@ -103,15 +103,23 @@ class Blocks:
     """An extractor that looks at a picture block by block, on behalf of one criterion."""
 
     def __init__(
-        self, trunk: Extractor, criterion: Criterion, side: int | None, team: Team = ALONE
+        self,
+        trunk: Extractor,
+        criterion: Criterion,
+        side: int | None,
+        team: Team = ALONE,
+        graphs: int = 1,
     ) -> None:
         """
         Args:
             side: px, of a block without its surroundings, at most; and no less than the net's
                 stride. None: as large as can be.
             team: that shares them.
+            graphs: of so many blocks what the way back needs is kept, at least of one; the others
+                are looked at twice.
         """
         self.trunk, self.criterion, self.side, self.team = trunk, criterion, side, team
+        self.graphs = graphs
         self.step = stride(trunk.layers)
         self.around = trunk.halos["image"]
         self.whole = [layer for layer in trunk.layers if layer in criterion.whole]
@@ -251,13 +259,14 @@ class _ByBlocks(torch.autograd.Function):
         ctx.save_for_backward(image)
         ctx.set_materialize_grads(False)
         maps: Features = {}
-        for part in look.parts:
-            # The way back needs as much memory as the graph of a block: that of the last one is
-            # kept, which need not be looked at again.
-            graph = part is look.parts[-1] and ctx.needs_input_grad[0]
+        ctx.look, ctx.kept = look, []
+        for left, part in zip(range(len(look.parts), 0, -1), look.parts, strict=True):
+            # The way back needs as much memory as the graph of a block in any case.
+            graph = left <= look.blocks.graphs and ctx.needs_input_grad[0]
             seen = look.seen(part, image, graph)
             look.add(seen, maps)
-        ctx.look, ctx.kept = look, seen if graph else None
+            if graph:
+                ctx.kept.append(seen)
         sums = sums_of(look.statistics)
         found = [x.detach() for x in (*maps.values(), *(one.total for one in sums))]
         look.counts = torch.tensor([one.count for one in sums])
@@ -269,14 +278,13 @@ class _ByBlocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None]:
         (image,), look = ctx.saved_tensors, ctx.look
-        kept, ctx.kept = ctx.kept, None
+        kept, ctx.kept = ctx.kept, []
         whole = look.blocks.whole
         pairs = zip(whole, gradients[: len(whole)], strict=True)
         by_maps = {layer: gradient for layer, gradient in pairs if gradient is not None}
         total = torch.zeros_like(image, memory_format=torch.contiguous_format)
         for part in reversed(look.parts):
-            seen = look.seen(part, image, graph=True) if kept is None else kept
-            kept = None
+            seen = kept.pop() if kept else look.seen(part, image, graph=True)
             total[(..., *part.places(image))] += seen.gradient(by_maps, gradients[len(whole) :])
         look.team.add_up([total])
         return total, None

@@ -67,6 +67,7 @@ class Spec:
     tolerance: float = TOLERANCE  # share of its loss that a scale must save, or it ends
     precision: str = EXACT  # of `engine.precision.PRECISIONS`
     block: int | None = None  # px, side of what is looked at at once; None: the whole picture
+    graphs: int = 1  # of such blocks that are kept for the way back
     team: Team = ALONE  # of processes that make it together
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
@@ -363,7 +364,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
     look: Look = trunk
     large = spec.block is not None and math.prod(scale.size) > spec.block**2
     if large or spec.team.count > 1:
-        look = Blocks(trunk, criterion, spec.block, spec.team)
+        look = Blocks(trunk, criterion, spec.block, spec.team, spec.graphs)
     if large:
         give_back_freed_memory()  # that painting has left
         # What it takes to go back through it is made again then, to leave room for blocks.

@@ -102,6 +102,22 @@ def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
     assert (rows[0].item(), rows[-1].item()) == (96 - halo, 96 + step + halo - 1)
 
 
+@pytest.mark.parametrize("graphs", [1, 3, 9])
+def test_a_block_whose_graph_is_kept_is_looked_at_once(graphs):
+    spec, trunk = spec_of((64, 64), weights={"moments": 1.0}), narrow("vgg16-hed")
+    criterion, image = criterion_at(spec, trunk, SOURCE, (64, 64)), noise(1, 3, 64, 64)
+    looked = []
+    trunk.register_forward_hook(lambda *_: looked.append(1))
+    found = []
+    for look in (trunk, Blocks(trunk, criterion, 24, graphs=graphs)):
+        looked.clear()
+        leaf = image.clone().requires_grad_()
+        losses = criterion(look(leaf))
+        found.append((losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]))
+    assert_same(*found)
+    assert len(looked) == 9 + 9 - graphs
+
+
 def test_halos_by_hand():
     # From the deepest up, a convolution asks for one position more, a pooling for twice as many.
     assert halos(["conv3_1"], "vgg16") == {

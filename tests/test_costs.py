@@ -190,6 +190,17 @@ def test_as_large_blocks_as_may_be():
     assert costs.fitting(run_of(256), 1e9).block is None  # no smaller than a block is of use
 
 
+def test_what_is_left_goes_into_graphs(monkeypatch):
+    """Of a block of 512 px and 30 around it, 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel."""
+    monkeypatch.setattr(costs, "BLOCKS", (512,))
+    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    size, graph = estimated_bytes(run), 4 * 264 * 572**2
+    for more, graphs in ((0.5, 1), (2.5, 3), (9.5, 10)):
+        found = costs.fitting(run._replace(block=None), costs.HOLES * (size + more * graph))
+        assert (found.block, found.graphs) == (512, graphs)
+        assert not costs.is_tight(found, costs.HOLES * (size + more * graph))
+
+
 def test_lbfgs_forgets_sooner_before_it_is_refused():
     run = Run("vgg19", LAYERS, LARGE, LAYERS, optimizer="LBFGS", steps=1000)
     least = {m: estimated_bytes(run._replace(block=256, memory=m)) for m in costs.MEMORIES}
