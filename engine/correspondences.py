@@ -87,9 +87,15 @@ class Places:
 
 def _shifted(z: Tensor, dim: int, by: int, wraps: bool) -> Tensor:
     """What lies `by` px before; beyond the border the outermost, or what comes round."""
-    index = torch.arange(z.shape[dim], device=z.device) - by
-    n = z.shape[dim]
-    return z.index_select(dim, index % n if wraps else index.clamp(0, n - 1))
+    if by == 0 or wraps:
+        return z.roll(by, dim) if by else z
+    count = min(abs(by), z.shape[dim])
+    left = z.shape[dim] - count
+    border = z.narrow(dim, 0 if by > 0 else z.shape[dim] - 1, 1)
+    borders = border.expand([count if d == dim else n for d, n in enumerate(z.shape)])
+    if by > 0:
+        return torch.cat((borders, z.narrow(dim, 0, left)), dim)
+    return torch.cat((z.narrow(dim, count, left), borders), dim)
 
 
 def marks_of_windows(marks: Tensor, window: Size) -> Tensor:
@@ -231,24 +237,30 @@ class Search:
     def __call__(self, places: Places, rounds: int) -> Places:
         """Better places than these, at patches that there are."""
         places = self._moved_to_usable(places)
+        height, width = self.usable.shape
+        y, x = places.y.flatten(), places.x.flatten()
         kind = None if self.kinds is None else self._at(self.kinds, places)
-        cost = self._cost(places)
+        here = y * width + x
+        cost = self._cost(here)
 
         def offer(other: Places) -> None:
-            nonlocal places, cost
-            height, width = self.usable.shape
             inside = (other.y >= 0) & (other.y < height) & (other.x >= 0) & (other.x < width)
             other = other.clamped((height, width))
             inside &= self._at(self.usable, other)
             if kind is not None:
                 inside &= self._at(self.kinds, other) == kind
-            found = self._cost(other)
-            better = inside & (found < cost)
-            cost = torch.where(better, found, cost)
-            places = Places(
-                torch.where(better, other.y, places.y), torch.where(better, other.x, places.x)
-            )
+            there = other.flat(width).flatten()
+            # In what is found, most are offered what they have.
+            some = (inside.flatten() & (there != here)).nonzero()[:, 0]
+            found = self._cost(there.index_select(0, some), some)
+            better = found < cost.index_select(0, some)
+            some, found = some[better], found[better]
+            cost[some] = found
+            for own, new in ((here, there), (y, other.y.flatten()), (x, other.x.flatten())):
+                own[some] = new.index_select(0, some)
 
+        shape = places.y.shape
+        places = Places(y.view(shape), x.view(shape))
         for _ in range(rounds):
             for stride in STRIDES:
                 for down, across in ((0, stride), (0, -stride), (stride, 0), (-stride, 0)):
@@ -261,23 +273,30 @@ class Search:
 
     def distance(self, places: Places) -> Tensor:
         """(H, W): squared distances of the descriptors."""
-        return self._summed(places, slice(None))
+        index = places.flat(self.usable.shape[1])
+        return self._summed(index.flatten(), None, slice(None)).view(index.shape)
 
-    def _summed(self, places: Places, numbers: slice) -> Tensor:
-        """(H, W): squared distances in these of the D numbers."""
-        index = places.flat(self.usable.shape[1]).flatten()
-        output, chunk = self.output.flatten(0, 1), at_a_time(index.device)
-        pairs = zip(output.split(chunk), index.split(chunk), strict=True)
-        differences = (self.source_at(at).sub_(part)[:, numbers] for part, at in pairs)
-        return torch.cat([one.square_().sum(1) for one in differences]).view(places.y.shape)
+    def _summed(self, index: Tensor, some: Tensor | None, numbers: slice) -> Tensor:
+        """(N,) places, of all patches of the output or of some, (N,) -> (N,): squared distances in
+        these of the D numbers."""
+        chunk, output = at_a_time(index.device), self.output.flatten(0, 1)
+        found = []
+        for n, at in enumerate(index.split(chunk)):
+            own = slice(n * chunk, n * chunk + len(at))
+            patches = output[own] if some is None else output.index_select(0, some[own])
+            apart = self.source_at(at).sub_(patches)[:, numbers]
+            found.append(apart.square_().sum(1))
+        return torch.cat(found)
 
-    def _cost(self, places: Places) -> Tensor:
+    def _cost(self, index: Tensor, some: Tensor | None = None) -> Tensor:
+        """The same, as places are judged."""
         if self.factor is None:
-            return self.distance(places)
+            return self._summed(index, some, slice(None))
         pixels = self.output.shape[2] - self.guides
-        found = self._summed(places, slice(pixels)) * self._at(self.factor, places)
+        factor = self.factor.flatten().index_select(0, index)
+        found = self._summed(index, some, slice(pixels)) * factor
         if self.guides:
-            found = found + self._summed(places, slice(pixels, None)) * self.most
+            found = found + self._summed(index, some, slice(pixels, None)) * self.most
         return found
 
     def _at(self, values: Tensor | None, places: Places) -> Tensor:

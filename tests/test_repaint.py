@@ -93,7 +93,7 @@ def test_a_lower_factor_does_not_outweigh_a_guide():
     search = Search(source[:12] * 0, source, all_usable(24, 12), generator(), "", factor, None, 1)
     found = search(Places.drawn((12, 12), (24, 12), generator(1)), 2)
     assert (found.y < 12).all()
-    assert torch.allclose(search._cost(found), torch.tensor(2.0))
+    assert torch.allclose(search._cost(found.flat(12).flatten()), torch.tensor(2.0))
 
 
 def test_the_search_ends_at_patches_that_there_are_and_of_their_kind():
