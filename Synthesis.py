@@ -95,6 +95,11 @@ def run(request: Request) -> Iterator[Result | Failed]:
     quiet = request.quiet or own.rank > 0
     device, device_note = pick_device(request.device, own.local)
     team = team_of(own, device) if request.split else ALONE
+    if request.report and own.count > 1 and not request.split:
+        raise UserError(
+            "--report: pictures of several processes are not made at one time, give it "
+            "alone afterwards"
+        )
     precision = pick_precision(request.precision, device)
     orders = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
@@ -145,6 +150,10 @@ def run(request: Request) -> Iterator[Result | Failed]:
         write_sheet(results, request.sheet)
     if request.animate and results:
         write_animation(results[0], request.animate)
+    if request.report and results:
+        from command.report import write_report  # only a run that uses it waits for it
+
+        say([f"report: {write_report(request.report, quiet)}"], quiet)
 
 
 def net_of(
@@ -225,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
 
             print_scores(request)
             return 0
-        if request.report:
+        if request.page_alone:
             from command.report import print_report
 
             print_report(request)

@@ -24,7 +24,7 @@ from utils import MAX_SIDE, SUFFIXES, UserError
 # what does not change the picture, and where values come from.
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split"),
-    *("score", "report", "benchmark", "json"),
+    *("score", "report", "page_alone", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
     *("sheet", "animate", "preview"),
 }
@@ -33,7 +33,6 @@ VERSION = "0.1.0"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
-    "report": {"report", "quiet"},
     "score": {"score", "json", "gt_path", "quiet"},
     "benchmark": {"benchmark", "json", "gt_path", "quiet", "device", "precision", "model"},
 }
@@ -616,11 +615,13 @@ class Request:
     report: Path | None = flag(
         INSTEAD,
         "write report.html into this folder of results: one page with all of them, their "
-        "exemplars, scores, loss curves and commands",
+        "exemplars, scores, loss curves and commands; beside flags that make pictures, when these "
+        "are made",
         told="none",
         metavar="FOLDER",
         type=Path,
     )
+    page_alone: bool = False  # nothing is to be made for the report
     benchmark: bool = flag(
         INSTEAD,
         "measure this machine: seconds a step and to a small error, memory, start-up; takes "
@@ -726,6 +727,9 @@ def parse(argv: list[str] | None = None) -> Request:
                 raise UserError(f"--{name}: --{instead} makes no picture and has no use for it")
             if (count := len(given.get("gt_path", ()))) > 1:
                 raise UserError(f"--{instead} takes one exemplar, --gt_path has {count}")
+    if "report" in given:
+        alone = not given["terms"] and given.keys() <= {"report", "quiet", "terms"}
+        given = given | {"page_alone": alone}
     if "config" in given:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     if "from_picture" in given:

@@ -16,7 +16,7 @@ from torch import Tensor
 from command.arguments import NOT_RECORDED, VERSION, Request
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.settings import digest, named
-from command.sheet import ANIMATION, SHEET, check_animation
+from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
 from engine.kinds import STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
@@ -35,6 +35,7 @@ from utils import (
     check_format,
     check_save_path,
     check_suffix,
+    check_writable,
     find_picture,
     find_pictures,
     is_16_bit,
@@ -135,6 +136,11 @@ def orders_of(request: Request) -> list[Order]:
     if request.sheet:
         check_save_path(request.sheet)
         _check_ours(request.sheet, SHEET, request.overwrite)
+    if request.report:
+        folders = sorted({str(path.parent) for path in orders})
+        if not any(Path(folder).resolve() == request.report.resolve() for folder in folders):
+            raise UserError(f"--report {request.report}: pictures are saved in {folders[0]}")
+        check_writable(request.report / PAGE)
     if request.animate:
         check_animation(request.animate, len(orders) > 1, request.save_every)
         _check_ours(request.animate, ANIMATION, request.overwrite)

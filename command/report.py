@@ -16,12 +16,11 @@ from command.arguments import Request, argv_of, recorded_flags
 from command.results import AFTERWARDS, CURVE
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import exemplar_of
-from command.sheet import snapshots_of
+from command.sheet import PAGE, snapshots_of
 from command.verdict import faults, verdict
 from losses import TERMS
 from utils import UserError, find_pictures, read_levels, read_picture, record_at, save_bytes
 
-NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
 SCORED_SIDE = 512  # px: of larger pictures the middle is scored
@@ -53,7 +52,7 @@ def write_report(folder: Path, quiet: bool) -> Path:
         entries.append(_entry(path, record, exemplars))
     # Within a script of HTML nothing may look like its end.
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
-    page = folder / NAME
+    page = folder / PAGE
     save_bytes(TEMPLATE.read_text("utf-8").replace("/*DATA*/", data).encode(), page)
     return page
 

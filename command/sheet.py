@@ -25,6 +25,7 @@ from utils import (
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
 ANIMATED = (".gif", ".webp")
+PAGE = "report.html"  # in a folder of results
 SHEET, ANIMATION = "sheet", "animation"  # what their records have, so that they are known again
 FRAME, LAST = 100, 1500  # ms
 

@@ -53,6 +53,23 @@ def test_a_page_of_a_folder(folder, capsys):
     assert "<b>" not in (folder / "report.html").read_text()  # no name is taken for HTML
 
 
+def test_a_run_ends_with_its_page(tmp_path, monkeypatch, narrow_net, capfd):
+    monkeypatch.chdir(tmp_path)
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
+    command = "--gt_path a.png --device cpu --epoch 2 --size 64 --save_path out/b.png --report"
+    assert main([*command.split(), "out"]) == 0
+    assert [one["name"] for one in data_of(tmp_path / "out" / "report.html")] == ["b.png"]
+    assert "report: out/report.html" in capfd.readouterr().err
+    # What cannot end so is refused before anything is made.
+    assert main([*command.replace("b.png", "c.png").split(), "."]) == 2
+    assert capfd.readouterr().err.endswith("--report .: pictures are saved in out\n")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([*command.replace("b.png", "c.png").split(), "out"]) == 2
+    assert "give it alone afterwards" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "c.png").exists()
+
+
 def test_the_command_makes_it_again(folder, capsys):
     assert main(["--report", str(folder), "--quiet"]) == 0
     command = shlex.split(data_of(folder / "report.html")[0]["command"])
