@@ -213,10 +213,10 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     with signals_ignored():
         if spec.team.rank == 0:  # the others have the same picture
             path, record = save(job, made, record, net, team)
+            if job.resume and not stopped:
+                job.checkpoint_path.unlink(missing_ok=True)
         elif not stopped:
             saved_error(path, job, made.image, net, team)
-    if job.resume and not stopped and spec.team.rank == 0:
-        job.checkpoint_path.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     return Result(path, made.image.cpu(), record, seconds, stopped, course)
 

@@ -68,14 +68,17 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
-        return _runs(_runs(maps, 2), 3) / SMOOTH**2
+        return _means(maps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Each of SMOOTH pixels on the way there gathers from as many on the way back.
-        spread = F.pad(gradient, [SMOOTH - 1] * 4)
-        return _runs(_runs(spread, 2), 3) / SMOOTH**2
+        return _means(F.pad(gradient, [SMOOTH - 1] * 4))
+
+
+def _means(maps: Tensor) -> Tensor:
+    return _runs(_runs(maps, 2), 3) / SMOOTH**2
 
 
 def _runs(maps: Tensor, dim: int) -> Tensor:

@@ -239,19 +239,19 @@ class Search:
         places = self._moved_to_usable(places)
         height, width = self.usable.shape
         y, x = places.y.flatten(), places.x.flatten()
-        kind = None if self.kinds is None else self._at(self.kinds, places)
         here = y * width + x
+        kind = None if self.kinds is None else self._at(self.kinds, here)
         cost = self._cost(here)
 
         def offer(other: Places) -> None:
             inside = (other.y >= 0) & (other.y < height) & (other.x >= 0) & (other.x < width)
             other = other.clamped((height, width))
-            inside &= self._at(self.usable, other)
-            if kind is not None:
-                inside &= self._at(self.kinds, other) == kind
             there = other.flat(width).flatten()
+            inside = inside.flatten() & self._at(self.usable, there)
+            if kind is not None:
+                inside &= self._at(self.kinds, there) == kind
             # In what is found, most are offered what they have.
-            some = (inside.flatten() & (there != here)).nonzero()[:, 0]
+            some = (inside & (there != here)).nonzero()[:, 0]
             found = self._cost(there.index_select(0, some), some)
             better = found < cost.index_select(0, some)
             some, found = some[better], found[better]
@@ -293,17 +293,15 @@ class Search:
         if self.factor is None:
             return self._summed(index, some, slice(None))
         pixels = self.output.shape[2] - self.guides
-        factor = self.factor.flatten().index_select(0, index)
-        found = self._summed(index, some, slice(pixels)) * factor
+        found = self._summed(index, some, slice(pixels)) * self._at(self.factor, index)
         if self.guides:
             found = found + self._summed(index, some, slice(pixels, None)) * self.most
         return found
 
-    def _at(self, values: Tensor | None, places: Places) -> Tensor:
-        """(h, w) -> (H, W): what it says of those places."""
+    def _at(self, values: Tensor | None, index: Tensor) -> Tensor:
+        """(h, w) -> what it says of places y * w + x, (N,)."""
         assert values is not None
-        index = places.flat(values.shape[1])
-        return values.flatten().index_select(0, index.flatten()).view(index.shape)
+        return values.flatten().index_select(0, index)
 
     def _near(self, places: Places, reach: int) -> Places:
         """Places drawn from around these, `reach` px to every side."""
@@ -321,7 +319,7 @@ class Search:
         near = places.clamped((height, width))
         there = self.usable.flatten().nonzero()[:, 0]
         any_of = there[self._drawn(0, len(there), near.y.shape)]
-        usable = self._at(self.usable, near)
+        usable = self._at(self.usable, near.flat(width).flatten()).view(near.y.shape)
         return Places(
             torch.where(usable, near.y, any_of // width),
             torch.where(usable, near.x, any_of % width),
