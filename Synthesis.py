@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
-from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, estimated_bytes, fitting, is_tight
+from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, estimated_bytes, fitting, parts_of
 from command.display import Display, Notes, print_result, say
 from command.log import Log
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
@@ -51,7 +51,7 @@ from command.results import (
 )
 from command.resume import checkpoints_of
 from command.sheet import write_animation, write_sheet
-from engine.blocks import ALONE
+from engine.blocks import ALONE, Parts
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
@@ -115,9 +115,9 @@ def run(request: Request) -> Iterator[Result | Failed]:
             pixels = job.spec.exemplars[0].image[0, 0].numel()
             job, heard = job_of(request, order, pixels / 2)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
-        keep_freed_memory(tight=is_tight(cost, allowed))
-        block, graphs, memory = cost.block, cost.graphs, cost.memory
-        spec = replace(job.spec, block=block, graphs=graphs, memory=memory, team=team)
+        keep_freed_memory()
+        parts = parts_of(cost, allowed)
+        spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
 
     alone = planned(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
@@ -168,7 +168,7 @@ def net_of(
 
 def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
     """As `make`, once more in smaller blocks as long as memory runs out."""
-    largest = job.spec.block or max(job.spec.canvas.size)
+    largest = job.spec.finest.side or max(job.spec.canvas.size)
     for side in (side for side in BLOCKS if side < largest):
         try:
             return make(job, net, quiet, as_json)
@@ -177,7 +177,8 @@ def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
                 raise
         say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
         give_back_freed_memory()
-        job = replace(job, spec=replace(job.spec, block=side, graphs=1))
+        parts = (Parts(side, tight=job.spec.finest.tight),) * len(job.spec.parts)
+        job = replace(job, spec=replace(job.spec, parts=parts))
     return make(job, net, quiet, as_json)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from command.plan import Job
+from engine.blocks import Parts
 from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
 from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
@@ -335,7 +336,7 @@ def fitting(run: Run, allowed: float) -> Run:
     by what takes least. What is left goes into graphs of blocks, which need not be seen twice."""
     sides = [side for side in BLOCKS if side**2 < math.prod(run.scales[-1][1])]
     memories = MEMORIES if run.optimizer == "LBFGS" else (run.memory,)
-    ways = [run._replace(block=b, memory=m) for m in memories for b in (None, *sides)]
+    ways = [run._replace(block=b, graphs=1, memory=m) for m in memories for b in (None, *sides)]
     way = next(
         (way for way in ways if estimated_bytes(way) <= allowed), min(ways, key=estimated_bytes)
     )
@@ -350,9 +351,17 @@ def fitting(run: Run, allowed: float) -> Run:
     return way._replace(graphs=max(1, fit))
 
 
-def is_tight(run: Run, allowed: float) -> bool:
-    """Whether what a run frees has to go back to the system for it to keep to what is allowed."""
-    return run.block is not None and HOLES * estimated_bytes(run) > allowed
+def parts_of(run: Run, allowed: float) -> tuple[Parts, ...]:
+    """How each scale is looked at: coarse ones leave more room for whole pictures and graphs."""
+    ends = range(1, len(run.scales) + 1)
+    return tuple(
+        _parts(fitting(run._replace(scales=run.scales[:n]), allowed), allowed) for n in ends
+    )
+
+
+def _parts(run: Run, allowed: float) -> Parts:
+    tight = run.block is not None and HOLES * estimated_bytes(run) > allowed
+    return Parts(run.block, run.graphs, tight)
 
 
 def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.device) -> list[str]:

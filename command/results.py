@@ -199,8 +199,8 @@ def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALON
     trunk = Extractor(net.weights, net.name, layers).to(image.device)
     scene = Scene((Exemplar((View(trunk(exemplar)),)),))
     criterion = Criterion(scene, layers, weights={})
-    by_parts = job.spec.block is not None or team.count > 1
-    look = Blocks(trunk, criterion, job.spec.block, team) if by_parts else trunk
+    side = job.spec.finest.side
+    look = Blocks(trunk, criterion, side, team) if side or team.count > 1 else trunk
     return criterion(look(saved)).item()
 
 

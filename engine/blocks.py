@@ -71,6 +71,18 @@ def spans(length: int, side: int, around: int, step: int, wraps: bool) -> list[S
     ]
 
 
+class Parts(NamedTuple):
+    """How a picture of some size is looked at."""
+
+    side: int | None = None  # px, of a block without its surroundings; None: the whole picture
+    graphs: int = 1  # of so many blocks what the way back needs is kept
+    tight: bool = False  # whether what is freed has to go back to the system
+
+    def cut(self, size: Size) -> bool:
+        """Whether a picture of that size is larger than a block."""
+        return self.side is not None and math.prod(size) > self.side**2
+
+
 @dataclass(frozen=True)
 class Team:
     """Processes that make one picture together: each has it whole, looks at some of its blocks, and

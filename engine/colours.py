@@ -9,10 +9,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from terms.base import resampled
+from terms.matching import strips
 from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMOOTH = 9  # px, odd; what is fine is smaller
+ROWS = 64  # that are smoothed at a time
 TURNS = 4  # of colour space
 SAMPLE = 2**17  # pixels whose distribution is looked at
 LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
@@ -78,7 +80,14 @@ class _Mean(torch.autograd.Function):
 
 
 def _means(maps: Tensor) -> Tensor:
-    return _runs(_runs(maps, 2), 3) / SMOOTH**2
+    B, C, H, W = maps.shape
+    more = SMOOTH - 1
+    means = maps.new_empty(B, C, H - more, W - more)
+    # Strip by strip, which stays in a cache; sums of a large picture would be its largest tensors.
+    for rows in strips(H - more, ROWS):
+        sums = _runs(_runs(maps[:, :, rows.start : rows.stop + more], 2), 3)
+        torch.div(sums, SMOOTH**2, out=means[:, :, rows])
+    return means
 
 
 def _runs(maps: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.blocks import ALONE, Blocks, Team
+from engine.blocks import ALONE, Blocks, Parts, Team
 from engine.checkpoints import Checkpoints
 from engine.colours import (
     colours_apart,
@@ -30,7 +30,15 @@ from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.content import Content
-from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
+from utils import (
+    Size,
+    give_back_freed_memory,
+    keep_freed_memory,
+    resize,
+    rotated_and_resized,
+    scaled,
+    size_of,
+)
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 4  # steps at the finest scale that take about as long: 6 of gram, 3 of guided
@@ -66,10 +74,14 @@ class Spec:
     kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
     tolerance: float = TOLERANCE  # share of its loss that a scale must save, or it ends
     precision: str = EXACT  # of `engine.precision.PRECISIONS`
-    block: int | None = None  # px, side of what is looked at at once; None: the whole picture
-    graphs: int = 1  # of such blocks that are kept for the way back
+    parts: tuple[Parts, ...] = ()  # in which each scale is looked at, coarse to fine; (): whole
     team: Team = ALONE  # of processes that make it together
     seed: int = 0  # the same on one machine's CPU gives the same picture
+
+    @property
+    def finest(self) -> Parts:
+        """How the finest scale is looked at."""
+        return self.parts[-1] if self.parts else Parts()
 
     def to(self, device: torch.device) -> "Spec":
         """The same on another device."""
@@ -149,6 +161,7 @@ def new_texture(
             done = begin + split * done
             tell(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
+        _make_room(spec.finest)
         args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round, spec.team
         return _in_exemplars_colours(spec, repainted(*args))
 
@@ -163,7 +176,7 @@ def new_texture(
     if rest:
         tell.known = {"painting": [image, painting.places, painting.views]}
         exemplar = size_of(spec.exemplars[0].image)
-        finest = _Scale(1, 1, exemplar, size, rest, True, painted, split, 1.0)
+        finest = _Scale(1, 1, exemplar, size, spec.finest, rest, True, painted, split, 1.0)
         image = _optimised(spec, trunk, finest, image, tell)
     return _made(spec, image, painting)
 
@@ -247,6 +260,7 @@ class _Scale:
     count: int
     source_size: Size
     size: Size
+    parts: Parts
     steps: int
     paints: bool  # whether it starts from painted detail
     before: int  # steps that were taken before
@@ -290,6 +304,7 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         picture, resumed = resize(exemplar, scale.source_size), tell.resumed
         if resumed is not None and scale.number < resumed["scale"]:
             continue
+        _make_room(scale.parts)
         image = resize(image, scale.size, canvas.tile)
         if resumed is not None:
             image = resumed["start"]
@@ -328,9 +343,10 @@ def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
     """The sizes from coarse to fine, with their steps; a single one twice, for detail to be painted
     on the way."""
     sizes = sizes_of(spec, trunk.layers)
+    parts = spec.parts or (Parts(),) * len(sizes)
     paints = _can_be_painted(spec)
     if paints and len(sizes) == 1:
-        sizes *= 2
+        sizes, parts = sizes * 2, parts * 2
     shares = split_steps(spec.steps, len(sizes))
     scales, done, before = [], 0, 0
     for n, ((source_size, size), steps) in enumerate(zip(sizes, shares, strict=True), 1):
@@ -339,7 +355,9 @@ def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
         begin = done + PAINTING * painting * work
         done = begin + steps * work
         scales.append(
-            _Scale(n, len(sizes), source_size, size, steps, painting, before, begin, done)
+            _Scale(
+                n, len(sizes), source_size, size, parts[n - 1], steps, painting, before, begin, done
+            )
         )
         before += steps
     part = end / max(done, 1)
@@ -362,9 +380,9 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
             lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     look: Look = trunk
-    large = spec.block is not None and math.prod(scale.size) > spec.block**2
+    large = scale.parts.cut(scale.size)
     if large or spec.team.count > 1:
-        look = Blocks(trunk, criterion, spec.block, spec.team, spec.graphs)
+        look = Blocks(trunk, criterion, scale.parts.side, spec.team, scale.parts.graphs)
     if large:
         give_back_freed_memory()  # that painting has left
         # What it takes to go back through it is made again then, to leave room for blocks.
@@ -407,6 +425,13 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
     undone = scale.steps - taken
     tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))
     return shown(found)
+
+
+def _make_room(parts: Parts) -> None:
+    """Hand back what is freed from here on, and what was kept before, if it has to be."""
+    if parts.tight:
+        keep_freed_memory(tight=True)
+        give_back_freed_memory()
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:

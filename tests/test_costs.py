@@ -23,6 +23,7 @@ from command.costs import (
     fitting,
 )
 from command.plan import can_be_cut, job_of, orders_of, plan
+from engine.blocks import Parts
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
 from terms.gram import GRAM_LAYERS
@@ -198,7 +199,6 @@ def test_what_is_left_goes_into_graphs(monkeypatch):
     for more, graphs in ((0.5, 1), (2.5, 3), (9.5, 10)):
         found = costs.fitting(run._replace(block=None), costs.HOLES * (size + more * graph))
         assert (found.block, found.graphs) == (512, graphs)
-        assert not costs.is_tight(found, costs.HOLES * (size + more * graph))
 
 
 def test_lbfgs_forgets_sooner_before_it_is_refused():
@@ -237,10 +237,22 @@ def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
 
 
 def test_a_run_by_blocks_is_tight_where_holes_do_not_fit():
-    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=1024)
     size = estimated_bytes(run)
-    assert costs.is_tight(run, 1.39 * size) and not costs.is_tight(run, 1.41 * size)
-    assert not costs.is_tight(run._replace(block=None), size)
+    assert costs.parts_of(run, 1.39 * size) == (Parts(1024, 1, tight=True),)
+    assert costs.parts_of(run, 1.41 * size) == (Parts(1024, 1),)
+    whole = run._replace(block=None)
+    assert costs.parts_of(whole, estimated_bytes(whole)) == (Parts(),)
+
+
+def test_coarse_scales_are_looked_at_in_what_fits_of_them():
+    sizes = [((64, 64), (512, 512)), ((128, 128), (1024, 1024)), ((256, 256), (2048, 2048))]
+    run = Run("vgg19", LAYERS, sizes, LAYERS)
+    allowed = estimated_bytes(run._replace(block=256))
+    assert estimated_bytes(run._replace(scales=sizes[:1])) < allowed
+    found = costs.parts_of(fitting(run, allowed), allowed)
+    alone = [costs.parts_of(run._replace(scales=[size]), allowed)[0] for size in sizes]
+    assert list(found) == alone == [Parts(), Parts(512, 1, tight=True), Parts(256, 1, tight=True)]
 
 
 def test_little_memory_is_told_in_mb():

@@ -542,7 +542,8 @@ def test_fewer_layouts_are_tried_of_what_is_large(monkeypatch):
 
 
 @pytest.mark.parametrize("tile", ["", "x", "xy"])
-def test_what_is_smooth_is_the_mean_around_it(tile):
+def test_what_is_smooth_is_the_mean_around_it(tile, monkeypatch):
+    monkeypatch.setattr(colours, "ROWS", 5)
     maps = torch.rand(1, 3, 14, 17, dtype=torch.float64).requires_grad_()
     around = surrounded(maps, tile, "".join(axis for axis in "yx" if axis not in tile), 4)
     smooth, means = colours._smooth(maps, tile), F.avg_pool2d(around, 9, 1)

@@ -127,8 +127,8 @@ def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, c
     make, tried = Synthesis.new_texture, []
 
     def full(spec, *rest):
-        tried.append(spec.block)
-        if spec.block != 16:
+        tried.append(spec.finest.side)
+        if spec.finest.side != 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return make(spec, *rest)
 
