@@ -28,7 +28,16 @@ import torch
 from torch import Tensor
 
 from command.arguments import Request, parse, request_of
-from command.costs import BLOCKS, Run, allowed_bytes, cost_notes, estimated_bytes, fitting, parts_of
+from command.costs import (
+    BLOCKS,
+    Run,
+    allowed_bytes,
+    cost_notes,
+    estimated_bytes,
+    fitting,
+    is_tight,
+    parts_of,
+)
 from command.display import Display, Notes, print_result, say
 from command.log import Log
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
@@ -115,7 +124,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
             pixels = job.spec.exemplars[0].image[0, 0].numel()
             job, heard = job_of(request, order, pixels / 2)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
-        keep_freed_memory()
+        keep_freed_memory(tight=is_tight(cost, allowed))
         parts = parts_of(cost, allowed)
         spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
@@ -177,7 +186,7 @@ def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
                 raise
         say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
         give_back_freed_memory()
-        parts = (Parts(side, tight=job.spec.finest.tight),) * len(job.spec.parts)
+        parts = (Parts(side),) * len(job.spec.parts)
         job = replace(job, spec=replace(job.spec, parts=parts))
     return make(job, net, quiet, as_json)
 

@@ -63,6 +63,7 @@ PROBE = (1, 64, 128, 128)  # shape of the features that are convolved to see how
 WHOLE = 2  # floats a feature of a layer that is put together from blocks, and its gradient
 MEMORIES = (LBFGS_MEMORY, 10, 5)  # of L-BFGS, that are tried; with fewer Adam is the better one
 BLOCKS = (1024, 512, 256)  # px, sides that are tried
+SURE = 1.2  # times the estimate of a run, which it hardly ever needs
 HOLES = 1.4  # times the estimate of a run by blocks, where what is freed is kept
 MOST = 0.9  # of what is free, as the system needs some and estimates are what they are
 
@@ -331,14 +332,15 @@ def allowed_bytes(asked: float | None, device: torch.device, beside: int = 1) ->
 
 
 def fitting(run: Run, allowed: float) -> Run:
-    """The same by the largest blocks with which it takes no more than what is allowed, the whole
-    picture before all, and L-BFGS with a shorter memory before it is refused; where nothing does,
-    by what takes least. What is left goes into graphs of blocks, which need not be seen twice."""
+    """The same by the largest blocks with which it surely takes no more than what is allowed, the
+    whole picture before all, and L-BFGS with a shorter memory before it is refused; where nothing
+    does, by what takes least. What is left goes into graphs of blocks, which are seen once then."""
     sides = [side for side in BLOCKS if side**2 < math.prod(run.scales[-1][1])]
     memories = MEMORIES if run.optimizer == "LBFGS" else (run.memory,)
     ways = [run._replace(block=b, graphs=1, memory=m) for m in memories for b in (None, *sides)]
     way = next(
-        (way for way in ways if estimated_bytes(way) <= allowed), min(ways, key=estimated_bytes)
+        (way for way in ways if SURE * estimated_bytes(way) <= allowed),
+        min(ways, key=estimated_bytes),
     )
     if way.block is None:
         return way
@@ -354,14 +356,13 @@ def fitting(run: Run, allowed: float) -> Run:
 def parts_of(run: Run, allowed: float) -> tuple[Parts, ...]:
     """How each scale is looked at: coarse ones leave more room for whole pictures and graphs."""
     ends = range(1, len(run.scales) + 1)
-    return tuple(
-        _parts(fitting(run._replace(scales=run.scales[:n]), allowed), allowed) for n in ends
-    )
+    ways = [fitting(run._replace(scales=run.scales[:n]), allowed) for n in ends]
+    return tuple(Parts(way.block, way.graphs) for way in ways)
 
 
-def _parts(run: Run, allowed: float) -> Parts:
-    tight = run.block is not None and HOLES * estimated_bytes(run) > allowed
-    return Parts(run.block, run.graphs, tight)
+def is_tight(run: Run, allowed: float) -> bool:
+    """Whether what a run frees has to go back to the system for it to keep to what is allowed."""
+    return run.block is not None and HOLES * estimated_bytes(run) > allowed
 
 
 def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.device) -> list[str]:

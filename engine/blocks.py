@@ -76,7 +76,6 @@ class Parts(NamedTuple):
 
     side: int | None = None  # px, of a block without its surroundings; None: the whole picture
     graphs: int = 1  # of so many blocks what the way back needs is kept
-    tight: bool = False  # whether what is freed has to go back to the system
 
     def cut(self, size: Size) -> bool:
         """Whether a picture of that size is larger than a block."""

@@ -30,15 +30,7 @@ from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.content import Content
-from utils import (
-    Size,
-    give_back_freed_memory,
-    keep_freed_memory,
-    resize,
-    rotated_and_resized,
-    scaled,
-    size_of,
-)
+from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 4  # steps at the finest scale that take about as long: 6 of gram, 3 of guided
@@ -161,7 +153,6 @@ def new_texture(
             done = begin + split * done
             tell(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        _make_room(spec.finest)
         args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round, spec.team
         return _in_exemplars_colours(spec, repainted(*args))
 
@@ -304,7 +295,6 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         picture, resumed = resize(exemplar, scale.source_size), tell.resumed
         if resumed is not None and scale.number < resumed["scale"]:
             continue
-        _make_room(scale.parts)
         image = resize(image, scale.size, canvas.tile)
         if resumed is not None:
             image = resumed["start"]
@@ -425,13 +415,6 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
     undone = scale.steps - taken
     tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))
     return shown(found)
-
-
-def _make_room(parts: Parts) -> None:
-    """Hand back what is freed from here on, and what was kept before, if it has to be."""
-    if parts.tight:
-        keep_freed_memory(tight=True)
-        give_back_freed_memory()
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:

@@ -149,26 +149,22 @@ def test_regions_mixes_and_content_are_the_same_by_blocks():
 
 
 def test_each_scale_is_looked_at_in_its_parts(monkeypatch):
-    """One that fits is looked at whole; freed memory goes back from where it has to."""
-    happened = []
+    """One that fits is looked at whole."""
+    cut = []
 
     def blocks(trunk, criterion, side, team, graphs):
-        happened.append((side, graphs))
+        cut.append((side, graphs))
         return Blocks(trunk, criterion, side, team, graphs)
 
-    def room(tight):
-        happened.append(f"tight {tight}")
-
     monkeypatch.setattr(synthesis, "Blocks", blocks)
-    monkeypatch.setattr(synthesis, "keep_freed_memory", room)
     trunk, exemplar = narrow("vgg16-hed").float(), exemplar_of(noise(1, 3, 64, 64).float())
-    parts = (Parts(), Parts(24, 2), Parts(16, 1, tight=True))
+    parts = (Parts(), Parts(24, 2), Parts(16, 1))
     told = {"exemplars": (exemplar,), "steps": 6, "parts": parts}
     synthesis.new_texture(spec_of((64, 64), scales=3, **told), trunk)
-    assert happened == [(24, 2), "tight True", (16, 1)]
-    happened.clear()
+    assert cut == [(24, 2), (16, 1)]
+    cut.clear()
     synthesis.new_texture(spec_of((64, 64), scales=3, repaint=0.5, **told), trunk)
-    assert happened == ["tight True", (16, 1)]
+    assert cut == [(16, 1)]
 
 
 def test_blocks_have_no_second_derivative():
