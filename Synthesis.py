@@ -32,11 +32,11 @@ from command.costs import (
     BLOCKS,
     Run,
     allowed_bytes,
+    at_scales,
     cost_notes,
     estimated_bytes,
     fitting,
     is_tight,
-    parts_of,
 )
 from command.display import Display, Notes, print_result, say
 from command.log import Log
@@ -124,8 +124,9 @@ def run(request: Request) -> Iterator[Result | Failed]:
             pixels = job.spec.exemplars[0].image[0, 0].numel()
             job, heard = job_of(request, order, pixels / 2)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
-        keep_freed_memory(tight=is_tight(cost, allowed))
-        parts = parts_of(cost, allowed)
+        ways = at_scales(cost, allowed)
+        keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
+        parts = tuple(Parts(way.block, way.graphs) for way in ways)
         spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
         return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
 
@@ -176,9 +177,12 @@ def net_of(
 
 
 def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
-    """As `make`, once more in smaller blocks as long as memory runs out."""
-    largest = job.spec.finest.side or max(job.spec.canvas.size)
-    for side in (side for side in BLOCKS if side < largest):
+    """As `make`, once more in smaller blocks as long as memory runs out, at all scales."""
+    largest = job.spec.finest.side or max(job.spec.canvas.size) - 1
+    for side in (side for side in BLOCKS if side <= largest):
+        parts = (Parts(side),) * len(job.spec.parts)
+        if parts == job.spec.parts:
+            continue
         try:
             return make(job, net, quiet, as_json)
         except Exception as error:
@@ -186,7 +190,6 @@ def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
                 raise
         say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
         give_back_freed_memory()
-        parts = (Parts(side),) * len(job.spec.parts)
         job = replace(job, spec=replace(job.spec, parts=parts))
     return make(job, net, quiet, as_json)
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 
 from command.plan import Job
-from engine.blocks import Parts
 from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
 from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
@@ -353,11 +352,11 @@ def fitting(run: Run, allowed: float) -> Run:
     return way._replace(graphs=max(1, fit))
 
 
-def parts_of(run: Run, allowed: float) -> tuple[Parts, ...]:
-    """How each scale is looked at: coarse ones leave more room for whole pictures and graphs."""
-    ends = range(1, len(run.scales) + 1)
-    ways = [fitting(run._replace(scales=run.scales[:n]), allowed) for n in ends]
-    return tuple(Parts(way.block, way.graphs) for way in ways)
+def at_scales(run: Run, allowed: float) -> list[Run]:
+    """A run up to each of its scales: to the coarse ones by what fits of them, which leave more
+    room for whole pictures and graphs, and to the finest as it is."""
+    ends = range(1, len(run.scales))
+    return [*(fitting(run._replace(scales=run.scales[:n]), allowed) for n in ends), run]
 
 
 def is_tight(run: Run, allowed: float) -> bool:

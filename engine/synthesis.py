@@ -339,15 +339,15 @@ def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:
         sizes, parts = sizes * 2, parts * 2
     shares = split_steps(spec.steps, len(sizes))
     scales, done, before = [], 0, 0
-    for n, ((source_size, size), steps) in enumerate(zip(sizes, shares, strict=True), 1):
+    for n, ((source_size, size), cut, steps) in enumerate(
+        zip(sizes, parts, shares, strict=True), 1
+    ):
         painting = paints and n == len(sizes) and steps > 0
         work = STEP + math.prod(size)
         begin = done + PAINTING * painting * work
         done = begin + steps * work
         scales.append(
-            _Scale(
-                n, len(sizes), source_size, size, parts[n - 1], steps, painting, before, begin, done
-            )
+            _Scale(n, len(sizes), source_size, size, cut, steps, painting, before, begin, done)
         )
         before += steps
     part = end / max(done, 1)

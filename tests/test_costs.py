@@ -23,7 +23,6 @@ from command.costs import (
     fitting,
 )
 from command.plan import can_be_cut, job_of, orders_of, plan
-from engine.blocks import Parts
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
 from terms.gram import GRAM_LAYERS
@@ -199,6 +198,7 @@ def test_what_is_left_goes_into_graphs(monkeypatch):
     for more, graphs in ((0.5, 1), (2.5, 3), (9.5, 10)):
         found = costs.fitting(run._replace(block=None), costs.HOLES * (size + more * graph))
         assert (found.block, found.graphs) == (512, graphs)
+        assert not costs.is_tight(found, costs.HOLES * (size + more * graph))
 
 
 def test_lbfgs_forgets_sooner_before_it_is_refused():
@@ -247,9 +247,11 @@ def test_coarse_scales_are_looked_at_in_what_fits_of_them():
     sizes = [((64, 64), (512, 512)), ((128, 128), (1024, 1024)), ((256, 256), (2048, 2048))]
     run = Run("vgg19", LAYERS, sizes, LAYERS)
     allowed = costs.SURE * estimated_bytes(run._replace(block=256))
-    found = costs.parts_of(fitting(run, allowed), allowed)
-    alone = [costs.parts_of(run._replace(scales=[size]), allowed)[0] for size in sizes]
-    assert list(found) == alone == [Parts(), Parts(512, 1), Parts(256, 1)]
+    found = costs.at_scales(fitting(run, allowed), allowed)
+    assert [way.scales for way in found] == [sizes[:1], sizes[:2], sizes]
+    assert [(way.block, way.graphs) for way in found] == [(None, 1), (512, 1), (256, 1)]
+    for way, size in zip(found, sizes, strict=True):
+        assert way == fitting(run._replace(scales=[size]), allowed)._replace(scales=way.scales)
 
 
 def test_little_memory_is_told_in_mb():

@@ -38,7 +38,7 @@ def test_a_line_for_every_picture(exemplar, tmp_path):
     assert (made["reason"], again["reason"], failed["reason"]) == (
         *("finished", "finished before", "failed"),
     )
-    assert sum(made["phases"].values()) <= made["seconds"] + 0.02  # as all are rounded
+    assert sum(made["phases"].values()) <= made["seconds"]
     assert {"scale 1/2 32x32", "scale 2/2 64x64"} == made["phases"].keys()
     steps, scales, losses = zip(*made["curve"], strict=True)
     assert len(steps) <= 2 * POINTS and list(steps) == sorted(steps) and steps[-1] == 300

@@ -7,6 +7,7 @@ from PIL import Image
 import Synthesis
 from command import display
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
+from engine.blocks import Parts
 from Synthesis import main
 from utils import TEXTURES, read_record
 
@@ -142,6 +143,26 @@ def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, c
     monkeypatch.setattr(Synthesis, "new_texture", lambda *_: (_ for _ in ()).throw(MemoryError()))
     assert main([*command.split(), "--seed", "1", "--overwrite", "--quiet"]) == 2
     assert "--max_memory" in capfd.readouterr().err
+
+
+def test_where_memory_runs_out_at_a_coarse_scale_it_gets_the_blocks_of_the_finest(
+    exemplar, monkeypatch
+):
+    tried = []
+
+    def full(spec, *rest):
+        tried.append(spec.parts)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def ways(run, allowed):
+        return [run._replace(block=side, graphs=graphs) for side, graphs in ((None, 1), (24, 2))]
+
+    monkeypatch.setattr(Synthesis, "BLOCKS", (48, 24, 16))
+    monkeypatch.setattr(Synthesis, "at_scales", ways)
+    monkeypatch.setattr(Synthesis, "new_texture", full)
+    command = "--gt_path a.png --save_path r.png --size 32 --scales 2 --device cpu --quiet"
+    assert main(command.split()) == 2
+    assert tried == [(Parts(), Parts(24, 2)), (Parts(24),) * 2, (Parts(16),) * 2]
 
 
 def test_a_loss_that_is_no_number_is_one_line(exemplar, capfd, monkeypatch):
