@@ -11,6 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from command.requirements import check_requirements
+
+if __name__ == "__main__":
+    check_requirements()
+
 from command.interrupts import (
     LINE,
     NOTHING,

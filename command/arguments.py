@@ -85,6 +85,11 @@ EXAMPLES = {
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are the user's, like all others."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # No flag begins with a figure: `-4GB` is a value, and its own check names it.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 

@@ -92,15 +92,23 @@ def _wait_for_the_first(own: Place) -> None:
 
 
 def place(variables: Mapping[str, str] = os.environ) -> Place:
-    """What the first launcher says that says anything sensible; else there is one process."""
+    """What the first launcher says that sets all its variables to whole numbers; else there is one
+    process.
+
+    Raises:
+        UserError: they contradict each other. Each process would make every picture.
+    """
     for names, beside in zip(VARIABLES, BESIDE, strict=True):
         try:
             found = Place(*(int(variables[name]) for name in names))
         except (KeyError, ValueError):
             continue
-        if 0 <= found.rank < found.count and found.local >= 0:
-            counted = re.match("[1-9][0-9]*", variables.get(beside, ""))
-            return replace(found, beside=int(counted[0]) if counted else 1)
+        if not (0 <= found.rank < found.count and found.local >= 0):
+            said = " ".join(f"{name}={variables[name]}" for name in names)
+            rank, count, local = names
+            raise UserError(f"{said}: {rank} is from 0 to {count} - 1, {local} 0 or more")
+        counted = re.match("[1-9][0-9]*", variables.get(beside, ""))
+        return replace(found, beside=int(counted[0]) if counted else 1)
     return Place()
 
 

@@ -161,6 +161,12 @@ def test_every_example_parses_and_every_control_has_one():
             arguments.parse(line.split()[2:])
 
 
+@pytest.mark.parametrize("flag, value", [("--max_memory", "-4GB"), ("--seed", "-.5x")])
+def test_what_begins_like_a_negative_number_is_a_value(flag, value):
+    with pytest.raises(UserError, match=f"{flag}.*'{value}'"):
+        arguments.parse([flag, value])
+
+
 def test_version(capsys):
     assert said(["--version"], capsys).startswith(arguments.VERSION)
 

@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
         ({}, Place(0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, Place(0, 1, 0)),
-        ({"RANK": "8", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
         ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, Place(1, 2, 0)),
         (dict(RANK="1", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2"), Place(1, 4, 1, 2)),
@@ -45,6 +44,18 @@ ROOT = Path(__file__).resolve().parent.parent
 )
 def test_place_is_what_the_launcher_says(variables, expected):
     assert place(variables) == expected
+
+
+@pytest.mark.parametrize("values", ["8 8 0", "-1 8 0", "0 0 0", "1 8 -1"])
+@pytest.mark.parametrize("names", command.ranks.VARIABLES)
+def test_processes_that_contradict_their_launcher_do_not_all_make_everything(
+    values, names, monkeypatch, capsys
+):
+    for name, value in zip(names, values.split(), strict=True):
+        monkeypatch.setenv(name, value)
+    assert Synthesis.main(["--gt_path", "leaf.jpg"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{names[1]}={values.split()[1]}" in line and f"{names[0]} is from 0 to" in line
 
 
 def test_every_rank_takes_its_own_jobs(narrow_net, monkeypatch, tmp_path, capsys):
