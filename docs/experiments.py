@@ -50,6 +50,7 @@ PAINTED = ("best", "draft")  # presets
 FIXED = "--model vgg16-hed --device cpu --quiet"
 LBFGS = "--optimizer LBFGS --epoch 150"
 FIRST = [Path(name) for name in ("leaf.jpg", "pebbles.png")]
+WIDE = [Path(name) for name in ("pebbles.png", "tiles.png", "leaf.jpg", "hubble.jpg", "brick.png")]
 SORTS = [Path(name) for name in ("leaf.jpg", "cloth.png", "pebbles.png", "wood.png")]
 SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png", "dots.png"))]
 DRAWN = "drawn/"  # stands in commands for the folder where `draw` has been
@@ -303,9 +304,14 @@ FILL = f"--gt_path {DRAWN}{{0}}.png --init {DRAWN}{{0}}.png --mask {DRAWN}hole.p
 MATCH = f"--gt_path {DRAWN}{{}}.png --method cnnmrf --patches 0 --spectrum 0 {LBFGS}"
 
 EXPERIMENTS = {
+    "wide": Experiment(
+        1,
+        "the pictures at the top",
+        product("wide_{0.stem}", "--gt_path {0} --preset best --size 512x256", WIDE),
+    ),
     "first": Experiment(
         6,
-        "the pictures at the top and the table of both optimisers",
+        "the pictures of the first command and the table of both optimisers",
         product("{0.stem}", "--gt_path {0}", FIRST)
         | product("{0.stem}_lbfgs", f"--gt_path {{0}} {LBFGS}", FIRST),
         both_optimisers,
