@@ -65,7 +65,7 @@ from command.results import (
 )
 from command.resume import checkpoints_of
 from command.sheet import write_animation, write_sheet
-from engine.blocks import ALONE, Parts
+from engine.blocks import ALONE, Parts, Team
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
@@ -119,30 +119,20 @@ def run(request: Request) -> Iterator[Result | Failed]:
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
-    net_name = request.model or DEFAULT_NET
 
-    def planned(order: Order) -> Job:
-        job, heard = job_of(request, order)
-        while estimated_bytes(cost := fitting(Run.of(job, net_name), allowed)) > allowed:
-            if not can_be_cut(request, job):
-                break
-            pixels = job.spec.exemplars[0].image[0, 0].numel()
-            job, heard = job_of(request, order, pixels / 2)
+    def ready(order: Order) -> Job:
+        job, cost, heard = planned(request, order, allowed, team)
         notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
-        ways = at_scales(cost, allowed)
-        keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
-        parts = tuple(Parts(way.block, way.graphs) for way in ways)
-        spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
-        return replace(job, spec=spec, save_every=None if team.rank else job.save_every)
+        return job
 
-    alone = planned(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
+    alone = ready(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
     net, found = net_of(request, device, precision, quiet)
     notes.tell(device_note, *found)
     log.begin(net)
     results: list[Path] = []
     for order in mine:
         try:
-            job = alone or planned(order)
+            job = alone or ready(order)
             if is_finished(job, record_of(job, net), request.overwrite):
                 result = finished_before(job)
             else:
@@ -161,6 +151,31 @@ def run(request: Request) -> Iterator[Result | Failed]:
             yield result
         if result.stopped:
             raise result.stopped
+    show(request, results, quiet)
+
+
+def planned(
+    request: Request, order: Order, allowed: float, team: Team
+) -> tuple[Job, Run, list[str]]:
+    """The job of an order in parts that fit what memory is allowed, what it costs at its finest
+    scale, and what the user should hear. Of an exemplar that is too large the middle is used."""
+    net_name = request.model or DEFAULT_NET
+    job, heard = job_of(request, order)
+    while estimated_bytes(cost := fitting(Run.of(job, net_name), allowed)) > allowed:
+        if not can_be_cut(request, job):
+            break
+        pixels = job.spec.exemplars[0].image[0, 0].numel()
+        job, heard = job_of(request, order, pixels / 2)
+    ways = at_scales(cost, allowed)
+    keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
+    parts = tuple(Parts(way.block, way.graphs) for way in ways)
+    spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
+    job = replace(job, spec=spec, save_every=None if team.rank else job.save_every)
+    return job, cost, heard
+
+
+def show(request: Request, results: list[Path], quiet: bool) -> None:
+    """What was asked for beside pictures: a sheet, an animation, a page of those that were made."""
     if request.sheet and results:
         write_sheet(results, request.sheet)
     if request.animate and results:
