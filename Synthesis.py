@@ -65,10 +65,11 @@ from command.results import (
 )
 from command.resume import checkpoints_of
 from command.sheet import write_animation, write_sheet
-from engine.blocks import ALONE, Parts, Team
+from engine.blocks import Parts
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import DEFAULT_NET, Extractor, load_weights
+from terms.team import ALONE, Team
 from utils import UserError, give_back_freed_memory, keep_freed_memory, peak_bytes, pick_device
 
 

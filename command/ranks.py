@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import distributed
 
-from engine.blocks import Team
+from terms.team import Team
 from utils import UserError
 
 # The rank, how many there are, and the rank on this machine. Slurm's are those of a step: a script

@@ -13,13 +13,14 @@ from torch import Tensor
 from command.display import say
 from command.plan import Job
 from engine import maps
-from engine.blocks import ALONE, Blocks, Team
+from engine.blocks import Blocks
 from engine.repaint import stretch
 from engine.synthesis import Made
 from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View
 from terms.gram import GRAM_LAYERS
+from terms.team import ALONE, Team
 from utils import UserError, read_picture, read_record, record_at, resize, save_picture
 
 

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from losses import Criterion, Measured
 from models import Extractor, Features, stride
 from terms.base import Statistics, Sums, added_up, rebuilt, sums_of
-from utils import Sides, Size, UserError, layout_on, size_of
+from terms.team import ALONE, Team
+from utils import Sides, Size, layout_on, size_of
 
 
 class Span(NamedTuple):
@@ -80,34 +80,6 @@ class Parts(NamedTuple):
     def cut(self, size: Size) -> bool:
         """Whether a picture of that size is larger than a block."""
         return self.side is not None and math.prod(size) > self.side**2
-
-
-@dataclass(frozen=True)
-class Team:
-    """Processes that make one picture together: each has it whole, looks at some of its blocks, and
-    hears what the others have measured. What they do besides is the same on all."""
-
-    rank: int
-    count: int
-    group: Any = None  # of `torch.distributed`; None: all that there are
-
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Have those of all processes added up in their place, in one message."""
-        if self.count == 1:
-            return
-        # A large map is added up where it is.
-        alone = len(tensors) == 1 and tensors[0].is_contiguous()
-        flat = tensors[0].view(-1) if alone else torch.cat([x.flatten() for x in tensors])
-        try:
-            distributed.all_reduce(flat, group=self.group)
-        except RuntimeError as error:
-            raise UserError("--split: another process has ended, and with it this one") from error
-        if not alone:
-            for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
-                x.copy_(part.view(x.shape))
-
-
-ALONE = Team(0, 1)
 
 
 class Blocks:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.blocks import ALONE, Team
 from engine.correspondences import (
     PATCH,
     STRIDES,
@@ -39,6 +38,7 @@ from engine.quilting import quilted
 from engine.scales import COARSEST
 from terms.base import Canvas, Exemplar, View
 from terms.matching import guide_at, strips
+from terms.team import ALONE, Team
 from utils import Size, UserError, resize, scaled, size_of, told
 
 FACTOR = math.sqrt(2)  # from scale to scale

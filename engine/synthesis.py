@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.blocks import ALONE, Blocks, Parts, Team
+from engine.blocks import Blocks, Parts
 from engine.checkpoints import Checkpoints
 from engine.colours import (
     colours_apart,
@@ -30,6 +30,7 @@ from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.content import Content
+from terms.team import ALONE, Team
 from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
@@ -429,7 +430,7 @@ def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) ->
     """What the output shall be like at one scale, from the exemplars resized to it."""
     factor = source_size[0] / spec.exemplars[0].image.shape[2]
     exemplars = tuple(_seen_by(trunk, one, factor) for one in spec.exemplars)
-    scene = Scene(exemplars, spec.canvas, Options(spec.seed, spec.max_patches))
+    scene = Scene(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.team))
     layers = spec.layers or trunk.layers
     criterion = Criterion(scene, layers, spec.method, spec.weights, spec.match_every)
     if spec.canvas.content is not None:

@@ -7,6 +7,7 @@ mixes the pictures of a batch, and its values do not depend on net, layer and si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models import Features
+from terms.team import ALONE, Team
 from utils import Size, resize
 
 TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
@@ -143,10 +145,11 @@ def moved(record: Any, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may decide about how terms look at pictures."""
+    """How terms look at pictures."""
 
     seed: int = 0  # of what is drawn at random
     max_patches: int = MAX_PATCHES  # of a layer that are compared
+    team: Team = ALONE  # of processes that look at the same pictures
 
 
 @dataclass(frozen=True)
@@ -296,11 +299,15 @@ class Samples:
         return self.quantiles[count]
 
 
-def squared_wasserstein(values: Tensor, wanted: Tensor) -> Tensor:
+def squared_wasserstein(values: Tensor, wanted: Tensor, team: Team = ALONE) -> Tensor:
     """(B, K, n) and, in ascending order, (K, n) or (1, K, n) -> (B,): the squared Wasserstein-2
     distance of the samples, which in one dimension is that of the sorted values (Rabin et al.
-    2011), mean over K."""
-    distance: Tensor = _Transport.apply(values, wanted)
+    2011), mean over K.
+
+    Processes of a team, who all have the same values, sort some of the K each: on a CPU, where that
+    takes longer than to tell the others.
+    """
+    distance: Tensor = _Transport.apply(values, wanted, team)
     return distance
 
 
@@ -308,25 +315,28 @@ class _Transport(torch.autograd.Function):
     """What autograd would do, but that how far each value is to move is all that is kept."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, wanted: Tensor) -> Tensor:
-        excess = torch.empty_like(values, memory_format=torch.contiguous_format)
+    def forward(ctx: Any, values: Tensor, wanted: Tensor, team: Team) -> Tensor:
+        excess = torch.zeros_like(values, memory_format=torch.contiguous_format)
         total = values.new_zeros(len(values))
-        rows = max(1, AT_ONCE // values[:, 0].numel())
-        for some, sought, place in zip(
-            *(x.split(rows, -2) for x in (values, wanted, excess)), strict=True
-        ):
+        K = values.shape[1]
+        team = team if values.device.type == "cpu" and team.count <= K else ALONE
+        rows = max(1, min(AT_ONCE // values[:, 0].numel(), math.ceil(K / team.count)))
+        groups = list(zip(*(x.split(rows, -2) for x in (values, wanted, excess)), strict=True))
+        for some, sought, place in groups[team.rank :: team.count]:
             ascending, order = in_order(some)
             apart = ascending.sub_(sought)
             place.scatter_(-1, order, apart)
             total += apart.square().sum((1, 2))
+        for found in (excess, total):
+            team.add_up([found])
         ctx.save_for_backward(excess)
         return total / excess[0].numel()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (excess,) = ctx.saved_tensors
-        return excess * (gradient / excess[0].numel() * 2).view(-1, 1, 1), None
+        return excess * (gradient / excess[0].numel() * 2).view(-1, 1, 1), None, None
 
 
 def in_order(values: Tensor) -> tuple[Tensor, Tensor]:

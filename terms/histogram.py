@@ -45,5 +45,6 @@ class Histogram(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         values = statistics["values"]
+        # By several processes no faster: three rows, and each waits for the others.
         transport = squared_wasserstein(values, self.source(values.shape[2])) / self.variance
         return transport + relative_error(statistics["covariance"].mean, self.covariance)

@@ -34,6 +34,7 @@ class Patches(Term):
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1
+        self.team = scene.options.team
         views = [scene.exemplars[0].views[0]]
         if self.region is not None:
             views = [view for one in scene.exemplars for view in one.views_for_statistics()]
@@ -102,7 +103,7 @@ class Patches(Term):
             self.variances[known] = variance.mean().clamp(min=TINY)
         count = sum(parts.shape[2] for parts, _ in pairs)
         distances = (
-            squared_wasserstein(parts, ascending) * (parts.shape[2] / count)
+            squared_wasserstein(parts, ascending, self.team) * (parts.shape[2] / count)
             for parts, ascending in pairs
         )
         return sum(distances) / self.variances[known]

@@ -30,7 +30,7 @@ class Sliced(Term):
     unordered = True
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
-        exemplar = scene.exemplar
+        exemplar, self.team = scene.exemplar, scene.options.team
         self.source = {layer: exemplar.features[layer].detach().flatten(2)[0] for layer in layers}
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
@@ -56,6 +56,6 @@ class Sliced(Term):
     def distance(self, statistics: Statistics) -> Tensor:
         errors = []
         for layer, (_, wanted) in self.slices.items():
-            distance = squared_wasserstein(statistics[layer], wanted)
+            distance = squared_wasserstein(statistics[layer], wanted, self.team)
             errors.append(distance / wanted.square().mean().clamp(min=TINY))
         return mean_of_layers(errors)

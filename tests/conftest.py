@@ -1,6 +1,9 @@
 """A net small enough to check by hand, terms built in few words, and the slow marker."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 # Several tests at a time, each on one thread: threads that wait for each other's processor cost
 # more than they do. Set before torch is imported, and for the processes that tests start.
@@ -18,6 +21,7 @@ from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.regions import Regional
+from terms.team import ALONE, Team
 
 WIDTH = 4  # filters a layer of the narrow net
 
@@ -64,7 +68,7 @@ class TinyExtractor(nn.Module):
 
 def known(
     features, *, variants=(), others=(), shares=(), guide=None, regions=None, tile="",
-    seed=0, max_patches=MAX_PATCHES,
+    seed=0, max_patches=MAX_PATCHES, team=ALONE,
 ):  # fmt: skip
     """The scene that terms are built from, in few words.
 
@@ -90,7 +94,7 @@ def known(
     )
     size = next((tuple(x.shape[2:]) for x in (wanted, asked) if x is not None), (1, 1))
     canvas = Canvas(size, tile, guide=wanted, regions=asked)
-    return Scene(exemplars, canvas, Options(seed, max_patches))
+    return Scene(exemplars, canvas, Options(seed, max_patches, team))
 
 
 def built(kind, features, layers, **told):
@@ -115,6 +119,29 @@ def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec)
     size = size or tuple(exemplar.shape[2:])
     spec = Spec((exemplar_of(exemplar),), Canvas(size, **canvas or {}), **spec)
     return new_texture(spec, trunk, report).image
+
+
+@dataclass(frozen=True)
+class Threads(Team):
+    """Threads in place of processes."""
+
+    def add_up(self, tensors):
+        if self.count == 1:
+            return
+        barrier, given = self.group
+        given[self.rank] = tensors
+        barrier.wait()
+        sums = [sum(parts) for parts in zip(*given, strict=True)]
+        barrier.wait()
+        for x, total in zip(tensors, sums, strict=True):
+            x.copy_(total)
+
+
+def in_threads(count, work):
+    """What comes of `work(team)` for each of a team of so many."""
+    group = threading.Barrier(count), [None] * count
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, [Threads(rank, count, group) for rank in range(count)]))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 import command.ranks
 import Synthesis
 from command.ranks import Place, place, team_of
+from terms.team import LARGE, Team
 from utils import UserError, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,26 @@ def test_split_needs_a_gpu_for_each(monkeypatch):
         team_of(Place(1, 2, 1), torch.device("cuda:0"))
 
 
+def test_what_is_large_is_added_up_where_it_is_and_the_rest_in_one_message(monkeypatch):
+    """Two processes with the same values: twice of all, in any layout."""
+    sent = []
+
+    def all_reduce(numbers, group):
+        sent.append(numbers.data_ptr())
+        numbers.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    shape = 1, 4, 8, LARGE // 32
+    values = torch.arange(float(LARGE)).view(shape)
+    plain, last = values.clone(), values.clone(memory_format=torch.channels_last)
+    with_holes = torch.zeros(1, 4, 8, LARGE // 16)[..., ::2].copy_(values)
+    small, single = torch.ones(3, 2).T, torch.tensor(5.0)
+    Team(0, 2).add_up([small, plain, last, with_holes, single])
+    assert all(torch.equal(x, 2 * values) for x in (plain, last, with_holes))
+    assert torch.equal(small, torch.full((2, 3), 2.0)) and single == 10
+    assert len(sent) == 3 and {plain.data_ptr(), last.data_ptr()} < set(sent)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -151,6 +172,7 @@ from engine.synthesis import Spec, criterion_at, exemplar_of
 from models import Extractor, load_weights, resolve_layers
 from terms.base import Canvas
 from terms.gram import GRAM_LAYERS
+from terms.team import ALONE
 from utils import TEXTURES, read_picture, resize
 
 method, tile, out = sys.argv[1:]
@@ -159,12 +181,12 @@ layers = resolve_layers(GRAM_LAYERS[:3], "vgg16-hed")
 weights, name, _ = load_weights("vgg16-hed", None, layers)
 exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
 exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
-spec = Spec(exemplars, canvas, method, ["relu3_1"], weights={"moments": 1.0})
+team = team_of(own, torch.device("cpu")) if own.count > 1 else ALONE
+weights_of = {"moments": 1.0, "histogram": 1.0}
+spec = Spec(exemplars, canvas, method, ["relu3_1"], weights=weights_of, team=team)
 trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
-look = trunk
-if own.count > 1:
-    look = Blocks(trunk, criterion, None, team_of(own, torch.device("cpu")))
+look = Blocks(trunk, criterion, None, team) if own.count > 1 else trunk
 image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).double()
 image = optimize(image, partial(look, tile=tile), criterion, 30)
 torch.save(image, f"{out}_{own.rank}_of_{own.count}.pt")

@@ -1,17 +1,15 @@
 """Painting with the exemplar's pixels: places, the search for them, quilting, and the picture."""
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import in_threads
 from torch.nn import functional as F
 
 from engine import colours, maps, quilting, repaint
-from engine.blocks import Team
 from engine.colours import luma, saturation, with_calm_chroma, with_fine_detail
 from engine.correspondences import PATCH, Descriptor, Places, Search, Undescribed
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
@@ -195,20 +193,6 @@ def test_a_picture_is_the_weighted_mean_of_its_patches(tile, monkeypatch):
     assert torch.equal(painter.pixels, pixels)
 
 
-@dataclass(frozen=True)
-class Threads(Team):
-    """Threads in place of processes."""
-
-    def add_up(self, tensors):
-        barrier, given = self.group
-        given[self.rank] = tensors
-        barrier.wait()
-        sums = [sum(parts) for parts in zip(*given, strict=True)]
-        barrier.wait()
-        for x, total in zip(tensors, sums, strict=True):
-            x.copy_(total)
-
-
 def test_several_processes_paint_what_one_paints(monkeypatch):
     count = 3
     for name in ("AT_ONCE", "BACK"):
@@ -217,14 +201,11 @@ def test_several_processes_paint_what_one_paints(monkeypatch):
     monkeypatch.setattr(
         repaint.Search, "__call__", lambda *args: searched.append(1) or search(*args)
     )
-    canvas, barrier, given = Canvas((60, 60), "y"), threading.Barrier(count), [None] * count
+    canvas = Canvas((60, 60), "y")
     args = (exemplar_of(noise(64, 64)),), canvas, canvas.size, 3
     one = repaint.repainted(*args)
     alone = len(searched)
-    teams = [Threads(rank, count, (barrier, given)) for rank in range(count)]
-    with ThreadPoolExecutor(count) as threads:
-        found = list(threads.map(lambda team: repaint.repainted(*args, team=team), teams))
-    for painting in found:
+    for painting in in_threads(count, lambda team: repaint.repainted(*args, team=team)):
         assert torch.equal(painting.image, one.image)
         assert torch.equal(painting.places, one.places)
     assert len(searched) - alone < 1.5 * alone  # what is small, each does for itself

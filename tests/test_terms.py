@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyExtractor, built
+from conftest import TinyExtractor, built, in_threads, regional
 from torch.nn import functional as F
 
 from losses import TERMS
+from terms import base
 from terms import spectrum as spectrum_file
 from terms.autocorrelation import (
     PERIODIC,
@@ -24,6 +25,7 @@ from terms.gram import Gram, gram
 from terms.histogram import Histogram
 from terms.moments import Moments
 from terms.patches import PATCH_DIRECTIONS, Patches
+from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
 from utils import TEXTURES, read_picture
@@ -223,6 +225,37 @@ def test_squared_wasserstein_by_hand():
     (3 * distance[0] + distance[1]).backward()
     assert values.grad[0, 0].tolist() == pytest.approx([-2, -2, 2])
     assert sorted(values.grad[1, 0].tolist()) == pytest.approx([2 / 3, 8 / 3, 8 / 3])
+
+
+@pytest.mark.parametrize("kind", [Sliced, Patches])
+@pytest.mark.parametrize("build", [built, regional])
+@pytest.mark.parametrize("count", [2, 80])  # of fewer directions than 80 each sorts all
+def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkeypatch):
+    source, output = tiny(noise(1, 3, 24, 24, seed=1)), noise(1, 3, 24, 20, seed=2)
+    halves = torch.zeros(1, 1, 24, 24, dtype=torch.int64)
+    halves[..., 12:] = 1
+    regions = {"regions": ([halves], halves[..., 2:22])} if build is regional else {}
+    sorted_rows, in_order = [], base.in_order
+
+    def counted(values):
+        sorted_rows.append(values[..., 0].numel())
+        return in_order(values)
+
+    def seen(team=base.ALONE):
+        term = build(kind, source, ["relu1_1"], team=team, **regions)
+        term.renew(tiny(output))
+        image = output.clone().requires_grad_()
+        loss = term(tiny(image))
+        return loss.detach(), *torch.autograd.grad(loss.sum(), image)
+
+    monkeypatch.setattr(base, "in_order", counted)
+    loss, gradient = seen()
+    alone = sum(sorted_rows)
+    for shared_loss, shared_gradient in in_threads(count, seen):
+        torch.testing.assert_close(shared_loss, loss)
+        torch.testing.assert_close(shared_gradient, gradient)
+    shared = sum(sorted_rows) - alone
+    assert shared == alone if count == 2 else shared == alone * count
 
 
 def test_resampled_by_hand():
