@@ -159,7 +159,10 @@ def planned(
     request: Request, order: Order, allowed: float, team: Team
 ) -> tuple[Job, Run, list[str]]:
     """The job of an order in parts that fit what memory is allowed, what it costs at its finest
-    scale, and what the user should hear. Of an exemplar that is too large the middle is used."""
+    scale, and what the user should hear. Of an exemplar that is too large the middle is used.
+
+    From here on the process keeps what it frees, or gives it back, as the job needs it.
+    """
     net_name = request.model or DEFAULT_NET
     job, heard = job_of(request, order)
     while estimated_bytes(cost := fitting(Run.of(job, net_name), allowed)) > allowed:

@@ -316,19 +316,21 @@ class _Transport(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, wanted: Tensor, team: Team) -> Tensor:
-        excess = torch.zeros_like(values, memory_format=torch.contiguous_format)
+        excess = torch.empty_like(values, memory_format=torch.contiguous_format)
         total = values.new_zeros(len(values))
         K = values.shape[1]
         team = team if values.device.type == "cpu" and team.count <= K else ALONE
         rows = max(1, min(AT_ONCE // values[:, 0].numel(), math.ceil(K / team.count)))
-        groups = list(zip(*(x.split(rows, -2) for x in (values, wanted, excess)), strict=True))
-        for some, sought, place in groups[team.rank :: team.count]:
+        groups = zip(*(x.split(rows, -2) for x in (values, wanted, excess)), strict=True)
+        for n, (some, sought, place) in enumerate(groups):
+            if n % team.count != team.rank:
+                place.zero_()  # for what another process finds
+                continue
             ascending, order = in_order(some)
             apart = ascending.sub_(sought)
             place.scatter_(-1, order, apart)
             total += apart.square().sum((1, 2))
-        for found in (excess, total):
-            team.add_up([found])
+        team.add_up([excess, total])
         ctx.save_for_backward(excess)
         return total / excess[0].numel()
 

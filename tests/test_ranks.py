@@ -182,8 +182,7 @@ weights, name, _ = load_weights("vgg16-hed", None, layers)
 exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
 exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
 team = team_of(own, torch.device("cpu")) if own.count > 1 else ALONE
-weights_of = {"moments": 1.0, "histogram": 1.0}
-spec = Spec(exemplars, canvas, method, ["relu3_1"], weights=weights_of, team=team)
+spec = Spec(exemplars, canvas, method, ["relu3_1"], weights={"moments": 1.0}, team=team)
 trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
 look = Blocks(trunk, criterion, None, team) if own.count > 1 else trunk

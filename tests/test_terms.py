@@ -27,6 +27,7 @@ from terms.moments import Moments
 from terms.patches import PATCH_DIRECTIONS, Patches
 from terms.sliced import Sliced
 from terms.spectrum import Spectrum
+from terms.team import ALONE
 from terms.variation import TotalVariation
 from utils import TEXTURES, read_picture
 
@@ -241,7 +242,7 @@ def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkey
         sorted_rows.append(values[..., 0].numel())
         return in_order(values)
 
-    def seen(team=base.ALONE):
+    def seen(team=ALONE):
         term = build(kind, source, ["relu1_1"], team=team, **regions)
         term.renew(tiny(output))
         image = output.clone().requires_grad_()
