@@ -41,12 +41,13 @@ from command.costs import (
     cost_notes,
     estimated_bytes,
     fitting,
+    is_surely_within,
     is_tight,
 )
 from command.display import Display, Notes, print_result, say
 from command.log import Log
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
-from command.ranks import leave, place, team_of, tell_launcher
+from command.ranks import Place, leave, place, team_of, tell_launcher
 from command.results import (
     CURVE,
     INTERRUPTED,
@@ -65,6 +66,7 @@ from command.results import (
 )
 from command.resume import checkpoints_of
 from command.sheet import write_animation, write_sheet
+from command.workers import AT_ONCE, MANY, Workers, is_small
 from engine.blocks import Parts
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
@@ -130,29 +132,61 @@ def run(request: Request) -> Iterator[Result | Failed]:
     net, found = net_of(request, device, precision, quiet)
     notes.tell(device_note, *found)
     log.begin(net)
-    results: list[Path] = []
-    for order in mine:
+    only = len(orders) == 1 or request.split  # the others would wait for one that fails
+
+    def task(order: Order) -> Job | Result | Failed:
         try:
             job = alone or ready(order)
-            if is_finished(job, record_of(job, net), request.overwrite):
-                result = finished_before(job)
-            else:
-                with convolving(EXACT):
-                    result = make_in_blocks(job, net, quiet, request.progress == "json")
+            finished = is_finished(job, record_of(job, net), request.overwrite)
+            return finished_before(job) if finished else job
         except Exception as error:
-            if len(orders) == 1 or request.split:  # the others would wait for this one
+            if only:
                 raise
-            failed = Failed.of(order.exemplar, error)
-            log.add(failed)
-            yield failed
-            continue
-        if team.rank == 0:
-            log.add(result)
-            results.append(result.path)
-            yield result
-        if result.stopped:
-            raise result.stopped
+            return Failed.of(order.exemplar, error)
+
+    count = 1 if only else request.workers or workers_at_best(device, own, len(mine))
+    beside = "json" if request.progress == "json" else "lines"
+
+    def fits(job: Job) -> bool:
+        wanted = request.workers is not None or is_small(job)
+        return wanted and is_surely_within(Run.of(job, net.name), allowed / count)
+
+    def here(job: Job) -> Result | Failed:
+        return outcome_of(job, net, quiet, request.progress, only)
+
+    results: list[Path] = []
+    with Workers(count, net, quiet, beside) as workers:
+        for outcome in workers.outcomes(map(task, mine), fits, here):
+            if team.rank == 0 or isinstance(outcome, Failed):
+                log.add(outcome)
+                yield outcome
+            if isinstance(outcome, Result):
+                results.append(outcome.path)
     show(request, results, quiet)
+
+
+def workers_at_best(device: torch.device, own: Place, pictures: int) -> int:
+    """How many processes make pictures in the least time, as far as that is known."""
+    # What uses this as a library may have methods of its own, that other processes do not know.
+    alone = __name__ == "__main__" and own.count == 1 and device.type == "cpu"
+    return AT_ONCE if alone and pictures >= MANY and (os.cpu_count() or 1) >= AT_ONCE else 1
+
+
+def outcome_of(
+    job: Job, net: Net, quiet: bool, progress: str, only: bool = False
+) -> Result | Failed:
+    """What becomes of a job.
+
+    Args:
+        only: whether there are no others, for which an error would be kept.
+    """
+    try:
+        with convolving(EXACT):
+            return make_in_blocks(job, net, quiet, progress)
+    except Exception as error:
+        if only:
+            raise
+        return Failed.of(job.exemplar, error)
 
 
 def planned(
@@ -200,7 +234,7 @@ def net_of(
     return Net(weights, name, told, device, precision), notes
 
 
-def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
+def make_in_blocks(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     """As `make`, once more in smaller blocks as long as memory runs out, at all scales."""
     largest = job.spec.finest.side or max(job.spec.canvas.size) - 1
     for side in (side for side in BLOCKS if side <= largest):
@@ -208,17 +242,17 @@ def make_in_blocks(job: Job, net: Net, quiet: bool, as_json: bool) -> Result:
         if parts == job.spec.parts:
             continue
         try:
-            return make(job, net, quiet, as_json)
+            return make(job, net, quiet, progress)
         except Exception as error:
             if not is_full(error):
                 raise
         say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
         give_back_freed_memory()
         job = replace(job, spec=replace(job.spec, parts=parts))
-    return make(job, net, quiet, as_json)
+    return make(job, net, quiet, progress)
 
 
-def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
+def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     """One job -> one saved picture.
 
     Raises:
@@ -230,7 +264,7 @@ def make(job: Job, net: Net, quiet: bool, as_json: bool = False) -> Result:
     if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
         trunk.rescale(spec.exemplars[0].image)
     record, stopped = record_of(job, net), None
-    with Display(job, record, quiet, as_json) as display:
+    with Display(job, record, quiet, progress) as display:
         try:
             made = new_texture(
                 spec, trunk, display, checkpoints_of(job, record, display), display.went_back

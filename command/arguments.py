@@ -23,7 +23,7 @@ from utils import MAX_SIDE, SUFFIXES, UserError
 # What a record does not hold, or what is not to be laid under a new picture: where things are,
 # what does not change the picture, and where values come from.
 NOT_RECORDED = {
-    *("save_path", "save_every", "quiet", "max_memory", "split"),
+    *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
     *("sheet", "animate", "preview"),
@@ -537,6 +537,13 @@ class Request:
         default=False,
         told="off",
         action="store_true",
+    )
+    workers: int | None = flag(
+        OPTIMISATION,
+        "pictures that are made at the same time, each by a process, where they fit into memory",
+        told="2 for many small ones on a CPU, else 1",
+        type=number(int, 1, "a number of processes"),
+        metavar="N",
     )
     seed: int = flag(
         OPTIMISATION,

@@ -338,8 +338,7 @@ def fitting(run: Run, allowed: float) -> Run:
     memories = MEMORIES if run.optimizer == "LBFGS" else (run.memory,)
     ways = [run._replace(block=b, graphs=1, memory=m) for m in memories for b in (None, *sides)]
     way = next(
-        (way for way in ways if SURE * estimated_bytes(way) <= allowed),
-        min(ways, key=estimated_bytes),
+        (way for way in ways if is_surely_within(way, allowed)), min(ways, key=estimated_bytes)
     )
     if way.block is None:
         return way
@@ -350,6 +349,11 @@ def fitting(run: Run, allowed: float) -> Run:
         key=lambda graphs: HOLES * estimated_bytes(way._replace(graphs=graphs)),
     )
     return way._replace(graphs=max(1, fit))
+
+
+def is_surely_within(run: Run, allowed: float) -> bool:
+    """Whether a run takes no more than what is allowed, should it be more than is estimated."""
+    return SURE * estimated_bytes(run) <= allowed
 
 
 def at_scales(run: Run, allowed: float) -> list[Run]:

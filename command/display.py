@@ -52,20 +52,25 @@ def print_result(line: str) -> None:
 class Display:
     """Shows progress, saves snapshots, and keeps the picture as it stands and how it came there."""
 
-    def __init__(self, job: Job, record: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    def __init__(self, job: Job, record: dict[str, Any], quiet: bool, progress: str) -> None:
+        """
+        Args:
+            progress: as the flag has it, or "lines" where other processes say theirs too.
+        """
         self.job, self.record, self.quiet = job, record, quiet
         self.last: Progress | None = None
         self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
         self.phases: dict[str, float] = {}  # seconds by what was done
-        self.as_json = as_json and not quiet
-        self.lines = not quiet and not as_json and not sys.stderr.isatty()
+        self.as_json = progress == "json" and not quiet
+        shared = progress == "lines" or not sys.stderr.isatty()
+        self.lines = shared and not quiet and not self.as_json
         self.started = self.at = self.said = self.previewed = time.monotonic()
         self.bar = tqdm(
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
             smoothing=0,  # work is counted as it is, so that the rate so far is the best guess
-            disable=quiet or as_json or self.lines,
+            disable=quiet or self.as_json or self.lines,
             leave=False,
         )
 

@@ -55,7 +55,7 @@ CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
 class Job:
     """One picture to make: all that decides it, and where it goes."""
 
-    name: str  # of the picture of --gt_path
+    exemplar: Path  # the picture of --gt_path
     spec: Spec
     trunk_layers: list[str]  # that the net is asked for: the model's and those of terms
     pool: str
@@ -66,6 +66,11 @@ class Job:
     preview: bool  # whether the picture as it stands is kept up to date
     maps: list["CarriedMap"]
     record: dict[str, Any]  # kept inside the picture
+
+    @property
+    def name(self) -> str:
+        """That it is told by."""
+        return self.exemplar.name
 
     @property
     def tiled_path(self) -> Path:
@@ -276,7 +281,7 @@ def _job(
     if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
         pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
     return Job(
-        path.name,
+        path,
         spec,
         layers[1],
         request.pool,

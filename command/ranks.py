@@ -50,7 +50,9 @@ def team_of(own: Place, device: torch.device) -> Team:
         UserError: there is one, or more than there are GPUs, or they do not find each other.
     """
     if own.count == 1:
-        raise UserError("--split: one process alone, start it by torchrun --nproc_per_node N")
+        raise UserError(
+            "--split: one process alone, start it by torchrun --nproc_per_node N -- Synthesis.py"
+        )
     gpus = torch.cuda.device_count() if device.type == "cuda" else own.count
     if own.local >= gpus:
         raise UserError(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import command.ranks
 import Synthesis
+from command.arguments import build_parser
 from command.ranks import Place, place, team_of
 from terms.team import LARGE, Team
 from utils import UserError, save_picture
@@ -83,6 +87,19 @@ def test_the_launcher_hears_of_an_error_in_one_line(monkeypatch, tmp_path, capsy
     assert Synthesis.main(["--gt_path", "missing.png"]) == 2
     said = json.loads(file.read_text())["message"]
     assert "'missing.png'" in said and capsys.readouterr().err == f"Synthesis.py: {said}\n"
+
+
+def test_torchrun_hands_on_every_flag():
+    """Without the two dashes it takes --log for one of its own, and ends."""
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "docs/scale.md"))
+    commands = re.findall(r"torchrun (--.*?Synthesis\.py)", pages)
+    assert len(commands) == 2
+    flags = list(build_parser().flags())
+    assert "--log" in flags
+    for one in commands:
+        found = get_args_parser().parse_args([*shlex.split(one), *flags])
+        assert found.training_script == "Synthesis.py"
+        assert found.training_script_args == flags
 
 
 def test_split_needs_several_processes(capsys):
