@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,6 @@ class Workers:
         """Have those at work save their pictures as they stand, and end."""
         with self.lock:
             known, self.stopping = self.stopping, True
-        self.threads.shutdown(wait=False, cancel_futures=True)
         for worker in () if known else self.all:  # by a second signal they would not save
             worker.process.terminate()
 
@@ -146,10 +145,7 @@ class Workers:
             yield from self._taken(begun, 0)
         except KeyboardInterrupt:
             self.stop()
-            while begun:
-                with suppress(CancelledError):
-                    if outcome := begun.popleft()():
-                        yield outcome
+            yield from filter(None, (waited_for() for waited_for in begun))
             raise
 
     @staticmethod
@@ -164,7 +160,7 @@ class Workers:
                 yield outcome
 
     def _outcome(self, job: Job) -> Result | Failed | None:
-        """What becomes of a job in the process of this thread; None where it was stopped early."""
+        """What becomes of a job in some process; None where it is stopped before its first step."""
         with self.lock:
             if self.stopping:
                 return None

@@ -106,6 +106,29 @@ def test_a_process_that_is_killed_costs_a_line(tmp_path):
     assert command.returncode == 143 and out.splitlines()
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("--size 256", True),
+        ("--size 257x256", False),
+        ("--size 257x256 --workers 2", True),
+        ("--size 256 --max_memory 1.5GB", False),  # for one of them
+        ("--size 256 --max_memory 1.5GB --workers 2", False),
+    ],
+)
+def test_which_are_made_beside_others(flags, expected, monkeypatch, tmp_path, narrow_net):
+    class Nobody(Workers):
+        def outcomes(self, tasks, fits, here):
+            assert self.count == 2 and self.told[-1] == "lines"
+            yield from (Failed(job.exemplar, str(fits(job))) for job in tasks)
+
+    monkeypatch.setattr(Synthesis, "Workers", Nobody)
+    monkeypatch.setattr(Synthesis, "workers_at_best", lambda device, own, pictures: 2)
+    command = f"--gt_path pebbles.png --count 2 --device cpu --save_path {tmp_path}/ {flags}"
+    for outcome in Synthesis.run(parse(command.split())):
+        assert outcome.line == str(expected)
+
+
 # ------------------------------------------------------------------------------- without processes
 
 
