@@ -157,11 +157,11 @@ def run(request: Request) -> Iterator[Result | Failed]:
     results: list[Path] = []
     with Workers(count, net, quiet, beside) as workers:
         for outcome in workers.outcomes(map(task, mine), fits, here):
-            if team.rank == 0 or isinstance(outcome, Failed):
+            if team.rank == 0:
                 log.add(outcome)
+                if isinstance(outcome, Result):
+                    results.append(outcome.path)
                 yield outcome
-            if isinstance(outcome, Result):
-                results.append(outcome.path)
     show(request, results, quiet)
 
 

@@ -31,7 +31,8 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, Unidentif
 from torch import Tensor
 from torch.nn import functional as F
 
-TEXTURES = Path(__file__).resolve().parent / "textures"
+ROOT = Path(__file__).resolve().parent
+TEXTURES = ROOT / "textures"
 # Trim threshold, top pad, mmap threshold; where it is tight, what is large goes back to the system.
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**31 - 1}
 TIGHT_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}

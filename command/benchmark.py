@@ -25,6 +25,7 @@ from engine.precision import AUTO, ROUGH, pick_precision, usable
 from engine.synthesis import Progress, new_texture
 from models import BUNDLED_NET, Extractor, load_weights
 from utils import (
+    ROOT,
     find_picture,
     keep_freed_memory,
     peak_bytes,
@@ -40,7 +41,7 @@ ERRORS = (0.002, 0.0005)  # of saved files
 STEPS = (75, 150, 300, 600)  # of L-BFGS: the first that bring a picture to an error are told
 PATIENCE = 0.7  # seconds a step, above which no picture is brought to an error
 MATRIX = 2048  # rows and columns of a plain matrix product
-COMMAND = Path(__file__).resolve().parent.parent / "Synthesis.py"
+COMMAND = ROOT / "Synthesis.py"
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 
 Run = Callable[[Request], Result]

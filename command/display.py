@@ -62,8 +62,8 @@ class Display:
         self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
         self.phases: dict[str, float] = {}  # seconds by what was done
         self.as_json = progress == "json" and not quiet
-        shared = progress == "lines" or not sys.stderr.isatty()
-        self.lines = shared and not quiet and not self.as_json
+        lines = progress == "lines" or not sys.stderr.isatty()
+        self.lines = lines and not quiet and not self.as_json
         self.started = self.at = self.said = self.previewed = time.monotonic()
         self.bar = tqdm(
             total=1,

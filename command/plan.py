@@ -511,6 +511,8 @@ def check_uses(request: Request) -> None:
             raise UserError(f"--{flag}: --method {request.method} has no use for it, but {takers}")
     if request.resume and request.split:
         raise UserError("--resume: not with --split, whose processes would have to go on together")
+    if request.workers and request.split:
+        raise UserError("--workers: not with --split, whose processes make one picture at a time")
     if request.maps and request.mix:
         raise UserError("--maps: of one exemplar, leave out --mix")
     for flag, given in (

@@ -16,16 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from command.interrupts import signals_exit, signals_ignored, signals_raise
 from command.plan import Job
 from command.results import Failed, Result
-from utils import keep_freed_memory
+from utils import ROOT, keep_freed_memory
 
-ROOT = Path(__file__).resolve().parent.parent
 # By Python's -P nothing of the folder that the user is in is taken for one of our files.
 PROGRAM = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -39,7 +37,6 @@ SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 # seconds in which they start.
 AT_ONCE, MANY, SMALL = 2, 8, 256**2
 AHEAD = 2  # pictures for each further process that are read before the first of them is made
-
 
 Begun = Callable[[], Result | Failed | None]  # waits for what becomes of a job
 
@@ -179,6 +176,8 @@ class Workers:
             if code == -9:
                 why += ", as where memory runs out: give --workers 1"
             return Failed(job.exemplar, f"{job.exemplar}: {why}")
+        if isinstance(outcome, Result) and outcome.stopped:
+            self.stop()  # before this thread begins another
         self.idle.put(worker)
         return outcome
 

@@ -17,8 +17,10 @@ from torch.distributed.run import get_args_parser
 
 import command.ranks
 import Synthesis
-from command.arguments import build_parser
+from command.arguments import build_parser, parse
+from command.plan import orders_of
 from command.ranks import Place, place, team_of
+from command.results import Result
 from terms.team import LARGE, Team
 from utils import UserError, save_picture
 
@@ -106,6 +108,26 @@ def test_split_needs_several_processes(capsys):
     assert Synthesis.main(["--split", "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--split: one process alone" in line and "torchrun" in line
+
+
+def test_split_makes_one_picture_at_a_time():
+    with pytest.raises(UserError, match="--workers: not with --split"):
+        orders_of(parse(["--split", "--workers", "2", "--count", "2"]))
+
+
+@pytest.mark.parametrize("rank, told", [(0, 1), (1, 0)])
+def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tmp_path):
+    """And writes sheets, animations and pages of them, which the others would write as well."""
+    shown = []
+    path = tmp_path / "new.png"
+    made = Result(path, torch.zeros(1, 3, 16, 16), {}, 0.0, None)
+    monkeypatch.setattr(Synthesis, "place", lambda: Place(rank, 2, rank))
+    monkeypatch.setattr(Synthesis, "team_of", lambda own, device: Team(rank, 2))
+    monkeypatch.setattr(Synthesis, "make_in_blocks", lambda *others: made)
+    monkeypatch.setattr(Synthesis, "show", lambda request, results, quiet: shown.append(results))
+    flags = ["--split", "--device", "cpu", "--size", "32", "--save_path", str(path)]
+    outcomes = list(Synthesis.run(parse(["--gt_path", "pebbles.png", *flags])))
+    assert outcomes == [made] * told and shown == [[path] * told]
 
 
 def test_split_needs_a_gpu_for_each(monkeypatch):

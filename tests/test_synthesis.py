@@ -522,14 +522,9 @@ def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "exemplar, optimizer",
-    [
-        *((exemplar, "Adam") for exemplar in EXEMPLARS),
-        *((exemplar, "LBFGS") for exemplar in ("leaf.jpg", "brick.png", "hubble.jpg")),
-    ],
-)
-def test_every_exemplar_converges(exemplar, optimizer, result):
+@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+@pytest.mark.parametrize("exemplar", EXEMPLARS)
+def test_every_exemplar_converges(optimizer, exemplar, result):
     size = ["--size", "128", "--epoch", "200", "--optimizer", optimizer]
     # Against divergence only: after so few steps Adam is at 0.03, and noise at 0.7 and more.
     assert make(exemplar, result, *size)["error"] < 0.05

@@ -18,6 +18,7 @@ from command import workers
 from command.arguments import parse
 from command.interrupts import Stopped
 from command.plan import plan
+from command.ranks import Place
 from command.results import Failed, Result
 from command.workers import Worker, Workers
 from utils import TEXTURES
@@ -245,7 +246,10 @@ def test_an_interruption_ends_with_the_pictures_as_they_stand(scripted, tmp_path
 
 
 def test_one_that_was_stopped_alone_stops_the_others(scripted, tmp_path):
+    working = threading.Barrier(2)
+
     def script(seed, job, asked_to_stop):
+        working.wait(10)
         if seed == 1:
             assert asked_to_stop.wait(10)
         return result(job, Stopped(signal.SIGTERM))
@@ -296,17 +300,16 @@ def test_a_process_sleeps_while_it_waits_and_sees_neither_terminal_nor_folder(
 
 def test_a_library_starts_no_processes_unasked():
     """They would not know of methods that the program has added."""
-    own = Synthesis.Place()
-    assert Synthesis.workers_at_best(torch.device("cpu"), own, 100) == 1
+    assert Synthesis.workers_at_best(torch.device("cpu"), Place(), 100) == 1
 
 
 @pytest.mark.parametrize(
     "device, place, pictures, expected",
     [
-        ("cpu", Synthesis.Place(), 8, 2),
-        ("cpu", Synthesis.Place(), 7, 1),
-        ("cuda", Synthesis.Place(), 8, 1),
-        ("cpu", Synthesis.Place(0, 2), 8, 1),
+        ("cpu", Place(), 8, 2),
+        ("cpu", Place(), 7, 1),
+        ("cuda", Place(), 8, 1),
+        ("cpu", Place(0, 2), 8, 1),
     ],
 )
 def test_two_at_a_time_by_default(device, place, pictures, expected, monkeypatch):
