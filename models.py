@@ -106,17 +106,35 @@ def stride(layers: list[str]) -> int:
     return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
-def halos(layers: list[str], net_name: str) -> dict[str, int]:
+def halos(layers: list[str], net_name: str, exchanged_after: str = "") -> dict[str, int]:
     """How many positions around those of a part of the picture are to be known on every side, in
-    "image" and every layer, for the deepest of `layers` to be known in that part."""
-    deepest = resolve_layers(layers, net_name)[-1]
-    table = list(layer_table(NETS[net_name]).items())
-    names = [layer for layer, _ in table]
+    "image" and every layer, for the deepest of `layers` to be known in that part.
+
+    Args:
+        exchanged_after: the layer whose halo is had from those who look at the parts around, so
+            that what comes before need not lead to it; none by default.
+    """
     halo, found = 0, {}
-    for layer, index in reversed(table[: names.index(deepest) + 1]):
+    for layer, index in reversed(_until(layers, net_name)):
         found[layer] = halo
+        if layer == exchanged_after:
+            halo = 0
         halo = 2 * halo if index is None else halo + 1
     return {"image": halo, **found}
+
+
+def middle_pooling(layers: list[str], net_name: str) -> str:
+    """Of the poolings before the deepest of `layers` the one in the middle, "" where there is none:
+    with one exchange of halos, after it, there is the least to be known around a part."""
+    before = [layer for layer, index in _until(layers, net_name)[:-1] if index is None]
+    return before[len(before) // 2] if before else ""
+
+
+def _until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
+    """The rows of `layer_table` up to the deepest of `layers`."""
+    table = list(layer_table(NETS[net_name]).items())
+    deepest = resolve_layers(layers, net_name)[-1]
+    return table[: [layer for layer, _ in table].index(deepest) + 1]
 
 
 # ------------------------------------------------------------------------------------- weights
@@ -515,6 +533,11 @@ class MaxPool(nn.Module):
 POOLS = {"avg": AveragePool, "max": MaxPool}
 
 
+# Rows of maps for who looks at the parts above and below -> the rows that they give in return, as
+# many, or none where there is no such part.
+Exchange = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class Cut(NamedTuple):
     """How a picture was cut out of a larger one, with what lies around it.
 
@@ -524,6 +547,8 @@ class Cut(NamedTuple):
 
     around: Sides = NOWHERE  # px that lie around it: the halo, or all up to where the picture ends
     halos: Mapping[str, int] = {}
+    exchange: Exchange | None = None
+    exchanged_after: str = ""  # the layer whose halo is had by an exchange, above and below
 
     @property
     def open_sides(self) -> Sides:
@@ -536,6 +561,26 @@ class Cut(NamedTuple):
         return Sides(
             *(self.halos[layer] if is_open else px // stride([layer]) for px, is_open in sides)
         )
+
+    def surrounded(self, maps: Tensor, layer: str) -> Tensor:
+        """What a stage gives of the part, with the halo that others know."""
+        if self.exchange is None or layer != self.exchanged_after:
+            return maps
+        halo = self.halos[layer]
+        above, below = self.exchange(maps[:, :, :halo], maps[:, :, -halo:])
+        return torch.cat([x for x in (above, maps, below) if x.shape[2]], 2)
+
+    def gathered(self, gradient: Tensor, layer: str) -> Tensor:
+        """The gradient by what `surrounded` was given, from that by what it returned, of which it
+        becomes a part: what was given has gradients where it went."""
+        if self.exchange is None or layer != self.exchanged_after:
+            return gradient
+        own = inside(gradient, self.beyond(layer))
+        halo = self.halos[layer]
+        above, below = self.exchange(gradient[:, :, :halo], gradient[:, :, -halo:])
+        own[:, :, : above.shape[2]] += above
+        own[:, :, own.shape[2] - below.shape[2] :] += below
+        return own
 
 
 WHOLE = Cut()
@@ -584,7 +629,7 @@ class Trunk(nn.ModuleDict):
             y = stage(x, tile, cut.open_sides)
             if keep:
                 kept.append(y if isinstance(stage, Convolution) else x)
-            x = y
+            x = cut.surrounded(y, layer)
             if layer in layers:
                 features.append(inside(x, cut.beyond(layer)).to(given))
         return features, kept
@@ -625,6 +670,7 @@ class _Pass(torch.autograd.Function):
             elif gradient is not None and added is not None:
                 inside(gradient, beyond).add_(added)
             if gradient is not None:
+                gradient = ctx.cut.gathered(gradient, layer)
                 gradient = stage.back(gradient, kept, ctx.tile, ctx.cut.open_sides)
         return (None if gradient is None else gradient.to(ctx.given)), *[None] * 5
 
@@ -651,6 +697,8 @@ class Extractor(nn.Module):
         """
         super().__init__()
         self.layers, self.halos = layers, halos(layers, net_name)
+        self.exchanged_after = middle_pooling(layers, net_name)
+        self.halos_exchanged = halos(layers, net_name, self.exchanged_after)
         self.trunk = Trunk()
         for layer, index in layer_table(NETS[net_name]).items():
             if index is None:
@@ -672,6 +720,7 @@ class Extractor(nn.Module):
         tile: str = "",
         dtype: torch.dtype | None = None,
         around: Sides = NOWHERE,
+        exchange: Exchange | None = None,
     ) -> Features:
         """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
 
@@ -683,9 +732,13 @@ class Extractor(nn.Module):
             around: px on the sides of a part of a picture that are there to be seen, and of which
                 nothing is given: as many as `halos` has for "image", or all up to where the picture
                 ends. Parts are cut at multiples of `stride`.
+            exchange: between those who look at parts above each other at the same time; it is
+                `halos_exchanged` then that says how many px are there to be seen.
         """
         image = image.expand(-1, 3, -1, -1)  # a grey picture stays grey under any optimiser
         cut = Cut(around, self.halos)
+        if exchange is not None:
+            cut = Cut(around, self.halos_exchanged, exchange, self.exchanged_after)
         features = self.trunk(self._normalize(image), self.layers, tile, dtype, cut)
         return {"image": inside(image, around), **features}
 

@@ -12,7 +12,8 @@ is never more than a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from losses import Criterion, Measured
-from models import Extractor, Features, stride
+from models import Exchange, Extractor, Features, stride
 from terms.base import Statistics, Sums, added_up, rebuilt, sums_of
 from terms.team import ALONE, Team
 from utils import Sides, Size, layout_on, size_of
@@ -104,7 +105,6 @@ class Blocks:
         self.trunk, self.criterion, self.side, self.team = trunk, criterion, side, team
         self.graphs = graphs
         self.step = stride(trunk.layers)
-        self.around = trunk.halos["image"]
         self.whole = [layer for layer in trunk.layers if layer in criterion.whole]
 
     def __call__(self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None) -> Measured:
@@ -148,15 +148,26 @@ class _Look:
 
     def __init__(self, blocks: Blocks, size: Size, tile: str, dtype: torch.dtype | None) -> None:
         self.blocks, self.size, self.dtype = blocks, size, dtype
-        count = blocks.team.count
-        most = [length if blocks.side is None else blocks.side for length in size]
+        count, step, trunk = blocks.team.count, blocks.step, blocks.trunk
+        most = [length + -length % step if blocks.side is None else blocks.side for length in size]
         # As many rows of blocks for each process, so that none has to wait for the others.
         most[0] = math.ceil(size[0] / (count * math.ceil(size[0] / (count * most[0]))))
-        most[0] += -most[0] % blocks.step
-        cuts = [
-            spans(length, side, blocks.around, blocks.step, axis in tile)
-            for axis, length, side in zip("yx", size, most, strict=True)
-        ]
+        most[0] += -most[0] % step
+
+        def cut_with(halos: Mapping[str, int]) -> list[list[Span]]:
+            return [
+                spans(length, side, halos["image"], step, axis in tile)
+                for axis, length, side in zip("yx", size, most, strict=True)
+            ]
+
+        self.exchange: Exchange | None = None
+        cuts = rows, columns = cut_with(trunk.halos_exchanged)
+        least = max(halo * _step(layer) for layer, halo in trunk.halos_exchanged.items())
+        one_each = len(rows) == count > 1 and len(columns) == 1
+        if one_each and all(span.stop - span.start >= least for span in rows):
+            self.exchange = partial(blocks.team.exchange, ring="y" in tile)
+        else:
+            cuts = cut_with(trunk.halos)
         parts = [_Block(*pair) for pair in product(*cuts)]
         # A picture with fewer blocks is looked at by each of them whole.
         self.team = blocks.team if len(parts) >= count else ALONE
@@ -172,7 +183,7 @@ class _Look:
         blocks = self.blocks
         with torch.set_grad_enabled(graph):
             leaf = part.cut_out(image).requires_grad_(graph)
-            inside = blocks.trunk(leaf, self.tile, self.dtype, part.around)
+            inside = blocks.trunk(leaf, self.tile, self.dtype, part.around, self.exchange)
             statistics = blocks.criterion.measured_in_parts(inside)
         return _Seen(part, leaf, {layer: inside[layer] for layer in blocks.whole}, statistics)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +41,43 @@ class Team:
             for x, part in zip(small, flat.split([x.numel() for x in small]), strict=True):
                 x.copy_(part.view(x.shape))
 
+    def exchange(self, up: Tensor, down: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
+        """Rows (B, C, ., W) for the processes before and after this one -> those that they give, as
+        many; of none where there is none. In a ring the first comes after the last."""
+        before, after = self.rank - 1, self.rank + 1
+        has_before, has_after = ring or before >= 0, ring or after < self.count
+        sent = [rows.movedim(1, 3).contiguous() for rows in (up, down)]
+        from_before, from_after = (torch.empty_like(rows) for rows in sent)
+        # Two in a ring are before and after each other: what goes down comes first on both sides.
+        ways = [
+            (has_after, distributed.isend, sent[1], after),
+            (has_before, distributed.irecv, from_before, before),
+            (has_before, distributed.isend, sent[0], before),
+            (has_after, distributed.irecv, from_after, after),
+        ]
+        with _connected():
+            messages = [
+                distributed.P2POp(way, rows, rank % self.count, self.group, n // 2)
+                for n, (there, way, rows, rank) in enumerate(ways)
+                if there
+            ]
+            for message in distributed.batch_isend_irecv(messages):
+                message.wait()
+        above, below = from_before.movedim(3, 1), from_after.movedim(3, 1)
+        return above if has_before else above[:, :, :0], below if has_after else below[:, :, :0]
+
     def _add_up(self, numbers: Tensor) -> None:
-        try:
+        with _connected():
             distributed.all_reduce(numbers, group=self.group)
-        except RuntimeError as error:
-            raise UserError("--split: another process has ended, and with it this one") from error
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Where a message cannot be sent or does not come, say why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError("--split: another process has ended, and with it this one") from error
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -134,6 +134,16 @@ class Threads(Team):
         for x, total in zip(tensors, sums, strict=True):
             x.copy_(total)
 
+    def exchange(self, up, down, ring):
+        barrier, given = self.group
+        given[self.rank] = up, down
+        barrier.wait()
+        above = given[self.rank - 1][1].clone() if ring or self.rank else up[:, :, :0]
+        after = (self.rank + 1) % self.count
+        below = given[after][0].clone() if ring or after else up[:, :, :0]
+        barrier.wait()
+        return above, below
+
 
 def in_threads(count, work):
     """What comes of `work(team)` for each of a team of so many."""

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from conftest import in_threads
 
 from engine import synthesis
 from engine.blocks import Blocks, Parts, Span, spans
 from engine.synthesis import Spec, criterion_at, exemplar_of
 from losses import TERMS
-from models import NETS, Extractor, halos, layer_table, resolve_layers, stride
+from models import NETS, Extractor, halos, layer_table, middle_pooling, resolve_layers, stride
 from terms.base import Canvas
 
 LAYERS = ["conv1_1", "conv2_1", "conv3_1"]
@@ -125,6 +126,50 @@ def test_halos_by_hand():
         "image": 10, "relu1_1": 9, "relu1_2": 8, "pool1": 4, "relu2_1": 3, "relu2_2": 2,
         "pool2": 1, "relu3_1": 0,
     }  # fmt: skip
+
+
+def test_halos_by_hand_of_what_is_exchanged_in_the_middle():
+    """What comes before knows its own part alone."""
+    assert middle_pooling(["conv4_1"], "vgg16") == "pool2"
+    assert halos(["conv4_1"], "vgg16", "pool2") == {
+        "image": 6, "relu1_1": 5, "relu1_2": 4, "pool1": 2, "relu2_1": 1, "relu2_2": 0,
+        "pool2": 5, "relu3_1": 4, "relu3_2": 3, "relu3_3": 2, "pool3": 1, "relu4_1": 0,
+    }  # fmt: skip
+    assert middle_pooling(["conv5_1"], "vgg19") == "pool3"
+    assert middle_pooling(["pool2"], "vgg19") == "pool1"
+    assert middle_pooling(["conv1_2"], "vgg19") == ""
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    ("method", "pool", "tile"),
+    [("gram", "avg", ""), ("gram", "max", "y"), ("cnnmrf", "avg", "xy"), ("swd", "max", "x")],
+)
+def test_processes_that_exchange_rows_see_the_whole(method, pool, tile, count):
+    """Of three, the one in the middle has both neighbours; in a ring of two they are the same."""
+    size = (104, 48) if "y" in tile else (103, 50)
+    spec = spec_of(size, method, {"moments": 1.0}, tile)
+    trunk = narrow("vgg16-hed", [*LAYERS, "conv4_1"], pool)
+    criterion = criterion_at(spec, trunk, SOURCE, size)
+    image = noise(1, 3, *size, seed=1)
+    if criterion.match_every:
+        criterion.renew(trunk(image, tile))
+
+    def seen(look):
+        leaf = image.clone().requires_grad_()
+        losses = criterion(look(leaf, tile))
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), gradient
+
+    rows = []
+    trunk.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[2]))
+    for found in in_threads(count, lambda team: seen(Blocks(trunk, criterion, None, team))):
+        assert_same(seen(trunk), found)
+    edges = [104 // 8 * i // count * 8 for i in range(count)] + [size[0]]
+    assert sorted(rows)[:count] == sorted(
+        stop - start + 6 * (("y" in tile or start > 0) + ("y" in tile or stop < size[0]))
+        for start, stop in zip(edges, edges[1:], strict=False)
+    )
 
 
 def test_odd_sides_leave_out_what_the_whole_leaves_out():
