@@ -3,7 +3,8 @@
 Statistics that are sums over positions are added up block by block without a graph. The gradient by
 them is then held while every block is evaluated again, and the gradient of the *whole* block, what
 lies around it included, is added into the picture's. Positions inside a block see nothing beyond
-one radius of the receptive field, so that much around it is enough for both passes.
+one radius of the receptive field, so that much around it is enough for both passes. Processes that
+look at one block each exchange some of that half-way through the net, and look at less around them.
 
 Terms that need the whole of a layer get it whole, put together from the blocks; of its graph there
 is never more than a block.

@@ -503,8 +503,7 @@ def test_orientations_that_cannot_be(result, pebbles, tmp_path, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["cnnmrf", "guided"])
-def test_768_by_patches_stays_under_5_gb(method, tmp_path):
-    """All pairs of patches at once would take 7 GB more."""
+def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
     exemplar = tmp_path / "large.png"
     Image.open(TEXTURES / "leaf.jpg").resize((512, 512)).save(exemplar)
     # One step, one renewal at the full size.
@@ -513,13 +512,13 @@ def test_768_by_patches_stays_under_5_gb(method, tmp_path):
         "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     arguments = ["--gt_path", str(exemplar), "--method", method, "--epoch", "1", "--scales", "1"]
-    arguments += ["--size", "768", "--save_path", str(tmp_path / "r.png"), "--model", "vgg16-hed"]
+    arguments += ["--size", "1024", "--save_path", str(tmp_path / "r.png"), "--model", "vgg16-hed"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
     )
     exit_code, kilobytes = done.stdout.splitlines()[-1].split()
     assert exit_code == "0"
-    assert int(kilobytes) < 5e6  # bytes on macOS, where this fails rather than passes
+    assert int(kilobytes) < 6e6  # bytes on macOS, where this fails rather than passes
 
 
 @pytest.mark.slow
