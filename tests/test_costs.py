@@ -290,9 +290,12 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer, steps", [("Adam", (2, 2, 1)), ("LBFGS", (24, 8, 1))])
+@pytest.mark.parametrize("optimizer, steps", [("Adam", (2, 2, 2)), ("LBFGS", (24, 8, 2))])
 def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
-    """Also what is beyond the program itself, which is most of it at 128x128."""
+    """Also what is beyond the program itself, which is most of it at 128x128.
+
+    One step alone takes a tenth less than those after it: what was freed has no holes yet.
+    """
     found = []
     for side, count in zip((128, 256, 512), steps, strict=True):
         options = ["--optimizer", optimizer, "--epoch", str(count)]
