@@ -117,8 +117,9 @@ def place(variables: Mapping[str, str] = os.environ) -> Place:
 def tell_launcher(line: str) -> None:
     """Leave an error where torchrun looks for it, whose summary then says that line."""
     with suppress(KeyError, OSError):
-        told = {"message": line, "timestamp": int(time.time())}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
+        # As PyTorch's own `record` writes it: a line alone is shown too, but warned of.
+        told = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": told}))
 
 
 def leave(code: int) -> NoReturn:

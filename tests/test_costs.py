@@ -301,7 +301,7 @@ def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
         options = ["--optimizer", optimizer, "--epoch", str(count)]
         found.append(peaks(tmp_path, side, *options))
     for estimated, measured in found:
-        assert estimated == pytest.approx(measured, rel=0.3)
+        assert estimated == pytest.approx(measured, rel=0.2)
     (small, small_measured), _, (large, large_measured) = found
     assert large - small == pytest.approx(large_measured - small_measured, rel=0.3)
     assert small > PROGRAM_BYTES
@@ -312,14 +312,14 @@ def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "gram"])
 def test_estimates_of_other_methods_are_near_measured_peaks(method, tmp_path):
     estimated, measured = peaks(tmp_path, 192, "--method", method, "--epoch", "2")
-    assert estimated == pytest.approx(measured, rel=0.3)
+    assert estimated == pytest.approx(measured, rel=0.2)
 
 
 @linux
 @pytest.mark.slow
 def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
     estimated, measured = peaks(tmp_path, 640, "--size", "64", "--epoch", "1")
-    assert estimated == pytest.approx(measured, rel=0.3)
+    assert estimated == pytest.approx(measured, rel=0.2)
 
 
 @linux

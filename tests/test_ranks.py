@@ -1,6 +1,5 @@
 """Several processes: which jobs are whose, and one picture of several."""
 
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ErrorHandler,
+    ProcessFailure,
+)
 from torch.distributed.run import get_args_parser
 
 import command.ranks
@@ -88,12 +92,22 @@ def test_every_rank_takes_its_own_jobs(narrow_net, monkeypatch, tmp_path, capsys
     assert made == [["new_a.png", "new_c.png"], ["new_b.png"]]
 
 
-def test_the_launcher_hears_of_an_error_in_one_line(monkeypatch, tmp_path, capsys):
+def test_the_launcher_hears_of_an_error_in_one_line(monkeypatch, tmp_path, capsys, caplog):
+    """As it reads it itself: shown in its summary, and handed on to its own launcher unwarned."""
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     assert Synthesis.main(["--gt_path", "missing.png"]) == 2
-    said = json.loads(file.read_text())["message"]
-    assert "'missing.png'" in said and capsys.readouterr().err == f"Synthesis.py: {said}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    said = line.removeprefix("Synthesis.py: ")
+    assert "'missing.png'" in said
+    before = int(time.time())
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert before - 5 <= failure.timestamp <= before
+    summary = str(ChildFailedError("Synthesis.py", {0: failure}))
+    assert re.search(f"traceback : {re.escape(said)}$", summary, re.MULTILINE)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "parents.json"))
+    ErrorHandler().dump_error_file(str(file), 2)
+    assert not caplog.records
 
 
 def test_torchrun_hands_on_every_flag():
