@@ -32,7 +32,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from command.arguments import Request, parse, request_of
+from command.arguments import VERSION, Request, parse, request_of
 from command.costs import (
     BLOCKS,
     Run,
@@ -65,12 +65,13 @@ from command.results import (
     saved_error,
 )
 from command.resume import checkpoints_of
+from command.settings import made_by
 from command.sheet import write_animation, write_sheet
 from command.workers import AT_ONCE, MANY, Workers, is_small
 from engine.blocks import Parts
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
-from models import DEFAULT_NET, Extractor, load_weights
+from models import FILTER, LAYER, Extractor, load_weights
 from terms.team import ALONE, Team
 from utils import UserError, give_back_freed_memory, keep_freed_memory, peak_bytes, pick_device
 
@@ -122,6 +123,8 @@ def run(request: Request) -> Iterator[Result | Failed]:
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
+    if request.from_picture:
+        notes.tell(made_by(request.from_picture, VERSION))
 
     def ready(order: Order) -> Job:
         job, cost, heard = planned(request, order, allowed, team)
@@ -197,7 +200,7 @@ def planned(
 
     From here on the process keeps what it frees, or gives it back, as the job needs it.
     """
-    net_name = request.model or DEFAULT_NET
+    net_name = layers_of(request).net
     job, heard = job_of(request, order)
     while estimated_bytes(cost := fitting(Run.of(job, net_name), allowed)) > allowed:
         if not can_be_cut(request, job):
@@ -228,10 +231,15 @@ def net_of(
     request: Request, device: torch.device, precision: str, quiet: bool
 ) -> tuple[Net, list[str]]:
     """The net that was asked for, and what the user should hear of it."""
-    _, layers = layers_of(request, request.model or DEFAULT_NET)
-    weights, name, notes = load_weights(request.model, request.weights, layers, not quiet)
-    told = f"{name} from {request.weights.name}" if request.weights else name
-    return Net(weights, name, told, device, precision), notes
+    found = load_weights(
+        request.model,
+        request.weights,
+        layers_of(request).trunk,
+        progress=not quiet,
+        layout=request.weights_layout,
+    )
+    told = f"{found.net} from {request.weights.name}" if request.weights else found.net
+    return Net(found.weights, found.net, told, device, precision, found.layout), found.notes
 
 
 def make_in_blocks(job: Job, net: Net, quiet: bool, progress: str) -> Result:
@@ -262,7 +270,7 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     spec = replace(job.spec.to(net.device), precision=net.precision)
     trunk = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
     if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
-        trunk.rescale(spec.exemplars[0].image)
+        trunk.rescale(spec.exemplars[0].image, FILTER if job.rescale == FILTER else LAYER)
     record, stopped = record_of(job, net), None
     with Display(job, record, quiet, progress) as display:
         try:

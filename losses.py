@@ -5,6 +5,7 @@ The command's flags, its help and the README's tables come from here.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from models import Features
 from terms.autocorrelation import Autocorrelation
 from terms.base import Scene, Statistics, Term
 from terms.cnnmrf import CNNMRF
-from terms.gram import GRAM_LAYERS, Gram
+from terms.gram import FIRST_LAYERS, GRAM_LAYERS, Gram
 from terms.guided import Guided
 from terms.histogram import Histogram
 from terms.moments import Moments
@@ -100,7 +101,7 @@ add_method(
     "swd",
     Sliced,
     "the whole distribution of features, by random projections",
-    GRAM_LAYERS,
+    FIRST_LAYERS,
     {"histogram": 0.1},
     ("match_every",),
 )
@@ -124,17 +125,10 @@ add_method(
 # By purpose: the picture that people prefer, and a draft of it; no pixel copied, in less than half
 # of the time; a photo that is painted in a texture.
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {
-        "repaint": 1.0,
-        "epoch": 100,
-        "optimizer": "LBFGS",
-        "rescale": False,
-        "histogram": 1.0,
-        "patches": 10.0,
-    },
+    "best": {"repaint": 1.0, "epoch": 100, "optimizer": "LBFGS", "histogram": 1.0, "patches": 10.0},
     "draft": {"repaint": 1.0, "epoch": 100},
     "fast": {"optimizer": "LBFGS", "epoch": 150},
-    "photo": {"optimizer": "LBFGS", "epoch": 300, "content_weight": 0.5},
+    "photo": {"optimizer": "LBFGS", "epoch": 300},
 }
 
 
@@ -175,6 +169,7 @@ class Criterion:
         method: str = "gram",
         weights: dict[str, float] | None = None,
         match_every: int = MATCH_EVERY,
+        layer_weights: Mapping[str, float] | None = None,
     ) -> None:
         """
         Args:
@@ -184,12 +179,15 @@ class Criterion:
             weights: of the terms in `TERMS`; the term of a weight that is 0 is not built. None
                 means the method's own. Terms look at every layer there is.
             match_every: steps between renewals.
+            layer_weights: of the texture model's layers among each other; 1 for one not in it.
         """
         weights = METHODS[method].weights if weights is None else weights
         every = [layer for layer in scene.exemplars[0].features if layer != "image"]
         self.terms: list[tuple[float, Term]] = []
-        for weight, kind, seen in kinds_of(method, weights, layers, every):
-            self.terms.append((weight, alone(kind, scene, seen)))
+        options = replace(scene.options, layer_weights=layer_weights or {})
+        model_scene = replace(scene, options=options)
+        for n, (weight, kind, seen) in enumerate(kinds_of(method, weights, layers, every)):
+            self.terms.append((weight, alone(kind, scene if n else model_scene, seen)))
         self.whole = layers_needed_whole(
             method, weights, layers, every, scene.canvas.asked is not None
         )

@@ -2,10 +2,12 @@
 
 import difflib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,21 +40,32 @@ class Net(NamedTuple):
 
     blocks: tuple[int, ...]
     url: str | None = None  # torchvision's, written here since importing it takes two seconds
+    deepest: str = "pool5"  # the last layer whose weights there are
 
 
 NETS = {
     "vgg19": Net((2, 2, 4, 4, 4), "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),
     "vgg16": Net((2, 2, 3, 3, 3), "https://download.pytorch.org/models/vgg16-397923af.pth"),
-    "vgg16-hed": Net((2, 2, 3, 3, 3)),
+    "vgg16-caffe": Net((2, 2, 3, 3, 3), deepest="relu5_1"),
 }
-DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-hed"
-BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_hed.pth"
+DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
+BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_caffe.pth"
 WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue from 0 to 255
+CAFFE, TORCHVISION = "caffe", "torchvision"
+# Layout -> the mean that is subtracted from the pixels: red, green, blue from 0 to 255.
+LAYOUTS = {CAFFE: CAFFE_MEAN, TORCHVISION: tuple(round(255 * x, 3) for x in IMAGENET_MEAN)}
+# How the first kernels of the authors' VGG-16 and VGG-19 begin, and the hashes that the names of
+# these files carry in PyTorch's format.
+CAFFE_KERNELS = ((0.42947057, 0.373467, -0.06136011), (0.341195, 0.339992, -0.0448442))
+CAFFE_HASHES = ("00b39a1b", "d01eb7cb")
+KERNEL_TOLERANCE = 1e-3  # relative: float16 rounds by 5e-4
 ZIP_MAGIC = b"PK\x03\x04"
 MOST_WEIGHT = 1000.0  # nets have none above 100, and features would overflow
 STALE = 3600  # s, since anything came of a download that is not going on any more
 NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
+LAYER, FILTER = "layer", "filter"  # what is scaled to unit mean activation
 RESCALE_SIDE = 256  # px, shorter side on which means are taken; a photograph's need no more
 RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its layer's mean
 
@@ -60,7 +73,8 @@ RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its 
 def layer_table(net: Net) -> dict[str, int | None]:
     """Every layer of a net in order -> the index of its convolution in torchvision's `features`.
 
-    Layers are `relu1_1 ... relu5_4` and `pool1 ... pool5`; a pooling layer has no index.
+    Layers are `relu1_1 ... relu5_4` and `pool1 ... pool5`, through `Net.deepest`; a pooling layer
+    has no index.
     """
     table: dict[str, int | None] = {}
     index = 0
@@ -70,7 +84,8 @@ def layer_table(net: Net) -> dict[str, int | None]:
             index += 2  # a convolution and its ReLU
         table[f"pool{block}"] = None
         index += 1
-    return table
+    layers = list(table)
+    return {layer: table[layer] for layer in layers[: 1 + layers.index(net.deepest)]}
 
 
 def resolve_layers(names: Iterable[str], net_name: str) -> list[str]:
@@ -140,25 +155,42 @@ def _until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
 # ------------------------------------------------------------------------------------- weights
 
 
-def load_weights(
-    model: str | None, path: Path | None, layers: list[str], progress: bool = False
-) -> tuple[Weights, str, list[str]]:
-    """The weights of a net's convolutions, the name of the net, and what the user should hear.
+class Found(NamedTuple):
+    """The weights of a net."""
 
-    With a `path` its file is read: any torchvision-style state dict, whole or features only, and
-    its shapes tell which net it is. Otherwise torchvision's weights come from its cache, into
-    which they are downloaded once, and from then on from a features-only copy beside them. With
-    neither path nor model, the bundled net stands in where `DEFAULT_NET` cannot be had.
+    weights: Weights  # in torchvision's layout
+    net: str  # a name in NETS
+    layout: str = TORCHVISION  # a name in LAYOUTS: that of the file
+    notes: list[str] = []  # what the user should hear
+
+
+def load_weights(
+    model: str | None,
+    path: Path | None,
+    layers: list[str],
+    progress: bool = False,
+    layout: str | None = None,
+) -> Found:
+    """Return the weights of a net's convolutions.
+
+    With a `path` its file is read: a state dict of a VGG, whole or features only, whose names tell
+    which net it is. Otherwise torchvision's weights come from its cache, into which they are
+    downloaded once, and from then on from a features-only copy beside them. With neither path nor
+    model, the bundled net stands in where `DEFAULT_NET` cannot be had.
+
+    Args:
+        layout: a name in `LAYOUTS`: for which pixels the file at `path` was trained; None
+            recognises it.
 
     Raises:
         UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
             a model that was asked for can be neither found nor downloaded.
     """
     if path is not None:
-        weights = _read_weights(path)
-        net_name = model or _guess_net(weights, path)
-        _check(weights, net_name, layers, path)
-        return weights, net_name, []
+        found = _read_file(path, layout)
+        net_name = model or found.net
+        _check(found.weights, net_name, layers, path)
+        return found._replace(net=net_name)
     net_name = model or DEFAULT_NET
     try:
         return _find_weights(net_name, layers, progress)
@@ -169,27 +201,46 @@ def load_weights(
                 f"or --model {BUNDLED_NET}, which is bundled"
             ) from error
         try:
-            weights, net_name, _ = _find_weights(BUNDLED_NET, layers, progress)
+            found = _find_weights(BUNDLED_NET, layers, progress)
         except UserError as missing:
             raise UserError(f"{error}; bundled {missing}") from error
-        return weights, net_name, [f"{error}: using the bundled {BUNDLED_NET}"]
+        return found._replace(notes=[f"{error}: using the bundled {BUNDLED_NET}"])
+
+
+def likely_net(model: str | None, path: Path | None) -> str:
+    """The net that `load_weights` will return, as far as that is known before a download.
+
+    Raises:
+        UserError: the file at `path` cannot be read, or holds no VGG.
+    """
+    if model is not None:
+        return model
+    if path is not None:
+        return _read_file(path, None).net
+    cached = any(os.path.exists(file) for file in _cached(DEFAULT_NET))
+    return DEFAULT_NET if cached else BUNDLED_NET
 
 
 class _Unreachable(UserError):
     """Weights that the cache does not hold whole and that cannot be downloaded now."""
 
 
-def _find_weights(model: str, layers: list[str], progress: bool) -> tuple[Weights, str, list[str]]:
-    """What `load_weights` returns, of a net that is bundled, cached or downloaded.
+def _cached(model: str) -> tuple[Path, Path]:
+    """Where torchvision keeps the weights of a net, and the features-only copy beside them."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / str(NETS[model].url).rsplit("/")[-1]
+    return cache, cache.with_suffix(".features.pth")
+
+
+def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
+    """Return the weights of a net that is bundled, cached or downloaded.
 
     A file of the cache that is damaged or lacks a layer is passed over and replaced: the copy by
     one of the whole file, the whole file by a download, which leaves it alone unless it succeeds.
     """
     url = NETS[model].url
     if url is None:
-        return _read_layers(BUNDLE, model, layers), model, []
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/")[-1]
-    copy = cache.with_suffix(".features.pth")
+        return Found(_read_layers(BUNDLE, model, layers), model)
+    cache, copy = _cached(model)
     passed_over: list[str] = []
     for path in (copy, cache):
         if not os.path.exists(path):
@@ -201,7 +252,8 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> tuple[Weight
             continue
         if path is cache:
             _write_copy(weights, copy)
-        return weights, model, [f"{told}: using {cache.name} instead" for told in passed_over]
+        notes = [f"{told}: using {cache.name} instead" for told in passed_over]
+        return Found(weights, model, notes=notes)
     told = "; ".join(passed_over)
     try:
         _download(url, cache, progress)
@@ -214,7 +266,7 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> tuple[Weight
         ) from error
     weights = _read_layers(cache, model, layers)
     _write_copy(weights, copy)
-    return weights, model, [f"{told}: downloaded again"] if told else []
+    return Found(weights, model, notes=[f"{told}: downloaded again"] if told else [])
 
 
 def _download(url: str, cache: Path, progress: bool) -> None:
@@ -250,8 +302,45 @@ def _network_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read_weights(path: Path) -> Weights:
-    """The `features.*` tensors of a state dict, copied, so that the rest of the file is freed.
+def _read_layers(path: Path, net_name: str, layers: list[str]) -> Weights:
+    weights = _read_weights(path)[0]
+    _check(weights, net_name, layers, path)
+    return weights
+
+
+def _read_file(path: Path, layout: str | None) -> Found:
+    """Return the weights of a file that the user gives, and what is known of them."""
+    with suppress(OSError, ValueError):
+        told = os.stat(path)
+        return _read_version(path, layout, told.st_mtime_ns, told.st_size)
+    return _read_version(path, layout, 0, 0)  # which says what is wrong
+
+
+@lru_cache(maxsize=1)  # read once to learn which net it is, and once more for its weights
+def _read_version(path: Path, layout: str | None, changed: int, size: int) -> Found:
+    weights, layout, notes = _read_weights(path, layout)
+    return Found(weights, _guess_net(weights, path), layout, notes)
+
+
+def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, list[str]]:
+    """Return the convolutions of a state dict in torchvision's layout, the file's own layout, and
+    what the user should hear of it."""
+    weights, renamed = _read_state(path)
+    notes: list[str] = []
+    if layout is None:
+        layout, sure = _recognised(path, weights, renamed)
+        if not sure:
+            (other,) = LAYOUTS.keys() - {layout}
+            note = f"taken for {layout}'s layout; if that is wrong, give --weights_layout {other}"
+            notes = [f"weights {path}: {note}"]
+        elif layout == CAFFE:
+            notes = [f"weights {path}: Caffe's layout (BGR, 0 to 255 less the mean), converted"]
+    return (_from_caffe(weights) if layout == CAFFE else weights), layout, notes
+
+
+def _read_state(path: Path) -> tuple[Weights, bool]:
+    """Return the convolutions of a state dict under torchvision's names, and whether they had
+    others. Tensors are copied, so that the rest of the file is freed.
 
     Both formats of `torch.save`: zip archives are mapped into memory, so that the rest is never
     read; files from before PyTorch 1.6, torchvision's VGG among them, can only be read whole.
@@ -260,7 +349,8 @@ def _read_weights(path: Path) -> Weights:
         with open_regular(path) as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        weights = {k: v.clone() for k, v in state.items() if k.startswith("features.")}
+        names = {name: key for key in state if (name := _torchvision_name(key, state))}
+        weights = {name: state[key].clone() for name, key in names.items()}
     except Exception as error:  # as many kinds as there are ways to damage a file
         reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
         if isinstance(error, OSError) and error.strerror is None:
@@ -273,13 +363,52 @@ def _read_weights(path: Path) -> Weights:
             raise UserError(
                 f"weights {path}: {name} holds numbers beyond -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
             )
-    return weights
+    return weights, any(key.startswith("conv") for key in names.values())
 
 
-def _read_layers(path: Path, net_name: str, layers: list[str]) -> Weights:
-    weights = _read_weights(path)
-    _check(weights, net_name, layers, path)
-    return weights
+def _torchvision_name(key: str, state: Mapping[str, Tensor]) -> str | None:
+    """Torchvision's name for a tensor of a state dict; None if it belongs to no convolution.
+
+    Known are `features.0.weight`; `0.weight`, of the features alone; and `conv1_1.weight`, as Gatys
+    et al. name them.
+    """
+    if match := re.fullmatch(r"(?:features\.)?(\d+)\.(weight|bias)", key):
+        return f"features.{match[1]}.{match[2]}"
+    if match := re.fullmatch(r"conv(\d_\d)\.(weight|bias)", key):
+        deep = any(f"conv{block}_4.weight" in state for block in (3, 4, 5))
+        index = layer_table(NETS["vgg19" if deep else "vgg16"]).get(f"relu{match[1]}")
+        return None if index is None else f"features.{index}.{match[2]}"
+    return None
+
+
+def _recognised(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]:
+    """Return the layout of a file's weights, and whether that is sure."""
+    first = weights.get("features.0.weight", torch.zeros(3)).flatten()[:3].float()
+    if any(
+        torch.allclose(first, torch.tensor(kernel), KERNEL_TOLERANCE, 0) for kernel in CAFFE_KERNELS
+    ) or any(name in path.name for name in CAFFE_HASHES):
+        return CAFFE, True
+    published = (Path(net.url).stem for net in NETS.values() if net.url)
+    if path.resolve() == BUNDLE or any(name in path.name for name in published):
+        return TORCHVISION, True
+    return (CAFFE if renamed else TORCHVISION), False
+
+
+def _from_caffe(weights: Weights) -> Weights:
+    """Fold Caffe's preprocessing (BGR from 0 to 255, less `CAFFE_MEAN`) into the first convolution,
+    so that it takes pixels as torchvision's do.
+
+    Exact, since both are affine in the pixels: no border is padded with zeros.
+    """
+    if not {"features.0.weight", "features.0.bias"} <= weights.keys():
+        return weights  # `_check` names what is missing
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    weight = weights["features.0.weight"].float().flip(1)
+    shift = (weight * (255 * mean - torch.tensor(CAFFE_MEAN)).view(1, 3, 1, 1)).sum((1, 2, 3))
+    return weights | {
+        "features.0.weight": weight * (255 * std).view(1, 3, 1, 1),
+        "features.0.bias": weights["features.0.bias"].float() + shift,
+    }
 
 
 def _guess_net(weights: Weights, path: Path) -> str:
@@ -287,7 +416,10 @@ def _guess_net(weights: Weights, path: Path) -> str:
         table = {f"features.{i}.weight" for i in layer_table(net).values() if i is not None}
         if weights and {k for k in weights if k.endswith(".weight")} <= table:
             return name
-    raise UserError(f"weights {path}: neither a VGG-19 nor a VGG-16 in torchvision's layout")
+    raise UserError(
+        f"weights {path}: no VGG-19 or VGG-16 under the names features.0.weight, 0.weight or "
+        "conv1_1.weight"
+    )
 
 
 def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> None:
@@ -743,16 +875,23 @@ class Extractor(nn.Module):
         return {"image": inside(image, around), **features}
 
     @torch.no_grad()
-    def rescale(self, exemplar: Tensor) -> None:
-        """Scale every filter to unit mean activation on the exemplar, (1, 3, H, W) in [0, 1].
+    def rescale(self, exemplar: Tensor, per: str = LAYER) -> None:
+        """Scale the net to unit mean activation on the exemplar, (1, 3, H, W) in [0, 1].
 
-        Gatys et al. 2015, section 2, in one pass: ReLU and pooling being positively homogeneous,
-        dividing a filter by its mean and multiplying the next layer's input weights by it leaves
-        what the net computes unchanged up to these scales. We depart from the paper for rare
-        filters, whose gain is capped at `RESCALE_CAP` times that of their layer's mean: an
-        uncapped one multiplies the loss by ten orders of magnitude as soon as it fires. A layer
-        that is dead altogether keeps its weights. Large exemplars are looked at in fewer pixels,
-        `RESCALE_SIDE`, as the means hardly differ and all of their features would fill the memory.
+        Gatys et al. 2015, section 2, in one pass: since ReLU and pooling are positively
+        homogeneous, dividing a filter by its mean and multiplying the next layer's input weights by
+        it leaves what the net computes unchanged up to these scales.
+
+        Args:
+            per: "layer": every layer as a whole, which leaves losses that are relative to the
+                exemplar's features as they are. "filter": every filter, as in the paper; but the
+                paper takes the means over photographs, and over a single exemplar they amplify
+                what is rare in it. The gain of a filter is at most `RESCALE_CAP` times that of its
+                layer, since an uncapped one multiplies the loss by ten orders of magnitude as soon
+                as it fires.
+
+        A layer that is dead altogether keeps its weights. Large exemplars are reduced to
+        `RESCALE_SIDE`: the means hardly differ, and all of their features would fill the memory.
         """
         factor = min(1, RESCALE_SIDE / min(exemplar.shape[2:]))
         x = self._normalize(resize(exemplar, scaled(exemplar, factor)))
@@ -762,8 +901,9 @@ class Extractor(nn.Module):
             if not isinstance(stage, Convolution):
                 continue
             activation = x.mean((0, 2, 3))
-            floor = activation.mean() / RESCALE_CAP
-            gain = 1 / activation.clamp(min=floor) if floor > 0 else torch.ones_like(activation)
+            mean = activation.mean()
+            unit = activation.clamp(min=mean / RESCALE_CAP) if per == FILTER else mean
+            gain = torch.ones_like(activation) / (unit if mean > 0 else 1)
             stage.weight.mul_(gain[:, None, None, None] / gain_in[None, :, None, None])
             stage.bias.mul_(gain)
             gain_in = gain

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import torch
 
 from command.settings import of_file, of_picture
-from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING, TOLERANCE
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
-from models import BUNDLED_NET, DEFAULT_NET, NETS, POOLS
+from models import BUNDLED_NET, DEFAULT_NET, FILTER, LAYOUTS, NETS, POOLS
 from terms.base import MAX_PATCHES
 from utils import MAX_SIDE, SUFFIXES, UserError
 
@@ -29,8 +29,9 @@ NOT_RECORDED = {
     *("sheet", "animate", "preview"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
+NET_FLAGS = {"model", "weights", "weights_layout"}  # say together which net it is
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
     "score": {"score", "json", "gt_path", "quiet"},
@@ -68,10 +69,13 @@ EXAMPLES = {
     "mix": "--gt_path pebbles.png --mix leaf.jpg:0.3",
     "maps": "--gt_path pebbles.png --maps height.png normal.png --method cnnmrf",
     "content_layers": "--image_path photo.jpg --style_image leaf.jpg --content_layers conv3_1",
-    "content_weight": "--image_path photo.jpg --style_image leaf.jpg --content_weight 0.2",
+    "content_weight": "--image_path photo.jpg --style_image leaf.jpg --content_weight 0.1",
     "keep_color": "--image_path photo.jpg --style_image leaf.jpg --keep_color",
     "preset": "--gt_path leaf.jpg --preset best",
     "method": "--gt_path pebbles.png --method guided",
+    "layers": "--gt_path leaf.jpg --layers conv1_1:2 conv2_1 conv3_1 conv4_1:0.5",
+    "weights": "--gt_path leaf.jpg --weights vgg19-d01eb7cb.pth",
+    "weights_layout": "--gt_path leaf.jpg --weights my_vgg.pth --weights_layout caffe",
     "repaint": "--gt_path leaf.jpg --repaint 0.5 --epoch 100",
     "patch_rotations": "--gt_path pebbles.png --method cnnmrf --patch_rotations 90 180 270",
     "patch_scales": "--gt_path pebbles.png --method cnnmrf --patch_scales 0.8 1.25",
@@ -203,6 +207,21 @@ def parse_share(text: str) -> tuple[str, float | None]:
     return name, value
 
 
+def parse_layer(text: str) -> tuple[str, float]:
+    """Return 'conv4_1:0.5' as ('conv4_1', 0.5) and 'conv4_1' as ('conv4_1', 1.0).
+
+    Raises argparse.ArgumentTypeError for a weight that is not a positive number.
+    """
+    name, colon, weight = text.partition(":")
+    try:
+        value = float(weight) if colon else 1.0
+    except ValueError:
+        value = math.nan
+    if not name or not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give LAYER:WEIGHT, the weight above 0")
+    return name, value
+
+
 def parse_bool(text: str) -> bool:
     """Return True or False for the words for it; `type=bool` would read 'False' as true.
 
@@ -214,6 +233,19 @@ def parse_bool(text: str) -> bool:
     if word in ("false", "no", "off", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+
+
+def parse_rescale(text: str) -> bool | str:
+    """Return True, False or 'filter'.
+
+    Raises argparse.ArgumentTypeError for any other word.
+    """
+    if text.strip().lower() == FILTER:
+        return FILTER
+    try:
+        return parse_bool(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: give True, False or {FILTER}") from error
 
 
 # ------------------------------------------------------------------------------------ the flags
@@ -381,7 +413,7 @@ class Request:
         CONTROL,
         "with --style_image: weight of the content, relative to that of texture model and terms "
         "together, the same for any size",
-        told="0.5",
+        told="0.05",
         type=number(float, 0, "a weight"),
         metavar="WEIGHT",
     )
@@ -404,11 +436,12 @@ class Request:
         choices=tuple(PRESETS),
     )
     method: str = flag(MODEL, "", default="gram", type=str.lower)
-    layers: Sequence[str] | None = flag(
+    layers: Sequence[tuple[str, float]] | None = flag(
         MODEL,
-        "conv4_1 or relu4_1 (both after the ReLU), pool4, ...",
+        "that the model looks at, conv4_1 or relu4_1 (both after the ReLU), pool4, ..., each with "
+        "its weight among them, 1 if left out",
         told="; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
-        **several(metavar="LAYER"),
+        **several(type=parse_layer, metavar="LAYER[:WEIGHT]"),
     )
     repaint: float = flag(
         MODEL,
@@ -419,15 +452,16 @@ class Request:
         metavar="SHARE",
     )
     pool: str = flag(MODEL, "pooling in the net", default="avg", choices=tuple(POOLS))
-    rescale: bool = flag(
+    rescale: bool | str = flag(
         MODEL,
-        "scale filters to unit mean activation on the exemplar; --no-rescale is the same as "
-        "--rescale False",
+        "scale the net to unit mean activation on the exemplar; True: each layer, which changes no "
+        "loss, since losses are relative to the exemplar's features; filter: each filter, which "
+        "weighs rare features more; --no-rescale is the same as --rescale False",
         default=True,
         nargs="?",
         const=True,
-        type=parse_bool,
-        metavar="True|False",
+        type=parse_rescale,
+        metavar="True|False|filter",
     )
 
     terms: dict[str, float] = field(default_factory=dict)  # weights that the user says
@@ -470,10 +504,18 @@ class Request:
     )
     weights: Path | None = flag(
         NET,
-        "state dict in torchvision's layout, whole or features only",
+        "state dict of a VGG-19 or VGG-16, whole or features only: torchvision's, Caffe's as "
+        "neural-style programs have it, or Gatys'",
         told="torchvision's",
         type=Path,
         metavar="PATH",
+    )
+    weights_layout: str | None = flag(
+        NET,
+        "with --weights: the pixels that the file was trained for; torchvision: RGB, ImageNet's "
+        "mean and deviation; caffe: BGR from 0 to 255, less the mean",
+        told="recognised",
+        choices=tuple(LAYOUTS),
     )
     device: str | None = flag(
         NET,
@@ -495,16 +537,16 @@ class Request:
     )
     epoch: int = flag(
         OPTIMISATION,
-        "steps (evaluations of loss and gradient) over all scales, at most",
+        "steps (evaluations of loss and gradient) over all scales",
         default=1000,
         type=number(int, 1, "a number of steps"),
         metavar="N",
     )
     tolerance: float = flag(
         OPTIMISATION,
-        f"once {SETTLING} steps lower the error of a scale by less than this share, it has "
-        "converged and ends a few steps later; 0: all of its steps are taken",
-        default=TOLERANCE,
+        f"end a scale once {SETTLING} steps lower its error by less than this share, such as 0.1; "
+        "0: take all steps",
+        default=0.0,
         type=number(float, 0, "a share", 1),
         metavar="SHARE",
     )
@@ -746,7 +788,13 @@ def parse(argv: list[str] | None = None) -> Request:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     if "from_picture" in given:
         path, said = given["from_picture"], given.keys() | given["terms"].keys()
-        flags = of_picture(path, recorded_flags() - said)
+        net_flags = NET_FLAGS if NET_FLAGS & said else set()
+        flags = of_picture(path, recorded_flags() - said - net_flags)
+        if flags.get("model") not in {None, *NETS}:
+            raise UserError(
+                f"--from {path}: its net, {flags['model']}, is no longer there; --model "
+                f"{BUNDLED_NET} makes another picture by the same settings"
+            )
         given = _over(given, _checked(flags, f"--from {path}"))
     preset = PRESETS.get(given.get("preset", ""), {})
     return Request(**_over(given, _checked(preset, "--preset")))
@@ -802,8 +850,8 @@ def argv_of(flags: Mapping[str, Any]) -> list[str]:
             argv.append(flag)
         elif name == "guide":
             argv += [text for pair in value for text in (flag, *map(str, pair))]
-        elif name == "mix":
-            argv += [flag, *(one if isinstance(one, str) else _mixed(*one) for one in value)]
+        elif name in ("mix", "layers"):
+            argv += [flag, *(one if isinstance(one, str) else paired(*one) for one in value)]
         elif name in ("size", "expand") and not isinstance(value, str | int):
             argv.append(f"{flag}={value[1]}x{value[0]}")
         elif isinstance(value, list | tuple):
@@ -822,5 +870,6 @@ def _refuse_flags(values: Sequence[Any]) -> None:
             raise UserError(f"{value!r}: a flag, not a value (a file of that name is ./{value})")
 
 
-def _mixed(name: str, share: float | None) -> str:
-    return name if share is None else f"{name}:{share!r}"
+def paired(name: str, number: float | None) -> str:
+    """Return a name and its share or weight as they are typed."""
+    return name if number is None else f"{name}:{number!r}"

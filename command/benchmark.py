@@ -115,8 +115,8 @@ def measured(run: Run, argv: list[str], folder: Path) -> Found:
     device, _ = pick_device(request.device)
     (job,), _ = plan(request)
     assert request.model is not None
-    weights, net, _ = load_weights(request.model, None, job.trunk_layers)
-    trunk = Extractor(weights, net, job.trunk_layers, job.pool).to(device)
+    weights = load_weights(request.model, None, job.trunk_layers).weights
+    trunk = Extractor(weights, request.model, job.trunk_layers, job.pool).to(device)
     moments: list[float] = []
 
     def tell(progress: Progress) -> None:
@@ -127,7 +127,7 @@ def measured(run: Run, argv: list[str], folder: Path) -> Found:
     new_texture(spec, trunk, tell)
     seconds = median(b - a for a, b in zip(moments, moments[1:], strict=False))
     height, width = spec.canvas.size
-    flops = 2 * trunk_flops(net, job.trunk_layers) * height * width
+    flops = 2 * trunk_flops(request.model, job.trunk_layers) * height * width
     rate = product_rate(device, ROUGH.get(request.precision) or torch.float32)
     found: Found = {"s/step": round(seconds, 4), "of a product": round(flops / seconds / rate, 2)}
     reached: dict[float, float | None] = dict.fromkeys(ERRORS)

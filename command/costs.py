@@ -23,7 +23,7 @@ from losses import MATCH_EVERY, METHODS, layers_needed_whole
 from models import NETS, WIDTHS, WINDOW, halos, layer_table, resolve_layers
 from terms.base import AT_ONCE, MAX_PATCHES
 from terms.cnnmrf import CNNMRF
-from terms.gram import GRAM_LAYERS
+from terms.gram import FIRST_LAYERS
 from terms.guided import Guided
 from terms.matching import CHUNK_BYTES
 from terms.patches import PATCH_DIRECTIONS, PATCH_LEVELS
@@ -36,8 +36,6 @@ PROGRAM_BYTES = 750e6  # interpreter, libraries, their scratch and the weights, 
 BLOCKWISE_BYTES = 150e6  # more by blocks: scratch of libraries for each of their sizes
 PICTURE = 30  # floats a pixel: a picture as read, resized and normalised, or the output's, the best
 # so far, its gradient and the two means of Adam
-SHOWN = 35  # the same, in a step: from what is optimised to the picture that is seen, and back; by
-# blocks that is made again when nothing else is there
 PAIR = 6  # floats a pixel that L-BFGS keeps of a step: how the picture and its gradient changed
 PAINTED = 40  # floats a pixel while it is painted: where patches and pixels are from, in numbers of
 # 8 bytes, and the mean of what is laid
@@ -212,9 +210,9 @@ def _exemplar_bytes(run: Run) -> float:
     if METHODS[run.method].kind is Sliced:  # at the first step, when other features are gone
         sorts = max(sorts, SORTING * max(floats[layer] for layer in run.looked_at))
     whole = max(_passing(run.net, run.layers), sorts) + _held(run)
-    judged = _passing(run.net, GRAM_LAYERS) + PICTURE
+    judged = _passing(run.net, FIRST_LAYERS) + PICTURE
     pixels = math.prod(run.scales[-1][0])
-    return FLOAT * max(pixels * whole, pixels * judged + _filters(run.net, GRAM_LAYERS))
+    return FLOAT * max(pixels * whole, pixels * judged + _filters(run.net, FIRST_LAYERS))
 
 
 def _filters(net: str, layers: Sequence[str]) -> float:
@@ -240,7 +238,7 @@ def _step_bytes(run: Run) -> float:
         "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],
         "patches": SORTED * PATCH_DIRECTIONS * PATCH_LEVELS,
     }
-    per_pixel = PICTURE + whole * SHOWN + sum(terms.get(name, 0) for name in run.terms)
+    per_pixel = PICTURE + sum(terms.get(name, 0) for name in run.terms)
     more = sum(floats[layer] for layer in run.layers) if "moments" in run.terms else 0
     at_once = _stepping(run.net, run.layers) + more
     at_once += (run.graphs - 1) * (_graph(run.net, run.layers) + more)
@@ -299,7 +297,7 @@ def _matched(run: Run, layer: str, exemplar: Size, output: Size) -> tuple[float,
 
 def estimated_flops(run: Run) -> float:
     """The arithmetic of a whole run, with what takes as long as so much of it."""
-    through, judging = (trunk_flops(run.net, layers) for layers in (run.layers, GRAM_LAYERS))
+    through, judging = (trunk_flops(run.net, layers) for layers in (run.layers, FIRST_LAYERS))
     slower = OVERHEAD + sum(SLOWER.get(name, 0) for name in (run.method, *run.terms))
     total = judging * sum(map(math.prod, run.scales[-1]))
     total += PAINTING * 2 * through * slower * math.prod(run.scales[-1][1])

@@ -88,7 +88,7 @@ class Display:
         now, before = time.monotonic(), self.last
         self.last = progress
         painting = math.isnan(progress.loss)
-        height, width = progress.best.shape[-2:]
+        height, width = progress.image.shape[-2:]
         scale = f"scale {progress.scale}/{progress.scales} {width}x{height}"
         phase = "painting" if painting else scale
         self.phases[phase] = self.phases.get(phase, 0.0) + now - self.at

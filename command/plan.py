@@ -4,16 +4,17 @@ Arguments end here. A job is frozen and holds all that decides a picture but the
 """
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from command.arguments import NOT_RECORDED, VERSION, Request
+from command.arguments import NOT_RECORDED, VERSION, Request, paired
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.settings import digest, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
@@ -25,7 +26,7 @@ from engine.orientation import missing_turns
 from engine.repaint import check_sides
 from engine.synthesis import Spec, exemplar_of, sizes_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
-from models import DEFAULT_NET, least_side, resolve_layers
+from models import DEFAULT_NET, least_side, likely_net, resolve_layers
 from terms.autocorrelation import PERIODIC, period
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
@@ -48,7 +49,16 @@ from utils import (
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 PREVIEW = "preview"  # what its record has, so that it is known again
-CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.5
+CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05
+
+
+class Layers(NamedTuple):
+    """What a request looks at in a net."""
+
+    net: str  # a name in `models.NETS`
+    model: dict[str, float]  # layers that the texture model looks at -> their weights
+    content: list[str]
+    trunk: list[str]  # all that the net is asked for, those of terms included
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Job:
     spec: Spec
     trunk_layers: list[str]  # that the net is asked for: the model's and those of terms
     pool: str
-    rescale: bool
+    rescale: bool | str
     save_path: Path
     save_every: int | None  # steps between snapshots
     resume: bool  # whether there are checkpoints
@@ -125,7 +135,7 @@ def orders_of(request: Request) -> list[Order]:
         UserError: an exemplar that there is not, or two pictures that would be saved as one.
     """
     check_uses(request)
-    layers_of(request, request.model or DEFAULT_NET)  # spelling; the net may be another one yet
+    layers_of(request)
     paths = [path for name in request.gt_path for path in find_pictures(name)]
     orders: dict[Path, Order] = {}
     for path in paths:
@@ -161,7 +171,7 @@ def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
 def _saved_as(request: Request, exemplar: Path, seed: int, several: bool) -> Path:
     """Where a picture goes: by the pattern that is given, or else told apart by what differs."""
     path = request.save_path
-    if path.is_dir():
+    if os.path.isdir(path):  # False, too, of a name that cannot be
         path = path / "{stem}.png"
         several = False
     if "{" not in str(path):
@@ -218,7 +228,7 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
     """
     pictures = Pictures()
     check_save_path(order.save_path)
-    layers = layers_of(request, request.model or DEFAULT_NET)
+    layers = layers_of(request)
     request = replace(request, seed=order.seed)
     job = _job(request, layers, order.exemplar, order.save_path, pictures, most)
     written = [path for path, _ in job.written()]
@@ -247,12 +257,7 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
 
 
 def _job(
-    request: Request,
-    layers: tuple[list[str], list[str]],
-    path: Path,
-    save_path: Path,
-    pictures: Pictures,
-    most: float,
+    request: Request, layers: Layers, path: Path, save_path: Path, pictures: Pictures, most: float
 ) -> Job:
     exemplar, content, exemplar_name = pictures.read(path), None, path.name
     if request.style_image:
@@ -271,9 +276,9 @@ def _job(
         size = told(size_of(exemplar))
         notes.append(f"{exemplar_name}: all of it would not fit, its middle of {size} is used")
     pictures.notes += notes
-    spec = _spec(request, layers[0], exemplars, canvas, weights, kind)
-    check_sizes(spec, layers[1])
-    made_at = sizes_of(spec, layers[1])[-1][1]
+    spec = _spec(request, layers, exemplars, canvas, weights, kind)
+    check_sizes(spec, layers.trunk)
+    made_at = sizes_of(spec, layers.trunk)[-1][1]
     if made_at != canvas.size:
         pictures.notes.append(
             f"{path.name}: made at {told(made_at)}, then resized, to tile exactly"
@@ -283,7 +288,7 @@ def _job(
     return Job(
         path,
         spec,
-        layers[1],
+        layers.trunk,
         request.pool,
         request.rescale,
         save_path,
@@ -313,7 +318,7 @@ def _middle(picture: Tensor, most: float) -> Tensor:
 
 def _spec(
     request: Request,
-    layers: list[str],
+    layers: Layers,
     exemplars: tuple[Exemplar, ...],
     canvas: Canvas,
     weights: dict[str, float],
@@ -324,13 +329,12 @@ def _spec(
         exemplars,
         canvas,
         method=request.method,
-        layers=layers,
+        layers=list(layers.model),
+        layer_weights=layers.model,
         weights=weights,
         match_every=request.match_every or MATCH_EVERY,
         max_patches=request.max_patches or MAX_PATCHES,
-        content_layers=tuple(
-            resolve_layers(request.content_layers or CONTENT_LAYERS, request.model or DEFAULT_NET)
-        ),
+        content_layers=tuple(layers.content),
         content_weight=CONTENT_WEIGHT if weight is None else weight,
         optimizer=request.optimizer,
         steps=request.epoch,
@@ -417,7 +421,10 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
             "gt_path": named(path),
             "exemplar_size": told(size_of(spec.exemplars[0].image)),
             "size": told(spec.canvas.size),
-            "layers": spec.layers,
+            "layers": [
+                paired(layer, None if weight == 1 else weight)
+                for layer, weight in spec.layer_weights.items()
+            ],
             "lr": spec.lr or LEARNING_RATES[spec.optimizer],
         }
     )
@@ -487,20 +494,37 @@ def _terms_of_the_whole(
     return dict.fromkeys(off, 0.0), [note] if off else []
 
 
-def layers_of(request: Request, net: str) -> tuple[list[str], list[str]]:
-    """The layers that the texture model looks at, and those that the trunk must have.
+def layers_of(request: Request) -> Layers:
+    """Return the layers in the net that will run; before a download, which may yet fail, in either
+    of the two that it may be.
 
     Raises:
-        UserError: a layer that the net does not have.
+        UserError: a layer that the net does not have, or one with two weights.
     """
-    layers = resolve_layers(request.layers or METHODS[request.method].layers, net)
-    weights = given_weights(request)
-    every = set(layers)
-    if any(weights[term] for term in ("gram", "moments", "autocorrelation")):
+    net = likely_net(request.model, request.weights)
+    if request.model is None and request.weights is None:
+        with suppress(UserError):
+            return _layers_in(DEFAULT_NET, request)
+    return _layers_in(net, request)
+
+
+def _layers_in(net: str, request: Request) -> Layers:
+    weights: dict[str, float] = {}
+    asked = request.layers or [(name, 1.0) for name in METHODS[request.method].layers]
+    for name, weight in asked:
+        (layer,) = resolve_layers([name], net)
+        if weights.setdefault(layer, weight) != weight:
+            raise UserError(
+                f"--layers {name}: given twice, with weights {weights[layer]:g} and {weight:g}"
+            )
+    layers = resolve_layers(weights, net)
+    content = resolve_layers(request.content_layers or CONTENT_LAYERS, net)
+    every = {*layers, *(content if request.style_image else ())}
+    terms = given_weights(request)
+    if any(terms[name] for name in ("gram", "moments", "autocorrelation")):
         every.update(GRAM_LAYERS)
-    if request.style_image:
-        every.update(request.content_layers or CONTENT_LAYERS)
-    return layers, resolve_layers(every, net)
+    model = {layer: weights[layer] for layer in layers}
+    return Layers(net, model, content, resolve_layers(every, net))
 
 
 def check_uses(request: Request) -> None:
@@ -515,6 +539,8 @@ def check_uses(request: Request) -> None:
         raise UserError("--workers: not with --split, whose processes make one picture at a time")
     if request.maps and request.mix:
         raise UserError("--maps: of one exemplar, leave out --mix")
+    if request.weights_layout and not request.weights:
+        raise UserError("--weights_layout: of use with --weights only, which is missing")
     for flag, given in (
         ("keep_color", request.keep_color),
         ("init content", request.init == "content"),

@@ -17,9 +17,9 @@ from engine.blocks import Blocks
 from engine.repaint import stretch
 from engine.synthesis import Made
 from losses import Criterion
-from models import Extractor, Weights, least_side, resolve_layers
+from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View
-from terms.gram import GRAM_LAYERS
+from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team
 from utils import UserError, read_picture, read_record, record_at, resize, save_picture
 
@@ -33,6 +33,7 @@ class Net:
     told: str  # as records and the last line name it
     device: torch.device
     precision: str  # of `engine.precision.PRECISIONS`
+    layout: str = TORCHVISION  # a name in `models.LAYOUTS`: that of the file
 
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
@@ -116,12 +117,18 @@ def is_full(error: Exception) -> bool:
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:
     """What a picture keeps of how it was made, as far as that is known before."""
-    return job.record | {
-        "model": net.name,
-        "net": net.told,
-        "device": str(net.device),
-        "precision": net.precision,
-    }
+    of_file = {"weights_layout": net.layout} if job.record["weights"] else {}
+    return (
+        job.record
+        | of_file
+        | {
+            "model": net.name,
+            "net": net.told,
+            "pixel_mean": LAYOUTS[net.layout],
+            "device": str(net.device),
+            "precision": net.precision,
+        }
+    )
 
 
 def finished_before(job: Job) -> Result:
@@ -183,7 +190,7 @@ def save(
 def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALONE) -> float:
     """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
 
-    Always of `GRAM_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
+    Always of `FIRST_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
     pictures made with different settings compare.
 
     Args:
@@ -195,7 +202,7 @@ def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALON
     team.add_up([saved])
     least = min(*saved.shape[-2:], *exemplar.shape[-2:])
     layers = [
-        layer for layer in resolve_layers(GRAM_LAYERS, net.name) if least_side([layer]) <= least
+        layer for layer in resolve_layers(FIRST_LAYERS, net.name) if least_side([layer]) <= least
     ]
     trunk = Extractor(net.weights, net.name, layers).to(image.device)
     scene = Scene((Exemplar((View(trunk(exemplar)),)),))

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils import TEXTURES, UserError, find_picture, open_regular, read_record
+from utils import TEXTURES, UserError, find_picture, open_regular, read_record, record_at
 
 Flags = dict[str, Any]
 
@@ -56,6 +56,14 @@ def of_picture(path: Path, names: Collection[str]) -> Flags:
     if "gt_path" not in record or not isinstance(inputs, dict):
         raise UserError(f"--from {path}: holds no record of how it was made")
     return {name: _located(record[name], inputs, path) for name in names if name in record}
+
+
+def made_by(path: Path, version: str) -> str | None:
+    """What the user should hear of a picture that another version of this program made."""
+    found = record_at(path).get("version")
+    if found == version:
+        return None
+    return f"--from {path}: made by version {found}, this is {version}, whose picture may differ"
 
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:

@@ -47,7 +47,7 @@ from utils import (  # noqa: E402
 )
 
 PAINTED = ("best", "draft")  # presets
-FIXED = "--model vgg16-hed --device cpu --quiet"
+FIXED = "--model vgg16-caffe --device cpu --quiet"
 LBFGS = "--optimizer LBFGS --epoch 150"
 FIRST = [Path(name) for name in ("leaf.jpg", "pebbles.png")]
 WIDE = [Path(name) for name in ("pebbles.png", "tiles.png", "leaf.jpg", "hubble.jpg", "brick.png")]
@@ -56,7 +56,7 @@ SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png
 DRAWN = "drawn/"  # stands in commands for the folder where `draw` has been
 CROP, HOLE = 128, 56  # px
 HOLED, MATCHED = ("brick", "weave", "cloth"), ("pebbles", "brick", "wood")
-SEEDS, EVERY, WEIGHTS, WIDTHS = (0, 1), (2, 5, 10, 20, 40), (0.1, 0.5, 2), (256, 512, 1024)
+SEEDS, EVERY, WEIGHTS, WIDTHS = (0, 1), (2, 5, 10, 20, 40), (0.02, 0.05, 0.15), (256, 512, 1024)
 EDGE_WINDOW = 5  # px, over which brightness is averaged, as grain has edges everywhere
 
 Commands = dict[str, str]  # a picture's name -> the flags that make it

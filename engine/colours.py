@@ -1,20 +1,16 @@
 """Means, covariances and distributions of colours."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from terms.base import resampled
-from terms.matching import strips
 from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMOOTH = 9  # px, odd; what is fine is smaller
-ROWS = 64  # that are smoothed at a time
 TURNS = 4  # of colour space
 SAMPLE = 2**17  # pixels whose distribution is looked at
 LEAST_DEVIATION = 1 / 255  # one grey level: less than that is rounding, not worth amplifying
@@ -43,63 +39,11 @@ def with_fine_detail(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
     return (painted + _smooth(image - painted, tile)).clamp(0, 1)
 
 
-def with_calm_chroma(change: Tensor, share: float, tile: str = "") -> Tensor:
-    """(1, 3, H, W) of changes -> the same in luma, and a share of what their colour differences are
-    without all that is smaller than SMOOTH px."""
-    light = luma(change)
-    return light + share * _smooth(change - light, tile)
-
-
-def saturation(picture: Tensor) -> float:
-    """How much the colour differences of (1, 3, H, W) vary, for its luma, as standard deviations:
-    0 (grey) ... 1 (as much, or more)."""
-    light = luma(picture)
-    variance = (picture - light).var((2, 3), correction=0).mean()
-    return min(1.0, (variance / light.var(correction=0)).sqrt().nan_to_num(1.0).item())
-
-
 def _smooth(maps: Tensor, tile: str) -> Tensor:
+    """(B, C, H, W) -> the means of SMOOTH x SMOOTH px around each pixel."""
     mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    smooth: Tensor = _Mean.apply(surrounded(maps, tile, mirrors, SMOOTH // 2))
-    return smooth
-
-
-class _Mean(torch.autograd.Function):
-    """(B, C, H + 8, W + 8) -> (B, C, H, W): what `F.avg_pool2d(..., SMOOTH, 1)` gives, there and
-    back in an eighth of the time (one core)."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor) -> Tensor:
-        return _means(maps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Each of SMOOTH pixels on the way there gathers from as many on the way back.
-        return _means(F.pad(gradient, [SMOOTH - 1] * 4))
-
-
-def _means(maps: Tensor) -> Tensor:
-    B, C, H, W = maps.shape
-    more = SMOOTH - 1
-    means = maps.new_empty(B, C, H - more, W - more)
-    # Strip by strip, which stays in a cache; sums of a large picture would be its largest tensors.
-    for rows in strips(H - more, ROWS):
-        sums = _runs(_runs(maps[:, :, rows.start : rows.stop + more], 2), 3)
-        torch.div(sums, SMOOTH**2, out=means[:, :, rows])
-    return means
-
-
-def _runs(maps: Tensor, dim: int) -> Tensor:
-    """The sums of all runs of SMOOTH values along a dimension, by doubling: of 2, 4, 8 and 9."""
-
-    def pairs(one: Tensor, other: Tensor, apart: int) -> Tensor:
-        count = other.shape[dim] - apart
-        return one.narrow(dim, 0, count) + other.narrow(dim, apart, count)
-
-    twos = pairs(maps, maps, 1)
-    fours = pairs(twos, twos, 2)
-    return pairs(pairs(fours, fours, 4), maps, 8)
+    maps = surrounded(maps, tile, mirrors, SMOOTH // 2)
+    return F.avg_pool2d(F.avg_pool2d(maps, (SMOOTH, 1), 1), (1, SMOOTH), 1)
 
 
 def matched_colours(style: Tensor, content: Tensor) -> Tensor:

@@ -319,8 +319,7 @@ def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int, state: State |
 
     The loss falls by four orders of magnitude and its gradient with it. Adam divides by a mean of
     past gradients, so that on the loss itself the steps freeze soon after the start; on its
-    logarithm the gradient keeps its size. A long first moment, a second one as short-lived, and a
-    cosine decay, which follows the steps that are left, do the rest: figures in the README.
+    logarithm the gradient keeps its size. A cosine decay follows the steps that are left.
     """
     first, second = torch.zeros_like(image), torch.zeros_like(image)
     age, losses, phase = 0, image.new_ones(len(image)), 0.0
@@ -454,9 +453,8 @@ def _line_search(
 
 
 SETTLING = 20  # steps over which a loss must fall to be worth more of them
-TOLERANCE = 0.1  # share of it by which it must, unless the user says another
 LAST_STEPS = 0.125  # of those that were taken until a loss stopped falling
-ADAM_BETA1, ADAM_BETA2 = 0.97, 0.95
+ADAM_BETA1, ADAM_BETA2 = 0.95, 0.99
 LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
 LINE_SEARCH_TRIALS = 10
 LATE = 8  # steps after which a GPU's losses are read, so that it always has work

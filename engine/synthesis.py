@@ -1,13 +1,12 @@
 """How a picture is made, once all about it is decided: painted, optimised, or both."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from engine.blocks import Blocks, Parts
 from engine.checkpoints import Checkpoints
@@ -15,14 +14,12 @@ from engine.colours import (
     colours_apart,
     is_grey,
     noise_like,
-    saturation,
-    with_calm_chroma,
     with_chroma,
     with_colours,
     with_fine_detail,
 )
 from engine.kinds import STOCHASTIC, Kind
-from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, TOLERANCE, State, WentBack, optimize
+from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, State, WentBack, optimize
 from engine.precision import EXACT, ROUGH, convolving
 from engine.repaint import LEAST_SIDE, Painting, pixels_laid, repainted
 from engine.scales import pyramid, split_steps
@@ -36,8 +33,7 @@ from utils import Size, give_back_freed_memory, resize, rotated_and_resized, sca
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 4  # steps at the finest scale that take about as long: 6 of gram, 3 of guided
 STEP = 2000  # px that take as long as what a step costs at any size
-RIM, NARROW = 16, 16  # px, or a part of the side: there a picture follows less and less
-CALMER = 0.25  # of Adam's step size, for a start that is worth keeping
+CALMER = 0.08  # of Adam's step size, for a start that is worth keeping
 # Of the deviation of the exemplar's colours. Of fifteen textures at 200x200 what was laid was 0.11
 # apart at most, by chance 0.3 at half of that, and no eye minds either way; of photographs of
 # several things 0.15 to 1.2, and there it does.
@@ -53,6 +49,7 @@ class Spec:
     canvas: Canvas
     method: str = "gram"  # a name in `losses.METHODS`
     layers: list[str] | None = None  # that the model looks at; None: all that the trunk has
+    layer_weights: Mapping[str, float] = field(default_factory=dict)  # 1 for those not in it
     weights: dict[str, float] | None = None  # of the terms beside it; None: the method's own
     match_every: int = MATCH_EVERY  # steps for which what is matched is held
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
@@ -65,7 +62,7 @@ class Spec:
     scales: int | None = None  # how many; None: as many as the exemplar's size asks for
     repaint: float = 0.0  # share of the steps that go into painting with the exemplar's pixels
     kind: Kind = STOCHASTIC  # of the first exemplar, as far as painting asks for it
-    tolerance: float = TOLERANCE  # share of its loss that a scale must save, or it ends
+    tolerance: float = 0.0  # share of its loss that a scale must save, or it ends
     precision: str = EXACT  # of `engine.precision.PRECISIONS`
     parts: tuple[Parts, ...] = ()  # in which each scale is looked at, coarse to fine; (): whole
     team: Team = ALONE  # of processes that make it together
@@ -90,14 +87,8 @@ class Progress:
     scale: int  # 1 ... scales
     scales: int
     fraction: float  # of the work that is done, 0 ... 1; a fine step is more work than a coarse one
-    best: Tensor  # what is optimised, (1, 3 or 1, H, W): the best so far
+    image: Tensor  # the best so far, (1, 3 or 1, H, W) in [0, 1]
     loss: float  # NaN while the picture is painted: nothing is optimised then
-    shown: Callable[[Tensor], Tensor] = nn.Identity()  # that -> the picture, in [0, 1]
-
-    @property
-    def image(self) -> Tensor:
-        """The picture as it stands, (1, 3 or 1, H, W) in [0, 1]; made when it is asked for."""
-        return self.shown(self.best)
 
 
 @dataclass(frozen=True)
@@ -271,14 +262,6 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
     patches: hatching and dark points have the Gram matrices of edges, and what starts there as
     noise ends as such.
 
-    Its chroma starts as it is painted, and what is finer than some pixels stays so; of several
-    exemplars only the finer, as painting does not mind their shares. The first layers of a net
-    trained on photographs hardly see chroma: conv1_1 of the bundled net answers noise along
-    red-green and blue-yellow with a tenth of the power that it has for grey. What is optimised
-    there comes out as specks. Coarser chroma moves as much less than luma as the exemplar has less
-    of it: an exemplar that is nearly grey hardly holds it at all, and the optimum has blotches and
-    a rim of green and pink.
-
     Args:
         end: the part of all work that is done then, for the report.
 
@@ -316,9 +299,7 @@ def _with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
     size = size_of(image)
     args = spec.exemplars, canvas, size, spec.seed, spec.kind, layout
     painted = repainted(*args, team=spec.team).image
-    image = with_fine_detail(layout, painted, canvas.tile)
-    # Of several exemplars painting does not mind the shares.
-    return with_chroma(image, painted) if len(spec.exemplars) == 1 else image
+    return with_fine_detail(layout, painted, canvas.tile)
 
 
 def _all_grey(spec: Spec) -> bool:
@@ -362,13 +343,8 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
         image = image[:, :1]
     image = _started(canvas, image, first=scale.number == 1 and not scale.paints)
     mask = canvas.mask_at(scale.size)
-    shown: Callable[[Tensor], Tensor] = nn.Identity()
-    if scale.paints:
-        colourful = max(saturation(one.image) for one in spec.exemplars)
-        follows = freedom(scale.size, canvas.tile).to(image)
-        shown = partial(_shown, canvas.tile, mask, image, follows, colourful)
-        if spec.optimizer == "Adam":
-            lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
+    if scale.paints and spec.optimizer == "Adam":
+        lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     look: Look = trunk
     large = scale.parts.cut(scale.size)
@@ -376,13 +352,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
         look = Blocks(trunk, criterion, scale.parts.side, spec.team, scale.parts.graphs)
     if large:
         give_back_freed_memory()  # that painting has left
-        # What it takes to go back through it is made again then, to leave room for blocks.
-        seen: Callable[[Tensor], Tensor] = partial(
-            checkpoint, shown, use_reentrant=False, preserve_rng_state=False
-        )
-    else:
-        seen = shown
-    extract = partial(_extract, look, canvas.tile, mask, seen)
+    extract = partial(_extract, look, canvas.tile, mask)
     rough = ROUGH.get(spec.precision)
     quick = partial(extract, dtype=rough) if rough else None
     taken = 0
@@ -393,7 +363,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
         if tell.report is not None:
             done = scale.begin + (scale.end - scale.begin) * step / scale.steps
             step += scale.before
-            tell(Progress(step, scale.number, scale.count, done, image, loss, shown))
+            tell(Progress(step, scale.number, scale.count, done, image, loss))
 
     exact = math.ceil(EXACT_STEPS * scale.steps)
     with convolving(spec.precision):
@@ -415,7 +385,7 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
         )
     undone = scale.steps - taken
     tell.leave_out(undone, (scale.end - scale.begin) * undone / max(1, scale.steps))
-    return shown(found)
+    return found
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
@@ -432,7 +402,9 @@ def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) ->
     exemplars = tuple(_seen_by(trunk, one, factor) for one in spec.exemplars)
     scene = Scene(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.team))
     layers = spec.layers or trunk.layers
-    criterion = Criterion(scene, layers, spec.method, spec.weights, spec.match_every)
+    criterion = Criterion(
+        scene, layers, spec.method, spec.weights, spec.match_every, spec.layer_weights
+    )
     if spec.canvas.content is not None:
         features = trunk(resize(spec.canvas.content, size, spec.canvas.tile))
         photo = Scene((Exemplar((View(features),)),))
@@ -507,39 +479,9 @@ def cut_at(image: Tensor, tile: str) -> Size:
     return shift[0], shift[1]
 
 
-def _shown(
-    tile: str, mask: Tensor | None, start: Tensor, follows: Tensor, colourful: float, image: Tensor
-) -> Tensor:
-    """What is optimised -> the picture that comes of it: what was painted, and some changes."""
-    change = follows * (image - start)
-    if image.shape[1] > 1:
-        change = with_calm_chroma(change, colourful, tile)
-    found = (start + change).clamp(0, 1)
-    return found if mask is None else torch.where(mask, found, image)
-
-
-def freedom(size: Size, tile: str) -> Tensor:
-    """(H, W): how far each pixel follows what is optimised.
-
-    Few features see the outermost pixels, so that it is cheap to put there what is amiss with the
-    picture as a whole: a row of red where red is missing.
-    """
-    sides = []
-    for axis, side in zip("yx", size, strict=True):
-        ahead = torch.arange(1, side + 1)
-        inside = torch.minimum(ahead, ahead.flip(0)) / min(RIM, side / NARROW)
-        sides.append(torch.ones(side) if axis in tile else inside.clamp(max=1))
-    return torch.minimum(sides[0][:, None], sides[1])
-
-
 def _extract(
-    look: Look,
-    tile: str,
-    mask: Tensor | None,
-    shown: Callable[[Tensor], Tensor],
-    image: Tensor,
-    dtype: torch.dtype | None = None,
+    look: Look, tile: str, mask: Tensor | None, image: Tensor, dtype: torch.dtype | None = None
 ) -> Features:
     if mask is not None:
         image = torch.where(mask, image, image.detach())  # no gradient, so that it never moves
-    return look(shown(image), tile, dtype)
+    return look(image, tile, dtype)

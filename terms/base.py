@@ -8,9 +8,9 @@ mixes the pictures of a batch, and its values do not depend on net, layer and si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -150,6 +150,7 @@ class Options:
     seed: int = 0  # of what is drawn at random
     max_patches: int = MAX_PATCHES  # of a layer that are compared
     team: Team = ALONE  # of processes that look at the same pictures
+    layer_weights: Mapping[str, float] = field(default_factory=dict)  # 1 for layers not in it
 
 
 @dataclass(frozen=True)
@@ -368,6 +369,15 @@ def _sort_rows(keys: Tensor) -> None:
     keys.numpy().sort(1)
 
 
-def mean_of_layers(errors: Iterable[Tensor]) -> Tensor:
-    """(B,) of every layer -> (B,): layers weigh the same."""
-    return torch.stack(list(errors)).mean(0)
+def mean_of_layers(
+    errors: Mapping[str, Tensor], weights: Mapping[str, float] | None = None
+) -> Tensor:
+    """(B,) of every layer -> (B,): their weighted mean.
+
+    Args:
+        weights: of layers, above 0; 1 for a layer that is not in it.
+    """
+    shares = [1.0 if weights is None else weights.get(layer, 1.0) for layer in errors]
+    mean = sum(shares) / len(shares)
+    weighted = zip(errors.values(), shares, strict=True)
+    return torch.stack([error * (share / mean) for error, share in weighted]).mean(0)

@@ -43,7 +43,7 @@ class CNNMRF(Term):
         self.views = [view for one in scene.exemplars for view in one.views]
         self.pools = [k for k, one in enumerate(scene.exemplars) for _ in one.views]
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
-        self.canvas = scene.canvas
+        self.canvas, self.weights = scene.canvas, scene.options.layer_weights
         self.sources = {
             layer: [view.features[layer][0].detach().contiguous() for view in self.views]
             for layer in layers
@@ -114,7 +114,8 @@ class CNNMRF(Term):
         return energies
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(
-            energy / self.sources[layer][0].square().sum(0).mean().clamp(min=TINY)
+        errors = {
+            layer: energy / self.sources[layer][0].square().sum(0).mean().clamp(min=TINY)
             for layer, energy in statistics.items()
-        )
+        }
+        return mean_of_layers(errors, self.weights)

@@ -26,5 +26,8 @@ class Content(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         return mean_of_layers(
-            relative_error(statistics[layer], wanted) for layer, wanted in self.wanted.items()
+            {
+                layer: relative_error(statistics[layer], wanted)
+                for layer, wanted in self.wanted.items()
+            }
         )

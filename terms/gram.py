@@ -5,7 +5,8 @@ from torch import Tensor
 from models import Features
 from terms.base import Scene, Statistics, Sums, Term, mean_of_layers, relative_error
 
-GRAM_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
+FIRST_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]  # of blocks; saved pictures' errors
+GRAM_LAYERS = sorted([*FIRST_LAYERS, "conv1_2", "conv2_2", "conv3_2", "conv3_3"])
 
 
 def gram(features: Tensor) -> Sums:
@@ -33,13 +34,15 @@ class Gram(Term):
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar = scene.exemplar
-        self.layers = layers
+        self.layers, self.weights = layers, scene.options.layer_weights
         self.wanted = {k: v.mean.detach() for k, v in self.measure(exemplar.features).items()}
 
     def measure(self, output: Features) -> Statistics:
         return {layer: gram(output[layer]) for layer in self.layers}
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(
-            relative_error(statistics[layer].mean, wanted) for layer, wanted in self.wanted.items()
-        )
+        errors = {
+            layer: relative_error(statistics[layer].mean, wanted)
+            for layer, wanted in self.wanted.items()
+        }
+        return mean_of_layers(errors, self.weights)

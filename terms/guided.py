@@ -48,6 +48,7 @@ class Guided(Term):
         self.pools = [k for k, one in enumerate(scene.exemplars) for _ in one.views]
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
         self.canvas, self.max_patches = scene.canvas, scene.options.max_patches
+        self.weights = scene.options.layer_weights
         source = scene.exemplars[0].features
         self.mean = {layer: source[layer].detach().mean((2, 3), True) for layer in layers}
         self.sources = {
@@ -129,7 +130,7 @@ class Guided(Term):
         return scores
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(statistics.values())
+        return mean_of_layers(statistics, self.weights)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -31,8 +31,10 @@ class Moments(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         return mean_of_layers(
-            relative_error(self._moments(statistics[layer], layer), wanted)
-            for layer, wanted in self.wanted.items()
+            {
+                layer: relative_error(self._moments(statistics[layer], layer), wanted)
+                for layer, wanted in self.wanted.items()
+            }
         )
 
     def _moments(self, sums: Sums, layer: str) -> Tensor:

@@ -31,6 +31,7 @@ class Sliced(Term):
 
     def __init__(self, scene: Scene, layers: list[str]) -> None:
         exemplar, self.team = scene.exemplar, scene.options.team
+        self.weights = scene.options.layer_weights
         self.source = {layer: exemplar.features[layer].detach().flatten(2)[0] for layer in layers}
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
@@ -54,8 +55,8 @@ class Sliced(Term):
         }
 
     def distance(self, statistics: Statistics) -> Tensor:
-        errors = []
+        errors = {}
         for layer, (_, wanted) in self.slices.items():
             distance = squared_wasserstein(statistics[layer], wanted, self.team)
-            errors.append(distance / wanted.square().mean().clamp(min=TINY))
-        return mean_of_layers(errors)
+            errors[layer] = distance / wanted.square().mean().clamp(min=TINY)
+        return mean_of_layers(errors, self.weights)

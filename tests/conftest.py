@@ -18,7 +18,7 @@ import Synthesis
 from engine import repaint
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
-from models import NETS, layer_table
+from models import NETS, Found, layer_table
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
 from terms.regions import Regional
 from terms.team import ALONE, Team
@@ -108,10 +108,17 @@ def regional(kind, features, layers, **told):
 
 
 def criterion_of(
-    features, layers, method="gram", weights=None, match_every=MATCH_EVERY, **told
+    features,
+    layers,
+    method="gram",
+    weights=None,
+    match_every=MATCH_EVERY,
+    layer_weights=None,
+    **told,
 ) -> Criterion:
     """A criterion of what `known` takes."""
-    return Criterion(known(features, **told), layers, method, weights, match_every)
+    scene = known(features, **told)
+    return Criterion(scene, layers, method, weights, match_every, layer_weights)
 
 
 def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec) -> Tensor:
@@ -171,10 +178,11 @@ def narrow_net(monkeypatch):
     """In the command the bundled net with a few random filters a layer, for tests of the program
     that no picture's quality decides: as many layers, and next to no time."""
     generator, weights, channels = torch.Generator().manual_seed(0), {}, 3
-    for index in layer_table(NETS["vgg16-hed"]).values():
+    for index in layer_table(NETS["vgg16-caffe"]).values():
         if index is not None:
             shape = WIDTH, channels, 3, 3
             weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator)
             weights[f"features.{index}.bias"] = torch.zeros(WIDTH)
             channels = WIDTH
-    monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: (weights, "vgg16-hed", []))
+    found = Found(weights, "vgg16-caffe")
+    monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: found)

@@ -58,7 +58,7 @@ def test_help_shows_every_default():
         assert f"default {default}" in text
     assert "Adam 0.05, LBFGS 1" in text
     assert "keep the content; default conv4_1" in text
-    assert "the same for any size; default 0.5" in text
+    assert "the same for any size; default 0.05" in text
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_help_shows_every_default():
         ("gt_path", "a.png", "b.png"),
         ("mix", ("a.png", None), ("b.png", 0.3)),
         ("maps", "a.png", "b.png"),
-        ("layers", "conv1_1", "conv2_1"),
+        ("layers", ("conv1_1", 1.0), ("conv2_1", 2.0)),
         ("content_layers", "conv1_1", "conv2_1"),
         ("patch_rotations", 30.0, 60.0),
         ("patch_scales", 0.5, 2.0),
@@ -77,7 +77,8 @@ def test_a_flag_of_several_values_may_be_given_again(flag, one, two):
     def spelled(value):
         return value if isinstance(value, str) else f"{value}"
 
-    words = ["a.png", "b.png:0.3"] if flag == "mix" else [spelled(one), spelled(two)]
+    pairs = {"mix": ["a.png", "b.png:0.3"], "layers": ["conv1_1", "conv2_1:2"]}
+    words = pairs.get(flag, [spelled(one), spelled(two)])
     assert getattr(arguments.parse([f"--{flag}", *words]), flag) == [one, two]
     again = [word for value in words for word in (f"--{flag}", value)]
     assert getattr(arguments.parse(again), flag) == [one, two]

@@ -46,7 +46,7 @@ def small(monkeypatch, tmp_path):
 def test_benchmark_as_json(small, capsys):
     assert Synthesis.main([*small, "--json", "--precision", "fp32"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["machine"]["net"] == "vgg16-hed" and found["machine"]["first step"] == 1.5
+    assert found["machine"]["net"] == "vgg16-caffe" and found["machine"]["first step"] == 1.5
     (row,) = found["rows"]
     assert (row["side"], row["precision"]) == (48, "fp32")
     assert 0 < row["s/step"] < 5 and 0 < row["of a product"] < 5 and 0.1 < row["GB"] < 20
@@ -112,5 +112,5 @@ def test_start_up_ends_with_the_line_that_is_told():
 @pytest.mark.slow
 def test_start_up_ends_with_the_first_step(tmp_path):
     """Of a run that would take an hour, whose own line on stderr tells."""
-    command = benchmark._first_step(str(tmp_path), ["--device", "cpu", "--model", "vgg16-hed"])
+    command = benchmark._first_step(str(tmp_path), ["--device", "cpu", "--model", "vgg16-caffe"])
     assert benchmark._seconds_until("from step 1", command) < 120

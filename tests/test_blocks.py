@@ -82,19 +82,19 @@ def test_spans_by_hand():
 @pytest.mark.parametrize(("pool", "tile"), [("avg", ""), ("max", "x"), ("avg", "y"), ("max", "xy")])
 def test_gradient_by_blocks_is_that_of_the_whole(pool, tile, side):
     spec = spec_of(SIZE, "gram", dict.fromkeys(TERMS, 0.5), tile)
-    assert_same(*both(narrow("vgg16-hed", pool=pool), spec, SIZE, side))
+    assert_same(*both(narrow("vgg16-caffe", pool=pool), spec, SIZE, side))
 
 
 @pytest.mark.parametrize("method", ["swd", "cnnmrf", "guided"])
 @pytest.mark.parametrize("tile", ["", "xy"])
 def test_every_method_is_the_same_by_blocks(method, tile):
     spec = spec_of(SIZE, method, {"gram": 1.0}, tile)
-    assert_same(*both(narrow("vgg16-hed"), spec, SIZE, 16))
+    assert_same(*both(narrow("vgg16-caffe"), spec, SIZE, 16))
 
 
 @pytest.mark.parametrize(
     ("net", "layers"),
-    [("vgg16-hed", ["conv5_1"]), ("vgg19", ["conv3_4", "conv4_2"]), ("vgg19", ["pool2"])],
+    [("vgg16-caffe", ["conv5_1"]), ("vgg19", ["conv3_4", "conv4_2"]), ("vgg19", ["pool2"])],
 )
 def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
     trunk = narrow(net, layers)
@@ -109,7 +109,7 @@ def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
 
 @pytest.mark.parametrize("graphs", [1, 3, 9])
 def test_a_block_whose_graph_is_kept_is_looked_at_once(graphs):
-    spec, trunk = spec_of((64, 64), weights={"moments": 1.0}), narrow("vgg16-hed")
+    spec, trunk = spec_of((64, 64), weights={"moments": 1.0}), narrow("vgg16-caffe")
     criterion, image = criterion_at(spec, trunk, SOURCE, (64, 64)), noise(1, 3, 64, 64)
     looked = []
     trunk.register_forward_hook(lambda *_: looked.append(1))
@@ -150,7 +150,7 @@ def test_processes_that_exchange_rows_see_the_whole(method, pool, tile, count):
     """Of three, the one in the middle has both neighbours; in a ring of two they are the same."""
     size = (104, 48) if "y" in tile else (103, 50)
     spec = spec_of(size, method, {"moments": 1.0}, tile)
-    trunk = narrow("vgg16-hed", [*LAYERS, "conv4_1"], pool)
+    trunk = narrow("vgg16-caffe", [*LAYERS, "conv4_1"], pool)
     criterion = criterion_at(spec, trunk, SOURCE, size)
     image = noise(1, 3, *size, seed=1)
     if criterion.match_every:
@@ -171,7 +171,7 @@ def test_processes_that_exchange_rows_see_the_whole(method, pool, tile, count):
 
 
 def test_odd_sides_leave_out_what_the_whole_leaves_out():
-    assert_same(*both(narrow("vgg16-hed"), spec_of((63, 78)), (63, 78), 16))
+    assert_same(*both(narrow("vgg16-caffe"), spec_of((63, 78)), (63, 78), 16))
 
 
 def test_regions_mixes_and_content_are_the_same_by_blocks():
@@ -182,7 +182,7 @@ def test_regions_mixes_and_content_are_the_same_by_blocks():
     masked = {"init": noise(1, 3, *size, seed=3), "mask": mask, "regions": regions}
     two = tuple(exemplar_of(noise(1, 3, *SOURCE, seed=n), share=s) for n, s in ((0, 0.3), (4, 0.7)))
     photo = {"content": noise(1, 3, *size, seed=5)}
-    weights, trunk = {"histogram": 0.5, "moments": 1.0}, narrow("vgg16-hed")
+    weights, trunk = {"histogram": 0.5, "moments": 1.0}, narrow("vgg16-caffe")
     for told in (
         {"canvas": masked},
         {"exemplars": two},
@@ -200,7 +200,7 @@ def test_each_scale_is_looked_at_in_its_parts(monkeypatch):
         return Blocks(trunk, criterion, side, team, graphs)
 
     monkeypatch.setattr(synthesis, "Blocks", blocks)
-    trunk, exemplar = narrow("vgg16-hed").float(), exemplar_of(noise(1, 3, 64, 64).float())
+    trunk, exemplar = narrow("vgg16-caffe").float(), exemplar_of(noise(1, 3, 64, 64).float())
     parts = (Parts(), Parts(24, 2), Parts(16, 1))
     told = {"exemplars": (exemplar,), "steps": 6, "parts": parts}
     synthesis.new_texture(spec_of((64, 64), scales=3, **told), trunk)
@@ -211,7 +211,7 @@ def test_each_scale_is_looked_at_in_its_parts(monkeypatch):
 
 
 def test_blocks_have_no_second_derivative():
-    trunk, size = narrow("vgg16-hed"), (64, 64)
+    trunk, size = narrow("vgg16-caffe"), (64, 64)
     blocks = Blocks(trunk, criterion_at(spec_of(size), trunk, SOURCE, size), 32)
     image = noise(1, 3, *size).requires_grad_()
     loss = blocks.criterion(blocks(image)).sum()

@@ -25,11 +25,11 @@ from command.costs import (
 from command.plan import can_be_cut, job_of, orders_of, plan
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
-from terms.gram import GRAM_LAYERS
+from terms.gram import FIRST_LAYERS
 from utils import TEXTURES, UserError, read_picture, read_record, resize, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = resolve_layers(GRAM_LAYERS, "vgg19")
+LAYERS = resolve_layers(FIRST_LAYERS, "vgg19")
 CPU = torch.device("cpu")
 LARGE = [((256, 256), (2048, 2048))]  # of exemplar and output
 
@@ -40,19 +40,19 @@ def run_of(side: int, **options) -> Run:
 
 def test_arithmetic_is_what_torch_counts(monkeypatch):
     monkeypatch.setattr(models, "LEAST_CHANNELS", 1000)  # all of it by plain convolutions
-    weights = load_weights("vgg16-hed", None, LAYERS)[0]
-    extractor = Extractor(weights, "vgg16-hed", LAYERS)
+    weights = load_weights("vgg16-caffe", None, LAYERS).weights
+    extractor = Extractor(weights, "vgg16-caffe", LAYERS)
     with FlopCounterMode(display=False) as counter:
         extractor(torch.rand(1, 3, 64, 64))
-    counted = sum(stage.flops for stage in costs._stages("vgg16-hed", LAYERS)) * 64 * 64
+    counted = sum(stage.flops for stage in costs._stages("vgg16-caffe", LAYERS)) * 64 * 64
     assert counted == counter.get_total_flops()
 
 
 def test_what_is_kept_is_what_autograd_keeps():
     """The peak is on the way back through conv1_2: beside all that is kept there are the gradients
     of every layer looked at, and those of its output and input, 64 floats a pixel each."""
-    weights = load_weights("vgg16-hed", None, LAYERS)[0]
-    extractor, kept = Extractor(weights, "vgg16-hed", LAYERS), {}
+    weights = load_weights("vgg16-caffe", None, LAYERS).weights
+    extractor, kept = Extractor(weights, "vgg16-caffe", LAYERS), {}
     frozen = {parameter.data_ptr() for parameter in extractor.parameters()}
 
     def keep(tensor):
@@ -65,7 +65,7 @@ def test_what_is_kept_is_what_autograd_keeps():
         features = extractor(torch.rand(1, 3, 128, 128, requires_grad=True))
     found = sum(storage.nbytes() for storage in kept.values()) / FLOAT / 128**2
     gradients = sum(features[layer].numel() for layer in LAYERS) / 128**2
-    assert costs._stepping("vgg16-hed", LAYERS) == pytest.approx(found + gradients + 2 * 64)
+    assert costs._stepping("vgg16-caffe", LAYERS) == pytest.approx(found + gradients + 2 * 64)
 
 
 def test_lbfgs_keeps_pairs_of_pictures():
@@ -274,12 +274,12 @@ def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
     save_picture(resize(read_picture(TEXTURES / "pebbles.png")[0], (side, side)), exemplar, {})
     arguments = ["--gt_path", str(exemplar), "--save_path", str(folder / "out.png"), "--quiet"]
     (folder / "out.png").unlink(missing_ok=True)
-    arguments += ["--model", "vgg16-hed", "--device", "cpu", "--scales", "1", *options]
+    arguments += ["--model", "vgg16-caffe", "--device", "cpu", "--scales", "1", *options]
     (job,), _ = plan(request := parse(arguments))
     command = [sys.executable, "-c", MEASURE, *arguments]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     # The kernel's own high-water mark: that of getrusage begins with the parent's.
-    run = Run.of(job, "vgg16-hed")
+    run = Run.of(job, "vgg16-caffe")
     if request.max_memory is not None:
         run = fitting(run, request.max_memory)
     return estimated_bytes(run), 1024 * int(said.splitlines()[-1])

@@ -136,7 +136,9 @@ def test_devices_do_not_meet(far):
 
 
 WAITING = {  # how often the CPU waits for the device in a step: for the loss, but
-    "--optimizer LBFGS": 3,  # for its curvature, and what was expected, which is there by then
+    # For its curvature, and what was expected, which is there by then; at this rate no trial is in
+    # vain.
+    "--optimizer LBFGS --lr 0.5": 3,
     "--size 64 --init {maps} --mask {mask} {every}": 1,
     "--guide {mask} {mask} --histogram 1 --patches 1": 1,
     "--method swd": 1,
@@ -202,7 +204,9 @@ def run_far(tmp_path, command):
     half = Image.new("L", (64, 64))
     half.paste(255, (0, 0, 32, 64))
     half.save(mask)
-    arguments = f"--gt_path {exemplar} --save_path {saved} --size 48 --model vgg16-hed --overwrite "
+    arguments = (
+        f"--gt_path {exemplar} --save_path {saved} --size 48 --model vgg16-caffe --overwrite "
+    )
     arguments += command.format(mask=mask, maps=exemplar, every=EVERY_TERM)
     assert Synthesis.main(shlex.split(arguments)) == 0
     return saved

@@ -28,7 +28,7 @@ def files(name, flags):
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_command_parses(experiment):
     for flags in experiment.commands.values():
-        assert parse(shlex.split(f"{flags} {FIXED}")).model == "vgg16-hed"
+        assert parse(shlex.split(f"{flags} {FIXED}")).model == "vgg16-caffe"
 
 
 def test_every_picture_is_made_by_one_experiment():

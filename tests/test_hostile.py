@@ -21,11 +21,11 @@ from Synthesis import main
 from utils import TEXTURES, UserError, find_picture, in_one_line, read_picture, read_vectors
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = resolve_layers(["conv1_1"], "vgg16-hed")
+LAYERS = resolve_layers(["conv1_1"], "vgg16-caffe")
 
 
 def read_weights(path):
-    load_weights("vgg16-hed", path, LAYERS)
+    load_weights("vgg16-caffe", path, LAYERS)
 
 
 READERS = [find_picture, read_picture, read_vectors, read_weights]

@@ -96,7 +96,7 @@ def test_a_term_and_a_method_from_outside_run_through_the_command(flags, brightn
     start = tmp_path / "dark.png"
     Image.new("RGB", (32, 32), (60, 60, 60)).save(start)
     arguments = ["--gt_path", str(exemplar), "--init", str(start), "--save_path", str(result)]
-    arguments += ["--model", "vgg16-hed", "--device", "cpu", "--histogram", "0"]
+    arguments += ["--model", "vgg16-caffe", "--device", "cpu", "--histogram", "0"]
     arguments += ["--epoch", "30", *flags.split()]
     assert Synthesis.main(arguments) == 0
     mean = 255 * read_picture(result)[0].mean((0, 2, 3))
@@ -136,7 +136,7 @@ def test_the_snippet_of_the_readme_runs_from_any_folder_without_torchvision(tmp_
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(snippet.splitlines()) <= 6
     snippet = snippet.replace("path/to/this/folder", str(ROOT)).replace("epoch=300", "epoch=2")
-    snippet = snippet.replace("size=(256, 512)", 'size=(24, 48), model="vgg16-hed"')
+    snippet = snippet.replace("size=(256, 512)", 'size=(24, 48), model="vgg16-caffe"')
     snippet += "sys.exit('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -146,11 +146,11 @@ def test_the_snippet_of_the_readme_runs_from_any_folder_without_torchvision(tmp_
 
 def test_the_library_makes_the_picture_of_the_command(tmp_path, narrow_net, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # exemplars are found from any folder
-    flags = ["--size", "40x32", "--epoch", "3", "--tv", "0.1", "--model", "vgg16-hed"]
+    flags = ["--size", "40x32", "--epoch", "3", "--tv", "0.1", "--model", "vgg16-caffe"]
     assert Synthesis.main(["--gt_path", "leaf.jpg", *flags, "--save_path", "command.png"]) == 0
     capfd.readouterr()
     image = Synthesis.synthesize(
-        "leaf.jpg", size=(32, 40), epoch=3, tv=0.1, model="vgg16-hed", save_path="library.png"
+        "leaf.jpg", size=(32, 40), epoch=3, tv=0.1, model="vgg16-caffe", save_path="library.png"
     )
     assert capfd.readouterr() == ("", "")
     assert image.shape == (1, 3, 32, 40)

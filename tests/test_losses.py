@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 import utils
 from losses import METHODS, TERMS
+from models import BUNDLED_NET, FILTER, LAYER, Extractor, load_weights, resolve_layers
 from terms import cnnmrf
 from terms.cnnmrf import CNNMRF
 from terms.content import Content
-from terms.gram import Gram
+from terms.gram import GRAM_LAYERS, Gram
 from terms.guided import Guided, _Sample
 from terms.histogram import Histogram
 from terms.matching import BANDWIDTH, EPSILON
@@ -139,6 +140,53 @@ def test_terms_look_at_every_layer_and_models_at_theirs(tiny, checkerboard):
     assert model.item() != term.item()
     criterion = criterion_of(source, ["relu2_1"], "gram", {"gram": 2.0})
     torch.testing.assert_close(criterion(output), model + 2 * term)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_weigh_as_much_as_is_said(method, tiny, checkerboard, every_patch):
+    """Weights 3 and 1: three quarters of the first layer's loss, a quarter of the second's."""
+    source, output = tiny(checkerboard), tiny(picture(1, 3, 16, 16, seed=1))
+
+    def value(**layer_weights):
+        criterion = criterion_of(source, tiny.layers, method, {}, layer_weights=layer_weights)
+        criterion.renew(output)
+        return criterion(output)
+
+    first, second = (value(**{layer: 1e9}) for layer in tiny.layers)
+    assert first.item() != pytest.approx(second.item(), rel=1e-2)
+    torch.testing.assert_close(value(**{tiny.layers[0]: 3.0}), 0.75 * first + 0.25 * second)
+    torch.testing.assert_close(value(), (first + second) / 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rescaled_layers_change_no_loss(method):
+    """Losses are relative to the exemplar's features; a rescaled filter changes them."""
+    layers = resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], BUNDLED_NET)
+    weights = load_weights(BUNDLED_NET, None, layers).weights
+    source, output = picture(1, 3, 40, 40), picture(1, 3, 40, 48, seed=1)
+    losses = {}
+    for per in (None, LAYER, FILTER):
+        trunk = Extractor(weights, BUNDLED_NET, layers)
+        if per is not None:
+            trunk.rescale(source, per)
+        of_method = resolve_layers(METHODS[method].layers, BUNDLED_NET)
+        criterion = criterion_of(trunk(source), of_method, method)
+        criterion.renew(trunk(output))
+        losses[per] = criterion(trunk(output)).item()
+    assert losses[LAYER] == pytest.approx(losses[None], rel=1e-4)
+    assert losses[FILTER] != pytest.approx(losses[None], rel=1e-2)
+
+
+def test_weights_of_layers_are_the_models_alone(tiny, checkerboard):
+    source, output = tiny(checkerboard), tiny(checkerboard.flip(1))
+    weights = {"gram": 1.0, "moments": 1.0}
+    plain, weighted = (
+        criterion_of(source, tiny.layers, "gram", weights, layer_weights=layer_weights)
+        for layer_weights in (None, {tiny.layers[0]: 3.0})
+    )
+    assert plain.terms[0][1](output) != weighted.terms[0][1](output)
+    for (_, one), (_, other) in zip(plain.terms[1:], weighted.terms[1:], strict=True):
+        assert torch.equal(one(output), other(output))
 
 
 def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):

@@ -57,7 +57,7 @@ def test_a_run_in_bfloat16_ends_as_near_to_the_exemplar(optimizer, tmp_path, cap
     exemplar, result = tmp_path / "corner.png", tmp_path / "result.png"
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 48, 48)).save(exemplar)
     command = ["--gt_path", str(exemplar), "--save_path", str(result), "--overwrite"]
-    command += ["--model", "vgg16-hed", "--device", "cpu", "--epoch", "16"]
+    command += ["--model", "vgg16-caffe", "--device", "cpu", "--epoch", "16"]
     command += ["--optimizer", optimizer, "--precision"]
     errors = {}
     for name in ("fp32", "bf16"):

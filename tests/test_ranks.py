@@ -268,14 +268,14 @@ from engine.optimizers import optimize
 from engine.synthesis import Spec, criterion_at, exemplar_of
 from models import Extractor, load_weights, resolve_layers
 from terms.base import Canvas
-from terms.gram import GRAM_LAYERS
+from terms.gram import FIRST_LAYERS
 from terms.team import ALONE
 from utils import TEXTURES, read_picture, resize
 
 method, tile, out = sys.argv[1:]
 own, size = place(), (128, 72)
-layers = resolve_layers(GRAM_LAYERS[:3], "vgg16-hed")
-weights, name, _ = load_weights("vgg16-hed", None, layers)
+layers = resolve_layers(FIRST_LAYERS[:3], "vgg16-caffe")
+weights, name, *_ = load_weights("vgg16-caffe", None, layers)
 exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
 exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
 team = team_of(own, torch.device("cpu")) if own.count > 1 else ALONE
@@ -312,7 +312,7 @@ QUICK = "Synthesis.py --gt_path pebbles.png --size 128 --scales 1 --device cpu -
 def test_one_of_two_ranks_saves_the_picture_and_tells_of_it(tmp_path):
     flags = [
         *QUICK.split(),
-        *"--split --model vgg16-hed".split(),
+        *"--split --model vgg16-caffe".split(),
         "--epoch",
         "4",
         "--save_path",
@@ -329,7 +329,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path):
     (tmp_path / "two.png").write_bytes(b"old")
     flags = [
         *QUICK.split(),
-        *"--split --model vgg16-hed".split(),
+        *"--split --model vgg16-caffe".split(),
         "--epoch",
         "100000",
         "--tolerance",

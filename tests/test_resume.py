@@ -175,7 +175,7 @@ def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
 def test_kill_9_at_random_moments(exemplar):
     """Until it is made; what there is of the result at any time is whole."""
     folder = exemplar.parent
-    flags = "--size 64 --epoch 150 --device cpu --model vgg16-hed --resume"
+    flags = "--size 64 --epoch 150 --device cpu --model vgg16-caffe --resume"
     command = [sys.executable, "-c", "import command.resume as r; r.EVERY = 0.2; import Synthesis;"]
     command[-1] += "import sys; sys.exit(Synthesis.main(sys.argv[1:]))"
     command += ["--gt_path", str(exemplar), *flags.split(), "--save_path"]

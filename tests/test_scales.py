@@ -45,11 +45,12 @@ def test_pyramid_refuses():
 
 def test_split_steps_by_hand():
     assert split_steps(150, 3) == [86, 43, 21]  # 4/7, 2/7 and 1/7
-    assert split_steps(336, 3) == [192, 96, 48]  # as many as are enough
-    # Of the 450 that are left, the next has a third, which is fewer than the 192 that are enough.
-    assert split_steps(498, 3) == [300, 150, 48]
-    assert split_steps(1000, 3) == [760, 192, 48]
-    assert split_steps(2100, 3) == [1600, 400, 100]  # 16/21, 4/21 and 1/21: equal times
+    assert split_steps(672, 3) == [384, 192, 96]  # as many as are enough
+    # Of the 900 that are left, the next has a third, which is fewer than the 384 that are enough.
+    assert split_steps(996, 3) == [600, 300, 96]
+    assert split_steps(1000, 3) == [603, 301, 96]
+    assert split_steps(2000, 3) == [1520, 384, 96]
+    assert split_steps(4200, 3) == [3200, 800, 200]  # 16/21, 4/21 and 1/21: equal times
     assert split_steps(5, 1) == [5]
 
 

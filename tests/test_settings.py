@@ -66,6 +66,32 @@ def test_what_is_said_is_laid_over_a_record(folder):
     assert said.save_path.name == "two.png" and said.overwrite is False
 
 
+def test_a_net_that_is_said_replaces_all_that_a_record_says_of_its_net(folder):
+    record = {"inputs": {}, "gt_path": "a.png", "model": "vgg16-hed", "weights": "w.pth"}
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "one.png", record)
+    said = parse("--from one.png --model vgg16".split())
+    assert (said.model, said.weights) == ("vgg16", None)
+    said = parse("--from one.png --weights other.pth".split())
+    assert (said.model, str(said.weights)) == (None, "other.pth")
+
+
+def test_a_picture_of_another_version_is_told(folder, capfd):
+    assert run("--gt_path a.png --epoch 2 --save_path one.png") == 0
+    save_picture(
+        torch.zeros(1, 3, 8, 8),
+        folder / "old.png",
+        read_record(folder / "one.png") | {"version": "0.1.0"},
+    )
+    for name, told in (("one", False), ("old", True)):
+        capfd.readouterr()
+        said = f"--from {name}.png --save_path two_{name}.png --device cpu"
+        assert main(said.split()) == 0
+        lines = [line for line in capfd.readouterr().err.splitlines() if "made by version" in line]
+        assert [f"--from {name}.png: made by version 0.1.0" in line for line in lines] == [
+            True
+        ] * told
+
+
 def test_a_moved_exemplar_is_found_and_another_refused(folder, capfd):
     (folder / "in").mkdir()
     (folder / "a.png").rename(folder / "in" / "a.png")
@@ -94,6 +120,7 @@ def test_a_moved_exemplar_is_found_and_another_refused(folder, capfd):
         ({"inputs": {}, "gt_path": "a.png", "size": {"a": 1}}, "--from"),
         ({"inputs": {}, "gt_path": "a.png", "mix": [[1, 2, 3]]}, "--from"),
         ({"inputs": {"a.png": "0" * 64}, "gt_path": "a.png"}, "not here as it was"),
+        ({"inputs": {}, "gt_path": "a.png", "model": "vgg16-hed"}, "no longer there; --model"),
     ],
 )
 def test_records_are_not_trusted(record, told, folder, capfd):

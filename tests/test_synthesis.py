@@ -25,8 +25,7 @@ from command import canvas, scores, verdict
 from command.arguments import VERSION, Request, parse
 from command.interrupts import Stopped
 from engine import synthesis
-from engine.colours import luma, noise_like
-from engine.optimizers import TOLERANCE
+from engine.colours import noise_like
 from engine.orientation import axes
 from engine.repaint import Painting
 from engine.scales import split_steps
@@ -43,7 +42,7 @@ EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
 METHODS_SLOW = [
     pytest.param(method, marks=[] if method == "gram" else pytest.mark.slow) for method in METHODS
 ]
-TINY = ["--model", "vgg16-hed", "--device", "cpu", "--epoch", "6", "--size", "32"]
+TINY = ["--model", "vgg16-caffe", "--device", "cpu", "--epoch", "6", "--size", "32"]
 
 
 @pytest.fixture
@@ -77,18 +76,18 @@ def pixels(path) -> np.ndarray:
 @pytest.mark.parametrize(
     "optimizer, steps, error",
     [
-        # 0.018 to 0.024, by seed and machine.
-        pytest.param("Adam", "150", 0.03, marks=pytest.mark.slow),
-        pytest.param("LBFGS", "130", 0.02, marks=pytest.mark.slow),
-        ("LBFGS", "60", 0.04),  # 0.030 to 0.033
+        # 0.029 to 0.034 and 0.020 to 0.030, by seed.
+        pytest.param("Adam", "150", 0.042, marks=pytest.mark.slow),
+        pytest.param("LBFGS", "130", 0.037, marks=pytest.mark.slow),
+        ("LBFGS", "60", 0.05),  # 0.034 to 0.040
     ],
 )
 def test_a_real_run_makes_the_texture(optimizer, steps, error, pebbles, result, capsys):
     record = make(pebbles, result, "--size", "64", "--epoch", steps, "--optimizer", optimizer)
-    assert record["error"] < error  # white noise of the same colours: 0.72
+    assert record["error"] < error  # white noise of the same colours: 0.67
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 3.5
     path, size, seconds, unit, _, _, told, net, precision = capsys.readouterr().out.split()
-    assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-hed")
+    assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-caffe")
     assert precision == record["precision"] != "auto"
     assert float(seconds) > 0 and float(told) == record["error"]
 
@@ -96,19 +95,19 @@ def test_a_real_run_makes_the_texture(optimizer, steps, error, pebbles, result, 
 @pytest.mark.parametrize(
     "options, error, most",
     [
-        pytest.param("--method swd", 0.06, 11, marks=pytest.mark.slow),
+        pytest.param("--method swd", 0.1, 11, marks=pytest.mark.slow),  # 0.068 to 0.086
         # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
-        # their weight; errors of 0.024 to 0.032, and 0.049 to 0.077 with a tenth of the weight
+        # their weight; errors of 0.046 to 0.059, and 0.063 to 0.106 with a tenth of the weight
         # of Gram matrices.
-        pytest.param("--method cnnmrf", 0.042, 6, marks=pytest.mark.slow),
-        pytest.param("--method guided", 0.042, 6, marks=pytest.mark.slow),
-        ("--preset best", 0.13, 8),
+        pytest.param("--method cnnmrf", 0.062, 6, marks=pytest.mark.slow),
+        pytest.param("--method guided", 0.062, 6, marks=pytest.mark.slow),
+        ("--preset best", 0.25, 8),  # 0.13 to 0.20, as it minds no net
     ],
 )
 def test_every_method_makes_the_texture(options, error, most, pebbles, result):
     size = ["--size", "48x56", "--epoch", "60", "--optimizer", "LBFGS"]
     record = make(pebbles, result, *size, *options.split())
-    assert record["error"] < error  # white noise of the same colours: 0.72
+    assert record["error"] < error  # white noise of the same colours: 0.67
     assert scores.patches(read_picture(result)[0], read_picture(pebbles)[0]) < most
     # What is painted of so few pebbles has not the shares of all of them.
     apart = 7 if "best" in options else 5
@@ -157,9 +156,9 @@ def test_tile_has_no_border(method, monkeypatch):
     to detail that is painted, which is drawn by lot."""
     monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
-    layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-hed")
-    weights = models.load_weights("vgg16-hed", None, layers)[0]
-    net = models.Extractor(weights, "vgg16-hed", layers)
+    layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-caffe")
+    weights = models.load_weights("vgg16-caffe", None, layers).weights
+    net = models.Extractor(weights, "vgg16-caffe", layers)
     terms = {"histogram": 0.5, "spectrum": 0.1, "patches": 10.0, "tv": 1.0}
     noise = noise_like(exemplar, (64, 64), torch.Generator().manual_seed(0))
     found = {}
@@ -186,9 +185,9 @@ def test_the_outermost_rows_have_no_beads(method, terms):
     where pixels at the border were in fewer patches."""
     leaf = read_picture(TEXTURES / "leaf.jpg")[0][..., 104:152, 104:152]
     exemplar = resize(leaf, (96, 96))  # smooth
-    layers = models.resolve_layers(GRAM_LAYERS, "vgg16-hed")
-    weights = models.load_weights("vgg16-hed", None, layers)[0]
-    net = models.Extractor(weights, "vgg16-hed", layers)
+    layers = models.resolve_layers(GRAM_LAYERS, "vgg16-caffe")
+    weights = models.load_weights("vgg16-caffe", None, layers).weights
+    net = models.Extractor(weights, "vgg16-caffe", layers)
     net.rescale(exemplar)
     options = {"method": method, "weights": terms, "optimizer": "LBFGS", "steps": 40}
     frequency = torch.fft.rfftfreq(96)
@@ -294,8 +293,8 @@ def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd, narrow_n
 @pytest.mark.slow
 def test_style_transfer_keeps_the_layout(result, pebbles):
     """The more it weighs, the nearer is the content; the result has its size."""
-    weights = models.load_weights("vgg16-hed", None, ["relu4_1"])[0]
-    net = models.Extractor(weights, "vgg16-hed", ["relu4_1"])
+    weights = models.load_weights("vgg16-caffe", None, ["relu4_1"]).weights
+    net = models.Extractor(weights, "vgg16-caffe", ["relu4_1"])
     content = net(read_picture(pebbles)[0])["relu4_1"]
     errors = []
     for weight in ("0", "0.5", "5"):
@@ -359,7 +358,7 @@ def test_guides_that_cannot_be(result, two_regions, tmp_path, capfd):
 def test_style_transfer_names_the_style_and_the_content(result, pebbles, capfd, narrow_net):
     record = make(pebbles, result, "--style_image", "brick.png", "--epoch", "1")
     assert (record["exemplar"], record["content"]) == ("brick.png", "corner.png")
-    assert (record["content_layers"], record["content_weight"]) == (["relu4_1"], 0.5)
+    assert (record["content_layers"], record["content_weight"]) == (["relu4_1"], 0.05)
     (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
     assert note.startswith("brick.png repeats after")
     assert "content" not in make(pebbles, result, "--epoch", "1")
@@ -512,7 +511,14 @@ def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
         "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     arguments = ["--gt_path", str(exemplar), "--method", method, "--epoch", "1", "--scales", "1"]
-    arguments += ["--size", "1024", "--save_path", str(tmp_path / "r.png"), "--model", "vgg16-hed"]
+    arguments += [
+        "--size",
+        "1024",
+        "--save_path",
+        str(tmp_path / "r.png"),
+        "--model",
+        "vgg16-caffe",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
     )
@@ -535,8 +541,8 @@ def test_every_exemplar_converges(optimizer, steps, exemplar, result):
 
 def test_error_is_that_of_the_saved_file(pebbles, result):
     record = make(pebbles, result.with_suffix(".jpg"))
-    weights = models.load_weights("vgg16-hed", None, ["relu4_1"])[0]
-    net = models.Extractor(weights, "vgg16-hed", ["relu1_1", "relu2_1", "relu3_1", "relu4_1"])
+    weights = models.load_weights("vgg16-caffe", None, ["relu4_1"]).weights
+    net = models.Extractor(weights, "vgg16-caffe", ["relu1_1", "relu2_1", "relu3_1", "relu4_1"])
     source, saved = (net(read_picture(p)[0]) for p in (pebbles, result.with_suffix(".jpg")))
     errors = []
     for layer in net.layers:
@@ -565,7 +571,7 @@ def test_size_of_the_exemplar_by_default(tmp_path, result, narrow_net):
     exemplar = tmp_path / "wide.png"
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 50, 33)).save(exemplar)
     arguments = ["--gt_path", str(exemplar), "--save_path", str(result), "--epoch", "2"]
-    assert main([*arguments, "--model", "vgg16-hed"]) == 0
+    assert main([*arguments, "--model", "vgg16-caffe"]) == 0
     assert pixels(result).shape == (33, 50, 3)
 
 
@@ -610,9 +616,9 @@ def test_the_record_makes_the_picture_again(pebbles, result, tmp_path, narrow_ne
         "--layers", "conv2_1", "relu1_1", "--scales", "2",
     )  # fmt: skip
     assert record["layers"] == ["relu1_1", "relu2_1"] and record["version"] == VERSION
-    assert record["net"] == "vgg16-hed" and record["exemplar"] == "corner.png"
+    assert record["net"] == "vgg16-caffe" and record["exemplar"] == "corner.png"
     assert record["device"] == "cpu" and record["lr"] == 1.0 and record["error"] > 0
-    assert record["steps"] == record["epoch"] and record["tolerance"] == TOLERANCE
+    assert record["steps"] == record["epoch"] and record["tolerance"] == 0
     arguments = ["--layers", *record["layers"]]
     for flag in ("size", "method", "pool", "rescale", "optimizer", "epoch", "scales", "seed", "lr"):
         arguments += [f"--{flag}", str(record[flag])]
@@ -626,7 +632,7 @@ def test_flags_change_the_picture(pebbles, tmp_path):
     plain = tmp_path / "plain.png"
     make(pebbles, plain)
     for i, options in enumerate(
-        ["--pool max", "--rescale False", "--no-rescale", "--optimizer LBFGS", "--lr 0.2",
+        ["--pool max", "--rescale filter", "--optimizer LBFGS", "--lr 0.2",
          "--scales 2", "--layers conv1_1", "--epoch 7", "--size 33", "--method swd"]
     ):  # fmt: skip
         other = tmp_path / f"{i}.png"
@@ -737,15 +743,83 @@ def test_the_default_net_says_when_it_is_replaced(pebbles, result, capfd, monkey
     arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--epoch", "2"]
     assert main([*arguments, "--device", "cpu"]) == 0
     (note, *scales) = capfd.readouterr().err.splitlines()
-    assert "using the bundled vgg16-hed" in note and all("scale" in line for line in scales)
-    assert read_record(result)["net"] == "vgg16-hed"
+    assert "using the bundled vgg16-caffe" in note and all("scale" in line for line in scales)
+    assert read_record(result)["net"] == "vgg16-caffe"
     assert main([*arguments, "--model", "vgg19"]) == 2
+
+
+def test_a_typo_of_a_layer_is_answered_before_a_download_by_the_net_that_will_run(
+    pebbles, result, capfd, monkeypatch, tmp_path
+):
+    """Without VGG-19 that is the bundled net; a layer of VGG-19 alone is worth a download."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    calls = []
+
+    def download(*arguments):
+        calls.append(arguments)
+        raise OSError("network unreachable")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--layers"]
+    assert main([*arguments, "conv3_9"]) == 2
+    assert "vgg16-caffe has no such layer" in capfd.readouterr().err and not calls
+    assert main([*arguments, "conv3_4"]) == 2
+    assert "network unreachable" in capfd.readouterr().err and len(calls) == 1
+
+
+def test_weights_of_layers_are_recorded_and_made_again(pebbles, result, tmp_path, narrow_net):
+    record = make(pebbles, result, "--layers", "conv2_1:0.5", "conv1_1", "--scales", "1")
+    assert record["layers"] == ["relu1_1", "relu2_1:0.5"]
+    again = tmp_path / "again.png"
+    assert main(["--from", str(result), "--save_path", str(again)]) == 0
+    assert again.read_bytes() == result.read_bytes()
+    equal = make(pebbles, tmp_path / "equal.png", "--layers", "conv2_1", "conv1_1", "--scales", "1")
+    assert equal["layers"] == ["relu1_1", "relu2_1"]
+    assert (tmp_path / "equal.png").read_bytes() != again.read_bytes()
 
 
 def test_weights_are_named_in_the_record(pebbles, result):
     arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--epoch", "2"]
     assert main([*arguments, "--weights", str(models.BUNDLE)]) == 0
-    assert read_record(result)["net"] == "vgg16 from vgg16_hed.pth"
+    record = read_record(result)
+    assert record["net"] == "vgg16 from vgg16_caffe.pth"
+    assert record["weights_layout"] == "torchvision"
+    assert record["pixel_mean"] == [123.675, 116.28, 103.53]
+
+
+def test_caffes_weights_make_the_bundled_nets_picture(pebbles, result, tmp_path, capfd):
+    """The bundled net is Caffe's VGG-16, so its weights in Caffe's layout compute the same."""
+    bundled = torch.load(models.BUNDLE, weights_only=True)
+    mean, std = torch.tensor(models.IMAGENET_MEAN), torch.tensor(models.IMAGENET_STD)
+    weight = bundled["features.0.weight"].float() / (255 * std).view(1, 3, 1, 1)
+    shift = (weight * (255 * mean - torch.tensor(models.CAFFE_MEAN)).view(1, 3, 1, 1)).sum(
+        (1, 2, 3)
+    )
+    bundled["features.0.weight"] = weight.flip(1)
+    bundled["features.0.bias"] = bundled["features.0.bias"].float() - shift
+    path = tmp_path / "mine.pth"
+    torch.save(bundled, path)
+    arguments = [
+        "--gt_path",
+        str(pebbles),
+        "--epoch",
+        "3",
+        "--device",
+        "cpu",
+        "--optimizer",
+        "LBFGS",
+    ]
+    assert main([*arguments, "--model", "vgg16-caffe", "--save_path", str(result)]) == 0
+    converted, again = tmp_path / "converted.png", tmp_path / "again.png"
+    capfd.readouterr()
+    assert main([*arguments, "--weights", str(path), "--save_path", str(converted)]) == 0
+    assert sum("Caffe's layout" in line for line in capfd.readouterr().err.splitlines()) == 1
+    record = read_record(converted)
+    assert record["weights_layout"] == "caffe" and record["pixel_mean"] == list(models.CAFFE_MEAN)
+    apart = pixels(result).astype(int) - pixels(converted).astype(int)
+    assert abs(apart).max() <= 2
+    assert main(["--from", str(converted), "--save_path", str(again)]) == 0
+    assert again.read_bytes() == converted.read_bytes()
 
 
 # A shell's background jobs ignore Ctrl-C, and what they start inherits that.
@@ -859,9 +933,17 @@ def no_weights(monkeypatch):
         ("--maps docs/disc.png", ["docs/disc.png", "256x192", "256x256"]),
         ("--maps wood.png --mix leaf.jpg", ["--maps", "--mix"]),
         ("--tile z", ["'z'", "xy"]),
-        ("--model vgg11", ["vgg11", "vgg19", "vgg16-hed"]),
+        ("--model vgg11", ["vgg11", "vgg19", "vgg16-caffe"]),
+        ("--weights_layout keras", ["keras", "caffe", "torchvision"]),
+        ("--weights_layout caffe", ["--weights_layout", "--weights"]),
+        ("--layers conv1_1:0", ["'conv1_1:0'", "above 0"]),
+        ("--layers conv1_1:much", ["'conv1_1:much'", "above 0"]),
+        ("--layers conv1_1:2 relu1_1:3", ["relu1_1", "2 and 3"]),
+        ("--layers conv1_1:2 convv2_1:3", ["convv2_1", "relu2_1"]),
+        ("--model vgg16-caffe --layers conv5_3", ["conv5_3", "vgg16-caffe", "relu5_1"]),
+        ("--weights weights/vgg16_caffe.pth --layers conv3_4", ["conv3_4", "vgg16", "relu3_3"]),
         ("--pool median", ["median", "avg", "max"]),
-        ("--rescale maybe", ["maybe", "True", "False"]),
+        ("--rescale maybe", ["maybe", "True", "False", "filter"]),
         ("--optimizer SGD", ["SGD", "Adam", "LBFGS"]),
         ("--epoch 0", ["'0'", "1 or more"]),
         ("--epoch many", ["many"]),
@@ -873,6 +955,7 @@ def no_weights(monkeypatch):
         ("--device gpu", ["gpu", "cpu"]),
         ("--save_path result.gif", [".gif", ".png"]),
         ("--save_path result", ["''", ".png"]),
+        (f"--save_path {'a' * 300}.png", ["aaa", "File name too long"]),
         ("--save_path /proc/no/result.png", ["/proc/no"]),
         ("--save_path textures/leaf.jpg", ["exemplar"]),
         ("--method voronoi", ["voronoi", "gram"]),
@@ -1017,11 +1100,11 @@ def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, mo
     monkeypatch.setattr(synthesis, "STEP", 0)
     seen: list[Progress] = []
     # Any loss is near enough after the first 40 steps, and an eighth of them are the last ones: 45
-    # of 152 at 8x8, and of 48 at 16x16, which are four times the work each.
-    assert split_steps(200, 2) == [152, 48]
-    synthesized(checkerboard, tiny, steps=200, scales=2, tolerance=1.0, report=seen.append)
+    # of 304 at 8x8, and of 96 at 16x16, which are four times the work each.
+    assert split_steps(400, 2) == [304, 96]
+    synthesized(checkerboard, tiny, steps=400, scales=2, tolerance=1.0, report=seen.append)
     assert [progress.step for progress in seen] == list(range(1, 45 + 45 + 1))
-    planned, left = 152 + 4 * 48, 45 + 4 * 48
+    planned, left = 304 + 4 * 96, 45 + 4 * 96
     done = [k / planned for k in range(1, 46)] + [(45 + 4 * k) / left for k in range(1, 46)]
     assert [progress.fraction for progress in seen] == pytest.approx(done)
 
@@ -1033,17 +1116,6 @@ def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, m
     # Three at 8x8, and one at 16x16, which is four times the work, after painting.
     assert [progress.scale for progress in seen] == [1, 1, 1, 2]
     assert [progress.fraction * 23 for progress in seen] == pytest.approx([1, 2, 3, 23])
-
-
-def painted_dully(monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """An exemplar, (1, 3, 32, 32), and its painting: its mirror image, duller and redder."""
-    exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
-    dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
-    places = torch.arange(32 * 32).view(32, 32).flip(1)
-    painting = Painting(dull, places, torch.zeros_like(places))
-    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: painting)
-    monkeypatch.setattr(synthesis, "freedom", lambda size, tile: torch.ones(size))
-    return exemplar, dull
 
 
 @pytest.mark.parametrize("laid, white", [(514, 512), (900, 900)])
@@ -1062,36 +1134,13 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
 
 
 def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
-    exemplar, _ = painted_dully(monkeypatch)
+    exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
+    dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
+    places = torch.arange(32 * 32).view(32, 32).flip(1)
+    painting = Painting(dull, places, torch.zeros_like(places))
+    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: painting)
     alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("repaint", [0.0, 0.5])
-def test_what_is_optimised_starts_from_the_paintings_chroma(tiny, monkeypatch, repaint):
-    """Of an exemplar that has no chroma, for its luma, the painting's does not change at all. A
-    single step has no time for painting."""
-    exemplar, dull = painted_dully(monkeypatch)
-    painting = exemplar.flip(3) if repaint else dull
-    wanted = painting - luma(painting)
-    differences = {}
-    for steps, share in ((30, 1.0), (30, 0.0), (1, 0.0)):
-        monkeypatch.setattr(synthesis, "saturation", lambda picture, share=share: share)
-        options = {"steps": steps, "repaint": repaint, "optimizer": "LBFGS"}
-        found = synthesized(exemplar, tiny, scales=1, **options)
-        inside = (found > 0).all(1) & (found < 1).all(1)
-        difference = (found - luma(found) - wanted).abs().amax(1)
-        differences[steps, share] = difference[inside].max()
-    assert differences[30, 0.0] < 1e-4 < differences[30, 1.0] / 10
-    assert repaint or differences[30, 1.0] < differences[1, 0.0]
-
-
-def test_the_rim_follows_less_unless_it_repeats():
-    """A sixteenth of 64 rows, and 16 px at most."""
-    free = synthesis.freedom((64, 400), "x")
-    assert free[:5, 0].tolist() == [0.25, 0.5, 0.75, 1, 1] == free[-5:, -1].tolist()[::-1]
-    free = synthesis.freedom((400, 64), "")
-    assert free[:2, 32].tolist() == [1 / 16, 2 / 16] and free[32, :2].tolist() == [0.25, 0.5]
 
 
 def test_noise_has_the_exemplars_colours():
@@ -1189,7 +1238,7 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow
     if not (args.mask or args.expand):  # whose size is that of what they keep
         cheaper += ["--size", "32"]
     if not args.weights:
-        cheaper += ["--model", "vgg16-hed"]
+        cheaper += ["--model", "vgg16-caffe"]
     assert main([*arguments, *cheaper]) == 0
     assert list(tmp_path.glob("*" if folder else f"{save_path.stem}*"))
 

@@ -49,7 +49,7 @@ def test_pictures_failures_and_exit_code_are_those_of_one_process(tmp_path, narr
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-COMMAND = "Synthesis.py --gt_path pebbles.png --size 64 --device cpu --model vgg16-hed --count 8"
+COMMAND = "Synthesis.py --gt_path pebbles.png --size 64 --device cpu --model vgg16-caffe --count 8"
 
 
 def begun(tmp_path, *flags):
