@@ -12,6 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -359,7 +360,7 @@ def _read_state(path: Path) -> tuple[Weights, bool]:
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise UserError(f"weights {path}: {name} is not a plain tensor")
-        if not tensor.is_floating_point() or not tensor.float().abs().max() <= MOST_WEIGHT:
+        if not tensor.is_floating_point() or not (tensor.float().abs() <= MOST_WEIGHT).all():
             raise UserError(
                 f"weights {path}: {name} holds numbers beyond -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
             )
@@ -383,9 +384,11 @@ def _torchvision_name(key: str, state: Mapping[str, Tensor]) -> str | None:
 
 def _recognised(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]:
     """Return the layout of a file's weights, and whether that is sure."""
-    first = weights.get("features.0.weight", torch.zeros(3)).flatten()[:3].float()
+    first = weights.get("features.0.weight", torch.zeros(0)).flatten()[:3].tolist()
     if any(
-        torch.allclose(first, torch.tensor(kernel), KERNEL_TOLERANCE, 0) for kernel in CAFFE_KERNELS
+        np.allclose(first, kernel, KERNEL_TOLERANCE, 0)
+        for kernel in CAFFE_KERNELS
+        if len(first) == len(kernel)
     ) or any(name in path.name for name in CAFFE_HASHES):
         return CAFFE, True
     published = (Path(net.url).stem for net in NETS.values() if net.url)
@@ -400,14 +403,15 @@ def _from_caffe(weights: Weights) -> Weights:
 
     Exact, since both are affine in the pixels: no border is padded with zeros.
     """
-    if not {"features.0.weight", "features.0.bias"} <= weights.keys():
-        return weights  # `_check` names what is missing
+    weight, bias = (weights.get(f"features.0.{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or weight.shape != (bias.numel(), 3, 3, 3):
+        return weights  # `_check` says what is missing or has another shape
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    weight = weights["features.0.weight"].float().flip(1)
+    weight = weight.float().flip(1)
     shift = (weight * (255 * mean - torch.tensor(CAFFE_MEAN)).view(1, 3, 1, 1)).sum((1, 2, 3))
     return weights | {
         "features.0.weight": weight * (255 * std).view(1, 3, 1, 1),
-        "features.0.bias": weights["features.0.bias"].float() + shift,
+        "features.0.bias": bias.float() + shift,
     }
 
 

@@ -512,6 +512,16 @@ def test_what_layout_is_taken_for_is_said_and_the_user_decides(tmp_path):
     assert load_weights(None, named, ["relu1_1"], layout="torchvision").layout == "torchvision"
 
 
+@pytest.mark.parametrize("shape", [(0,), (2,), (64, 3), (64, 1, 3, 3)])
+def test_a_first_kernel_of_another_shape_is_told_in_any_layout(shape, tmp_path):
+    for name in ("w.pth", "vgg19-d01eb7cb.pth"):
+        torch.save(
+            small_weights("vgg19", 34) | {"features.0.weight": torch.zeros(shape)}, tmp_path / name
+        )
+        line = refusal(None, tmp_path / name, ["relu1_1"])
+        assert "features.0.weight" in line
+
+
 def test_gatys_names_tell_the_net(tmp_path):
     for net, last in (("vgg19", 34), ("vgg16", 28)):
         torch.save(in_names_of(small_weights(net, last), "gatys", net), tmp_path / "w.pth")
