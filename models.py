@@ -208,8 +208,9 @@ def load_weights(
         return found._replace(notes=[f"{error}: using the bundled {BUNDLED_NET}"])
 
 
-def likely_net(model: str | None, path: Path | None) -> str:
-    """The net that `load_weights` will return, as far as that is known before a download.
+def likely_net(model: str | None, path: Path | None, layout: str | None = None) -> str:
+    """The net that `load_weights` will return of the same arguments, as far as that is known before
+    a download.
 
     Raises:
         UserError: the file at `path` cannot be read, or holds no VGG.
@@ -217,7 +218,7 @@ def likely_net(model: str | None, path: Path | None) -> str:
     if model is not None:
         return model
     if path is not None:
-        return _read_file(path, None).net
+        return _read_file(path, layout).net
     cached = any(os.path.exists(file) for file in _cached(DEFAULT_NET))
     return DEFAULT_NET if cached else BUNDLED_NET
 

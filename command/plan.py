@@ -501,7 +501,7 @@ def layers_of(request: Request) -> Layers:
     Raises:
         UserError: a layer that the net does not have, or one with two weights.
     """
-    net = likely_net(request.model, request.weights)
+    net = likely_net(request.model, request.weights, request.weights_layout)
     if request.model is None and request.weights is None:
         with suppress(UserError):
             return _layers_in(DEFAULT_NET, request)

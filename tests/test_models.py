@@ -529,6 +529,16 @@ def test_gatys_names_tell_the_net(tmp_path):
         assert found.net == net and found.weights.keys() == small_weights(net, last).keys()
 
 
+@pytest.mark.parametrize("layout", [None, "caffe"])
+def test_a_file_is_read_once_for_its_net_and_its_weights(layout, tmp_path, monkeypatch):
+    path, reads, load = tmp_path / "w.pth", [], torch.load
+    torch.save(small_weights("vgg19", 34), path)
+    monkeypatch.setattr(models.torch, "load", lambda *a, **k: reads.append(a) or load(*a, **k))
+    assert models.likely_net(None, path, layout) == "vgg19"
+    assert load_weights(None, path, ["relu1_1"], layout=layout).net == "vgg19"
+    assert len(reads) == 1
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(small_weights("vgg19", 34), path)
