@@ -241,21 +241,21 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
     """
     url = NETS[model].url
     if url is None:
-        return Found(_read_layers(BUNDLE, model, layers), model)
+        return _read_layers(BUNDLE, model, layers)
     cache, copy = _cached(model)
     passed_over: list[str] = []
     for path in (copy, cache):
         if not os.path.exists(path):
             continue
         try:
-            weights = _read_layers(path, model, layers)
+            found = _read_layers(path, model, layers)
         except UserError as error:
             passed_over.append(str(error))
             continue
-        if path is cache:
-            _write_copy(weights, copy)
+        if path is cache and found.layout == TORCHVISION:  # a copy says nothing of its layout
+            _write_copy(found.weights, copy)
         notes = [f"{told}: using {cache.name} instead" for told in passed_over]
-        return Found(weights, model, notes=notes)
+        return found._replace(notes=notes + found.notes)
     told = "; ".join(passed_over)
     try:
         _download(url, cache, progress)
@@ -266,9 +266,9 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
             if told
             else f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
         ) from error
-    weights = _read_layers(cache, model, layers)
-    _write_copy(weights, copy)
-    return Found(weights, model, notes=[f"{told}: downloaded again"] if told else [])
+    found = _read_layers(cache, model, layers)
+    _write_copy(found.weights, copy)
+    return found._replace(notes=[f"{told}: downloaded again"] if told else [])
 
 
 def _download(url: str, cache: Path, progress: bool) -> None:
@@ -304,10 +304,10 @@ def _network_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read_layers(path: Path, net_name: str, layers: list[str]) -> Weights:
-    weights = _read_weights(path)[0]
+def _read_layers(path: Path, net_name: str, layers: list[str]) -> Found:
+    weights, layout, notes = _read_weights(path)
     _check(weights, net_name, layers, path)
-    return weights
+    return Found(weights, net_name, layout, notes)
 
 
 def _read_file(path: Path, layout: str | None) -> Found:

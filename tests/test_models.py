@@ -512,6 +512,15 @@ def test_what_layout_is_taken_for_is_said_and_the_user_decides(tmp_path):
     assert load_weights(None, named, ["relu1_1"], layout="torchvision").layout == "torchvision"
 
 
+def test_caffes_weights_in_the_cache_are_said_in_every_run(cache):
+    """A copy of the features does not tell their layout, and the next run would not say it."""
+    cache.mkdir()
+    torch.save(caffe_weights(), cache / "vgg16-397923af.pth")
+    for _ in range(2):
+        found = load_weights("vgg16", None, ["relu1_2"])
+        assert found.layout == "caffe" and "converted" in " ".join(found.notes)
+
+
 @pytest.mark.parametrize("shape", [(0,), (2,), (64, 3), (64, 1, 3, 3)])
 def test_a_first_kernel_of_another_shape_is_told_in_any_layout(shape, tmp_path):
     for name in ("w.pth", "vgg19-d01eb7cb.pth"):
