@@ -26,7 +26,7 @@ from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
 
 MATCH_EVERY = 20  # steps for which what a term holds fixed is held
-LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars that repeat
+LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars with long-range order
 
 
 class Entry(NamedTuple):
@@ -179,7 +179,7 @@ class Criterion:
             weights: of the terms in `TERMS`; the term of a weight that is 0 is not built. None
                 means the method's own. Terms look at every layer there is.
             match_every: steps between renewals.
-            layer_weights: of the texture model's layers among each other; 1 for one not in it.
+            layer_weights: relative weights of the texture model's layers; 1 for one not in it.
         """
         weights = METHODS[method].weights if weights is None else weights
         every = [layer for layer in scene.exemplars[0].features if layer != "image"]

@@ -180,8 +180,7 @@ def load_weights(
     model, the bundled net stands in where `DEFAULT_NET` cannot be had.
 
     Args:
-        layout: a name in `LAYOUTS`: for which pixels the file at `path` was trained; None
-            recognises it.
+        layout: a name in `LAYOUTS`: which pixels the net at `path` expects; None recognises it.
 
     Raises:
         UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
@@ -209,8 +208,7 @@ def load_weights(
 
 
 def likely_net(model: str | None, path: Path | None, layout: str | None = None) -> str:
-    """The net that `load_weights` will return of the same arguments, as far as that is known before
-    a download.
+    """Predict, without a download, which net `load_weights` returns for the same arguments.
 
     Raises:
         UserError: the file at `path` cannot be read, or holds no VGG.
@@ -333,7 +331,7 @@ def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, 
         layout, sure = _recognised(path, weights, renamed)
         if not sure:
             (other,) = LAYOUTS.keys() - {layout}
-            note = f"taken for {layout}'s layout; if that is wrong, give --weights_layout {other}"
+            note = f"assumed {layout}'s layout; if that is wrong, give --weights_layout {other}"
             notes = [f"weights {path}: {note}"]
         elif layout == CAFFE:
             notes = [f"weights {path}: Caffe's layout (BGR, 0 to 255 less the mean), converted"]

@@ -427,7 +427,7 @@ class Request:
 
     preset: str | None = flag(
         MODEL,
-        "several flags in one, others go before it; "
+        "several flags at once; flags given beside it override it; "
         + "; ".join(
             f"{name} means {' '.join(f'--{k} {v}' for k, v in flags.items())}"
             for name, flags in PRESETS.items()
@@ -438,8 +438,8 @@ class Request:
     method: str = flag(MODEL, "", default="gram", type=str.lower)
     layers: Sequence[tuple[str, float]] | None = flag(
         MODEL,
-        "that the model looks at, conv4_1 or relu4_1 (both after the ReLU), pool4, ..., each with "
-        "its weight among them, 1 if left out",
+        "of the method's loss, instead of its own: conv4_1 or relu4_1 (both after the ReLU), "
+        "pool4, ...; weights are relative, 1 if left out",
         told="; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
         **several(type=parse_layer, metavar="LAYER[:WEIGHT]"),
     )
@@ -504,16 +504,16 @@ class Request:
     )
     weights: Path | None = flag(
         NET,
-        "state dict of a VGG-19 or VGG-16, whole or features only: torchvision's, Caffe's as "
-        "neural-style programs have it, or Gatys'",
+        "state dict of a VGG-19 or VGG-16, whole or features only: torchvision's, one of Caffe "
+        "(vgg19-d01eb7cb.pth), or Gatys' vgg_conv.pth",
         told="torchvision's",
         type=Path,
         metavar="PATH",
     )
     weights_layout: str | None = flag(
         NET,
-        "with --weights: the pixels that the file was trained for; torchvision: RGB, ImageNet's "
-        "mean and deviation; caffe: BGR from 0 to 255, less the mean",
+        "with --weights: the pixels that the net expects; torchvision: RGB in [0, 1], normalised "
+        "by ImageNet's mean and deviation; caffe: BGR in [0, 255] less a mean",
         told="recognised",
         choices=tuple(LAYOUTS),
     )
@@ -739,7 +739,7 @@ def build_parser() -> Parser:
         defaults = {m: method.weights.get(name, 0) for m, method in METHODS.items()}
         told = ", ".join(f"{m} {weight:g}" for m, weight in defaults.items() if weight) or "0"
         if name == "spectrum":
-            told += f", {LONG_RANGE_WEIGHT:g} for exemplars that repeat"
+            told += f", {LONG_RANGE_WEIGHT:g} for exemplars with long-range order"
         groups[TERM].add_argument(
             f"--{name}",
             action=_Weight,

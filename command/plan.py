@@ -19,7 +19,7 @@ from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, o
 from command.settings import digest, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
-from engine.kinds import STOCHASTIC, Kind, kind_of
+from engine.kinds import IN_COURSES, PERIODICAL, STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
@@ -27,7 +27,7 @@ from engine.repaint import check_sides
 from engine.synthesis import Spec, exemplar_of, sizes_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import DEFAULT_NET, least_side, likely_net, resolve_layers
-from terms.autocorrelation import PERIODIC, period
+from terms.autocorrelation import period
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
 from utils import (
@@ -49,6 +49,7 @@ from utils import (
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 PREVIEW = "preview"  # what its record has, so that it is known again
+GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05
 
 
@@ -462,17 +463,27 @@ def term_weights(
     weights, notes = given_weights(request), []
     # What is painted has the exemplar's order already.
     if "spectrum" not in request.terms and not request.repaint:
-        clear, y, x = period(exemplar)
-        if clear > PERIODIC:
+        order = _long_range_order(exemplar, canvas)
+        if order:
             weights["spectrum"] = LONG_RANGE_WEIGHT
-            whole = "; --tile keeps its order where --size holds whole repeats"
-            notes = [
-                f"{name} repeats after {abs(x)} px across and {abs(y)} px down: "
-                f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
-                + (whole if canvas.tile else "")
-            ]
+            on = f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
+            repeats = "; --tile keeps its order where --size holds whole repeats"
+            notes = [f"{name} {order}: {on}{repeats if canvas.tile else ''}"]
     off, off_notes = _terms_of_the_whole(weights, canvas)
     return weights | off, off_notes if "spectrum" in off else notes + off_notes
+
+
+def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
+    """Which order an exemplar has beyond what a net sees, as a predicate; "" for none."""
+    kind = kind_of(exemplar)
+    if kind == PERIODICAL:
+        _, y, x = period(exemplar)
+        return f"repeats after {abs(x)} px across and {abs(y)} px down"
+    if canvas.content is not None:
+        return ""  # straight edges of a painting are no order that a photo should take
+    if kind == IN_COURSES:
+        return "is laid in courses"
+    return f"has a grain that runs {GRAINS[kind.axis]}" if kind.axis else ""
 
 
 def _terms_of_the_whole(
@@ -495,8 +506,8 @@ def _terms_of_the_whole(
 
 
 def layers_of(request: Request) -> Layers:
-    """Return the layers in the net that will run; before a download, which may yet fail, in either
-    of the two that it may be.
+    """Return the layers of the net that will run. Before a download, which may yet fail, layers of
+    the default net and of the bundled one are allowed.
 
     Raises:
         UserError: a layer that the net does not have, or one with two weights.
@@ -540,7 +551,7 @@ def check_uses(request: Request) -> None:
     if request.maps and request.mix:
         raise UserError("--maps: of one exemplar, leave out --mix")
     if request.weights_layout and not request.weights:
-        raise UserError("--weights_layout: of use with --weights only, which is missing")
+        raise UserError("--weights_layout: requires --weights PATH")
     for flag, given in (
         ("keep_color", request.keep_color),
         ("init content", request.init == "content"),

@@ -63,7 +63,7 @@ def made_by(path: Path, version: str) -> str | None:
     found = record_at(path).get("version")
     if found == version:
         return None
-    return f"--from {path}: made by version {found}, this is {version}, whose picture may differ"
+    return f"--from {path}: made by version {found}; version {version} may make another picture"
 
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:

@@ -49,7 +49,10 @@ from utils import (  # noqa: E402
 PAINTED = ("best", "draft")  # presets
 FIXED = "--model vgg16-caffe --device cpu --quiet"
 LBFGS = "--optimizer LBFGS --epoch 150"
-FIRST = [Path(name) for name in ("leaf.jpg", "pebbles.png")]
+FIRST = [
+    Path(name)
+    for name in ("leaf.jpg", "pebbles.png", "gravel.png", "lichen.png", "grass.png", "brick.png")
+]
 WIDE = [Path(name) for name in ("pebbles.png", "tiles.png", "leaf.jpg", "hubble.jpg", "brick.png")]
 SORTS = [Path(name) for name in ("leaf.jpg", "cloth.png", "pebbles.png", "wood.png")]
 SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png", "dots.png"))]
@@ -310,7 +313,7 @@ EXPERIMENTS = {
         product("wide_{0.stem}", "--gt_path {0} --preset best --size 512x256", WIDE),
     ),
     "first": Experiment(
-        6,
+        15,
         "the pictures of the first command and the table of both optimisers",
         product("{0.stem}", "--gt_path {0}", FIRST)
         | product("{0.stem}_lbfgs", f"--gt_path {{0}} {LBFGS}", FIRST),

@@ -75,7 +75,8 @@ def _directions(image: Tensor) -> tuple[float, float, float]:
 
 def _unevenness(image: Tensor) -> float:
     means = F.adaptive_avg_pool2d(image, 4)
-    return (means.var((2, 3)).sum() / image.var((2, 3)).sum().clamp(min=1e-12)).item()
+    variance = image.var((2, 3), correction=0).sum().clamp(min=1e-12)
+    return (means.var((2, 3)).sum() / variance).item()
 
 
 def _blotch(image: Tensor) -> int:

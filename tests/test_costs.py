@@ -85,11 +85,11 @@ def test_time_follows_pixels_and_steps():
 
 
 def test_steps_after_painting_are_at_the_finest_scale():
-    """Where a picture is painted for 80 of 100 steps, 20 are left; else they are halved from scale
-    to scale."""
+    """Where a picture is painted for 80 of 100 steps, 20 are left; else the finer of two scales has
+    0.7 times as many steps."""
     scales = [((64, 64), (64, 64)), ((128, 128), (128, 128))]
     run = Run("vgg19", LAYERS, scales, LAYERS, steps=100)
-    assert run.steps_at == [67, 33]
+    assert run.steps_at == [59, 41]
     assert run._replace(repaint=0.8).steps_at == [0, 20]
 
 

@@ -503,7 +503,7 @@ def test_what_layout_is_taken_for_is_said_and_the_user_decides(tmp_path):
         found = load_weights(None, path, ["relu1_1"])
         assert (found.net, found.layout) == ("vgg19", layout)
         (note,) = found.notes
-        assert f"taken for {layout}'s" in note and f"--weights_layout {other}" in note
+        assert f"assumed {layout}'s" in note and f"--weights_layout {other}" in note
         said = load_weights(None, path, ["relu1_1"], layout=other)
         assert said.layout == other and not said.notes
         first = [one.weights["features.0.weight"] for one in (found, said)]

@@ -150,6 +150,32 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd, narrow_ne
     assert "repeats" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        ("planks", "has a grain that runs from top to bottom"),
+        ("boards", "has a grain that runs from side to side"),
+        ("wall", "is laid in courses"),
+    ],
+)
+def test_order_beyond_the_net_switches_the_spectrum_on(
+    kind, told, result, capfd, tmp_path, narrow_net
+):
+    """Of random greys: 128 rows or columns of one grey each, and 13 courses of 7 stones."""
+    greys = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
+    planks = np.repeat(greys[:1], 128, 0)
+    wall = np.array(Image.fromarray(greys[:13, :7]).resize((128, 128), Image.Resampling.NEAREST))
+    exemplar = tmp_path / f"{kind}.png"
+    Image.fromarray({"planks": planks, "boards": planks.T, "wall": wall}[kind]).save(exemplar)
+    assert make(exemplar, result, "--epoch", "1")["spectrum"] == 0.1
+    (note,) = (line for line in capfd.readouterr().err.splitlines() if "--spectrum" in line)
+    assert note == f"{exemplar.name} {told}: --spectrum 0.1 is on, --spectrum 0 turns it off"
+    styled = make(
+        "leaf.jpg", result, "--style_image", str(exemplar), "--size", "32", "--epoch", "1"
+    )
+    assert styled["spectrum"] == 0
+
+
 @pytest.mark.parametrize("method", METHODS_SLOW)
 def test_tile_has_no_border(method, monkeypatch):
     """Moved round by whole patches and windows, the noise gives the same texture, moved round, up
@@ -817,7 +843,8 @@ def test_caffes_weights_make_the_bundled_nets_picture(pebbles, result, tmp_path,
     record = read_record(converted)
     assert record["weights_layout"] == "caffe" and record["pixel_mean"] == list(models.CAFFE_MEAN)
     apart = pixels(result).astype(int) - pixels(converted).astype(int)
-    assert abs(apart).max() <= 2
+    # Rounding may change which patch is painted here and there; with layouts mixed up it is 24.
+    assert np.percentile(abs(apart), 90) <= 1
     assert main(["--from", str(converted), "--save_path", str(again)]) == 0
     assert again.read_bytes() == converted.read_bytes()
 
@@ -1100,11 +1127,11 @@ def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, mo
     monkeypatch.setattr(synthesis, "STEP", 0)
     seen: list[Progress] = []
     # Any loss is near enough after the first 40 steps, and an eighth of them are the last ones: 45
-    # of 304 at 8x8, and of 96 at 16x16, which are four times the work each.
-    assert split_steps(400, 2) == [304, 96]
+    # of 235 at 8x8, and of 165 at 16x16, which are four times the work each.
+    assert split_steps(400, 2) == [235, 165]
     synthesized(checkerboard, tiny, steps=400, scales=2, tolerance=1.0, report=seen.append)
     assert [progress.step for progress in seen] == list(range(1, 45 + 45 + 1))
-    planned, left = 304 + 4 * 96, 45 + 4 * 96
+    planned, left = 235 + 4 * 165, 45 + 4 * 165
     done = [k / planned for k in range(1, 46)] + [(45 + 4 * k) / left for k in range(1, 46)]
     assert [progress.fraction for progress in seen] == pytest.approx(done)
 
@@ -1113,9 +1140,9 @@ def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, m
     monkeypatch.setattr(synthesis, "STEP", 0)
     seen: list[Progress] = []
     synthesized(checkerboard, tiny, steps=4, scales=2, report=seen.append)
-    # Three at 8x8, and one at 16x16, which is four times the work, after painting.
-    assert [progress.scale for progress in seen] == [1, 1, 1, 2]
-    assert [progress.fraction * 23 for progress in seen] == pytest.approx([1, 2, 3, 23])
+    # Two at 8x8, and two at 16x16, each four times the work, after painting.
+    assert [progress.scale for progress in seen] == [1, 1, 2, 2]
+    assert [progress.fraction * 26 for progress in seen] == pytest.approx([1, 2, 22, 26])
 
 
 @pytest.mark.parametrize("laid, white", [(514, 512), (900, 900)])
