@@ -5,7 +5,6 @@ The command's flags, its help and the README's tables come from here.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from models import Features
 from terms.autocorrelation import Autocorrelation
-from terms.base import Scene, Statistics, Term
+from terms.base import LayerWeights, Scene, Statistics, Term, evenly
 from terms.cnnmrf import CNNMRF
 from terms.gram import FIRST_LAYERS, GRAM_LAYERS, Gram
 from terms.guided import Guided
@@ -133,16 +132,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def kinds_of(
-    method: str, weights: Mapping[str, float], layers: list[str], every: list[str]
-) -> list[tuple[float, type[Term], list[str]]]:
+    method: str, weights: Mapping[str, float], layers: LayerWeights, every: Iterable[str]
+) -> list[tuple[float, type[Term], LayerWeights]]:
     """The terms of a criterion: weight, kind and layers of the model and of those beside it, which
     may look at every layer there is."""
-    beside = [(weight, TERMS[name].kind, every) for name, weight in weights.items() if weight]
+    alike = evenly(every)
+    beside = [(weight, TERMS[name].kind, alike) for name, weight in weights.items() if weight]
     return [(1.0, METHODS[method].kind, layers), *beside]
 
 
 def layers_needed_whole(
-    method: str, weights: Mapping[str, float], layers: list[str], every: list[str], divided: bool
+    method: str,
+    weights: Mapping[str, float],
+    layers: LayerWeights,
+    every: Iterable[str],
+    divided: bool,
 ) -> set[str]:
     """The layers, "image" among them, that some term cannot look at part by part, where the output
     may be divided into regions."""
@@ -165,29 +169,25 @@ class Criterion:
     def __init__(
         self,
         scene: Scene,
-        layers: list[str],
+        layers: LayerWeights,
         method: str = "gram",
         weights: dict[str, float] | None = None,
         match_every: int = MATCH_EVERY,
-        layer_weights: Mapping[str, float] | None = None,
     ) -> None:
         """
         Args:
             scene: exemplars with the features that the trunk gives, the canvas and options.
-            layers: the layers that the texture model looks at.
+            layers: the layers that the texture model looks at, with their weights.
             method: a name in `METHODS`.
             weights: of the terms in `TERMS`; the term of a weight that is 0 is not built. None
                 means the method's own. Terms look at every layer there is.
             match_every: steps between renewals.
-            layer_weights: relative weights of the texture model's layers; 1 for one not in it.
         """
         weights = METHODS[method].weights if weights is None else weights
         every = [layer for layer in scene.exemplars[0].features if layer != "image"]
         self.terms: list[tuple[float, Term]] = []
-        options = replace(scene.options, layer_weights=layer_weights or {})
-        model_scene = replace(scene, options=options)
-        for n, (weight, kind, seen) in enumerate(kinds_of(method, weights, layers, every)):
-            self.terms.append((weight, alone(kind, scene if n else model_scene, seen)))
+        for weight, kind, seen in kinds_of(method, weights, layers, every):
+            self.terms.append((weight, alone(kind, scene, seen)))
         self.whole = layers_needed_whole(
             method, weights, layers, every, scene.canvas.asked is not None
         )

@@ -21,7 +21,7 @@ from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, layers_needed_whole
 from models import NETS, WIDTHS, WINDOW, halos, layer_table, resolve_layers
-from terms.base import AT_ONCE, MAX_PATCHES
+from terms.base import AT_ONCE, MAX_PATCHES, evenly
 from terms.cnnmrf import CNNMRF
 from terms.gram import FIRST_LAYERS
 from terms.guided import Guided
@@ -95,13 +95,14 @@ class Run(NamedTuple):
         pixels = [view.image[0, 0].numel() for one in spec.exemplars for view in one.views]
         weights, every = spec.weights or {}, job.trunk_layers
         divided = spec.canvas.asked is not None
-        whole = layers_needed_whole(spec.method, weights, spec.layers or every, every, divided)
+        looked_at = spec.layers or evenly(every)
+        whole = layers_needed_whole(spec.method, weights, looked_at, every, divided)
         content = set(spec.content_layers if spec.canvas.content is not None else ())
         return cls(
             net,
             job.trunk_layers,
             sizes_of(spec, job.trunk_layers),
-            spec.layers or job.trunk_layers,
+            list(looked_at),
             spec.method,
             [name for name, weight in weights.items() if weight],
             spec.optimizer,

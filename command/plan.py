@@ -19,7 +19,7 @@ from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, o
 from command.settings import digest, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
-from engine.kinds import IN_COURSES, PERIODICAL, STOCHASTIC, Kind, kind_of
+from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.maps import rotated
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
@@ -27,7 +27,6 @@ from engine.repaint import check_sides
 from engine.synthesis import Spec, exemplar_of, sizes_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import DEFAULT_NET, least_side, likely_net, resolve_layers
-from terms.autocorrelation import period
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
 from utils import (
@@ -330,8 +329,7 @@ def _spec(
         exemplars,
         canvas,
         method=request.method,
-        layers=list(layers.model),
-        layer_weights=layers.model,
+        layers=layers.model,
         weights=weights,
         match_every=request.match_every or MATCH_EVERY,
         max_patches=request.max_patches or MAX_PATCHES,
@@ -424,7 +422,7 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
             "size": told(spec.canvas.size),
             "layers": [
                 paired(layer, None if weight == 1 else weight)
-                for layer, weight in spec.layer_weights.items()
+                for layer, weight in (spec.layers or {}).items()
             ],
             "lr": spec.lr or LEARNING_RATES[spec.optimizer],
         }
@@ -476,8 +474,8 @@ def term_weights(
 def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
     """Which order an exemplar has beyond what a net sees, as a predicate; "" for none."""
     kind = kind_of(exemplar)
-    if kind == PERIODICAL:
-        _, y, x = period(exemplar)
+    if kind.period != (0, 0):
+        y, x = kind.period
         return f"repeats after {abs(x)} px across and {abs(y)} px down"
     if canvas.content is not None:
         return ""  # straight edges of a painting are no order that a photo should take

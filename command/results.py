@@ -18,7 +18,7 @@ from engine.repaint import stretch
 from engine.synthesis import Made
 from losses import Criterion
 from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve_layers
-from terms.base import Exemplar, Scene, View
+from terms.base import Exemplar, Scene, View, evenly
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team
 from utils import UserError, read_picture, read_record, record_at, resize, save_picture
@@ -117,18 +117,16 @@ def is_full(error: Exception) -> bool:
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:
     """What a picture keeps of how it was made, as far as that is known before."""
-    of_file = {"weights_layout": net.layout} if job.record["weights"] else {}
-    return (
-        job.record
-        | of_file
-        | {
-            "model": net.name,
-            "net": net.told,
-            "pixel_mean": LAYOUTS[net.layout],
-            "device": str(net.device),
-            "precision": net.precision,
-        }
-    )
+    record = job.record | {
+        "model": net.name,
+        "net": net.told,
+        "pixel_mean": LAYOUTS[net.layout],
+        "device": str(net.device),
+        "precision": net.precision,
+    }
+    if record["weights"]:
+        record["weights_layout"] = net.layout
+    return record
 
 
 def finished_before(job: Job) -> Result:
@@ -206,7 +204,7 @@ def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALON
     ]
     trunk = Extractor(net.weights, net.name, layers).to(image.device)
     scene = Scene((Exemplar((View(trunk(exemplar)),)),))
-    criterion = Criterion(scene, layers, weights={})
+    criterion = Criterion(scene, evenly(layers), weights={})
     side = job.spec.finest.side
     look = Blocks(trunk, criterion, side, team) if side or team.count > 1 else trunk
     return criterion(look(saved)).item()

@@ -41,11 +41,13 @@ def _divided(size: Size, factor: int, multiples: Size) -> Size:
 
 
 def split_steps(steps: int, scales: int) -> list[int]:
-    """Return how many of the steps each scale gets, coarse to fine: FEWER times as many each time.
+    """Return how many of the steps each scale gets, coarse to fine: FEWER times as many each time,
+    and a single one at the coarsest.
 
     A step costs four times as much at every finer scale and finds less to do there, but what is
     left undone at the finest is what is seen.
     """
     parts = [FEWER**scale for scale in range(scales)]
     ends = [round(steps * sum(parts[: k + 1]) / sum(parts)) for k in range(scales)]
+    ends = [max(end, min(steps, 1)) for end in ends]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,8 +1,8 @@
 """How a picture is made, once all about it is decided: painted, optimised, or both."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,7 +25,7 @@ from engine.repaint import LEAST_SIDE, Painting, pixels_laid, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
-from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
+from terms.base import MAX_PATCHES, Canvas, Exemplar, LayerWeights, Options, Scene, View, evenly
 from terms.content import Content
 from terms.team import ALONE, Team
 from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
@@ -48,8 +48,9 @@ class Spec:
     exemplars: tuple[Exemplar, ...]  # their views are pictures alone, at full size
     canvas: Canvas
     method: str = "gram"  # a name in `losses.METHODS`
-    layers: list[str] | None = None  # that the model looks at; None: all that the trunk has
-    layer_weights: Mapping[str, float] = field(default_factory=dict)  # 1 for those not in it
+    layers: LayerWeights | None = (
+        None  # that the model looks at; None: all that the trunk has, alike
+    )
     weights: dict[str, float] | None = None  # of the terms beside it; None: the method's own
     match_every: int = MATCH_EVERY  # steps for which what is matched is held
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample
@@ -401,14 +402,12 @@ def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) ->
     factor = source_size[0] / spec.exemplars[0].image.shape[2]
     exemplars = tuple(_seen_by(trunk, one, factor) for one in spec.exemplars)
     scene = Scene(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.team))
-    layers = spec.layers or trunk.layers
-    criterion = Criterion(
-        scene, layers, spec.method, spec.weights, spec.match_every, spec.layer_weights
-    )
+    layers = spec.layers or evenly(trunk.layers)
+    criterion = Criterion(scene, layers, spec.method, spec.weights, spec.match_every)
     if spec.canvas.content is not None:
         features = trunk(resize(spec.canvas.content, size, spec.canvas.tile))
         photo = Scene((Exemplar((View(features),)),))
-        layers = list(spec.content_layers)
+        layers = evenly(spec.content_layers)
         criterion.add(spec.content_weight, Content(photo, layers), layers)
     return criterion
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import TINY, Scene, Statistics, Term, relative_error
+from terms.base import TINY, LayerWeights, Scene, Statistics, Term, relative_error
 from utils import wrapped
 
 NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
@@ -30,10 +30,10 @@ class Autocorrelation(Term):
     whole = "takes the Fourier transform of a layer"
 
     @classmethod
-    def looks_at(cls, layers: list[str]) -> list[str]:
-        return [layers[len(layers) // 2]]
+    def looks_at(cls, layers: LayerWeights) -> list[str]:
+        return [list(layers)[len(layers) // 2]]
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         exemplar = scene.exemplar
         (self.layer,) = self.looks_at(layers)
         features = exemplar.features[self.layer].detach()

@@ -8,9 +8,9 @@ mixes the pictures of a batch, and its values do not depend on net, layer and si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -150,7 +150,6 @@ class Options:
     seed: int = 0  # of what is drawn at random
     max_patches: int = MAX_PATCHES  # of a layer that are compared
     team: Team = ALONE  # of processes that look at the same pictures
-    layer_weights: Mapping[str, float] = field(default_factory=dict)  # 1 for layers not in it
 
 
 @dataclass(frozen=True)
@@ -191,6 +190,7 @@ class Sums:
         return self.total / self.count
 
 
+LayerWeights = Mapping[str, float]  # layer -> weight above 0, relative to the others
 Statistics = dict[str, Any]  # Sums, or what a term that needs the whole picture makes of it
 
 
@@ -228,19 +228,19 @@ class Term:
     unordered: ClassVar[bool] = False  # does not see where things are
     tells_apart: ClassVar[bool] = False  # knows what to do with several exemplars at once
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         """
         Args:
             scene: exemplars with features at `layers`, several only where the term `tells_apart`
                 them; the canvas, whose borders, guide and regions it minds; and options.
-            layers: that the term looks at.
+            layers: that the term looks at, with their weights.
         """
         raise NotImplementedError
 
     @classmethod
-    def looks_at(cls, layers: list[str]) -> list[str]:
+    def looks_at(cls, layers: LayerWeights) -> list[str]:
         """Those of the layers that it uses, or "image"."""
-        return ["image"] if cls.pixels else layers
+        return ["image"] if cls.pixels else list(layers)
 
     def measure(self, output: Features) -> Statistics:
         """What the distance needs to know of features, (B, C, h, w) each."""
@@ -369,15 +369,12 @@ def _sort_rows(keys: Tensor) -> None:
     keys.numpy().sort(1)
 
 
-def mean_of_layers(
-    errors: Mapping[str, Tensor], weights: Mapping[str, float] | None = None
-) -> Tensor:
-    """(B,) of every layer -> (B,): their weighted mean.
+def evenly(layers: Iterable[str]) -> dict[str, float]:
+    """LayerWeights that weigh the same."""
+    return dict.fromkeys(layers, 1.0)
 
-    Args:
-        weights: of layers, above 0; 1 for a layer that is not in it.
-    """
-    shares = [1.0 if weights is None else weights.get(layer, 1.0) for layer in errors]
-    mean = sum(shares) / len(shares)
-    weighted = zip(errors.values(), shares, strict=True)
-    return torch.stack([error * (share / mean) for error, share in weighted]).mean(0)
+
+def mean_of_layers(errors: Mapping[str, Tensor], weights: LayerWeights) -> Tensor:
+    """(B,) of every layer -> (B,): their weighted mean."""
+    mean = sum(weights.values()) / len(weights)
+    return torch.stack([errors[k] * (weight / mean) for k, weight in weights.items()]).mean(0)

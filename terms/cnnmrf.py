@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import TINY, Scene, Statistics, Term, mean_of_layers
+from terms.base import TINY, LayerWeights, Scene, Statistics, Term, mean_of_layers
 from terms.matching import (
     GUIDE_WEIGHT,
     balanced,
@@ -39,11 +39,11 @@ class CNNMRF(Term):
     whole = "lays patches over their places"
     tells_apart = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.views = [view for one in scene.exemplars for view in one.views]
         self.pools = [k for k, one in enumerate(scene.exemplars) for _ in one.views]
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
-        self.canvas, self.weights = scene.canvas, scene.options.layer_weights
+        self.canvas, self.layers = scene.canvas, layers
         self.sources = {
             layer: [view.features[layer][0].detach().contiguous() for view in self.views]
             for layer in layers
@@ -118,4 +118,4 @@ class CNNMRF(Term):
             layer: energy / self.sources[layer][0].square().sum(0).mean().clamp(min=TINY)
             for layer, energy in statistics.items()
         }
-        return mean_of_layers(errors, self.weights)
+        return mean_of_layers(errors, self.layers)

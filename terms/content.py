@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import Scene, Statistics, Term, mean_of_layers, relative_error
+from terms.base import LayerWeights, Scene, Statistics, Term, mean_of_layers, relative_error
 
 
 class Content(Term):
@@ -17,17 +17,17 @@ class Content(Term):
 
     whole = "compares places one by one"
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         photo = scene.exemplar
         self.wanted = {layer: photo.features[layer].detach() for layer in layers}
+        self.layers = layers
 
     def measure(self, output: Features) -> Statistics:
         return {layer: output[layer] for layer in self.wanted}
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(
-            {
-                layer: relative_error(statistics[layer], wanted)
-                for layer, wanted in self.wanted.items()
-            }
-        )
+        errors = {
+            layer: relative_error(statistics[layer], wanted)
+            for layer, wanted in self.wanted.items()
+        }
+        return mean_of_layers(errors, self.layers)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import Scene, Statistics, Sums, Term, mean_of_layers, relative_error
+from terms.base import LayerWeights, Scene, Statistics, Sums, Term, mean_of_layers, relative_error
 
 FIRST_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]  # of blocks; of the reported error
 GRAM_LAYERS = sorted([*FIRST_LAYERS, "conv1_2", "conv2_2", "conv3_2", "conv3_3"])
@@ -32,9 +32,9 @@ class Gram(Term):
 
     unordered = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         exemplar = scene.exemplar
-        self.layers, self.weights = layers, scene.options.layer_weights
+        self.layers = layers
         self.wanted = {k: v.mean.detach() for k, v in self.measure(exemplar.features).items()}
 
     def measure(self, output: Features) -> Statistics:
@@ -45,4 +45,4 @@ class Gram(Term):
             layer: relative_error(statistics[layer].mean, wanted)
             for layer, wanted in self.wanted.items()
         }
-        return mean_of_layers(errors, self.weights)
+        return mean_of_layers(errors, self.layers)

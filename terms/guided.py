@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import Scene, Statistics, Term, mean_of_layers
+from terms.base import LayerWeights, Scene, Statistics, Term, mean_of_layers
 from terms.matching import (
     GUIDE_WEIGHT,
     ContextualScore,
@@ -43,12 +43,12 @@ class Guided(Term):
     patch, stride = 7, 4
     occurrence_weight = 0.05
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.views = [view for one in scene.exemplars for view in one.views]
         self.pools = [k for k, one in enumerate(scene.exemplars) for _ in one.views]
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
         self.canvas, self.max_patches = scene.canvas, scene.options.max_patches
-        self.weights = scene.options.layer_weights
+        self.layers = layers
         source = scene.exemplars[0].features
         self.mean = {layer: source[layer].detach().mean((2, 3), True) for layer in layers}
         self.sources = {
@@ -130,7 +130,7 @@ class Guided(Term):
         return scores
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(statistics, self.weights)
+        return mean_of_layers(statistics, self.layers)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 from models import Features
 from terms.base import (
     TINY,
+    LayerWeights,
     Samples,
     Scene,
     Statistics,
@@ -28,7 +29,7 @@ class Histogram(Term):
     pixels = True
     unordered = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         exemplar = scene.exemplar
         image = exemplar.image.detach()
         found = self.measure(exemplar.features)

@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from models import Features
-from terms.base import TINY, Scene, Statistics, Sums, Term, mean_of_layers, relative_error
+from terms.base import (
+    TINY,
+    LayerWeights,
+    Scene,
+    Statistics,
+    Sums,
+    Term,
+    mean_of_layers,
+    relative_error,
+)
 
 
 class Moments(Term):
@@ -14,12 +23,13 @@ class Moments(Term):
 
     unordered = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         exemplar = scene.exemplar
         # Squares are summed about the source's mean: about zero, rounding would eat the variance.
         self.centres = {k: exemplar.features[k].detach().mean((2, 3)) for k in layers}
         found = self.measure(exemplar.features)
         self.wanted = {layer: self._moments(found[layer], layer) for layer in layers}
+        self.layers = layers
 
     def measure(self, output: Features) -> Statistics:
         found = {}
@@ -30,12 +40,11 @@ class Moments(Term):
         return found
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(
-            {
-                layer: relative_error(self._moments(statistics[layer], layer), wanted)
-                for layer, wanted in self.wanted.items()
-            }
-        )
+        errors = {
+            layer: relative_error(self._moments(statistics[layer], layer), wanted)
+            for layer, wanted in self.wanted.items()
+        }
+        return mean_of_layers(errors, self.layers)
 
     def _moments(self, sums: Sums, layer: str) -> Tensor:
         """(B, 2, C): mean and standard deviation."""

@@ -6,7 +6,16 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.autocorrelation import PERIODIC, period
-from terms.base import TINY, Samples, Scene, Statistics, Term, in_order, squared_wasserstein
+from terms.base import (
+    TINY,
+    LayerWeights,
+    Samples,
+    Scene,
+    Statistics,
+    Term,
+    in_order,
+    squared_wasserstein,
+)
 from terms.regions import count_of_regions, region_masks, regions_of
 from utils import Size, size_of, surrounded
 
@@ -32,7 +41,7 @@ class Patches(Term):
     whole = "sorts the projections of all patches"
     pixels = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1
         self.team = scene.options.team
         views = [scene.exemplars[0].views[0]]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import Exemplar, Scene, Statistics, Sums, Term, View
+from terms.base import Exemplar, LayerWeights, Scene, Statistics, Sums, Term, View
 from utils import Size, size_of
 
 Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
@@ -58,7 +58,7 @@ class Blend(Parts):
     distributions (Rabin et al. 2011), and a constant.
     """
 
-    def __init__(self, kind: type[Term], scene: Scene, layers: list[str]) -> None:
+    def __init__(self, kind: type[Term], scene: Scene, layers: LayerWeights) -> None:
         super().__init__(
             [
                 (one.share, alone(kind, replace(scene, exemplars=(one,)), layers))
@@ -73,7 +73,7 @@ class Regional(Parts):
     Heitz et al. 2021; regions weigh as much as they have of the output.
     """
 
-    def __init__(self, kind: type[Term], scene: Scene, layers: list[str]) -> None:
+    def __init__(self, kind: type[Term], scene: Scene, layers: LayerWeights) -> None:
         region = scene.canvas.asked
         assert region is not None  # else there is nothing to divide
         self.region = region
@@ -107,7 +107,7 @@ class Regional(Parts):
         return places
 
 
-def alone(kind: type[Term], scene: Scene, layers: list[str]) -> Term:
+def alone(kind: type[Term], scene: Scene, layers: LayerWeights) -> Term:
     """A term of that kind, for each exemplar and region alone where it does not tell them apart."""
     if scene.blended and not kind.tells_apart:
         return Blend(kind, scene, layers)
@@ -116,7 +116,7 @@ def alone(kind: type[Term], scene: Scene, layers: list[str]) -> Term:
     return kind(scene, layers)
 
 
-def needed_whole(kind: type[Term], layers: list[str], divided: bool) -> list[str]:
+def needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
     """The layers, or "image", that such a term cannot look at part by part, where the output may be
     divided into regions."""
     return kind.looks_at(layers) if kind.whole or (divided and kind.unordered) else []

@@ -6,6 +6,7 @@ from torch import Tensor
 from models import Features
 from terms.base import (
     TINY,
+    LayerWeights,
     Scene,
     Statistics,
     Term,
@@ -29,9 +30,9 @@ class Sliced(Term):
     whole = "sorts the projections of all positions"
     unordered = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         exemplar, self.team = scene.exemplar, scene.options.team
-        self.weights = scene.options.layer_weights
+        self.layers = layers
         self.source = {layer: exemplar.features[layer].detach().flatten(2)[0] for layer in layers}
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
@@ -59,4 +60,4 @@ class Sliced(Term):
         for layer, (_, wanted) in self.slices.items():
             distance = squared_wasserstein(statistics[layer], wanted, self.team)
             errors[layer] = distance / wanted.square().mean().clamp(min=TINY)
-        return mean_of_layers(errors, self.weights)
+        return mean_of_layers(errors, self.layers)

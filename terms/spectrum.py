@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import TINY, Scene, Statistics, Term
+from terms.base import TINY, LayerWeights, Scene, Statistics, Term
 from utils import Size, size_of, wrapped
 
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
@@ -33,7 +33,7 @@ class Spectrum(Term):
     whole = "takes the Fourier transform of the picture"
     pixels = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         exemplar = scene.exemplar
         image = exemplar.image.detach()
         self.mean = image.mean((2, 3), keepdim=True)

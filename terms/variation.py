@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import Scene, Statistics, Sums, Term
+from terms.base import LayerWeights, Scene, Statistics, Sums, Term
 from utils import wrapped
 
 
@@ -15,7 +15,7 @@ class TotalVariation(Term):
     whole = "compares neighbours, across the borders of parts too"
     pixels = True
 
-    def __init__(self, scene: Scene, layers: list[str]) -> None:
+    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.tile = scene.canvas.tile
 
     def measure(self, output: Features) -> Statistics:

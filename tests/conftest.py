@@ -19,7 +19,7 @@ from engine import repaint
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
 from models import NETS, Found, layer_table
-from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View
+from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View, evenly
 from terms.regions import Regional
 from terms.team import ALONE, Team
 
@@ -99,12 +99,12 @@ def known(
 
 def built(kind, features, layers, **told):
     """A term of what `known` takes."""
-    return kind(known(features, **told), layers)
+    return kind(known(features, **told), evenly(layers))
 
 
 def regional(kind, features, layers, **told):
     """The same term of every region."""
-    return Regional(kind, known(features, **told), layers)
+    return Regional(kind, known(features, **told), evenly(layers))
 
 
 def criterion_of(
@@ -118,7 +118,7 @@ def criterion_of(
 ) -> Criterion:
     """A criterion of what `known` takes."""
     scene = known(features, **told)
-    return Criterion(scene, layers, method, weights, match_every, layer_weights)
+    return Criterion(scene, evenly(layers) | (layer_weights or {}), method, weights, match_every)
 
 
 def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec) -> Tensor:
