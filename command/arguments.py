@@ -29,7 +29,7 @@ NOT_RECORDED = {
     *("sheet", "animate", "preview"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
-VERSION = "0.2.0"
+VERSION = "0.2.1"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 NET_FLAGS = {"model", "weights", "weights_layout"}  # say together which net it is
 # All that has a meaning beside flags that make no picture.
