@@ -134,8 +134,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def kinds_of(
     method: str, weights: Mapping[str, float], layers: LayerWeights, every: Iterable[str]
 ) -> list[tuple[float, type[Term], LayerWeights]]:
-    """The terms of a criterion: weight, kind and layers of the model and of those beside it, which
-    may look at every layer there is."""
+    """Return weight, kind and layers of the method, and of each term beside it that has a weight;
+    terms get every layer there is, with equal weights."""
     alike = evenly(every)
     beside = [(weight, TERMS[name].kind, alike) for name, weight in weights.items() if weight]
     return [(1.0, METHODS[method].kind, layers), *beside]

@@ -48,7 +48,7 @@ FIRST = """A picture of a texture -> new texture of any size.
   --gt_path PICTURE ...   what to make more of: files, folders, patterns; textures/ is looked in too
   --save_path FILE        result.jpg, if left out; out/ and out/{stem}_{seed}.png do as well
   --size WIDTHxHEIGHT     as large as the exemplar, if left out
-  --preset best           with the exemplar's own pixels, the picture that people prefer; or draft
+  --preset best           with the exemplar's own pixels, the picture that people prefer
   --tile xy               seamless, to be repeated
 
 --help all shows every flag, --help tile (or any other) one of them with an example.
@@ -438,8 +438,8 @@ class Request:
     method: str = flag(MODEL, "", default="gram", type=str.lower)
     layers: Sequence[tuple[str, float]] | None = flag(
         MODEL,
-        "of the method's loss, instead of its own: conv4_1 or relu4_1 (both after the ReLU), "
-        "pool4, ...; weights are relative, 1 if left out",
+        "layers of the method's loss: conv4_1 or relu4_1 (both after the ReLU), pool4, ...; "
+        "weights are relative to the others, 1 if left out",
         told="; ".join(f"{name} {' '.join(m.layers)}" for name, m in METHODS.items()),
         **several(type=parse_layer, metavar="LAYER[:WEIGHT]"),
     )
@@ -513,7 +513,7 @@ class Request:
     weights_layout: str | None = flag(
         NET,
         "with --weights: the pixels that the net expects; torchvision: RGB in [0, 1], normalised "
-        "by ImageNet's mean and deviation; caffe: BGR in [0, 255] less a mean",
+        "by ImageNet's mean and standard deviation; caffe: BGR in [0, 255] less a mean",
         told="recognised",
         choices=tuple(LAYOUTS),
     )

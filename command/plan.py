@@ -472,13 +472,13 @@ def term_weights(
 
 
 def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
-    """Which order an exemplar has beyond what a net sees, as a predicate; "" for none."""
+    """Describe the long-range order of an exemplar, for the note; "" if it has none."""
     kind = kind_of(exemplar)
     if kind.period != (0, 0):
         y, x = kind.period
         return f"repeats after {abs(x)} px across and {abs(y)} px down"
     if canvas.content is not None:
-        return ""  # straight edges of a painting are no order that a photo should take
+        return ""  # a painting has straight edges, whose order is not for the photo
     if kind == IN_COURSES:
         return "is laid in courses"
     return f"has a grain that runs {GRAINS[kind.axis]}" if kind.axis else ""

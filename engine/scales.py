@@ -5,7 +5,7 @@ import math
 from utils import Size, UserError, told
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
-FEWER = 0.7  # steps at a scale, for one at the coarser scale before it
+FEWER = 0.7  # ratio of a scale's steps to those of the next coarser scale
 
 
 def pyramid(
@@ -41,11 +41,11 @@ def _divided(size: Size, factor: int, multiples: Size) -> Size:
 
 
 def split_steps(steps: int, scales: int) -> list[int]:
-    """Return how many of the steps each scale gets, coarse to fine: FEWER times as many each time,
-    and a single one at the coarsest.
+    """Return how many of the steps each scale gets, coarse to fine: each finer scale FEWER times
+    those of the coarser one, the coarsest at least one.
 
-    A step costs four times as much at every finer scale and finds less to do there, but what is
-    left undone at the finest is what is seen.
+    A step costs four times as much at every finer scale and gains less there, but errors that are
+    left at the finest scale are the visible ones.
     """
     parts = [FEWER**scale for scale in range(scales)]
     ends = [round(steps * sum(parts[: k + 1]) / sum(parts)) for k in range(scales)]

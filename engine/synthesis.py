@@ -48,9 +48,7 @@ class Spec:
     exemplars: tuple[Exemplar, ...]  # their views are pictures alone, at full size
     canvas: Canvas
     method: str = "gram"  # a name in `losses.METHODS`
-    layers: LayerWeights | None = (
-        None  # that the model looks at; None: all that the trunk has, alike
-    )
+    layers: LayerWeights | None = None  # of the model; None: all of the trunk's, equal weights
     weights: dict[str, float] | None = None  # of the terms beside it; None: the method's own
     match_every: int = MATCH_EVERY  # steps for which what is matched is held
     max_patches: int = MAX_PATCHES  # of a layer, for models that sample

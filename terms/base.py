@@ -370,7 +370,7 @@ def _sort_rows(keys: Tensor) -> None:
 
 
 def evenly(layers: Iterable[str]) -> dict[str, float]:
-    """LayerWeights that weigh the same."""
+    """Return weight 1 for each layer."""
     return dict.fromkeys(layers, 1.0)
 
 

@@ -5,7 +5,8 @@ from torch import Tensor
 from models import Features
 from terms.base import LayerWeights, Scene, Statistics, Sums, Term, mean_of_layers, relative_error
 
-FIRST_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]  # of blocks; of the reported error
+# The first layer of each block; the reported error uses them.
+FIRST_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
 GRAM_LAYERS = sorted([*FIRST_LAYERS, "conv1_2", "conv2_2", "conv3_2", "conv3_3"])
 
 

@@ -279,7 +279,8 @@ weights, name, *_ = load_weights("vgg16-caffe", None, layers)
 exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
 exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
 team = team_of(own, torch.device("cpu")) if own.count > 1 else ALONE
-spec = Spec(exemplars, canvas, method, ["relu3_1"], weights={"moments": 1.0}, team=team)
+layers_of_model = {"relu3_1": 1.0}
+spec = Spec(exemplars, canvas, method, layers_of_model, {"moments": 1.0}, team=team)
 trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
 look = Blocks(trunk, criterion, None, team) if own.count > 1 else trunk
