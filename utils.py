@@ -7,27 +7,21 @@ WIDTHxHEIGHT for the user. Nothing here prints: what the user should hear is ret
 from __future__ import annotations
 
 import ctypes
-import difflib
 import glob
-import json
 import math
 import os
 import platform
 import re
 import stat
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
-from io import BufferedReader, BytesIO
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
-import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,41 +30,14 @@ TEXTURES = ROOT / "textures"
 # Trim threshold, top pad, mmap threshold; where it is tight, what is large goes back to the system.
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**31 - 1}
 TIGHT_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}
-ROWS = 256  # of a picture that are rounded at a time
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
 OWN_STATUS = Path("/proc/self/status")
 GROUPS = Path("/sys/fs/cgroup")
-
-# What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
-# WebP is lossless because its lossy mode always halves the chroma.
-_JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
-_TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"})
-_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-    ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
-}
-SUFFIXES = tuple(_FORMATS)
-MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500}  # px; PNG's are larger
-_ANY_SIZE = ("JPEG", "PNG")  # of others Pillow looks at the size once more when it decodes them
-MAX_SIDE = max(MAX_SIDES.values())
-
-# EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
-_DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
-_RECORD_KEY = "synthesis"
-_RECORD_BYTES = 60_000
-
-READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # of a folder's files
 _TEMPORARY = ".synthesis-"  # how the names of files begin that are not whole yet
 ROOM = 2**16  # bytes that a folder must have room for, before slow work begins
-MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # whatever opens a pipe waits
-READ_BYTES = 24  # a pixel at the peak of reading: as Pillow decodes and converts it, and as floats
 
 
 def in_one_line(text: str) -> str:
@@ -87,31 +54,12 @@ class UserError(Exception):
         return in_one_line(super().__str__())
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why an error was raised, for a line to the user."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 # ------------------------------------------------------------------------------------- reading
-
-
-def find_picture(name: str | Path) -> Path:
-    """Return where the picture is: as given, or in the `textures/` folder beside this file.
-
-    Raises UserError when it is in neither place, is a folder or may not be read.
-    """
-    for path in (Path(name), TEXTURES / name):
-        try:
-            open_regular(path).close()
-            return path
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError) as error:  # ValueError: a character 0 in it
-            reason = "a folder, not a picture" if os.path.isdir(path) else _reason(error)
-            raise UserError(f"{name!r}: {reason}") from error
-    pictures = {p.stem.lower(): p.name for p in TEXTURES.glob("*") if p.suffix.lower() in SUFFIXES}
-    close = difflib.get_close_matches(Path(name).stem.lower(), pictures)
-    hint = f"; nearest there: {', '.join(pictures[stem] for stem in close)}" if close else ""
-    raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -124,219 +72,7 @@ def open_regular(path: Path) -> BufferedReader:
     return file
 
 
-def find_pictures(name: str | Path) -> list[Path]:
-    """Return the pictures of that name: one, as `find_picture` has it, or those of a folder or of
-    a pattern with * or ?, by name.
-
-    Raises UserError when there is none.
-    """
-    path = Path(name)
-    if os.path.isdir(path):
-        found = [one for one in path.iterdir() if one.suffix.lower() in READ_SUFFIXES]
-    elif set("*?[") & set(str(name)) and not os.path.exists(path):
-        found = [Path(one) for one in glob.glob(str(name), recursive=True)]
-    else:
-        return [find_picture(name)]
-    found = sorted(one for one in found if one.is_file() and not one.name.startswith("."))
-    if not found:
-        raise UserError(f"{str(name)!r}: no picture there")
-    return found
-
-
-def read_picture(path: Path) -> tuple[Tensor, list[str]]:
-    """Return a picture as (1, 3, H, W) sRGB in [0, 1], and what had to be done to it.
-
-    Takes whatever Pillow reads: grey, palette, transparent, CMYK, 16-bit, rotated, with a colour
-    profile. The notes are one line each and begin with the file's name.
-
-    Raises UserError when the file cannot be read, is damaged, is beyond Pillow's limit on
-    pixels, is wholly transparent, or holds floats outside [0, 1].
-    """
-    notes: list[str] = []
-    with _opened(path) as picture:
-        needed, free = READ_BYTES * math.prod(picture.size), available_bytes(torch.device("cpu"))
-        if needed > free:
-            raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
-        with _libraries_silent():
-            picture.load()
-        if getattr(picture, "is_animated", False):
-            notes.append("several frames, only the first is used")
-        picture = _upright(picture, notes)
-        alpha = None
-        if picture.mode[0] in "IF":
-            pixels = _deep_grey(picture, notes)
-        else:
-            if picture.has_transparency_data:
-                alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255
-            pixels = np.array(_srgb(picture, notes), np.float32)
-            pixels /= 255
-    if alpha is not None and alpha.min() < 1:
-        if alpha.max() == 0:
-            raise UserError(f"{path}: every pixel is transparent")
-        pixels = _over_mean(pixels, alpha)
-        notes.append("transparent pixels painted over the mean colour")
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
-    return image, [f"{path.name}: {note}" for note in notes]
-
-
-def read_levels(path: Path) -> Image.Image:
-    """What `read_picture` reads, at 8 bits, to be looked at; raises as that does."""
-    pixels = read_picture(path)[0][0].movedim(0, 2)
-    return Image.fromarray(pixels.mul(LEVELS).round().byte().numpy())
-
-
-def is_16_bit(path: Path) -> bool:
-    """Whether a picture is grey of more than 8 bits; Pillow reads others at 8 bits a channel."""
-    with _opened(path) as picture:
-        return picture.mode[0] in "IF"
-
-
-def read_vectors(path: Path) -> Tensor:
-    """Return vectors, .npy of (2, H, W), as (1, 2, H, W); UserError for anything else."""
-    try:
-        open_regular(path).close()
-        # Mapped, as a header may claim to be of any size.
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
-    except Exception as error:  # as many kinds as there are ways to damage a header
-        raise UserError(f"{path}: not a .npy file of numbers") from error
-    if not isinstance(found, np.ndarray):
-        raise UserError(f"{path}: an archive, not a .npy file of numbers")
-    if found.ndim != 3 or len(found) != 2 or found.dtype.kind not in "fiu" or not found.size:
-        raise UserError(f"{path}: {found.dtype} of {found.shape}, needed are numbers of (2, H, W)")
-    with np.errstate(over="ignore"):
-        found = found.astype(np.float32)
-    if not np.isfinite(found).all():
-        raise UserError(f"{path}: holds values that are not finite in float32")
-    return torch.from_numpy(found)[None]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever Pillow raises inside the block becomes a UserError."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow grumbles about files that it then reads well; but between one and two times
-            # its limit on pixels it only warns, and that we refuse.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _of_any_size_of_ours(path) as picture:
-                yield picture
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise UserError(f"{path}: too large, at most {limit} pixels are read") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture of a kind that Pillow reads") from error
-    except Exception as error:
-        # Damaged bytes come back as OSError, SyntaxError, struct.error, IndexError and more.
-        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
-
-
-@contextmanager
-def _libraries_silent() -> Iterator[None]:
-    """Without the lines that libtiff writes past Python to stderr: what matters is an error too."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(null)
-        os.close(stderr)
-
-
-def _of_any_size_of_ours(path: Path) -> Image.Image:
-    """Open a picture, beyond Pillow's limit on pixels too if its record says that it is ours, of
-    that very size, and there is memory for it: a few bytes may claim to be any picture."""
-    kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
-    with open_regular(path) as file:
-        bytes_ = os.fstat(file.fileno()).st_size
-    if bytes_ > MOST_BYTES and kind not in _ANY_SIZE:  # of a TIFF all tags are read when it opens
-        raise OSError(f"a file of {bytes_ / 1e9:.1f} GB, at most {MOST_BYTES / 1e9:.1f} are read")
-    try:
-        with _libraries_silent():
-            return Image.open(path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        if kind not in _ANY_SIZE:
-            raise
-        Image.init()
-        opener: Any = Image.OPEN[kind][0]  # which does not look
-        picture: Image.Image = opener(path, path.name)
-        ours = _record_of(picture).get("size") == told(picture.size[::-1])
-        if ours and READ_BYTES * math.prod(picture.size) <= available_bytes(torch.device("cpu")):
-            return picture
-        picture.close()
-        raise
-
-
-def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # as many kinds as there are ways to write EXIF wrongly
-        notes.append("unreadable EXIF, orientation ignored")
-        return picture
-
-
-def _deep_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
-    """Return grey of 16 bits or float as (H, W, 3); ValueError when it is out of range."""
-    if "icc_profile" in picture.info:
-        notes.append("colour profile of a grey picture of more than 8 bits, ignored")
-    # Pillow calls a 32-bit integer file "I" as well as some 16-bit ones; only the latter have a
-    # white that we know.
-    white = 1 if picture.mode == "F" else LEVELS_16_BIT
-    grey = np.asarray(picture).astype(np.float64)
-    if not (grey.min() >= 0 and grey.max() <= white):  # so that NaN is refused
-        raise ValueError(f"values {grey.min():g} to {grey.max():g}, allowed are 0 to {white}")
-    return np.repeat(grey[..., None] / white, 3, axis=2).astype(np.float32)
-
-
-def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
-    """Return an 8-bit picture as RGB in sRGB, through its own colour profile if it has one."""
-    if picture.mode not in ("L", "RGB", "CMYK"):
-        picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
-    plain = picture.convert("RGB")
-    profile = picture.info.get("icc_profile")
-    if not profile:
-        return plain
-    try:
-        srgb = ImageCms.createProfile("sRGB")
-        managed = ImageCms.profileToProfile(picture, BytesIO(profile), srgb, outputMode="RGB")
-        assert managed is not None  # it is, where the picture is not changed in place
-    except ImageCms.PyCMSError:
-        notes.append("unusable colour profile, ignored")
-        return plain
-    # One level is rounding: the profile is sRGB under any of its names, so keep the exact pixels.
-    difference = np.asarray(ImageChops.difference(plain, managed))
-    return managed if difference.max() > 1 else plain
-
-
-def _over_mean(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Composite (H, W, 3) by alpha (H, W) over the picture's own alpha-weighted mean colour."""
-    alpha = alpha[..., None]
-    mean = (pixels * alpha).sum((0, 1), np.float64) / alpha.sum(dtype=np.float64)
-    return (pixels * alpha + mean * (1 - alpha)).astype(np.float32)
-
-
 # -------------------------------------------------------------------------------------- saving
-
-
-def check_suffix(path: Path) -> None:
-    """Raise UserError when the suffix is not one of SUFFIXES."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: unknown suffix {path.suffix!r}, use one of {' '.join(SUFFIXES)}")
-
-
-def check_save_path(path: Path) -> None:
-    """See that a picture can be saved there: raises UserError when the suffix is not one of
-    SUFFIXES, or as `check_writable` does."""
-    check_suffix(path)
-    check_writable(path)
 
 
 def check_writable(path: Path) -> None:
@@ -357,7 +93,7 @@ def check_writable(path: Path) -> None:
             file.write(bytes(ROOM))
         sweep(there)
     except OSError as error:
-        raise UserError(f"{path}: cannot be saved there ({_reason(error)})") from error
+        raise UserError(f"{path}: cannot be saved there ({reason_of(error)})") from error
 
 
 def temporary_of(path: Path) -> Path:
@@ -377,51 +113,6 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def check_format(path: Path, size: Size) -> None:
-    """Raise UserError where the format cannot hold a picture of (height, width), or could not be
-    read again."""
-    kind, _ = _FORMATS[path.suffix.lower()]
-    if max(size) > MAX_SIDES[kind]:
-        raise UserError(
-            f"{path}: {told(size)}, sides of {kind} have at most {MAX_SIDES[kind]} pixels"
-        )
-    most = Image.MAX_IMAGE_PIXELS
-    if kind not in _ANY_SIZE and most is not None and math.prod(size) > most:
-        raise UserError(f"{path}: {told(size)}, at most {most} pixels of {kind} are read again")
-
-
-def save_picture(
-    image: Tensor, path: Path, record: dict[str, Any], sixteen_bit: bool = False
-) -> None:
-    """Save (1, 3, H, W) in [0, 1] at 8 bits, as the suffix says, with `record` inside the file.
-
-    With `sixteen_bit` it is grey of 16 bits, the first channel, which .png and .tif hold.
-
-    The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
-    for another shape or for values that are not finite.
-    """
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(f"expected a picture of shape (1, 3, H, W), got {tuple(image.shape)}")
-    if not image.isfinite().all():
-        raise ValueError("the picture holds values that are not finite")
-    # The clamp keeps 1.0000001 from wrapping round to black.
-    most = LEVELS_16_BIT if sixteen_bit else LEVELS
-    pixels = image.detach()[0].movedim(0, 2)  # (H, W, 3)
-    levels = np.empty(pixels.shape, np.uint16 if sixteen_bit else np.uint8)
-    for top in range(0, len(levels), ROWS):
-        rows = slice(top, top + ROWS)
-        levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
-    picture = Image.fromarray(levels[..., 0] if sixteen_bit else levels)
-    kind, options = _FORMATS[path.suffix.lower()]
-    try:
-        # Encoded in memory because libtiff writes complaints of its own to stderr.
-        encoded = BytesIO()
-        picture.save(encoded, kind, **options, **record_options(kind, record))
-    except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
-        raise UserError(f"{path}: cannot be saved ({_reason(error)})") from error
-    save_bytes(encoded.getbuffer(), path)
-
-
 def save_bytes(content: bytes | memoryview, path: Path) -> None:
     """Write a file that appears whole or not at all; raises UserError when it cannot be written."""
     temporary = temporary_of(_real(path))
@@ -430,64 +121,15 @@ def save_bytes(content: bytes | memoryview, path: Path) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, _real(path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be saved ({_reason(error)})") from error
+        raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return what `save_picture` recorded in the file, {} when it carries no record.
-
-    Raises UserError when the file cannot be read as a picture.
-    """
-    with _opened(path) as picture:
-        return _record_of(picture)
-
-
-def record_at(path: Path) -> dict[str, Any]:
-    """The record of a picture, {} where there is no picture."""
-    try:
-        return read_record(path)
-    except UserError:  # no picture
-        return {}
-
-
-def _record_of(picture: Image.Image) -> dict[str, Any]:
-    text = picture.info.get("comment" if picture.format == "GIF" else _RECORD_KEY, "")
-    if picture.format != "PNG":  # which decodes all of the picture to look for EXIF at its end
-        with suppress(Exception):  # somebody else's broken EXIF is no record
-            exif = picture.getexif()
-            if exif.get(_SOFTWARE) == _RECORD_KEY:
-                text = exif.get(_DESCRIPTION)
-    try:
-        record = json.loads(text)
-    except (TypeError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _real(path: Path) -> Path:
     # Replacing a link would leave the file that it points to as it was.
     return Path(os.path.realpath(path))
-
-
-def record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments to Pillow's `save` that put a record inside the file."""
-    record = {str(key): value for key, value in record.items()}
-    # JSON escapes to ASCII, all that EXIF descriptions hold, and so keeps any file name.
-    dump = partial(json.dumps, default=str, skipkeys=True)
-    while len(text := dump(record)) > _RECORD_BYTES:
-        del record[max(record, key=lambda key: len(dump(record[key])))]
-    if kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        chunks.add_text(_RECORD_KEY, text)
-        return {"pnginfo": chunks}
-    if kind == "GIF":
-        return {"comment": text}
-    exif = Image.Exif()
-    exif[_SOFTWARE], exif[_DESCRIPTION] = _RECORD_KEY, text
-    return {"exif": exif}
 
 
 # ------------------------------------------------------------------------------------- devices

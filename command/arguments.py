@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from command.pictures import MAX_SIDE, SUFFIXES
 from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
@@ -18,7 +19,7 @@ from engine.precision import AUTO, PRECISIONS
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, FILTER, LAYOUTS, NETS, POOLS
 from terms.base import MAX_PATCHES
-from utils import MAX_SIDE, SUFFIXES, UserError
+from utils import UserError
 
 # What a record does not hold, or what is not to be laid under a new picture: where things are,
 # what does not change the picture, and where values come from.

@@ -19,21 +19,13 @@ import torch
 
 from command.arguments import Request, parse
 from command.costs import trunk_flops
+from command.pictures import find_picture, read_picture, save_picture
 from command.plan import plan
 from command.results import Result
 from engine.precision import AUTO, ROUGH, pick_precision, usable
 from engine.synthesis import Progress, new_texture
 from models import BUNDLED_NET, Extractor, load_weights
-from utils import (
-    ROOT,
-    find_picture,
-    keep_freed_memory,
-    peak_bytes,
-    pick_device,
-    read_picture,
-    resize,
-    save_picture,
-)
+from utils import ROOT, keep_freed_memory, peak_bytes, pick_device, resize
 
 SIDES = (256, 512, 1024)  # px
 TIMED = 12  # steps at one size, of which the last third are timed: those after painting
@@ -59,7 +51,7 @@ def print_benchmark(request: Request, run: Run) -> None:
         UserError: an exemplar, a device, a precision or a net that is not here.
     """
     device, _ = pick_device(request.device)
-    exemplar, _ = read_picture(find_picture(request.gt_path[0]))
+    exemplar = read_picture(find_picture(request.gt_path[0])).pixels
     fastest = pick_precision(request.precision, device)
     precisions = usable(device) if request.precision == AUTO else (fastest,)
     net = request.model or BUNDLED_NET

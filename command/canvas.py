@@ -7,18 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from command.arguments import Request
+from command.pictures import Picture, find_picture, read_picture, read_vectors
 from command.settings import named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
 from terms.base import Canvas
-from utils import Size, UserError, find_picture, read_picture, read_vectors, resize, size_of, told
+from utils import Size, UserError, resize, size_of, told
 
 
 class Pictures:
     """Reads pictures, each once, and remembers what the user should hear of them."""
 
     def __init__(self) -> None:
-        self.seen: dict[Path, Tensor] = {}
+        self.seen: dict[Path, Picture] = {}
         self.inputs: dict[str, Path] = {}  # all files that were read, as records name them
         self.notes: list[str] = []
 
@@ -27,9 +28,9 @@ class Pictures:
         path = find_picture(name)
         self.inputs[named(name) if isinstance(name, Path) else name] = path
         if path not in self.seen:
-            self.seen[path], notes = read_picture(path)
-            self.notes += notes
-        return self.seen[path]
+            self.seen[path] = read_picture(path)
+            self.notes += self.seen[path].notes
+        return self.seen[path].pixels
 
 
 def output_size(

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from command.pictures import save_picture
 from command.plan import PREVIEW, Job
 from engine.synthesis import Progress, finished
-from utils import UserError, in_one_line, save_picture
+from utils import UserError, in_one_line
 
 A_LINE = 60  # s between lines where there is no terminal
 A_PREVIEW = 2  # s

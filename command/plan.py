@@ -16,6 +16,14 @@ from torch import Tensor
 
 from command.arguments import NOT_RECORDED, VERSION, Request, paired
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from command.pictures import (
+    check_format,
+    check_save_path,
+    check_suffix,
+    find_picture,
+    find_pictures,
+    record_at,
+)
 from command.settings import digest, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
@@ -29,22 +37,7 @@ from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import DEFAULT_NET, least_side, likely_net, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
-from utils import (
-    Size,
-    UserError,
-    check_format,
-    check_save_path,
-    check_suffix,
-    check_writable,
-    find_picture,
-    find_pictures,
-    is_16_bit,
-    record_at,
-    rotated_and_resized,
-    scaled,
-    size_of,
-    told,
-)
+from utils import Size, UserError, check_writable, rotated_and_resized, scaled, size_of, told
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 PREVIEW = "preview"  # what its record has, so that it is known again
@@ -116,7 +109,7 @@ class CarriedMap:
 
     path: Path  # where it goes
     copies: list[Tensor]  # (1, 3, h, w) each: as it is, and rotated and resized as the exemplar is
-    sixteen_bit: bool
+    bits: int  # of its file
 
 
 @dataclass(frozen=True)
@@ -399,7 +392,7 @@ def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> 
     goes = save_path.with_name(f"{save_path.stem}_{path.stem}.png")
     check_save_path(goes)
     copies = [found, *rotated(found, exemplar.rotations, exemplar.factors)]
-    return CarriedMap(goes, copies, is_16_bit(path))
+    return CarriedMap(goes, copies, pictures.seen[path].bits)
 
 
 def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:

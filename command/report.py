@@ -13,13 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from command.arguments import Request, argv_of, recorded_flags
+from command.pictures import find_pictures, read_levels, read_picture, record_at
 from command.results import AFTERWARDS, CURVE
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import exemplar_of
 from command.sheet import PAGE, snapshots_of
 from command.verdict import faults, verdict
 from losses import TERMS
-from utils import UserError, find_pictures, read_levels, read_picture, record_at, save_bytes
+from utils import UserError, save_bytes
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from command.display import say
+from command.pictures import read_picture, read_record, record_at, save_picture
 from command.plan import Job
 from engine import maps
 from engine.blocks import Blocks
@@ -21,7 +22,7 @@ from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve
 from terms.base import Exemplar, Scene, View, evenly
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team
-from utils import UserError, read_picture, read_record, record_at, resize, save_picture
+from utils import UserError, resize
 
 
 @dataclass(frozen=True)
@@ -232,4 +233,4 @@ def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
         if made.painting is not None:
             carried = resize(carried, spec.canvas.size, tile).roll(made.shift, (2, 3))
         kept = {name: record[name] for name in ("version", "exemplar")}
-        save_picture(carried, one.path, kept, one.sixteen_bit)
+        save_picture(carried, one.path, kept, one.bits)

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils import TEXTURES, UserError, find_picture, open_regular, read_record, record_at
+from command.pictures import find_picture, read_record, record_at
+from utils import TEXTURES, UserError, open_regular
 
 Flags = dict[str, Any]
 

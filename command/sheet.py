@@ -10,17 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from command.pictures import read_levels, read_record, record_options, save_picture
 from command.settings import exemplar_of
-from utils import (
-    LEVELS,
-    UserError,
-    check_writable,
-    read_levels,
-    read_record,
-    record_options,
-    save_bytes,
-    save_picture,
-)
+from utils import LEVELS, UserError, check_writable, save_bytes
 
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)

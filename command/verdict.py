@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from command.arguments import Request
 from command.display import say
+from command.pictures import find_picture, read_picture
 from command.scores import LEAST_SIDE, SCORES, score
-from utils import UserError, find_picture, read_picture
+from utils import UserError
 
 # Faults of the judged pictures: below the first most of their pairs were won, and above the second
 # none was.
@@ -128,7 +129,7 @@ def print_scores(request: Request) -> None:
     assert request.score is not None
     pictures = []
     for path in (find_picture(request.score), find_picture(request.gt_path[0])):
-        picture, notes = read_picture(path)
+        picture, *_, notes = read_picture(path)
         height, width = picture.shape[-2:]
         if min(height, width) < LEAST_SIDE:
             raise UserError(f"{path}: {width}x{height}, scores need sides of {LEAST_SIDE} or more")

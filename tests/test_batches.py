@@ -12,9 +12,10 @@ from PIL import Image
 import Synthesis
 from command import display, results
 from command.arguments import parse, request_of
+from command.pictures import check_save_path, read_record, save_picture
 from command.plan import orders_of
 from Synthesis import main, run_one
-from utils import TEXTURES, UserError, check_save_path, read_record, save_picture
+from utils import TEXTURES, UserError
 
 TINY = ["--device", "cpu", "--epoch", "3", "--size", "32", "--quiet"]
 

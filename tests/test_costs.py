@@ -22,11 +22,12 @@ from command.costs import (
     estimated_flops,
     fitting,
 )
+from command.pictures import read_picture, read_record, save_picture
 from command.plan import can_be_cut, job_of, orders_of, plan
 from losses import METHODS
 from models import Extractor, load_weights, resolve_layers
 from terms.gram import FIRST_LAYERS
-from utils import TEXTURES, UserError, read_picture, read_record, resize, save_picture
+from utils import TEXTURES, UserError, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(FIRST_LAYERS, "vgg19")

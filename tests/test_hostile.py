@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-import utils
+from command import pictures
+from command.pictures import find_picture, read_picture, read_vectors
 from models import BUNDLE, load_weights, resolve_layers
 from Synthesis import main
-from utils import TEXTURES, UserError, find_picture, in_one_line, read_picture, read_vectors
+from utils import TEXTURES, UserError, in_one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(["conv1_1"], "vgg16-caffe")
@@ -127,7 +128,8 @@ def test_a_huge_file_is_not_read(tmp_path, at_once):
 
 def test_what_does_not_fit_into_memory_is_not_decoded(tmp_path, monkeypatch):
     Image.new("RGB", (100, 100)).save(tmp_path / "a.gif")
-    monkeypatch.setattr(utils, "available_bytes", lambda device: 100 * 100 * utils.READ_BYTES - 1)
+    free = 100 * 100 * pictures.READ_BYTES - 1
+    monkeypatch.setattr(pictures, "available_bytes", lambda device: free)
     with pytest.raises(UserError, match="are free"):
         read_picture(tmp_path / "a.gif")
 
@@ -135,9 +137,9 @@ def test_what_does_not_fit_into_memory_is_not_decoded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_record_is_read_without_the_picture(suffix, tmp_path, monkeypatch):
     """Which may claim to be of gigabytes."""
-    utils.save_picture(torch.zeros(1, 3, 8, 8), tmp_path / f"a{suffix}", {"size": "8x8"})
+    pictures.save_picture(torch.zeros(1, 3, 8, 8), tmp_path / f"a{suffix}", {"size": "8x8"})
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: pytest.fail("decoded"))
-    assert utils.read_record(tmp_path / f"a{suffix}") == {"size": "8x8"}
+    assert pictures.read_record(tmp_path / f"a{suffix}") == {"size": "8x8"}
 
 
 def test_libtiff_says_nothing_of_its_own(tmp_path, capfd):
@@ -180,7 +182,7 @@ def changed(content, dice):
     return bytes(found)
 
 
-def pictures(dice):
+def drawn_pictures(dice):
     size = dice.randrange(1, 24), dice.randrange(1, 24)
     picture = Image.frombytes("RGB", size, dice.randbytes(3 * size[0] * size[1]))
     picture = picture.convert(dice.choice(["RGB", "L", "P", "RGBA", "1", "CMYK"]))
@@ -228,7 +230,7 @@ def fuzz(kind, folder):
                 for order in orders_of(request)[:2]:
                     job_of(request, order)
             elif kind == "pictures":
-                Path("b.png").write_bytes(changed(pictures(dice), dice))
+                Path("b.png").write_bytes(changed(drawn_pictures(dice), dice))
                 read_picture(Path("b.png"))
             elif dice.random() < 0.5:
                 Path("b.npy").write_bytes(changed(vectors, dice))

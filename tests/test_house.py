@@ -12,8 +12,9 @@ from PIL import Image
 
 import losses
 import Synthesis
+from command.pictures import read_picture, read_record
 from terms.base import Sums, Term
-from utils import TEXTURES, read_picture, read_record
+from utils import TEXTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a room may import those before it, and files of its own.

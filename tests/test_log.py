@@ -8,8 +8,9 @@ from PIL import Image
 from command import display
 from command.display import _duration
 from command.log import POINTS
+from command.pictures import read_record
 from Synthesis import main
-from utils import TEXTURES, read_record
+from utils import TEXTURES
 
 
 @pytest.fixture

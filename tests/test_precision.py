@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
+from command.pictures import read_record
 from engine import precision
 from engine.precision import offered, pick_precision
 from Synthesis import main
-from utils import TEXTURES, UserError, read_record
+from utils import TEXTURES, UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 

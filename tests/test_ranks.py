@@ -27,11 +27,12 @@ from torch.distributed.run import get_args_parser
 import command.ranks
 import Synthesis
 from command.arguments import build_parser, parse
+from command.pictures import save_picture
 from command.plan import orders_of
 from command.ranks import Place, place, team_of
 from command.results import Result
 from terms.team import LARGE, Team
-from utils import UserError, save_picture
+from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -270,7 +271,8 @@ from models import Extractor, load_weights, resolve_layers
 from terms.base import Canvas
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE
-from utils import TEXTURES, read_picture, resize
+from command.pictures import read_picture
+from utils import TEXTURES, resize
 
 method, tile, out = sys.argv[1:]
 own, size = place(), (128, 72)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from command import report
 from command.arguments import parse
+from command.pictures import read_record, save_picture
 from command.results import CURVE
 from Synthesis import main
-from utils import TEXTURES, read_record, save_picture
+from utils import TEXTURES
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from conftest import built
 from torch.nn import functional as F
 
 from command import scores
+from command.pictures import read_picture, save_picture
 from command.scores import SCORES, score
 from command.verdict import FAULTS, verdict
 from docs.agreement import agreement, preferences
 from engine.repaint import stretch
 from Synthesis import main
 from terms.patches import Patches
-from utils import TEXTURES, read_picture, save_picture
+from utils import TEXTURES
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from command.arguments import argv_of, parse, request_of
+from command.pictures import read_record, save_picture
 from command.settings import digest
 from models import BUNDLE
 from Synthesis import main
-from utils import TEXTURES, UserError, read_record, save_picture
+from utils import TEXTURES, UserError
 
 TINY = "--device cpu --quiet"
 

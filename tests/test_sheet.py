@@ -6,10 +6,11 @@ from PIL import Image
 
 import Synthesis
 from command import display
+from command.pictures import read_record
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
 from engine.blocks import Parts
 from Synthesis import main
-from utils import TEXTURES, read_record
+from utils import TEXTURES
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import Synthesis
 from command import canvas, scores, verdict
 from command.arguments import VERSION, Request, parse
 from command.interrupts import Stopped
+from command.pictures import SUFFIXES, read_picture, read_record
 from engine import synthesis
 from engine.colours import noise_like
 from engine.orientation import axes
@@ -34,7 +35,7 @@ from losses import METHODS, TERMS
 from Synthesis import main
 from terms.base import Canvas, relative_error
 from terms.gram import GRAM_LAYERS
-from utils import SUFFIXES, TEXTURES, UserError, read_picture, read_record, resize
+from utils import TEXTURES, UserError, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
@@ -1250,8 +1251,8 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow
     arguments = shlex.split(command)
 
     def of_every_fourth_pixel(path):
-        picture, notes = read_picture(path)
-        return picture[..., ::4, ::4], notes
+        picture = read_picture(path)
+        return picture._replace(pixels=picture.pixels[..., ::4, ::4])
 
     for module in (canvas, verdict):
         monkeypatch.setattr(module, "read_picture", of_every_fourth_pixel)
