@@ -34,17 +34,19 @@ class Autocorrelation(Term):
         return [list(layers)[len(layers) // 2]]
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        exemplar = scene.exemplar
         (self.layer,) = self.looks_at(layers)
-        features = exemplar.features[self.layer].detach()
-        self.mean = features.mean((2, 3), keepdim=True)
-        self.features = features - self.mean
+        sources = [(share, maps[self.layer].detach()) for share, maps in scene.parts]
+        means = [share * maps.mean((2, 3), keepdim=True) for share, maps in sources]
+        self.mean = torch.stack(means).sum(0)
+        # Each about its own mean: what differs between exemplars does not repeat.
+        self.sources = [(s, maps - maps.mean((2, 3), keepdim=True)) for s, maps in sources]
+        self.reach = min(side for _, maps in sources for side in maps.shape[-2:]) // 2
         self.tile = scene.canvas.tile
         self.wanted: dict[int, Tensor] = {}
 
     def measure(self, output: Features) -> Statistics:
         features = output[self.layer] - self.mean
-        reach = min(*features.shape[-2:], *self.features.shape[-2:]) // 2
+        reach = min(*(side // 2 for side in features.shape[-2:]), self.reach)
         features = wrapped(features, self.tile, reach, reach)
         return {"lags": autocorrelation(features, reach)}
 
@@ -52,7 +54,8 @@ class Autocorrelation(Term):
         lags = statistics["lags"]
         reach = lags.shape[-1] // 2
         if reach not in self.wanted:
-            self.wanted[reach] = autocorrelation(self.features, reach)
+            parts = [share * autocorrelation(maps, reach) for share, maps in self.sources]
+            self.wanted[reach] = torch.stack(parts).sum(0)
         return relative_error(lags, self.wanted[reach])
 
 

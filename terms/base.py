@@ -8,9 +8,10 @@ mixes the pictures of a batch, and its values do not depend on net, layer and si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -161,10 +162,20 @@ class Scene:
     options: Options = Options()
 
     @property
-    def exemplar(self) -> Exemplar:
-        """The only one."""
-        (exemplar,) = self.exemplars
-        return exemplar
+    def parts(self) -> list[tuple[float, Features]]:
+        """The share of every exemplar, which add up to 1, and its features."""
+        total = sum(one.share for one in self.exemplars)
+        return [(one.share / total, one.features) for one in self.exemplars]
+
+    def mixed(self, statistics: Callable[[Features], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Statistics of all exemplars, each weighed by its share: if they are means over positions,
+        those of a picture of which each exemplar has its share."""
+        found = [(share, statistics(maps)) for share, maps in self.parts]
+        (first, one), *others = found
+        total = {name: first * value.detach() for name, value in one.items()}
+        for share, other in others:
+            total = {name: value + share * other[name].detach() for name, value in total.items()}
+        return total
 
     @property
     def blended(self) -> bool:
@@ -226,13 +237,12 @@ class Term:
     whole: str = ""  # why parts of a picture do not do; "": its statistics are Sums
     pixels: ClassVar[bool] = False  # looks at the picture itself, not at features
     unordered: ClassVar[bool] = False  # does not see where things are
-    tells_apart: ClassVar[bool] = False  # knows what to do with several exemplars at once
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         """
         Args:
-            scene: exemplars with features at `layers`, several only where the term `tells_apart`
-                them; the canvas, whose borders, guide and regions it minds; and options.
+            scene: exemplars with features at `layers`, which it mixes by their shares; the canvas,
+                whose borders, guide and regions it minds; and options.
             layers: that the term looks at, with their weights.
         """
         raise NotImplementedError
@@ -287,17 +297,29 @@ def resampled(ascending: Tensor, count: int) -> Tensor:
 
 
 class Samples:
-    """A distribution, given by values in ascending order, (..., n)."""
+    """A mixture of distributions, each given by its share and values in ascending order, (..., n).
 
-    def __init__(self, ascending: Tensor) -> None:
-        self.ascending = ascending
+    Of a distribution without values the others have the share.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Tensor]]) -> None:
+        self.parts = [(share, ascending) for share, ascending in parts if ascending.shape[-1]]
         self.quantiles: dict[int, Tensor] = {}
 
     def __call__(self, count: int) -> Tensor:
         """(..., count): as many quantiles, computed once."""
         if count not in self.quantiles:
-            self.quantiles[count] = resampled(self.ascending, count)
+            self.quantiles[count] = self._mixed(count)
         return self.quantiles[count]
+
+    def _mixed(self, count: int) -> Tensor:
+        if len(self.parts) == 1:
+            return resampled(self.parts[0][1], count)
+        sums = list(accumulate(share for share, _ in self.parts))
+        ends = [round(count * part / sums[-1]) for part in sums]
+        counts = (end - start for start, end in pairwise([0, *ends]))
+        found = [resampled(one, n) for (_, one), n in zip(self.parts, counts, strict=True)]
+        return torch.cat(found, -1).sort(-1).values
 
 
 def squared_wasserstein(values: Tensor, wanted: Tensor, team: Team = ALONE) -> Tensor:

@@ -37,7 +37,6 @@ class CNNMRF(Term):
 
     patch = 3
     whole = "lays patches over their places"
-    tells_apart = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.views = [view for one in scene.exemplars for view in one.views]

@@ -18,7 +18,7 @@ class Content(Term):
     whole = "compares places one by one"
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        photo = scene.exemplar
+        (photo,) = scene.exemplars
         self.wanted = {layer: photo.features[layer].detach() for layer in layers}
         self.layers = layers
 

@@ -34,9 +34,8 @@ class Gram(Term):
     unordered = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        exemplar = scene.exemplar
         self.layers = layers
-        self.wanted = {k: v.mean.detach() for k, v in self.measure(exemplar.features).items()}
+        self.wanted = scene.mixed(lambda maps: {k: gram(maps[k]).mean for k in layers})
 
     def measure(self, output: Features) -> Statistics:
         return {layer: gram(output[layer]) for layer in self.layers}

@@ -39,7 +39,6 @@ class Guided(Term):
     """
 
     whole = "compares every patch with all of the exemplar's"
-    tells_apart = True
     patch, stride = 7, 4
     occurrence_weight = 0.05
 

@@ -30,12 +30,22 @@ class Histogram(Term):
     unordered = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        exemplar = scene.exemplar
-        image = exemplar.image.detach()
-        found = self.measure(exemplar.features)
-        self.source = Samples(in_order(found["values"].detach())[0])  # (1, 3, H W)
-        self.covariance = found["covariance"].mean.detach()
-        self.variance = image.var((2, 3), correction=0).mean().clamp(min=TINY)
+        self.source = Samples(
+            [(share, in_order(maps["image"].detach().flatten(2))[0]) for share, maps in scene.parts]
+        )
+        mean = scene.mixed(lambda maps: {"mean": maps["image"].mean((2, 3))})["mean"]  # (1, 3)
+
+        def spread(maps: Features) -> dict[str, Tensor]:
+            """Of a mixture it is that within its parts and that of their means."""
+            image = maps["image"]
+            apart = image.mean((2, 3)) - mean
+            return {
+                "covariance": self.measure(maps)["covariance"].mean + apart.mT * apart,
+                "variance": image.var((2, 3), correction=0).mean() + apart.square().mean(),
+            }
+
+        found = scene.mixed(spread)
+        self.covariance, self.variance = found["covariance"], found["variance"].clamp(min=TINY)
 
     def measure(self, output: Features) -> Statistics:
         image = output["image"]

@@ -24,11 +24,10 @@ class Moments(Term):
     unordered = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        exemplar = scene.exemplar
         # Squares are summed about the source's mean: about zero, rounding would eat the variance.
-        self.centres = {k: exemplar.features[k].detach().mean((2, 3)) for k in layers}
-        found = self.measure(exemplar.features)
-        self.wanted = {layer: self._moments(found[layer], layer) for layer in layers}
+        self.centres = scene.mixed(lambda maps: {k: maps[k].mean((2, 3)) for k in layers})
+        found = scene.mixed(lambda maps: {k: v.mean for k, v in self.measure(maps).items()})
+        self.wanted = {layer: self._moments(means, layer) for layer, means in found.items()}
         self.layers = layers
 
     def measure(self, output: Features) -> Statistics:
@@ -41,13 +40,13 @@ class Moments(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = {
-            layer: relative_error(self._moments(statistics[layer], layer), wanted)
+            layer: relative_error(self._moments(statistics[layer].mean, layer), wanted)
             for layer, wanted in self.wanted.items()
         }
         return mean_of_layers(errors, self.layers)
 
-    def _moments(self, sums: Sums, layer: str) -> Tensor:
-        """(B, 2, C): mean and standard deviation."""
-        mean, square = sums.mean.unbind(1)
+    def _moments(self, means: Tensor, layer: str) -> Tensor:
+        """(B, 2, C), mean and mean square about the centre -> mean and standard deviation."""
+        mean, square = means.unbind(1)
         variance = (square - mean.square()).clamp(min=0)
         return torch.stack((self.centres[layer] + mean, (variance + TINY).sqrt()), 1)

@@ -1,5 +1,7 @@
 """The distribution of patches of pixels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from terms.base import (
     Scene,
     Statistics,
     Term,
+    View,
     in_order,
     squared_wasserstein,
 )
@@ -44,14 +47,16 @@ class Patches(Term):
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1
         self.team = scene.options.team
-        views = [scene.exemplars[0].views[0]]
+        views = [one.views[:1] for one in scene.exemplars]
         if self.region is not None:
-            views = [view for one in scene.exemplars for view in one.views_for_statistics()]
-            self.count = count_of_regions(views, self.region)
-        self.images = [view.image.detach() for view in views]
-        self.regions = [None if self.region is None else regions_of(view) for view in views]
+            views = [one.views_for_statistics() for one in scene.exemplars]
+            self.count = count_of_regions([view for some in views for view in some], self.region)
+        shares = [share for share, _ in scene.parts]
+        self.sources = list(zip(shares, map(self._divided, views), strict=True))
+        self.image, _ = self.sources[0][1][0]
+        self.side = min(self.image.shape[2:])
         # A periodic exemplar has no layout to copy, so many directions are safe.
-        self.repeats = period(self.images[0])[0] > PERIODIC
+        self.repeats = period(self.image)[0] > PERIODIC
         self.places: dict[tuple[int, Size, str], list[Tensor]] = {}
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(scene.exemplars[0].features)
@@ -64,22 +69,37 @@ class Patches(Term):
         """Draw new directions."""
         self.levels: list[tuple[int, Tensor, list[Samples]]] = []
         self.variances: dict[tuple[int, ...], Tensor] = {}
-        side = min(self.images[0].shape[2:])
         for level in range(PATCH_LEVELS):
             factor = 2**level
-            many = self.repeats or side >= factor * PATCH_SIDE
+            many = self.repeats or self.side >= factor * PATCH_SIDE
             count = PATCH_DIRECTIONS * (4**level if many else 1)
-            directions = unit_directions(count, self.generator).to(self.images[0])
-            if side >= factor * PATCH:
-                found = [
-                    self._projected(image, factor, directions, "", region)
-                    for image, region in zip(self.images, self.regions, strict=True)
-                    if min(image.shape[2:]) >= factor * PATCH
-                ]
+            directions = unit_directions(count, self.generator).to(self.image)
+            if self.side >= factor * PATCH:
+                found = [self._ascending(factor, directions, views) for _, views in self.sources]
+                shares = [share for share, _ in self.sources]
                 wanted = [
-                    Samples(in_order(torch.cat(parts, 2))[0]) for parts in zip(*found, strict=True)
+                    Samples(list(zip(shares, parts, strict=True)))
+                    for parts in zip(*found, strict=True)
                 ]
                 self.levels.append((factor, directions, wanted))
+
+    def _divided(self, views: Sequence[View]) -> list[tuple[Tensor, Tensor | None]]:
+        """The picture of every view and its regions; None where the output has none."""
+        whole = self.region is None
+        return [(view.image.detach(), None if whole else regions_of(view)) for view in views]
+
+    def _ascending(
+        self, factor: int, directions: Tensor, views: list[tuple[Tensor, Tensor | None]]
+    ) -> list[Tensor]:
+        """(1, K, n) in ascending order for each region of an exemplar."""
+        found = [
+            self._projected(image, factor, directions, "", region)
+            for image, region in views
+            if min(image.shape[2:]) >= factor * PATCH
+        ]
+        nothing = [directions.new_zeros(1, len(directions), 0)] * self.count
+        found = found or [nothing]
+        return [in_order(torch.cat(parts, 2))[0] for parts in zip(*found, strict=True)]
 
     def measure(self, output: Features) -> Statistics:
         image = output["image"]
@@ -95,14 +115,14 @@ class Patches(Term):
             for factor, _, wanted in self.levels
             if str(factor) in statistics
         ]
-        return sum(errors, torch.zeros(1, device=self.images[0].device)) / PATCH_LEVELS
+        return sum(errors, torch.zeros(1, device=self.image.device)) / PATCH_LEVELS
 
     def _distance(self, factor: int, found: list[Tensor], wanted: list[Samples]) -> Tensor:
         """(B, K, n) and the samples (1, K, m) of every region -> (B,), regions by their n."""
         pairs = [
             (parts, samples(parts.shape[2]))
             for parts, samples in zip(found, wanted, strict=True)
-            if parts.shape[2] and samples.ascending.shape[2]
+            if parts.shape[2] and samples.parts
         ]
         if not pairs:
             return found[0].new_zeros(len(found[0]))

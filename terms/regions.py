@@ -1,5 +1,6 @@
-"""One term for several regions, or for several exemplars: each alone, weighed by its share."""
+"""One term for several regions: each alone, weighed by its share of the output."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -7,18 +8,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import Exemplar, LayerWeights, Scene, Statistics, Sums, Term, View
+from terms.base import LayerWeights, Scene, Statistics, Sums, Term, View
 from utils import Size, size_of
 
 Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
 
 
-class Parts(Term):
-    """A sum of terms, each weighed by its share."""
+class Regional(Term):
+    """A term that sees what features there are, not where, for every region alone: Gatys et al.,
+    "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4, and the tags of
+    Heitz et al. 2021; regions weigh as much as they have of the output.
+    """
 
-    def __init__(self, parts: list[tuple[float, Term]]) -> None:
-        self.parts = parts
-        self.whole = next((part.whole for _, part in parts if part.whole), "")
+    whole = "gathers the places of every region"
+
+    def __init__(self, kind: type[Term], scene: Scene, layers: LayerWeights) -> None:
+        region = scene.canvas.asked
+        assert region is not None  # else there is nothing to divide
+        self.region = region
+        views = [view for one in scene.exemplars for view in one.views_for_statistics()]
+        self.count = count_of_regions(views, self.region)
+        self.places: Places = {}
+        pictures = [(one, self._pictures(one.views_for_statistics())) for one in scene.exemplars]
+        sizes = [int(n) for n in region[region >= 0].bincount(minlength=self.count)]
+        self.kept = [k for k, size in enumerate(sizes) if size]
+        self.parts: list[tuple[float, Term]] = []  # each with the share of its region
+        for k in self.kept:
+            sources = [replace(one, views=(View(_gathered(some, k)),)) for one, some in pictures]
+            having = tuple(one for one in sources if all(x.shape[2] for x in one.features.values()))
+            part = kind(Scene(having, options=scene.options), layers)
+            self.parts.append((sizes[k] / sum(sizes), part))
 
     def renew(self, output: Features) -> None:
         for (_, part), features in zip(self.parts, self._seen(output), strict=True):
@@ -48,54 +67,14 @@ class Parts(Term):
         return distance
 
     def _seen(self, output: Features) -> list[Features]:
-        """What each part sees of the output."""
-        return [output] * len(self.parts)
-
-
-class Blend(Parts):
-    """Several exemplars' statistics, each met as much as its share: squared distances add up to
-    that from the mean of the statistics, for Gram matrices, or from the barycentre of the
-    distributions (Rabin et al. 2011), and a constant.
-    """
-
-    def __init__(self, kind: type[Term], scene: Scene, layers: LayerWeights) -> None:
-        super().__init__(
-            [
-                (one.share, alone(kind, replace(scene, exemplars=(one,)), layers))
-                for one in scene.exemplars
-            ]
-        )
-
-
-class Regional(Parts):
-    """A term that sees what features there are, not where, for every region alone: Gatys et al.,
-    "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4, and the tags of
-    Heitz et al. 2021; regions weigh as much as they have of the output.
-    """
-
-    def __init__(self, kind: type[Term], scene: Scene, layers: LayerWeights) -> None:
-        region = scene.canvas.asked
-        assert region is not None  # else there is nothing to divide
-        self.region = region
-        views = [view for one in scene.exemplars for view in one.views_for_statistics()]
-        self.count = count_of_regions(views, self.region)
-        self.places: Places = {}
-        pictures = [
-            (view.features, self._places({}, view.features, regions_of(view))) for view in views
-        ]
-        sizes = [int(n) for n in region[region >= 0].bincount(minlength=self.count)]
-        self.kept = [k for k, size in enumerate(sizes) if size]
-        parts = []
-        for k in self.kept:
-            source = Exemplar((View(_gathered(pictures, k)),))
-            part = kind(Scene((source,), options=scene.options), layers)
-            parts.append((sizes[k] / sum(sizes), part))
-        super().__init__(parts)
-        self.whole = "gathers the places of every region"
-
-    def _seen(self, output: Features) -> list[Features]:
+        """What the part of each region sees of the output."""
         places = self._places(self.places, output, self.region)
         return [_OfRegion(output, places, k) for k in self.kept]
+
+    def _pictures(self, views: Iterable[View]) -> list[tuple[Features, Places]]:
+        return [
+            (view.features, self._places({}, view.features, regions_of(view))) for view in views
+        ]
 
     def _places(self, places: Places, features: Features, regions: Tensor) -> Places:
         """Where the positions of every region are, for every size of the features, found once."""
@@ -108,9 +87,7 @@ class Regional(Parts):
 
 
 def alone(kind: type[Term], scene: Scene, layers: LayerWeights) -> Term:
-    """A term of that kind, for each exemplar and region alone where it does not tell them apart."""
-    if scene.blended and not kind.tells_apart:
-        return Blend(kind, scene, layers)
+    """A term of that kind, for each region alone where it does not tell them apart."""
     if scene.canvas.asked is not None and kind.unordered:
         return Regional(kind, scene, layers)
     return kind(scene, layers)

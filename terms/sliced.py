@@ -7,12 +7,12 @@ from models import Features
 from terms.base import (
     TINY,
     LayerWeights,
+    Samples,
     Scene,
     Statistics,
     Term,
     in_order,
     mean_of_layers,
-    resampled,
     squared_wasserstein,
 )
 
@@ -31,9 +31,11 @@ class Sliced(Term):
     unordered = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        exemplar, self.team = scene.exemplar, scene.options.team
-        self.layers = layers
-        self.source = {layer: exemplar.features[layer].detach().flatten(2)[0] for layer in layers}
+        self.team, self.layers = scene.options.team, layers
+        self.sources = {
+            layer: [(share, maps[layer].detach().flatten(2)[0]) for share, maps in scene.parts]
+            for layer in layers
+        }
         self.generator = torch.Generator().manual_seed(scene.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -42,12 +44,14 @@ class Sliced(Term):
         return [self.generator]
 
     def renew(self, output: Features) -> None:
-        for layer, source in self.source.items():
-            C = len(source)
-            directions = torch.randn(C, C, generator=self.generator).to(source)
+        for layer, sources in self.sources.items():
+            first = sources[0][1]
+            C = len(first)
+            directions = torch.randn(C, C, generator=self.generator).to(first)
             directions /= directions.norm(dim=1, keepdim=True)
-            ascending, _ = in_order(directions @ source)  # (C, h w)
-            self.slices[layer] = directions, resampled(ascending, output[layer][0, 0].numel())
+            # (C, h w) of each.
+            found = Samples([(share, in_order(directions @ one)[0]) for share, one in sources])
+            self.slices[layer] = directions, found(output[layer][0, 0].numel())
 
     def measure(self, output: Features) -> Statistics:
         return {

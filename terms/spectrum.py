@@ -1,5 +1,7 @@
 """The power spectrum of the pixels: order over any distance."""
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -34,53 +36,74 @@ class Spectrum(Term):
     pixels = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        exemplar = scene.exemplar
-        image = exemplar.image.detach()
-        self.mean = image.mean((2, 3), keepdim=True)
-        self.image = image - self.mean
+        self.sources = [(share, _Source(maps["image"].detach())) for share, maps in scene.parts]
         self.tile = scene.canvas.tile
         asked = scene.canvas.asked
         self.counts = None if asked is None else (asked >= 0).float()  # (1, 1, H, W)
-        self.wanted: dict[Size, tuple[Tensor, Tensor]] = {}
-        self.asked: dict[Size, tuple[dict[int, Tensor], Tensor]] = {}
+        self.asked: dict[tuple[Size, Size], tuple[dict[int, Tensor], Tensor]] = {}
 
     def measure(self, output: Features) -> Statistics:
-        image = output["image"] - self.mean
-        height, width = map(min, image.shape[2:], self.image.shape[2:])
-        if (height, width) not in self.wanted:
-            sources = _windows(self.image, height, width)
-            source = sources[len(sources) // 2]
-            spectrum = torch.fft.rfft2(source, _padded(height, width))  # (1, 3, 2 H, W + 1)
-            self.wanted[height, width] = spectrum, source.square().sum().clamp(min=TINY)
-        spectrum, energy = self.wanted[height, width]
+        found = [(share, *self._measured(one, output["image"])) for share, one in self.sources]
+        energy = torch.stack([share * energy for share, _, energy in found]).sum()
+        distance = torch.stack([share * distance for share, distance, _ in found]).sum(0)
+        return {"distance": distance / energy}
+
+    def _measured(self, source: _Source, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B,), the mean squared distance of its windows, and the energy of the
+        source's."""
+        image = image - source.mean
+        size = height, width = source.window(size_of(image))
+        spectrum, energy = source.spectrum_at(size)
         parts = self._windows(image, height, width)
         if self.counts is None:
             distances = torch.stack([_one_phase_distance(part, spectrum) for part in parts])
-            return {"distance": distances.mean(0) / energy}
-        asked, share = self._asked(self.counts, size_of(image), height, width)
+            return distances.mean(0), energy
+        asked, share = self._asked(self.counts, size_of(image), size)
         distance = image.new_zeros(len(image))
         for i, counts in asked.items():
             distance = distance + _one_phase_distance(parts[i], spectrum, counts)
-        return {"distance": distance / (energy * share)}
+        return distance, energy * share
 
     def _windows(self, maps: Tensor, height: int, width: int) -> list[Tensor]:
         return _windows(wrapped(maps, self.tile, height // 2, width // 2), height, width)
 
-    def _asked(
-        self, counts: Tensor, size: Size, height: int, width: int
-    ) -> tuple[dict[int, Tensor], Tensor]:
+    def _asked(self, counts: Tensor, size: Size, window: Size) -> tuple[dict[int, Tensor], Tensor]:
         """Which windows of a picture of that size have anything that counts, and what; and the sum
         of their shares that do. Found once."""
-        if size not in self.asked:
-            windows = self._windows(F.adaptive_max_pool2d(counts, size), height, width)
+        if (size, window) not in self.asked:
+            windows = self._windows(F.adaptive_max_pool2d(counts, size), *window)
             asked = {i: part for i, part in enumerate(windows) if part.any()}
             means = (part.mean() for part in asked.values())
             share = sum(means, counts.new_zeros(())).clamp(min=TINY)
-            self.asked[size] = asked, share
-        return self.asked[size]
+            self.asked[size, window] = asked, share
+        return self.asked[size, window]
 
     def distance(self, statistics: Statistics) -> Tensor:
         return statistics["distance"]
+
+
+class _Source:
+    """An exemplar's pixels about their mean, and the spectra of its windows."""
+
+    def __init__(self, image: Tensor) -> None:
+        """(1, 3, h, w)"""
+        self.mean = image.mean((2, 3), keepdim=True)
+        self.image = image - self.mean
+        self.spectra: dict[Size, tuple[Tensor, Tensor]] = {}
+
+    def window(self, size: Size) -> Size:
+        """As large as fits into the exemplar and into a picture of that size."""
+        height, width = map(min, size, size_of(self.image))
+        return height, width
+
+    def spectrum_at(self, size: Size) -> tuple[Tensor, Tensor]:
+        """(1, 3, 2 H, W + 1), that of the middle window, and its energy. Found once."""
+        if size not in self.spectra:
+            sources = _windows(self.image, *size)
+            source = sources[len(sources) // 2]
+            spectrum = torch.fft.rfft2(source, _padded(*size))
+            self.spectra[size] = spectrum, source.square().sum().clamp(min=TINY)
+        return self.spectra[size]
 
 
 def _one_phase_distance(image: Tensor, wanted: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -91,7 +114,9 @@ def _one_phase_distance(image: Tensor, wanted: Tensor, counts: Tensor | None = N
     """
     height, width = image.shape[2:]
     shape = _padded(height, width)
-    with torch.no_grad():
+    # Of the whole distance the gradient by the nearest picture is 0, as it is the nearest one; of a
+    # part of the pixels it is not.
+    with torch.set_grad_enabled(counts is not None and torch.is_grad_enabled()):
         common = (torch.fft.rfft2(image, shape) * wanted.conj()).sum(1, keepdim=True)
         phase = torch.polar(torch.ones_like(common.abs()), common.angle())
         nearest = torch.fft.irfft2(phase * wanted, shape)

@@ -11,13 +11,16 @@ import utils
 from losses import METHODS, TERMS
 from models import BUNDLED_NET, FILTER, LAYER, Extractor, load_weights, resolve_layers
 from terms import cnnmrf
+from terms.autocorrelation import Autocorrelation
 from terms.cnnmrf import CNNMRF
 from terms.content import Content
 from terms.gram import GRAM_LAYERS, Gram
 from terms.guided import Guided, _Sample
 from terms.histogram import Histogram
 from terms.matching import BANDWIDTH, EPSILON
+from terms.moments import Moments
 from terms.sliced import Sliced
+from terms.spectrum import Spectrum
 
 
 def noise(*shape, seed=0):
@@ -432,15 +435,42 @@ def test_cnnmrf_gives_every_exemplar_its_share(shares, monkeypatch):
     assert (starts[0] >= 24 * 24).float().mean().item() == pytest.approx(shares[1], abs=0.02)
 
 
-def test_blend_is_the_mean_of_statistics():
-    one, two, output = ({"a": noise(1, 3, 5, 5, seed=s)} for s in range(3))
-    criterion = criterion_of(one, ["a"], "gram", {}, **pooled(two["a"], shares=(0.7, 0.3)))
-    expected = 0.7 * built(Gram, one, ["a"])(output) + 0.3 * built(Gram, two, ["a"])(output)
-    torch.testing.assert_close(criterion(output), expected)
-    sliced = criterion_of(one, ["a"], "swd", {}, **pooled(one["a"], shares=(0.7, 0.3)))
-    sliced.renew(one)
-    # Squares of what is left by rounding, 2^-24 or so of each value.
-    assert sliced(one).item() == pytest.approx(0, abs=1e-12)
+def laid_out(*pictures):
+    """Pictures (1, 3, h, w) side by side, as features of pixels and of a layer."""
+    image = torch.cat(pictures, 3)
+    return {"image": image, "a": torch.cat((image, image.square()), 1)}
+
+
+@pytest.mark.parametrize("kind, near", [(Gram, 0), (Moments, 0), (Histogram, 0.02), (Sliced, 0.2)])
+@pytest.mark.parametrize("factor", [1, 10], ids=["of the same norm", "of another"])
+def test_seven_of_one_and_three_of_the_other_is_their_mixture(kind, near, factor):
+    """Whatever their norms: what is relative to its own exemplar's would be met by less of one.
+    Distributions of so few values are interpolated."""
+    one, two = noise(1, 3, 24, 24), factor * noise(1, 3, 24, 24, seed=1).square()
+    told = dict(others=(laid_out(two),), shares=(0.7, 0.3))
+    term = built(kind, laid_out(one), ["a"], **told)
+    distances = []
+    for count in (7, 6, 9):
+        output = laid_out(*[one] * count, *[two] * (10 - count))
+        term.renew(output)
+        distances.append(term(output).item())
+    assert distances[0] == pytest.approx(0, abs=max(1e-9, near * min(distances[1:])))
+
+
+def test_orders_of_exemplars_are_mixed():
+    """Spectrum: squared distances and energies add up; autocorrelation: mean products do."""
+    one, two, output = ({"image": noise(1, 3, 8, 8, seed=s)} for s in range(3))
+    two["image"] = 3 * two["image"]
+    energies = [(x["image"] - x["image"].mean((2, 3), True)).square().sum() for x in (one, two)]
+    alone = [built(Spectrum, x, [])(output) for x in (one, two)]
+    term = built(Spectrum, one, [], others=(two,), shares=(0.7, 0.3))
+    weighed = [share * energy for share, energy in zip((0.7, 0.3), energies, strict=True)]
+    expected = (weighed[0] * alone[0] + weighed[1] * alone[1]) / sum(weighed)
+    torch.testing.assert_close(term(output), expected)
+    # Twice the same exemplar is that exemplar.
+    settings = dict(others=({"a": one["image"]},), shares=(0.2, 0.8))
+    lags = built(Autocorrelation, {"a": one["image"]}, ["a"], **settings)
+    assert lags({"a": one["image"]}).item() == pytest.approx(0, abs=1e-10)
 
 
 # -------------------------------------------------------------------------------------- guided
