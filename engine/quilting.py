@@ -22,6 +22,7 @@ from utils import Size, size_of
 
 OVERLAP = 0.3  # of a block
 TOLERANCE = 0.1  # over the best block's error: among those one is drawn
+ANY_ORDER = 0.05  # of the output; exemplars that lack about as much come in any order
 LEAST_ERROR = 1e-4  # of a pixel; less is no reason to prefer a block
 MOVED = 0.25  # of a block, by which it lies elsewhere than in the source at least
 ORDER = 3.0  # of the squared difference that a block's place makes expect, beside that of its rim
@@ -84,7 +85,9 @@ def quilted(
     for top, left in _corners(size, block, tile, kind.axis, generator):
         rows, columns = ((top + below) % H)[:, None], (left + beside) % W
         here, sure = canvas[:, rows, columns], known[:, rows, columns]
-        down, across = quilt.chosen(here, sure, (top - beyond[0], left - beyond[1]))
+        laid_so_far = owner[y[free & known[0]], x[free & known[0]]]
+        exemplar = quilt.neediest(laid_so_far)
+        down, across = quilt.chosen(exemplar, here, sure, (top - beyond[0], left - beyond[1]))
         laid = source[:, down : down + block[0], across : across + block[1]]
         error = (laid - here).square().sum(0)
         taken = _cut(error, sure[0])
@@ -148,16 +151,16 @@ class _Quilt:
         # How often the pixels of each block were used, on average.
         self.used = torch.zeros(self.owner.shape, device=source.device)
 
-    def chosen(self, here: Tensor, sure: Tensor, at: Size) -> Size:
+    def chosen(self, exemplar: int, here: Tensor, sure: Tensor, at: Size) -> Size:
         """(C, height, width) of the canvas, whether each is known, and where that is -> row and
-        column of the source."""
+        column of the source, in that exemplar."""
         there = here * sure
         error = self._products(torch.cat((sure.float(), -2 * there))) + there.square().sum()
         error = error / sure[0].sum().clamp(min=1)
         cost = error.clamp(min=LEAST_ERROR) * (1 + self.used)
         if self.order is not None:
             cost = cost + ORDER * self.order.missing(at, (len(cost), cost.shape[1]))
-        cost = torch.where(self.owner == self._exemplar(), cost, torch.inf)
+        cost = torch.where(self.owner == exemplar, cost, torch.inf)
         elsewhere = cost.masked_fill(self._unmoved(at), torch.inf)
         if elsewhere.isfinite().any():
             cost = elsewhere
@@ -187,11 +190,15 @@ class _Quilt:
         found = torch.fft.irfft2((self.spectra * other).sum(0), self.size)
         return found[: self.used.shape[0], : self.used.shape[1]]
 
-    def _exemplar(self) -> int:
-        """Which exemplar a block is taken from, by their shares."""
-        drawn = torch.rand(1, generator=self.generator).item()
-        ends = torch.tensor(self.shares).cumsum(0)
-        return min(int((ends < drawn).sum()), len(self.shares) - 1)
+    def neediest(self, laid: Tensor) -> int:
+        """Which exemplar a block is taken from: the one that lacks most of its share.
+
+        Args:
+            laid: (N,) of int64, the exemplars of all pixels that are laid.
+        """
+        found = laid.bincount(minlength=len(self.shares)) / max(1, len(laid))
+        drawn = torch.rand(len(self.shares), generator=self.generator)
+        return int((torch.tensor(self.shares) - found + ANY_ORDER * drawn).argmax())
 
 
 class _Order:

@@ -50,6 +50,7 @@ SHARPNESS = 2.0  # patches count by distance to the power of minus this
 LEAST_DISTANCE = 1e-4  # mean square; what is nearer than this is as good
 GUIDE = 1.0  # of the mean squared difference of guides, beside that of pixels
 FINE = 0.49  # of full size: from where on a given layout is painted
+SMALL_EXEMPLAR = 0.5  # of the shorter side of the smallest exemplar, which a block has at most
 STRAIN = 0.12  # by how much the exemplar is stretched, root mean square
 WAVE = 32  # px, from stretched to squeezed and back; longer ones make tiles unequal
 LANCZOS = 6  # px to both sides, from which a pixel is interpolated
@@ -83,6 +84,7 @@ class _Source:
     guide: Tensor | None  # (1, G, h, w)
     views: Tensor  # (h, w) of int64: which view a pixel is of; UNKNOWN is none
     exemplars: Tensor  # (h, w) of int64
+    sizes: list[Size]  # of the views, from above
 
     @classmethod
     def of(cls, exemplars: tuple[Exemplar, ...], factor: float) -> _Source:
@@ -100,12 +102,23 @@ class _Source:
         ]
         marked = _stacked(marks, UNKNOWN)[0]
         guide = _stacked(guides, 0) * GUIDE**0.5 if guides else None
-        return cls(_stacked(pictures, 0), guide, marked[0], marked[1])
+        return cls(_stacked(pictures, 0), guide, marked[0], marked[1], sizes)
 
     @property
     def usable(self) -> Tensor:
         """(h', w') of bool: which patches lie in one view."""
         return marks_of_windows(self.views, (PATCH, PATCH)) != UNKNOWN
+
+    def with_middles(self, pixels: Places) -> Places:
+        """Where the patches begin that lie in the pictures of these pixels, their middles there or
+        next to it."""
+        heights, widths = torch.tensor(self.sizes, device=pixels.y.device).T
+        bottoms = heights.cumsum(0)
+        view = torch.bucketize(pixels.y.contiguous(), bottoms, right=True)
+        top = (bottoms - heights)[view]
+        y = torch.minimum((pixels.y - PATCH // 2).maximum(top), bottoms[view] - PATCH)
+        x = torch.minimum((pixels.x - PATCH // 2).clamp(min=0), widths[view] - PATCH)
+        return Places(y, x)
 
 
 def _stacked(maps: list[Tensor], value: int) -> Tensor:
@@ -308,6 +321,10 @@ class _Painter:
         alone = guide is None and sum(len(one.views) for one in self.exemplars) == 1
         kind = self.kind if alone else STOCHASTIC
         height, width = (round(side * (ALONG if axis == kind.axis else BLOCK)) for axis in "yx")
+        if len(self.exemplars) > 1:  # a block larger than an exemplar would never be of that
+            least = min(side for one in self.exemplars for side in size_of(one.image))
+            most = max(PATCH, round(SMALL_EXEMPLAR * factor * least))
+            height, width = min(height, most), min(width, most)
         # Block after block, each of them small: on the CPU.
         pixels = quilted(
             source.to(CPU),
@@ -320,10 +337,11 @@ class _Painter:
             (height, width),
             kind,
         ).to(source.device)
-        # A patch goes where its middle goes.
+        # A patch goes where its middle goes, as far as the picture that it is of allows.
         middle = PATCH // 2
-        y, x = (z.roll((-middle, -middle), (0, 1)) - middle for z in (pixels.y, pixels.x))
-        return Places(y[: patches[0], : patches[1]], x[: patches[0], : patches[1]])
+        y, x = (z.roll((-middle, -middle), (0, 1)) for z in (pixels.y, pixels.x))
+        rows, columns = (slice(count) for count in patches)
+        return self.source.with_middles(Places(y[rows, columns], x[rows, columns]))
 
     def round(self) -> None:
         """Find similar patches and lay them over each other."""

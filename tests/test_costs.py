@@ -255,6 +255,13 @@ def test_coarse_scales_are_looked_at_in_what_fits_of_them():
         assert way == fitting(run._replace(scales=[size]), allowed)._replace(scales=way.scales)
 
 
+def test_what_is_surely_within_has_a_fifth_to_spare():
+    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    size = estimated_bytes(run)
+    assert costs.is_surely_within(run, 1.21 * size)
+    assert not costs.is_surely_within(run, 1.19 * size)
+
+
 def test_little_memory_is_told_in_mb():
     with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 1 MB are allowed"):
         cost_notes([("a.png", run_of(256))], 1e6, CPU)

@@ -417,12 +417,8 @@ def pooled(*pictures, shares):
     return dict(others=tuple({"a": maps} for maps in pictures), shares=shares)
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.2, 0.8)])
-def test_cnnmrf_gives_every_exemplar_its_share(shares, monkeypatch):
-    # The second exemplar is like the output, the first is not.
-    output = {"a": noise(1, 6, 24, 24)}
-    other = output["a"] + 0.5 * noise(1, 6, 24, 24, seed=1)
-    model = built(CNNMRF, {"a": noise(1, 6, 24, 24, seed=2)}, ["a"], **pooled(other, shares=shares))
+def found_by(model, output, monkeypatch):
+    """Where the patches begin that a CNNMRF lays over an output."""
     starts = []
     plain = cnnmrf.overlapped
 
@@ -432,7 +428,30 @@ def test_cnnmrf_gives_every_exemplar_its_share(shares, monkeypatch):
 
     monkeypatch.setattr(cnnmrf, "overlapped", watched)
     model.renew(output)
-    assert (starts[0] >= 24 * 24).float().mean().item() == pytest.approx(shares[1], abs=0.02)
+    return starts[0]
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.2, 0.8)])
+def test_cnnmrf_gives_every_exemplar_its_share(shares, monkeypatch):
+    # The second exemplar is like the output, the first is not.
+    output = {"a": noise(1, 6, 24, 24)}
+    other = output["a"] + 0.5 * noise(1, 6, 24, 24, seed=1)
+    model = built(CNNMRF, {"a": noise(1, 6, 24, 24, seed=2)}, ["a"], **pooled(other, shares=shares))
+    starts = found_by(model, output, monkeypatch)
+    assert (starts >= 24 * 24).float().mean().item() == pytest.approx(shares[1], abs=0.02)
+
+
+def test_the_shares_of_cnnmrf_are_those_of_places_not_of_their_norms(monkeypatch):
+    """Half of the output is a hundred times as strong; the second exemplar has half of each."""
+    strong = torch.ones(1, 1, 12, 24)
+    strong[..., 12:] = 0.01
+    output = {"a": strong * noise(1, 6, 12, 24)}
+    near = [output["a"] / strong + factor * noise(1, 6, 12, 24, seed=1) for factor in (0.1, 0.5)]
+    told = pooled(near[1], shares=(0.5, 0.5))
+    model = built(CNNMRF, {"a": near[0]}, ["a"], **told)
+    starts = found_by(model, output, monkeypatch)
+    for half in (starts[:, :10], starts[:, 12:]):  # of patches of 3 positions
+        assert (half >= 12 * 24).float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
 def laid_out(*pictures):
