@@ -39,6 +39,7 @@ from engine.scales import COARSEST
 from terms.base import Canvas, Exemplar, View
 from terms.matching import guide_at, strips
 from terms.team import ALONE, Team
+from terms.valid import NEARLY_ALL, largest_rectangle, valid_at
 from utils import Size, UserError, resize, scaled, size_of, told
 
 FACTOR = math.sqrt(2)  # from scale to scale
@@ -96,10 +97,13 @@ class _Source:
             for (_, view), size in zip(views, sizes, strict=True)
             if view.guide is not None
         ]
-        marks = [
-            torch.tensor((n, i), device=pictures[0].device).view(1, 2, 1, 1).expand(1, 2, *size)
-            for n, ((i, _), size) in enumerate(zip(views, sizes, strict=True))
-        ]
+        marks = []
+        for n, ((i, view), size) in enumerate(zip(views, sizes, strict=True)):
+            mark = torch.tensor((n, i), device=pictures[0].device).view(1, 2, 1, 1)
+            mark = mark.expand(1, 2, *size)
+            if view.valid is not None:
+                mark = torch.where(valid_at(view.valid, size), mark, UNKNOWN)
+            marks.append(mark)
         marked = _stacked(marks, UNKNOWN)[0]
         guide = _stacked(guides, 0) * GUIDE**0.5 if guides else None
         return cls(_stacked(pictures, 0), guide, marked[0], marked[1], sizes)
@@ -181,12 +185,22 @@ def pixels_laid(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
 
 def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
     """Raise UserError where there is no room for patches."""
-    named = [("exemplar", size_of(view.image)) for one in exemplars for view in one.views]
+    named = [
+        ("exemplar" if view.valid is None else "opaque part of the exemplar", _piece(view))
+        for one in exemplars
+        for view in one.views
+    ]
     for name, sides in (*named, ("output", size)):
         if min(sides) < LEAST_SIDE:
             raise UserError(
                 f"--repaint: {name} of {told(sides)}, sides of {LEAST_SIDE} or more are needed"
             )
+
+
+def _piece(view: View) -> Size:
+    """Of what counts of a picture the size of the largest part in one piece."""
+    size = size_of(view.image)
+    return size if view.valid is None else largest_rectangle(valid_at(view.valid, size))[1]
 
 
 def _factors(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind) -> list[float]:
@@ -196,7 +210,7 @@ def _factors(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind) -> list[fl
     Of what has rows and columns to twice that, as there a pixel that a block lies off is a step in
     a course of bricks.
     """
-    sides = [min(size_of(view.image)) for one in exemplars for view in one.views]
+    sides = [min(_piece(view)) for one in exemplars for view in one.views]
     most = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / LEAST_SIDE)
     count = max(0, math.floor(math.log(SMALLER * most, FACTOR)))
     return [FACTOR**-k for k in range(count, -1, -1)]
@@ -325,6 +339,8 @@ class _Painter:
             least = min(side for one in self.exemplars for side in size_of(one.image))
             most = max(PATCH, round(SMALL_EXEMPLAR * factor * least))
             height, width = min(height, most), min(width, most)
+        while min(height, width) > PATCH and not self._has_blocks((height, width)):
+            height, width = max(PATCH, height // 2), max(PATCH, width // 2)
         # Block after block, each of them small: on the CPU.
         pixels = quilted(
             source.to(CPU),
@@ -342,6 +358,12 @@ class _Painter:
         y, x = (z.roll((-middle, -middle), (0, 1)) for z in (pixels.y, pixels.x))
         rows, columns = (slice(count) for count in patches)
         return self.source.with_middles(Places(y[rows, columns], x[rows, columns]))
+
+    def _has_blocks(self, block: Size) -> bool:
+        """Whether each exemplar has a part of that size all of whose pixels count."""
+        height, width = map(min, block, self.source.exemplars.shape)
+        owners = marks_of_windows(self.source.exemplars, (height, width))
+        return all((owners == k).any() for k in range(len(self.exemplars)))
 
     def round(self) -> None:
         """Find similar patches and lay them over each other."""
@@ -516,7 +538,11 @@ def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...
 
     def of(view: View) -> View:
         guide = None if view.guide is None else stretch(view.guide, seed)
-        return replace(view, features={"image": stretch(view.image, seed)}, guide=guide)
+        valid = view.valid
+        if valid is not None:
+            valid = stretch(valid.float(), seed) > NEARLY_ALL
+        features = {"image": stretch(view.image, seed)}
+        return replace(view, features=features, guide=guide, valid=valid)
 
     return tuple(replace(one, views=tuple(of(view) for view in one.views)) for one in exemplars)
 

@@ -28,6 +28,7 @@ from models import Extractor, Features, least_side, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar, LayerWeights, Options, Scene, View, evenly
 from terms.content import Content
 from terms.team import ALONE, Team
+from terms.valid import NEARLY_ALL, filled, valid_positions
 from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
@@ -217,7 +218,8 @@ def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
     if spec.canvas.placed or len(spec.exemplars) > 1:
         return painting
     channels = 1 if _all_grey(spec) else 3
-    image, exemplar = painting.image[:, :channels], spec.exemplars[0].image[:, :channels]
+    image = painting.image[:, :channels]
+    exemplar = valid_positions(spec.exemplars[0].image, spec.exemplars[0].valid)[:, :channels]
     laid = pixels_laid(painting, spec.exemplars)[:, :channels]
     wanted = exemplar if colours_apart(laid, exemplar) < SHIFTED else laid
     return replace(painting, image=with_colours(image, wanted).expand(-1, 3, -1, -1))
@@ -267,10 +269,10 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
     Returns:
         (1, 3 or 1, h, w) in [0, 1], of the finest scale's size.
     """
-    canvas, exemplar = spec.canvas, spec.exemplars[0].image
+    canvas, exemplar, valid = spec.canvas, spec.exemplars[0].image, spec.exemplars[0].valid
     scales = _scales(spec, trunk, end)
     generator = torch.Generator().manual_seed(spec.seed)
-    image = noise_like(exemplar, scales[0].size, generator).clamp(0, 1)
+    image = noise_like(valid_positions(exemplar, valid), scales[0].size, generator).clamp(0, 1)
     if not _all_grey(spec):
         image = image.expand(-1, 3, -1, -1)
     before = resize(exemplar, scales[0].source_size)
@@ -285,7 +287,7 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         elif scale.paints:
             image = _with_painted_detail(spec, image)
         elif scale.number > 1:
-            gained = picture - resize(before, scale.source_size)
+            gained = valid_positions(picture - resize(before, scale.source_size), valid)
             image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
         tell.known = {"scale": scale.number, "start": image, "generator": generator.get_state()}
@@ -424,10 +426,24 @@ def exemplar_of(
     rotations: Sequence[float] = (),
     factors: Sequence[float] = (),
     share: float = 1.0,
+    valid: Tensor | None = None,
 ) -> Exemplar:
-    """A picture (1, 3, H, W) in [0, 1], and the same rotated by degrees and resized by factors."""
-    copies = rotated_and_resized(picture, rotations, factors)
-    views = tuple(View({"image": image}) for image in (picture, *copies))
+    """A picture (1, 3, H, W) in [0, 1], and the same rotated by degrees and resized by factors.
+
+    Args:
+        valid: (1, 1, H, W) of bool, the pixels that count; None: all. The others are filled.
+    """
+    if valid is None:
+        copies = [picture, *rotated_and_resized(picture, rotations, factors)]
+        views = tuple(View({"image": image}) for image in copies)
+        return Exemplar(views, share, tuple(rotations), tuple(factors))
+    picture = filled(picture, valid)
+    copies = [picture, *rotated_and_resized(picture, rotations, factors)]
+    shares = [valid.float(), *rotated_and_resized(valid.float(), rotations, factors)]
+    views = tuple(
+        View({"image": image}, valid=part > NEARLY_ALL)
+        for image, part in zip(copies, shares, strict=True)
+    )
     return Exemplar(views, share, tuple(rotations), tuple(factors))
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import TINY, LayerWeights, Scene, Statistics, Term, relative_error
+from terms.valid import in_one_piece
 from utils import wrapped
 
 NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
@@ -35,7 +36,10 @@ class Autocorrelation(Term):
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         (self.layer,) = self.looks_at(layers)
-        sources = [(share, maps[self.layer].detach()) for share, maps in scene.parts]
+        sources = [
+            (share, in_one_piece(view.features[self.layer].detach(), view.valid))
+            for share, view in scene.parts
+        ]
         means = [share * maps.mean((2, 3), keepdim=True) for share, maps in sources]
         self.mean = torch.stack(means).sum(0)
         # Each about its own mean: what differs between exemplars does not repeat.

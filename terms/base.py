@@ -36,6 +36,7 @@ class View:
     features: Features  # "image" is the picture itself, (1, 3, h, w) in [0, 1]
     guide: Tensor | None = None  # (1, G, h, w), for terms that match patches
     regions: Tensor | None = None  # (1, 1, h, w) of int64, for statistics; -1 is no region
+    valid: Tensor | None = None  # (1, 1, h, w) of bool: the places that count; None: all
 
     @property
     def image(self) -> Tensor:
@@ -61,6 +62,11 @@ class Exemplar:
     def image(self) -> Tensor:
         """(1, 3, h, w) in [0, 1]: the picture as it is."""
         return self.views[0].image
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(1, 1, h, w) of bool: the places of the picture as it is that count; None: all."""
+        return self.views[0].valid
 
     def views_for_statistics(self) -> tuple[View, ...]:
         """The picture as it is, and those of its copies of which a guide says what they are."""
@@ -162,15 +168,15 @@ class Scene:
     options: Options = Options()
 
     @property
-    def parts(self) -> list[tuple[float, Features]]:
-        """The share of every exemplar, which add up to 1, and its features."""
+    def parts(self) -> list[tuple[float, View]]:
+        """The share of every exemplar, which add up to 1, and the picture as it is."""
         total = sum(one.share for one in self.exemplars)
-        return [(one.share / total, one.features) for one in self.exemplars]
+        return [(one.share / total, one.views[0]) for one in self.exemplars]
 
     def mixed(self, statistics: Callable[[Features], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Statistics of all exemplars, each weighed by its share: if they are means over positions,
         those of a picture of which each exemplar has its share."""
-        found = [(share, statistics(maps)) for share, maps in self.parts]
+        found = [(share, statistics(view.features)) for share, view in self.parts]
         (first, one), *others = found
         total = {name: first * value.detach() for name, value in one.items()}
         for share, other in others:

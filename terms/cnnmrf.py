@@ -18,7 +18,8 @@ from terms.matching import (
     nearest_patches,
     overlapped,
 )
-from utils import wrapped
+from terms.valid import usable_patches, valid_positions
+from utils import size_of, wrapped
 
 
 class CNNMRF(Term):
@@ -47,6 +48,11 @@ class CNNMRF(Term):
             layer: [view.features[layer][0].detach().contiguous() for view in self.views]
             for layer in layers
         }
+        first = self.views[0]
+        self.energies = {}  # of the first exemplar's positions
+        for layer in layers:
+            maps = valid_positions(first.features[layer].detach(), first.valid)[0]
+            self.energies[layer] = maps.square().sum(0).mean().clamp(min=TINY)
         self.found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def renew(self, output: Features) -> None:
@@ -71,8 +77,11 @@ class CNNMRF(Term):
         picture = wrapped(picture[None], self.canvas.tile, size - 1, size - 1)[0]
         found: list[Sequence[Tensor]] = []
         offset = 0
-        for source, guide in zip(sources, there, strict=True):
-            start, correlation = nearest_patches(picture, source, size, here, guide)
+        for view, source, guide in zip(self.views, sources, there, strict=True):
+            usable = None
+            if view.valid is not None:
+                usable = usable_patches(view.valid, size_of(source[None]), size)
+            start, correlation = nearest_patches(picture, source, size, here, guide, usable)
             found.append((start + offset, correlation, torch.full_like(start, source.shape[2])))
             offset += source[0].numel()
         if self.shares:
@@ -113,8 +122,5 @@ class CNNMRF(Term):
         return energies
 
     def distance(self, statistics: Statistics) -> Tensor:
-        errors = {
-            layer: energy / self.sources[layer][0].square().sum(0).mean().clamp(min=TINY)
-            for layer, energy in statistics.items()
-        }
+        errors = {layer: energy / self.energies[layer] for layer, energy in statistics.items()}
         return mean_of_layers(errors, self.layers)

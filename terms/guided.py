@@ -21,7 +21,8 @@ from terms.matching import (
     patches_at,
     strips,
 )
-from utils import wrapped
+from terms.valid import usable_patches, valid_positions
+from utils import size_of, wrapped
 
 
 class Guided(Term):
@@ -48,8 +49,11 @@ class Guided(Term):
         self.shares = [one.share for one in scene.exemplars] if scene.blended else []
         self.canvas, self.max_patches = scene.canvas, scene.options.max_patches
         self.layers = layers
-        source = scene.exemplars[0].features
-        self.mean = {layer: source[layer].detach().mean((2, 3), True) for layer in layers}
+        first = self.views[0]
+        self.mean = {
+            layer: valid_positions(first.features[layer].detach(), first.valid).mean((2, 3), True)
+            for layer in layers
+        }
         self.sources = {
             layer: [view.features[layer].detach() - self.mean[layer] for view in self.views]
             for layer in layers
@@ -71,7 +75,10 @@ class Guided(Term):
         tile, unwrapped = self.canvas.tile, picture.shape[2:]
         picture = wrapped(picture, tile, size - 1, size - 1)
         most = max(1, self.max_patches // len(sources))
-        samples = [self._sample(maps, size, most) for maps in sources]
+        samples = [
+            self._sample(maps, size, most, view.valid)
+            for maps, view in zip(sources, self.views, strict=True)
+        ]
         sample = self._sample(picture, size, self.max_patches)
         wanted = _joined([s.unit_patches(m) for s, m in zip(samples, sources, strict=True)])
         drawn = sample.unit_patches(picture)
@@ -107,7 +114,7 @@ class Guided(Term):
             best.append(torch.stack([cosines[:, pools == k].amax(1) for k in each]))
         return -balanced(torch.cat(best, 1), self.shares)[pools]
 
-    def _sample(self, maps: Tensor, size: int, most: int) -> "_Sample":
+    def _sample(self, maps: Tensor, size: int, most: int, valid: Tensor | None = None) -> "_Sample":
         spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
         origin = [int(torch.randint(n, (), generator=self.generator)) for n in spare]
         count = math.prod(
@@ -115,9 +122,15 @@ class Guided(Term):
             for side, start in zip(maps.shape[2:], origin, strict=True)
         )
         chosen = None
-        if count > most:
-            chosen = torch.randperm(count, generator=self.generator)[:most]
-            chosen = chosen.to(maps.device)
+        if count > most or valid is not None:
+            chosen = torch.randperm(count, generator=self.generator).to(maps.device)
+        if chosen is not None and valid is not None:
+            y, x = origin
+            usable = usable_patches(valid, size_of(maps), size)
+            on_grid = usable[y :: self.stride, x :: self.stride].flatten()[chosen]
+            chosen = chosen[on_grid] if on_grid.any() else chosen
+        if chosen is not None:
+            chosen = chosen[:most]
         return _Sample(size, self.stride, origin, chosen)
 
     def measure(self, output: Features) -> Statistics:

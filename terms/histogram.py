@@ -31,7 +31,7 @@ class Histogram(Term):
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.source = Samples(
-            [(share, in_order(maps["image"].detach().flatten(2))[0]) for share, maps in scene.parts]
+            [(share, in_order(view.image.detach().flatten(2))[0]) for share, view in scene.parts]
         )
         mean = scene.mixed(lambda maps: {"mean": maps["image"].mean((2, 3))})["mean"]  # (1, 3)
 

@@ -49,13 +49,15 @@ def nearest_patches(
     patch: int,
     here: Tensor | None = None,
     there: Tensor | None = None,
+    usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(C, H, W), (C, h, w) -> for every output patch the source patch of highest normalised
     correlation, as the (H - patch + 1, W - patch + 1) index y * w + x of its first position, and
     that correlation times the norm of the output patch.
 
     Guides of output and source patches, (G, H - patch + 1, W - patch + 1) and (G, h - patch + 1,
-    w - patch + 1), take their squared distance off the correlation.
+    w - patch + 1), take their squared distance off the correlation. Source patches that are not
+    `usable`, (h - patch + 1, w - patch + 1) of bool, are not found; None means that all are.
 
     The correlation of two patches is a sum of products of positions, so the products are computed
     once per pair of positions and summed along the diagonals: a ninth of the arithmetic that
@@ -76,7 +78,8 @@ def nearest_patches(
             guides = None
             if here is not None and there is not None:
                 guides = here[:, top : top + rows], there[:, y : y + source_rows]
-            start, similarity = _nearest(strip, part, patch, guides)
+            among = None if usable is None else usable[y : y + source_rows]
+            start, similarity = _nearest(strip, part, patch, guides, among)
             found.append((start + y * w, similarity))
         start, similarity = reduce(more_similar, found)
         starts.append(start)
@@ -106,7 +109,11 @@ def balanced(similarities: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _nearest(
-    output: Tensor, source: Tensor, patch: int, guides: tuple[Tensor, Tensor] | None = None
+    output: Tensor,
+    source: Tensor,
+    patch: int,
+    guides: tuple[Tensor, Tensor] | None = None,
+    usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `nearest_patches` returns, holding the products of all pairs of positions."""
     (C, H, W), (_, h, w) = output.shape, source.shape
@@ -120,6 +127,8 @@ def _nearest(
         similarities -= sizes[..., None] * torch.cdist(here, there).square().view(
             similarities.shape
         )
+    if usable is not None:
+        similarities.masked_fill_(~usable.flatten(), -torch.inf)
     similarity, found = similarities.max(2)
     across = w - patch + 1
     return found // across * w + found % across, similarity

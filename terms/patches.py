@@ -1,6 +1,9 @@
 """The distribution of patches of pixels."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +23,20 @@ from terms.base import (
     squared_wasserstein,
 )
 from terms.regions import count_of_regions, region_masks, regions_of
+from terms.valid import in_one_piece, positions_of_regions, valid_at
 from utils import Size, size_of, surrounded
 
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
 PATCH_DIRECTIONS = 16  # at full size; four times as many at half of it cost the same
 PATCH_SIDE = 42  # px; many directions pin a smaller picture, and the output becomes a copy
+
+
+class _Marks(NamedTuple):
+    """Which places of a picture are in which region, and which of them count."""
+
+    regions: Tensor  # (1, 1, ., .) of -1 ... count - 1; -1 is no region
+    valid: Tensor | None = None  # (1, 1, ., .) of bool; None: all
 
 
 class Patches(Term):
@@ -45,18 +56,20 @@ class Patches(Term):
     pixels = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.tile, self.region, self.count = scene.canvas.tile, scene.canvas.asked, 1
+        self.tile, self.count, asked = scene.canvas.tile, 1, scene.canvas.asked
+        self.marks = None if asked is None else _Marks(asked)
         self.team = scene.options.team
         views = [one.views[:1] for one in scene.exemplars]
-        if self.region is not None:
+        if asked is not None:
             views = [one.views_for_statistics() for one in scene.exemplars]
-            self.count = count_of_regions([view for some in views for view in some], self.region)
+            self.count = count_of_regions([view for some in views for view in some], asked)
         shares = [share for share, _ in scene.parts]
         self.sources = list(zip(shares, map(self._divided, views), strict=True))
         self.image, _ = self.sources[0][1][0]
+        piece = in_one_piece(self.image, scene.exemplars[0].views[0].valid)
         self.side = min(self.image.shape[2:])
         # A periodic exemplar has no layout to copy, so many directions are safe.
-        self.repeats = period(self.image)[0] > PERIODIC
+        self.repeats = period(piece)[0] > PERIODIC
         self.places: dict[tuple[int, Size, str], list[Tensor]] = {}
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
         self.renew(scene.exemplars[0].features)
@@ -83,18 +96,26 @@ class Patches(Term):
                 ]
                 self.levels.append((factor, directions, wanted))
 
-    def _divided(self, views: Sequence[View]) -> list[tuple[Tensor, Tensor | None]]:
-        """The picture of every view and its regions; None where the output has none."""
-        whole = self.region is None
-        return [(view.image.detach(), None if whole else regions_of(view)) for view in views]
+    def _divided(self, views: Sequence[View]) -> list[tuple[Tensor, _Marks | None]]:
+        """The picture of every view, and which places of it are in which region; None: all in
+        one."""
+        return [
+            (
+                view.image.detach(),
+                None
+                if self.marks is None and view.valid is None
+                else _Marks(regions_of(view), view.valid),
+            )
+            for view in views
+        ]
 
     def _ascending(
-        self, factor: int, directions: Tensor, views: list[tuple[Tensor, Tensor | None]]
+        self, factor: int, directions: Tensor, views: list[tuple[Tensor, _Marks | None]]
     ) -> list[Tensor]:
         """(1, K, n) in ascending order for each region of an exemplar."""
         found = [
-            self._projected(image, factor, directions, "", region)
-            for image, region in views
+            self._projected(image, factor, directions, "", marks)
+            for image, marks in views
             if min(image.shape[2:]) >= factor * PATCH
         ]
         nothing = [directions.new_zeros(1, len(directions), 0)] * self.count
@@ -104,7 +125,7 @@ class Patches(Term):
     def measure(self, output: Features) -> Statistics:
         image = output["image"]
         return {
-            str(factor): self._projected(image, factor, directions, self.tile, self.region)
+            str(factor): self._projected(image, factor, directions, self.tile, self.marks)
             for factor, directions, _ in self.levels
             if min(image.shape[2:]) >= factor * PATCH
         }
@@ -138,9 +159,9 @@ class Patches(Term):
         return sum(distances) / self.variances[known]
 
     def _projected(
-        self, image: Tensor, factor: int, directions: Tensor, wraps: str, region: Tensor | None
+        self, image: Tensor, factor: int, directions: Tensor, wraps: str, marks: _Marks | None
     ) -> list[Tensor]:
-        """(B, 3, H, W), (K, 3, 7, 7), (1, 1, ., .) of -1 ... count - 1 -> (B, K, n) of each region.
+        """(B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) of each region.
 
         Every patch is in the region of its middle. Along the axes that the output tiles, the output
         `wraps` and the source has no border; along the others both are mirrored.
@@ -149,23 +170,28 @@ class Patches(Term):
         mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
         projected = F.conv2d(surrounded(smaller, wraps, mirrors, reach), directions)
         projected = projected.flatten(2)
-        if region is None:
+        if marks is None:
             return [projected]
-        places = self._places(region, size_of(smaller), wraps + mirrors)
+        places = self._places(marks, size_of(smaller), wraps + mirrors)
         return [projected[..., of_region] for of_region in places]
 
-    def _places(self, region: Tensor, size: Size, whole: str) -> list[Tensor]:
+    def _places(self, marks: _Marks, size: Size, whole: str) -> list[Tensor]:
         """Flat positions of the patches of every region in a picture of that size, found once.
 
         Along the axes that are `whole`, every pixel is the middle of one.
         """
-        known = id(region), size, whole
+        known = id(marks.regions), size, whole
         if known not in self.places:
             h, w = size
             top, left = (0 if axis in whole else PATCH // 2 for axis in "yx")
-            masks = region_masks(region, size, self.count).view(-1, h, w)
-            masks = masks[:, top : h - top, left : w - left].flatten(1)
-            self.places[known] = [mask.nonzero()[:, 0] for mask in masks]
+            middles = slice(top, h - top), slice(left, w - left)
+            masks = region_masks(marks.regions, size, self.count).view(-1, h, w)[:, *middles]
+            inside = None
+            if marks.valid is not None:
+                missing = (~valid_at(marks.valid, size)).float()
+                missing = F.max_pool2d(missing, PATCH, 1, PATCH // 2)
+                inside = (missing == 0)[0, 0][middles].flatten()
+            self.places[known] = positions_of_regions(masks.flatten(1), inside)
         return self.places[known]
 
 

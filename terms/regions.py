@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import LayerWeights, Scene, Statistics, Sums, Term, View
+from terms.valid import counted, positions_of_regions, valid_at
 from utils import Size, size_of
 
 Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
@@ -73,16 +74,20 @@ class Regional(Term):
 
     def _pictures(self, views: Iterable[View]) -> list[tuple[Features, Places]]:
         return [
-            (view.features, self._places({}, view.features, regions_of(view))) for view in views
+            (view.features, self._places({}, view.features, regions_of(view), view.valid))
+            for view in views
         ]
 
-    def _places(self, places: Places, features: Features, regions: Tensor) -> Places:
+    def _places(
+        self, places: Places, features: Features, regions: Tensor, valid: Tensor | None = None
+    ) -> Places:
         """Where the positions of every region are, for every size of the features, found once."""
         for maps in features.values():
             size = size_of(maps)
             if size not in places:
                 masks = region_masks(regions, size, self.count)
-                places[size] = [mask.nonzero()[:, 0] for mask in masks]
+                inside = None if valid is None else valid_at(valid, size).flatten()
+                places[size] = positions_of_regions(masks, inside)
         return places
 
 
@@ -90,6 +95,8 @@ def alone(kind: type[Term], scene: Scene, layers: LayerWeights) -> Term:
     """A term of that kind, for each region alone where it does not tell them apart."""
     if scene.canvas.asked is not None and kind.unordered:
         return Regional(kind, scene, layers)
+    if any(one.views[0].valid is not None for one in scene.exemplars) and kind.unordered:
+        scene = replace(scene, exemplars=tuple(map(counted, scene.exemplars)))
     return kind(scene, layers)
 
 
@@ -100,10 +107,18 @@ def needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[
 
 
 def regions_of(view: View) -> Tensor:
-    """(1, 1, h, w): the region of each place of a view; what nobody divided is one region."""
-    if view.regions is not None:
-        return view.regions
-    return torch.zeros_like(view.image[:, :1], dtype=torch.int64)
+    """(1, 1, h, w): the region of each place of a view; what nobody divided is one region, and what
+    does not count is in none."""
+    regions = view.regions
+    if regions is None:
+        regions = torch.zeros_like(view.image[:, :1], dtype=torch.int64)
+    return regions if view.valid is None else _outside_no_region(regions, view.valid)
+
+
+def _outside_no_region(regions: Tensor, valid: Tensor) -> Tensor:
+    if size_of(regions) != size_of(valid):  # features are of a smaller picture
+        valid = F.adaptive_avg_pool2d(valid.float(), size_of(regions)) > 0.5
+    return torch.where(valid, regions, -1)
 
 
 def count_of_regions(views: list[View], asked: Tensor) -> int:

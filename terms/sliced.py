@@ -33,7 +33,9 @@ class Sliced(Term):
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
         self.team, self.layers = scene.options.team, layers
         self.sources = {
-            layer: [(share, maps[layer].detach().flatten(2)[0]) for share, maps in scene.parts]
+            layer: [
+                (share, one.features[layer].detach().flatten(2)[0]) for share, one in scene.parts
+            ]
             for layer in layers
         }
         self.generator = torch.Generator().manual_seed(scene.options.seed)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import TINY, LayerWeights, Scene, Statistics, Term
+from terms.valid import in_one_piece
 from utils import Size, size_of, wrapped
 
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
@@ -36,7 +37,10 @@ class Spectrum(Term):
     pixels = True
 
     def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.sources = [(share, _Source(maps["image"].detach())) for share, maps in scene.parts]
+        self.sources = [
+            (share, _Source(in_one_piece(view.image.detach(), view.valid)))
+            for share, view in scene.parts
+        ]
         self.tile = scene.canvas.tile
         asked = scene.canvas.asked
         self.counts = None if asked is None else (asked >= 0).float()  # (1, 1, H, W)

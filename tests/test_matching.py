@@ -102,9 +102,9 @@ def test_nearest_patches_splits_a_large_source_too(monkeypatch):
     held = []
     plain = matching._nearest
 
-    def watched(output, source, patch, guides):
+    def watched(output, source, *rest):
         held.append((output.shape[1], source.shape[1]))
-        return plain(output, source, patch)
+        return plain(output, source, *rest)
 
     monkeypatch.setattr(matching, "_nearest", watched)
     output, source = noise(2, 6, 5), noise(2, 12, 7, seed=1)
