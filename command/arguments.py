@@ -63,8 +63,8 @@ EXAMPLES = {
     "size": "--gt_path leaf.jpg --size 512x256",
     "tile": "--gt_path brick.png --preset best --tile xy --size 160x128",
     "expand": "--gt_path wood.png --expand 320x256",
-    "init": "--gt_path pebbles.png --init pebbles.png --mask hole.png --method cnnmrf",
-    "mask": "--gt_path pebbles.png --init pebbles.png --mask hole.png --method cnnmrf",
+    "init": "--gt_path damaged.png --init damaged.png --mask hole.png --method cnnmrf",
+    "mask": "--gt_path damaged.png --init damaged.png --mask hole.png --method cnnmrf",
     "guide": "--gt_path lichen.png --guide here.png there.png --method cnnmrf",
     "orientation": "--gt_path wood.png --orientation circular --method cnnmrf",
     "mix": "--gt_path pebbles.png --mix leaf.jpg:0.3",
@@ -387,14 +387,14 @@ class Request:
     )
     init: str | None = flag(
         CONTROL,
-        "what the output starts from",
+        "what the output starts from; what is transparent of a picture is made anew",
         told="content with --style_image, else noise",
         metavar="noise|content|PICTURE",
     )
     mask: str | None = flag(
         CONTROL,
         "with --init PICTURE: white is made anew, black stays as it is, to the bit",
-        told="all is made",
+        told="what is transparent of --init, or all",
         metavar="PICTURE",
     )
     expand: tuple[int, int] | None = flag(

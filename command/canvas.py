@@ -32,6 +32,20 @@ class Pictures:
             self.notes += self.seen[path].notes
         return self.seen[path].pixels
 
+    def opaque(self, name: str | Path) -> Tensor | None:
+        """(1, 1, H, W) of bool: the pixels of a picture that are opaque; None where all are.
+
+        Raises:
+            UserError: none is.
+        """
+        self.read(name)
+        alpha = self.seen[find_picture(name)].alpha
+        if alpha is None or bool((alpha == 1).all()):
+            return None
+        if not (alpha == 1).any():
+            raise UserError(f"{name}: no pixel is opaque, so there is no texture to take")
+        return alpha == 1
+
 
 def output_size(
     request: Request,
@@ -47,7 +61,8 @@ def output_size(
     """
     init = _init_picture(request, pictures)
     maps = [pictures.read(output) for _, output in request.guide]
-    given = (init if request.mask else None, content, *maps, drawn_axes, init, exemplar)
+    kept = init if request.mask or _hole(request, pictures) is not None else None
+    given = (kept, content, *maps, drawn_axes, init, exemplar)
     followed = next(picture for picture in given if picture is not None)
     return request.size or request.expand or size_of(followed)
 
@@ -63,7 +78,7 @@ def canvas_of(
     init = _init_picture(request, pictures)
     if request.init in (None, "content"):
         init = content
-    mask = None
+    mask = _hole(request, pictures)
     if request.expand:
         init, mask = _expanded(request.expand, exemplar if init is None else init)
     if request.mask:
@@ -78,6 +93,8 @@ def canvas_of(
             raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
     if mask is not None and size_of(mask) != size:
         flag = "--expand" if request.expand else f"--mask {request.mask}"
+        if mask is _hole(request, pictures):
+            flag = f"--init {request.init}, parts of which are transparent,"
         raise UserError(
             f"--size {told(size)}: {flag} keeps pixels of {told(size_of(mask))} to the bit, "
             "which is the only size allowed"
@@ -94,6 +111,18 @@ def canvas_of(
 
 def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
     return None if request.init in (None, "content", "noise") else pictures.read(request.init)
+
+
+def _hole(request: Request, pictures: Pictures) -> Tensor | None:
+    """(1, 1, H, W) of bool: what is transparent of --init, where nothing else says what is made
+    anew."""
+    if request.mask or request.expand or request.style_image:
+        return None
+    if _init_picture(request, pictures) is None:
+        return None
+    assert request.init is not None
+    opaque = pictures.opaque(request.init)
+    return None if opaque is None else ~opaque
 
 
 def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:

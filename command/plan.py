@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from command.arguments import NOT_RECORDED, VERSION, Request, paired
@@ -37,6 +38,7 @@ from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import DEFAULT_NET, least_side, likely_net, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
+from terms.valid import in_one_piece
 from utils import Size, UserError, check_writable, rotated_and_resized, scaled, size_of, told
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
@@ -253,16 +255,19 @@ def _job(
     request: Request, layers: Layers, path: Path, save_path: Path, pictures: Pictures, most: float
 ) -> Job:
     exemplar, content, exemplar_name = pictures.read(path), None, path.name
+    valid = pictures.opaque(request.style_image or path)
     if request.style_image:
         content, exemplar = exemplar, pictures.read(request.style_image)
         exemplar_name = find_picture(request.style_image).name
         if request.keep_color:
-            exemplar = matched_colours(exemplar, content)
+            exemplar = matched_colours(exemplar, content, valid)
     whole = size_of(exemplar)
     exemplar = _middle(exemplar, most)
-    exemplars, canvas = _exemplars_and_canvas(request, exemplar, content, pictures)
-    weights, notes = term_weights(request, exemplar_name, exemplar, canvas)
-    kind = kind_of(exemplar) if request.repaint else STOCHASTIC
+    valid = None if valid is None else _middle(valid, most)
+    exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
+    piece = in_one_piece(exemplars[0].image, exemplars[0].valid)
+    weights, notes = term_weights(request, exemplar_name, piece, canvas)
+    kind = kind_of(piece) if request.repaint else STOCHASTIC
     if request.repaint:
         notes.append(f"{exemplar_name} is {kind.name}: {_painted(request, kind)}")
     if size_of(exemplar) != whole:
@@ -350,7 +355,11 @@ def _painted(request: Request, kind: Kind) -> str:
 
 
 def _exemplars_and_canvas(
-    request: Request, exemplar: Tensor, content: Tensor | None, pictures: Pictures
+    request: Request,
+    exemplar: Tensor,
+    valid: Tensor | None,
+    content: Tensor | None,
+    pictures: Pictures,
 ) -> tuple[tuple[Exemplar, ...], Canvas]:
     """Every exemplar with its copies, and the canvas, with what guides say of both."""
     drawn = drawn_axes(request.orientation, pictures)
@@ -360,17 +369,33 @@ def _exemplars_and_canvas(
         axes = axes_at(request.orientation, drawn, size)
         rotations = rotations or missing_turns(exemplar, axes)
     shares = _shares(request.mix)
-    others = [(pictures.read(name), share) for name, share in shares]
+    others = [(pictures.read(name), pictures.opaque(name), share) for name, share in shares]
     rest = 1 - sum(share for _, share in shares)
-    exemplars = (
-        exemplar_of(exemplar, rotations, request.patch_scales, rest),
-        *(exemplar_of(picture, share=share) for picture, share in others),
-    )
     canvas = canvas_of(request, size, exemplar, content, pictures)
+    valid = _without_hole(exemplar, valid, canvas)
+    exemplars = (
+        exemplar_of(exemplar, rotations, request.patch_scales, rest, valid),
+        *(exemplar_of(picture, share=share, valid=opaque) for picture, opaque, share in others),
+    )
     variants = partial(rotated_and_resized, degrees=rotations, factors=request.patch_scales)
-    mixed = [exemplar, *(picture for picture, _ in others)]
+    mixed = [exemplar, *(picture for picture, *_ in others)]
     guide = guide_of(request, size, mixed, axes, variants, pictures)
     return (exemplars, canvas) if guide is None else guide.laid(exemplars, canvas)
+
+
+def _without_hole(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Tensor | None:
+    """(1, 1, h, w) of bool: what counts of an exemplar; what is to be made anew of that very
+    picture does not.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    if canvas.mask is None or canvas.init is None or not torch.equal(canvas.init, exemplar):
+        return valid
+    valid = ~canvas.mask if valid is None else valid & ~canvas.mask
+    if not valid.any():
+        raise UserError("--mask: all of the exemplar is made anew, so there is no texture to take")
+    return valid
 
 
 def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:

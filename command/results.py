@@ -204,7 +204,9 @@ def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALON
         layer for layer in resolve_layers(FIRST_LAYERS, net.name) if least_side([layer]) <= least
     ]
     trunk = Extractor(net.weights, net.name, layers).to(image.device)
-    scene = Scene((Exemplar((View(trunk(exemplar)),)),))
+    valid = job.spec.exemplars[0].valid
+    valid = None if valid is None else valid.to(image.device)
+    scene = Scene((Exemplar((View(trunk(exemplar), valid=valid),)),))
     criterion = Criterion(scene, evenly(layers), weights={})
     side = job.spec.finest.side
     look = Blocks(trunk, criterion, side, team) if side or team.count > 1 else trunk

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from terms.base import resampled
+from terms.valid import valid_positions
 from utils import surrounded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -46,15 +47,18 @@ def _smooth(maps: Tensor, tile: str) -> Tensor:
     return F.avg_pool2d(F.avg_pool2d(maps, (SMOOTH, 1), 1), (1, SMOOTH), 1)
 
 
-def matched_colours(style: Tensor, content: Tensor) -> Tensor:
+def matched_colours(style: Tensor, content: Tensor, valid: Tensor | None = None) -> Tensor:
     """The style moved linearly to the content's mean and covariance of colours.
+
+    Of the style those pixels are looked at that count, `valid`, (1, 1, H, W) of bool.
 
     Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016, section 4, by the
     symmetric square root, which moves colours least. Along axes of colour in which the style
     hardly varies it cannot be made to: a flat style becomes the content's mean.
     """
     (mean_style, root_style), (mean, root) = (
-        colours(picture[0].flatten(1), LEAST_DEVIATION) for picture in (style, content)
+        colours(picture[0].flatten(1), LEAST_DEVIATION)
+        for picture in (valid_positions(style, valid), content)
     )
     pixels = style[0].flatten(1).double() - mean_style
     matched = root @ torch.linalg.solve(root_style, pixels) + mean

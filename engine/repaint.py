@@ -330,13 +330,13 @@ class _Painter:
         owner, shares = self.source.exemplars, [one.share for one in self.exemplars]
         if not self.keeps_exemplars:
             owner, shares = owner.clamp(max=0), [1.0]
-        side = factor * min(size_of(self.exemplars[0].image))
+        side = factor * min(_piece(self.exemplars[0].views[0]))
         # The kind is that of one exemplar as it is, laid anywhere.
         alone = guide is None and sum(len(one.views) for one in self.exemplars) == 1
         kind = self.kind if alone else STOCHASTIC
         height, width = (round(side * (ALONG if axis == kind.axis else BLOCK)) for axis in "yx")
         if len(self.exemplars) > 1:  # a block larger than an exemplar would never be of that
-            least = min(side for one in self.exemplars for side in size_of(one.image))
+            least = min(side for one in self.exemplars for side in _piece(one.views[0]))
             most = max(PATCH, round(SMALL_EXEMPLAR * factor * least))
             height, width = min(height, most), min(width, most)
         while min(height, width) > PATCH and not self._has_blocks((height, width)):
