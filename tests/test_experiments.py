@@ -14,7 +14,7 @@ from command.arguments import parse
 README = (ROOT / "README.md").read_text()
 MEASURED = (DOCS / "measurements.md").read_text()
 # A photo and maps, which are given to commands.
-INPUTS = {"cat.jpg", "disc.png", "hole.png", "lichen_map.png", "ramp.png"}
+INPUTS = {"cat.jpg", "damaged.png", "disc.png", "hole.png", "lichen_map.png", "ramp.png"}
 INPUTS |= {"pebbles_height.png", "pebbles_normal.png"}
 
 
