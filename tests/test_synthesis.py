@@ -754,7 +754,7 @@ def test_notes_are_said_once(tmp_path, result, capfd, narrow_net):
     exemplar = tmp_path / "leaf alpha.png"
     Image.open(TEXTURES / "leaf.jpg").crop((0, 0, 32, 32)).convert("RGBA").save(exemplar)
     picture = Image.open(exemplar)
-    picture.putalpha(128)
+    picture.putalpha(Image.linear_gradient("L").resize((32, 32)).point(lambda v: min(255, 2 * v)))
     picture.save(exemplar)
     make(exemplar, result)
     assert capfd.readouterr().err.count("painted over the mean colour") == 1
