@@ -596,6 +596,12 @@ class Request:
         metavar="N",
     )
 
+    bits: str | None = flag(
+        OUTPUT,
+        "of a channel of the result; .png and .tif hold 16 of them, .exr holds floats alone",
+        told="as the exemplar came, where the format holds it",
+        choices=("8", "16"),
+    )
     count: int = flag(
         OUTPUT,
         "so many pictures of each exemplar, of this seed and those that follow",

@@ -7,9 +7,11 @@ import glob
 import json
 import math
 import os
+import re
+import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +22,26 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from command.deep import (
+    FLOAT_BITS,
+    OF_PILLOW,
+    deep_record,
+    deep_size,
+    encoded_deep,
+    format_of,
+    is_whole_jpeg,
+    read_deep,
+    values_of,
+)
+from command.profiles import (
+    LINEAR,
+    Space,
+    converted,
+    space_in_exif,
+    space_in_png,
+    space_of_icc,
+    srgb_curve,
+)
 from utils import (
     LEVELS,
     LEVELS_16_BIT,
@@ -38,29 +60,36 @@ from utils import (
 COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
 KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 ROWS = 256  # of a picture that are rounded at a time
-# What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
-# WebP is lossless because its lossy mode always halves the chroma.
+# What each suffix means to Pillow, but for EXR, which it has not. JPEG keeps the full chroma:
+# halving it smears fine texture. WebP is lossless as its lossy mode always halves the chroma.
 _JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
 _TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"})
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
     ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),
     ".tif": _TIFF,
     ".tiff": _TIFF,
+    ".exr": ("EXR", {}),
 }
 SUFFIXES = tuple(_FORMATS)
-MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500}  # px; PNG's are larger
+_BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # others hold 8 alone
+_IN_OIIO = {"EXR": "openexr", **OF_PILLOW}
+# px; PNG's are larger
+MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
 _ANY_SIZE = ("JPEG", "PNG")  # of others Pillow looks at the size once more when it decodes them
 MAX_SIDE = max(MAX_SIDES.values())
 # EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
+_BITS_PER_SAMPLE = 0x0102
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
 READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # of a folder's files
 MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
-READ_BYTES = 24  # a pixel at the peak of reading: as Pillow decodes and converts it, and as floats
+# A pixel at the peak of reading: as Pillow decodes and converts it, and as floats.
+READ_BYTES, DEEP_READ_BYTES = 24, 48
+_UNUSABLE = "unusable colour profile, ignored"
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -118,47 +147,44 @@ class Picture(NamedTuple):
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
     """Read a picture of a kind, a name in `KINDS`; only COLOUR is colour managed.
 
-    Takes whatever Pillow reads: grey, palette, transparent, CMYK, 16-bit, rotated, with a colour
-    profile.
+    Takes whatever Pillow reads: grey, palette, transparent, CMYK, rotated, with a colour profile;
+    and what has 16 bits or floats, EXR too, as OpenImageIO reads it.
 
     Raises UserError when the file cannot be read, is damaged, is beyond Pillow's limit on
-    pixels, is wholly transparent, or holds floats outside [0, 1].
+    pixels or holds values that are not finite; of COLOUR also when it is wholly transparent or
+    holds floats outside [0, 1].
     """
     notes: list[str] = []
     with _opened(path) as picture:
-        needed, free = READ_BYTES * math.prod(picture.size), available_bytes(torch.device("cpu"))
+        deep = _format_of_deep(picture, path)
+        size = deep_size(path, deep) if picture is None else picture.size
+        needed = (DEEP_READ_BYTES if deep else READ_BYTES) * math.prod(size)
+        free = available_bytes(torch.device("cpu"))
         if needed > free:
             raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
         with _libraries_silent():
-            picture.load()
-        if getattr(picture, "is_animated", False):
-            notes.append("several frames, only the first is used")
-        picture = _upright(picture, notes)
-        alpha = None
-        bits = {"I": 16, "F": 32}.get(picture.mode[0], 8)
-        grey = picture.mode[0] in "1LIF"
-        if picture.mode[0] in "IF":
-            pixels = _deep_grey(picture, notes)
-        else:
-            if picture.has_transparency_data:
-                alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255
-            pixels = np.array(_srgb(picture, notes), np.float32)
-            pixels /= 255
-    if alpha is not None and alpha.min() < 1:
+            if deep:
+                read = _deep_values(path, deep, picture, kind, notes)
+            else:
+                assert picture is not None  # as what Pillow does not know is deep
+                read = _shallow_values(path, picture, kind, notes)
+        values, alpha, bits = read
+        if not np.isfinite(values).all():
+            raise ValueError("holds values that are not finite")
+    if kind == COLOUR and alpha is not None and alpha.min() < 1:
         if alpha.max() == 0:
             raise UserError(f"{path}: every pixel is transparent")
-        pixels = _over_mean(pixels, alpha)
+        values = _over_mean(values, alpha)
         notes.append("transparent pixels painted over the mean colour")
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+    image = torch.from_numpy(values).permute(2, 0, 1)[None].expand(1, 3, -1, -1).contiguous()
     whole = None if alpha is None else torch.from_numpy(alpha)[None, None]
     notes = [f"{path.name}: {note}" for note in notes]
-    return Picture(image, whole, bits, grey, notes)
+    return Picture(image, whole, bits, values.shape[2] == 1, notes)
 
 
 def read_levels(path: Path) -> Image.Image:
     """What `read_picture` reads, at 8 bits, to be looked at; raises as that does."""
-    pixels = read_picture(path).pixels[0].movedim(0, 2)
-    return Image.fromarray(pixels.mul(LEVELS).round().byte().numpy())
+    return Image.fromarray(_levels_of(read_picture(path).pixels, 8))
 
 
 def read_vectors(path: Path) -> Tensor:
@@ -183,21 +209,22 @@ def read_vectors(path: Path) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever Pillow raises inside the block becomes a UserError."""
+def _opened(path: Path) -> Iterator[Image.Image | None]:
+    """Open a picture, None where OpenImageIO alone may read it; whatever is raised inside the
+    block becomes a UserError."""
     try:
         with warnings.catch_warnings():
             # Pillow grumbles about files that it then reads well; but between one and two times
             # its limit on pixels it only warns, and that we refuse.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _of_any_size_of_ours(path) as picture:
+            with _of_any_size_of_ours(path) or nullcontext() as picture:
                 yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise UserError(f"{path}: too large, at most {limit} pixels are read") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture of a kind that Pillow reads") from error
+        raise UserError(f"{path}: not a picture of a kind that is read") from error
     except Exception as error:
         # Damaged bytes come back as OSError, SyntaxError, struct.error, IndexError and more.
         raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
@@ -221,9 +248,11 @@ def _libraries_silent() -> Iterator[None]:
         os.close(stderr)
 
 
-def _of_any_size_of_ours(path: Path) -> Image.Image:
+def _of_any_size_of_ours(path: Path) -> Image.Image | None:
     """Open a picture, beyond Pillow's limit on pixels too if its record says that it is ours, of
-    that very size, and there is memory for it: a few bytes may claim to be any picture."""
+    that very size, and there is memory for it: a few bytes may claim to be any picture.
+
+    None where OpenImageIO alone may read it."""
     kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
     with open_regular(path) as file:
         bytes_ = os.fstat(file.fileno()).st_size
@@ -232,6 +261,14 @@ def _of_any_size_of_ours(path: Path) -> Image.Image:
     try:
         with _libraries_silent():
             return Image.open(path)
+    except UnidentifiedImageError:
+        deep = format_of(path)
+        if deep is None:
+            raise
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and math.prod(deep_size(path, deep)) > limit:
+            raise Image.DecompressionBombError from None
+        return None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         if kind not in _ANY_SIZE:
             raise
@@ -253,37 +290,162 @@ def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
         return picture
 
 
-def _deep_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
-    """Return grey of 16 bits or float as (H, W, 3); ValueError when it is out of range."""
-    if "icc_profile" in picture.info:
-        notes.append("colour profile of a grey picture of more than 8 bits, ignored")
-    # Pillow calls a 32-bit integer file "I" as well as some 16-bit ones; only the latter have a
-    # white that we know.
-    white = 1 if picture.mode == "F" else LEVELS_16_BIT
-    grey = np.asarray(picture).astype(np.float64)
-    if not (grey.min() >= 0 and grey.max() <= white):  # so that NaN is refused
-        raise ValueError(f"values {grey.min():g} to {grey.max():g}, allowed are 0 to {white}")
-    return np.repeat(grey[..., None] / white, 3, axis=2).astype(np.float32)
+def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
+    """The name in OpenImageIO of a file that it is to read, as Pillow would not read all of its
+    bits; "" of other files."""
+    if picture is None:
+        return format_of(path) or ""
+    tiles: Any = getattr(picture, "tile", [])
+    raw = str(tiles[0].args) if tiles else ""  # 'RGB;16B' of a PNG, ('RGB', 65535) of a PPM
+    is_deep = {
+        "PNG": ";16" in raw,
+        "PPM": any(int(number) > LEVELS for number in re.findall(r"[0-9]+", raw)),
+        "JPEG2000": True,  # which does not say
+        "TIFF": _bits_of_tiff(picture) > 8 and picture.mode not in ("CMYK", "LAB"),
+    }
+    name = picture.format or ""
+    return OF_PILLOW[name] if is_deep.get(name) else ""
+
+
+def _bits_of_tiff(picture: Image.Image) -> int:
+    tags: Any = getattr(picture, "tag_v2", {})
+    return max(tags.get(_BITS_PER_SAMPLE, (8,)))
+
+
+Values = tuple[np.ndarray, np.ndarray | None, int]  # (H, W, 1 or 3), alpha (H, W), bits
+
+
+def _deep_values(
+    path: Path, format: str, picture: Image.Image | None, kind: str, notes: list[str]
+) -> Values:
+    """What OpenImageIO reads: the file's own values, or sRGB's where they are of COLOUR."""
+    deep = read_deep(path, format, notes, straight=kind == COLOUR)
+    values, bits = deep.values, deep.bits
+    if kind != COLOUR:
+        return values, deep.alpha, bits
+    if bits < FLOAT_BITS:
+        values = values.clip(0, 1)  # as what is divided by alpha may be above it
+    elif not (values.min() >= 0 and values.max() <= 1):  # so that NaN is refused
+        raise ValueError(
+            f"floats of {values.min():g} to {values.max():g}, those of colours are 0 to 1: scale "
+            "them first; those of a map, --maps, may be any"
+        )
+    space: Space | None = None
+    if format == "openexr":
+        space = deep.space or LINEAR  # its values are light
+    elif picture is not None:
+        space = _space_in(picture, path, bits, notes)
+    # libpng passes over profiles that it holds for wrong, which Pillow does not.
+    profile = picture.info.get("icc_profile") if picture else deep.profile
+    if space is None and profile:
+        try:
+            space = space_of_icc(profile, values.shape[2])
+        except ValueError:
+            notes.append(_UNUSABLE)
+        else:
+            if space is None:
+                notes.append("its colour profile is by tables, which are applied at 8 bits")
+                return _by_tables(values, profile, notes), deep.alpha, 8
+    elif space is None and bits == FLOAT_BITS:
+        notes.append("floats without a colour profile, taken for values of sRGB")
+    return values if space is None else converted(values, space), deep.alpha, bits
+
+
+def _by_tables(values: np.ndarray, profile: bytes, notes: list[str]) -> np.ndarray:
+    levels = (values * LEVELS).round().astype(np.uint8)
+    picture = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    picture.info["icc_profile"] = profile
+    return np.asarray(_srgb(picture, notes), np.float32)[..., : values.shape[2]] / LEVELS
+
+
+def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str]) -> Values:
+    """What Pillow reads: the file's own values, or sRGB's where they are of COLOUR."""
+    picture = _loaded(path, picture)
+    if getattr(picture, "is_animated", False):
+        notes.append("several frames, only the first is used")
+    upright = _upright(picture, notes)  # which finds out first what EXIF cannot be read
+    space = _space_in(picture, path, 8, notes) if kind == COLOUR else None
+    if _bits_of_tiff(picture) > 8:
+        notes.append(f"{picture.mode} of more than 8 bits, read with 8")
+    picture = upright
+    if picture.mode[0] in "IF":
+        values, bits = values_of(np.asarray(picture)[..., None])
+        return values, None, bits
+    alpha = None
+    if picture.has_transparency_data:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / LEVELS
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if kind == COLOUR and space is None:
+        levels = np.asarray(_srgb(picture, notes))[..., : 1 if grey else 3]
+    else:
+        levels = np.asarray(picture.convert("L" if grey else "RGB"))
+    values = levels.reshape(*levels.shape[:2], -1).astype(np.float32)
+    values /= LEVELS
+    return values if space is None else converted(values, space), alpha, 8
+
+
+def _loaded(path: Path, picture: Image.Image) -> Image.Image:
+    """The picture with its pixels; of a JPEG that lacks its end mark, and nothing else, as well."""
+    try:
+        picture.load()
+    except OSError:
+        with open_regular(path) as file:
+            whole = file.read() + b"\xff\xd9"
+        if picture.format != "JPEG" or not is_whole_jpeg(whole):
+            raise
+        picture = Image.open(BytesIO(whole))
+        picture.load()
+    return picture
+
+
+def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
+    """The colour space that a file names otherwise than by an ICC profile, which goes before all
+    but cICP; None where there is none."""
+    if picture.format == "PNG":
+        space = space_in_png(picture.info, _cicp(path), bits, notes)
+        if space is not None or {"srgb", "gamma", "chromaticity"} & picture.info.keys():
+            return space
+    return None if picture.info.get("icc_profile") else space_in_exif(picture, notes)
+
+
+def _cicp(path: Path) -> bytes | None:
+    """The chunk of a PNG that Pillow passes over: the content of cICP."""
+    with open_regular(path) as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+            (length,) = struct.unpack(">I", head[:4])
+            if head[4:] == b"cICP":
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     """Return an 8-bit picture as RGB in sRGB, through its own colour profile if it has one."""
-    if picture.mode not in ("L", "RGB", "CMYK"):
-        picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
-    plain = picture.convert("RGB")
     profile = picture.info.get("icc_profile")
+    if picture.mode == "LAB":  # what the profile says is of its printing
+        lab = ImageCms.createProfile("LAB")
+        return _through(picture, lab)
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
+    plain = picture.convert("RGB")
     if not profile:
         return plain
     try:
-        srgb = ImageCms.createProfile("sRGB")
-        managed = ImageCms.profileToProfile(picture, BytesIO(profile), srgb, outputMode="RGB")
-        assert managed is not None  # it is, where the picture is not changed in place
+        managed = _through(picture, BytesIO(profile))
     except ImageCms.PyCMSError:
-        notes.append("unusable colour profile, ignored")
+        notes.append(_UNUSABLE)
         return plain
     # One level is rounding: the profile is sRGB under any of its names, so keep the exact pixels.
     difference = np.asarray(ImageChops.difference(plain, managed))
     return managed if difference.max() > 1 else plain
+
+
+def _through(picture: Image.Image, profile: Any) -> Image.Image:
+    srgb = ImageCms.createProfile("sRGB")
+    managed = ImageCms.profileToProfile(picture, profile, srgb, outputMode="RGB")
+    assert managed is not None  # it is, where the picture is not changed in place
+    return managed
 
 
 def _over_mean(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -322,34 +484,81 @@ def check_format(path: Path, size: Size) -> None:
         raise UserError(f"{path}: {told(size)}, at most {most} pixels of {kind} are read again")
 
 
-def save_picture(image: Tensor, path: Path, record: dict[str, Any], bits: int = 8) -> None:
-    """Save (1, 3, H, W) in [0, 1] as the suffix says, with `record` inside the file.
+def save_picture(
+    image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
+) -> None:
+    """Save a picture as `encoded` makes it. The file appears whole or not at all.
 
-    With 16 `bits` it is grey, the first channel, which .png and .tif hold.
-
-    The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
-    for another shape or for values that are not finite.
+    Raises UserError when it cannot be written, and as `encoded` does.
     """
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(f"expected a picture of shape (1, 3, H, W), got {tuple(image.shape)}")
+    save_bytes(encoded(image, path, record, bits, kind), path)
+
+
+def encoded(
+    image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
+) -> memoryview:
+    """The bytes of the file that `save_picture` saves, as the suffix says, `record` inside.
+
+    Args:
+        image: (1, C, H, W) in [0, 1]: C is 1 for grey, 3 for colours, and one more for alpha,
+            which .png, .webp, .tif and .exr hold.
+        bits: of a channel: 8, 16 or 32, which are floats of any size; where the format does not
+            hold them, the most below that it holds.
+        kind: a name in `KINDS`; of COLOUR an EXR has the light that values of sRGB stand for.
+
+    Raises UserError when the format cannot hold it, ValueError for another shape or for values
+    that are not finite.
+    """
+    if image.ndim != 4 or len(image) != 1 or not 1 <= image.shape[1] <= 4:
+        raise ValueError(f"expected a picture of shape (1, 1 to 4, H, W), got {tuple(image.shape)}")
     if not image.isfinite().all():
         raise ValueError("the picture holds values that are not finite")
-    # The clamp keeps 1.0000001 from wrapping round to black.
-    most = LEVELS_16_BIT if bits == 16 else LEVELS
-    pixels = image.detach()[0].movedim(0, 2)  # (H, W, 3)
-    levels = np.empty(pixels.shape, np.uint16 if bits == 16 else np.uint8)
-    for top in range(0, len(levels), ROWS):
-        rows = slice(top, top + ROWS)
-        levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
-    picture = Image.fromarray(levels[..., 0] if bits == 16 else levels)
-    kind, options = _FORMATS[path.suffix.lower()]
+    format, options = _FORMATS[path.suffix.lower()]
+    held = bits_held(path)
+    bits = max((one for one in held if one <= bits), default=held[0])
+    levels = _levels_of(image, bits)
     try:
-        # Encoded in memory because libtiff writes complaints of its own to stderr.
-        encoded = BytesIO()
-        picture.save(encoded, kind, **options, **record_options(kind, record))
+        if bits == 8:
+            # Encoded in memory because libtiff writes complaints of its own to stderr.
+            file = BytesIO()
+            picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
+            picture.save(file, format, **options, **record_options(format, record))
+            return file.getbuffer()
+        colours = 3 if levels.shape[2] > 2 else 1
+        if format == "EXR" and kind == COLOUR:
+            levels[..., :colours] = srgb_curve(levels[..., :colours])
+        text = record_text(record)
+        in_exif = {"Software": _RECORD_KEY, "ImageDescription": text}
+        texts = {_RECORD_KEY: text} if format == "PNG" else in_exif
+        with _libraries_silent():
+            return encoded_deep(levels, _IN_OIIO[format], texts)
     except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
         raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
-    save_bytes(encoded.getbuffer(), path)
+
+
+def check_bits(path: Path, bits: int) -> None:
+    """Raise UserError where a file of that suffix cannot have so many bits of a channel."""
+    held = bits_held(path)
+    if bits not in held:
+        raise UserError(f"--bits {bits}: {path} has {held[0]}; .png and .tif have 8 or 16")
+
+
+def bits_held(path: Path) -> tuple[int, ...]:
+    """The bits of a channel that a file of that suffix may have, least first."""
+    return _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
+
+
+def _levels_of(image: Tensor, bits: int) -> np.ndarray:
+    """(1, C, H, W) in [0, 1] -> levels, (H, W, C); with 32 bits floats as they are."""
+    pixels = image.detach()[0].movedim(0, 2)
+    kind, most = {8: (np.uint8, LEVELS), 16: (np.uint16, LEVELS_16_BIT)}.get(bits, (np.float32, 0))
+    levels = np.empty(pixels.shape, kind)
+    for top in range(0, len(levels), ROWS):
+        rows = slice(top, top + ROWS)
+        found = pixels[rows].cpu().double()
+        # The clamp keeps 1.0000001 from wrapping round to black.
+        levels[rows] = (found.mul(most).round().clamp(0, most) if most else found).numpy()
+    return levels
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -358,7 +567,10 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises UserError when the file cannot be read as a picture.
     """
     with _opened(path) as picture:
-        return _record_of(picture)
+        if picture is not None:
+            return _record_of(picture)
+        software, text = deep_record(path, _format_of_deep(None, path))
+        return _parsed(text) if software == _RECORD_KEY else {}
 
 
 def record_at(path: Path) -> dict[str, Any]:
@@ -376,6 +588,10 @@ def _record_of(picture: Image.Image) -> dict[str, Any]:
             exif = picture.getexif()
             if exif.get(_SOFTWARE) == _RECORD_KEY:
                 text = exif.get(_DESCRIPTION)
+    return _parsed(text)
+
+
+def _parsed(text: Any) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (TypeError, ValueError):
@@ -383,13 +599,19 @@ def _record_of(picture: Image.Image) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments to Pillow's `save` that put a record inside the file."""
+def record_text(record: dict[str, Any]) -> str:
+    """Return a record as text, short enough for any format."""
     record = {str(key): value for key, value in record.items()}
     # JSON escapes to ASCII, all that EXIF descriptions hold, and so keeps any file name.
     dump = partial(json.dumps, default=str, skipkeys=True)
     while len(text := dump(record)) > _RECORD_BYTES:
         del record[max(record, key=lambda key: len(dump(record[key])))]
+    return text
+
+
+def record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments to Pillow's `save` that put a record inside the file."""
+    text = record_text(record)
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(_RECORD_KEY, text)

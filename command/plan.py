@@ -18,6 +18,8 @@ from torch import Tensor
 from command.arguments import NOT_RECORDED, VERSION, Request, paired
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.pictures import (
+    bits_held,
+    check_bits,
     check_format,
     check_save_path,
     check_suffix,
@@ -70,6 +72,8 @@ class Job:
     resume: bool  # whether there are checkpoints
     preview: bool  # whether the picture as it stands is kept up to date
     maps: list["CarriedMap"]
+    bits: int  # of a channel of its file
+    grey: bool  # whether its file has one channel
     record: dict[str, Any]  # kept inside the picture
 
     @property
@@ -112,6 +116,7 @@ class CarriedMap:
     path: Path  # where it goes
     copies: list[Tensor]  # (1, 3, h, w) each: as it is, and rotated and resized as the exemplar is
     bits: int  # of its file
+    grey: bool  # whether its file has one channel
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,8 @@ def orders_of(request: Request) -> list[Order]:
             if save_path in orders:
                 raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
             check_suffix(save_path)
+            if request.bits:
+                check_bits(save_path, int(request.bits))
             orders[save_path] = Order(path, save_path, seed)
     read = _identities(paths)
     for save_path in (*orders, *filter(None, (request.sheet, request.animate))):
@@ -281,6 +288,7 @@ def _job(
         pictures.notes.append(
             f"{path.name}: made at {told(made_at)}, then resized, to tile exactly"
         )
+    bits, grey = _depth(request, path, save_path, pictures)
     if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
         pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
     return Job(
@@ -294,8 +302,27 @@ def _job(
         request.resume,
         request.preview,
         [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
+        bits,
+        grey,
         _record(request, spec, exemplar_name, path),
     )
+
+
+def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) -> tuple[int, bool]:
+    """The bits of a channel of the result, and whether it is grey: as the pictures came that it is
+    made of."""
+    names: list[str | Path] = [path, *(name for name, _ in request.mix)]
+    names += [request.style_image] if request.style_image else []
+    names += [] if request.init in (None, "content", "noise") else [request.init]
+    found = [pictures.seen[find_picture(name)] for name in names]
+    came = min(16, max(one.bits for one in found))
+    wanted, held = int(request.bits or came), bits_held(save_path)
+    bits = max((one for one in held if one <= wanted), default=held[0])
+    if bits < wanted:
+        pictures.notes.append(
+            f"{save_path}: saved with {bits} bits, {path.name} has more; .png and .tif hold 16"
+        )
+    return bits, all(one.grey for one in found)
 
 
 def can_be_cut(request: Request, job: Job) -> bool:
@@ -417,7 +444,7 @@ def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> 
     goes = save_path.with_name(f"{save_path.stem}_{path.stem}.png")
     check_save_path(goes)
     copies = [found, *rotated(found, exemplar.rotations, exemplar.factors)]
-    return CarriedMap(goes, copies, pictures.seen[path].bits)
+    return CarriedMap(goes, copies, pictures.seen[path].bits, pictures.seen[path].grey)
 
 
 def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:

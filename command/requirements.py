@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 
 PYTHON = (3, 11)
-PACKAGES = ("torch", "numpy", "PIL", "tqdm")
+PACKAGES = ("torch", "numpy", "PIL", "OpenImageIO", "tqdm")
 
 
 def check_requirements() -> None:

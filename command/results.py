@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from command.display import say
-from command.pictures import read_picture, read_record, record_at, save_picture
+from command.pictures import DATA, read_picture, read_record, record_at, save_picture
 from command.plan import Job
 from engine import maps
 from engine.blocks import Blocks
@@ -166,20 +166,20 @@ def save(
     Where it cannot go, as a disk is full or a folder has vanished, it goes to the folder for
     temporary files, alone, and the user is told: a night's work is not lost for that.
     """
-    image = made.image
+    image = made.image[:, :1] if job.grey else made.image
     try:
-        save_picture(image, job.save_path, record)
+        save_picture(image, job.save_path, record, job.bits)
     except UserError as error:
         path = Path(tempfile.mkdtemp(prefix="synthesis-")) / job.save_path.name
-        save_picture(image, path, record)
+        save_picture(image, path, record, job.bits)
         say([f"{error}: the picture is {path}"])
-        return path, record | {"error": round(saved_error(path, job, image, net, team), 6)}
-    record = record | {"error": round(saved_error(job.save_path, job, image, net, team), 6)}
-    save_picture(image, job.save_path, record)
+        return path, record | {"error": round(saved_error(path, job, made.image, net, team), 6)}
+    record = record | {"error": round(saved_error(job.save_path, job, made.image, net, team), 6)}
+    save_picture(image, job.save_path, record, job.bits)
     tile = job.spec.canvas.tile
     if tile:
         down, across = (2 if axis in tile else 1 for axis in "yx")
-        save_picture(image.repeat(1, 1, down, across), job.tiled_path, record)
+        save_picture(image.repeat(1, 1, down, across), job.tiled_path, record, job.bits)
     if job.maps:
         carry_maps(job, made, record, net)
     return job.save_path, record
@@ -235,4 +235,4 @@ def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
         if made.painting is not None:
             carried = resize(carried, spec.canvas.size, tile).roll(made.shift, (2, 3))
         kept = {name: record[name] for name in ("version", "exemplar")}
-        save_picture(carried, one.path, kept, one.bits)
+        save_picture(carried[:, :1] if one.grey else carried, one.path, kept, one.bits, DATA)

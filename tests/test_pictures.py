@@ -15,19 +15,57 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 import utils
-from command import pictures
+from command import pictures, profiles
 from utils import UserError
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    crc = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + crc
 
 
 def png_claiming(width: int, height: int) -> bytes:
     """A valid PNG header with no pixels behind it."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b""))
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+def png(pixels: np.ndarray, **chunks: bytes) -> bytes:
+    """A PNG of uint8 or uint16 (H, W, 1 to 4) with chunks by name before the pixels."""
+    height, width, channels = pixels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
+    parts = {b"IHDR": header} | {name.encode(): data for name, data in chunks.items()}
+    parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts.items())
+
+
+def tiff(size: tuple[int, int], data: bytes, order: str = "<", **tags: list[int]) -> bytes:
+    """An uncompressed TIFF of (width, height) whose strips lie one after the other; tags by the
+    names of `TAGS`, shorts."""
+    strips = len(tags["bits"]) if tags.get("planar") == [2] else 1
+    part = len(data) // strips
+    body, entries = b"", {256: [size[0]], 257: [size[1]], 259: [1], 278: [size[1]]}
+    entries |= {TAGS[name]: values for name, values in tags.items()}
+    entries |= {273: [0] * strips, 279: [part] * strips}
+    start = 8 + 2 + 12 * len(entries) + 4
+    before = sum(4 * len(values) for values in entries.values() if len(values) > 1)
+    entries[273] = [start + before + i * part for i in range(strips)]
+    table = struct.pack(order + "H", len(entries))
+    for tag, values in sorted(entries.items()):
+        kind, code = (4, "I") if tag in (273, 279) else (3, "H")
+        packed = struct.pack(f"{order}{len(values)}{code}", *values)
+        if len(packed) > 4:
+            where = struct.pack(order + "I", start + len(body))
+            body += packed
+            packed = where
+        table += struct.pack(order + "HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    return head + table + bytes(4) + body.ljust(before, b"\0") + data
+
+
+TAGS = {"bits": 258, "photometric": 262, "samples": 277, "planar": 284, "extra": 338, "kind": 339}
 
 
 LINEAR = b"curv" + bytes(8)
@@ -174,12 +212,189 @@ def test_wide_integers_are_refused_beyond_16_bits(tmp_path):
     assert "values 70000 to 70000" in line and "0 to 65535" in line
 
 
-def test_floats_must_lie_in_the_unit_interval(tmp_path):
-    image, _ = read(Image.new("F", (1, 1), 0.25), tmp_path / "a.tif")
+def test_floats_of_colours_must_lie_in_the_unit_interval(tmp_path):
+    image, notes = read(Image.new("F", (1, 1), 0.25), tmp_path / "a.tif")
     assert image.unique().tolist() == [0.25]
+    assert len(notes) == 1 and "without a colour profile" in notes[0]
     for value in (-0.5, 1.5, float("nan"), float("inf")):
         line = refusal(read, Image.new("F", (1, 1), value), tmp_path / "a.tif")
-        assert f"{value:g}" in line and "0 to 1" in line
+        assert f"{value:g}" in line and "0 to 1" in line and "--maps" in line
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".exr"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_floats_of_data_are_any_and_come_back(tmp_path, suffix, channels):
+    values = torch.linspace(-0.4, 700, channels * 6).view(1, channels, 2, 3)
+    values[:, 1 if channels == 2 else 3 :].clamp_(0, 1)  # alpha
+    path = tmp_path / f"a{suffix}"
+    pictures.save_picture(values, path, {"seed": 3}, 32, pictures.DATA)
+    found = pictures.read_picture(path, pictures.DATA)
+    assert (found.bits, found.grey, found.notes) == (32, channels < 3, [])
+    colours = found.pixels[:, :1] if found.grey else found.pixels
+    parts = [colours] if found.alpha is None else [colours, found.alpha]
+    assert torch.equal(torch.cat(parts, 1), values)
+    assert pictures.read_record(path) == {"seed": 3}
+    assert "floats of -0.4 to" in refusal(pictures.read_picture, path) or channels % 2 == 0
+
+
+def test_data_must_be_finite(tmp_path):
+    Image.new("F", (2, 2), float("nan")).save(tmp_path / "a.tif")
+    assert "finite" in refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
+
+
+def test_an_exr_of_colours_holds_light(tmp_path):
+    """0.5 of light is 1.055 * 0.5 ** (1 / 2.4) - 0.055 = 0.73536 of sRGB."""
+    light = torch.tensor([0.5, 0.0, 1.0]).view(1, 3, 1, 1)
+    path = tmp_path / "a.exr"
+    pictures.save_picture(light, path, {}, 32, pictures.DATA)
+    found = pictures.read_picture(path)
+    assert found.pixels.flatten().tolist() == pytest.approx([0.735357, 0, 1], abs=1e-6)
+    pictures.save_picture(found.pixels, path, {})
+    again = pictures.read_picture(path, pictures.DATA)
+    torch.testing.assert_close(again.pixels, light)
+
+
+def test_an_exr_is_as_large_as_a_picture_may_be(tmp_path, monkeypatch):
+    path = tmp_path / "a.exr"
+    pictures.save_picture(torch.rand(1, 3, 20, 30), path, {})
+    monkeypatch.setattr(pictures, "available_bytes", lambda _: 600 * pictures.DEEP_READ_BYTES - 1)
+    assert "reading it takes" in refusal(pictures.read_picture, path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    assert "at most 599" in refusal(pictures.read_picture, path)
+    assert "at most 599" in refusal(pictures.read_record, path)
+
+
+def deep(content: bytes, path: Path, kind: str = pictures.COLOUR) -> pictures.Picture:
+    """A picture by its bytes, of 16 bits."""
+    path.write_bytes(content)
+    found = pictures.read_picture(path, kind)
+    assert found.bits == 16
+    return found
+
+
+def levels_16(image: torch.Tensor) -> list:
+    """The picture's pixels in reading order, as 16-bit levels."""
+    return image[0].double().mul(65535).flatten(1).T.round().int().tolist()
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_16_bit_colours_keep_every_level(tmp_path, order):
+    values = [[1, 2, 3], [0x1234, 0xFFFF, 0x00FF]]
+    data = np.array(values, order + "u2")
+    found = deep(png(np.array([values], np.uint16)), tmp_path / "a.png")
+    assert levels_16(found.pixels) == values and not found.grey and found.alpha is None
+    colours = {"bits": [16] * 3, "photometric": [2], "samples": [3]}
+    content = tiff((2, 1), data.tobytes(), order, **colours)
+    assert levels_16(deep(content, tmp_path / "a.tif").pixels) == values
+    planes = tiff((2, 1), data.T.tobytes(), order, planar=[2], **colours)
+    assert levels_16(deep(planes, tmp_path / "b.tif").pixels) == values
+    content = b"P6 2 1 65535\n" + np.array(values, ">u2").tobytes()
+    assert levels_16(deep(content, tmp_path / "a.ppm").pixels) == values
+
+
+def test_tiff_with_white_as_0_is_no_negative(tmp_path):
+    data = np.array([0, 0x1234, 0xFFFF], "<u2").tobytes()
+    content = tiff((3, 1), data, bits=[16], photometric=[0], samples=[1])
+    found = deep(content, tmp_path / "a.tif")
+    assert [grey for grey, _, _ in levels_16(found.pixels)] == [0xFFFF, 0xFFFF - 0x1234, 0]
+    assert found.grey
+
+
+def test_tiff_of_floats_with_white_as_0_is_refused(tmp_path):
+    data = np.array([0, 1], "<f4").tobytes()
+    content = tiff((2, 1), data, bits=[32], photometric=[0], samples=[1], kind=[3])
+    (tmp_path / "a.tif").write_bytes(content)
+    assert "white as 0" in refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 10, 12])
+def test_tiff_of_odd_bits_goes_from_black_to_white(tmp_path, bits):
+    """0 and the greatest level are black and white; Pillow takes 4095 of 12 bits for dark grey."""
+    packed = f"{2**bits - 1:0{bits}b}{0:0{bits}b}"
+    data = int(packed.ljust(24, "0"), 2).to_bytes(3, "big")
+    content = tiff((2, 1), data, bits=[bits], photometric=[1], samples=[1])
+    (tmp_path / "a.tif").write_bytes(content)
+    found = pictures.read_picture(tmp_path / "a.tif")
+    assert levels(found.pixels) == [[255] * 3, [0] * 3] and found.bits == (16 if bits > 8 else 8)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_what_lies_under_16_bit_alpha_stays_in_data(tmp_path, channels):
+    pixels = np.full((1, 2, channels), 1000, np.uint16)
+    pixels[..., -1] = 0, 65535
+    found = deep(png(pixels), tmp_path / "a.png", pictures.DATA)
+    assert levels_16(found.pixels) == [[1000] * 3] * 2 and found.notes == []
+    assert found.alpha.flatten().tolist() == [0, 1] and found.grey == (channels == 2)
+    (note,) = pictures.read_picture(tmp_path / "a.png").notes
+    assert "mean colour" in note
+
+
+def test_a_16_bit_colour_key_is_alpha(tmp_path):
+    pixels = np.array([[[1, 2, 3], [1, 2, 4]]], np.uint16)
+    found = deep(png(pixels, tRNS=struct.pack(">3H", 1, 2, 3)), tmp_path / "a.png")
+    assert found.alpha.flatten().tolist() == [0, 1] and levels_16(found.pixels) == [[1, 2, 4]] * 2
+
+
+def test_colours_of_a_16_bit_tiff_are_divided_by_its_alpha(tmp_path):
+    """Where the file says that they are multiplied by it (1), and not where it says no (2)."""
+    data = np.array([1000, 2000, 3000, 0x8000], "<u2").tobytes()
+    for extra, expected in ((1, [2000, 4000, 6000]), (2, [1000, 2000, 3000])):
+        content = tiff((1, 1), data, bits=[16] * 4, photometric=[2], samples=[4], extra=[extra])
+        (tmp_path / "a.tif").write_bytes(content)
+        # One pixel is its own mean, so compositing changes nothing.
+        found = pictures.read_picture(tmp_path / "a.tif")
+        assert levels_16(found.pixels) == [pytest.approx(expected, abs=1)]
+
+
+def test_16_bit_orientation_turns_the_picture_once(tmp_path):
+    """As Pillow turns one of 8 bits, whatever the tag says."""
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        read(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)
+        wanted = pictures.read_picture(tmp_path / "a.png").pixels
+        content = png(pixels.astype(np.uint16) * 257, eXIf=exif.tobytes()[6:])
+        torch.testing.assert_close(deep(content, tmp_path / "b.png").pixels, wanted)
+
+
+def test_cmyk_of_16_bits_says_that_it_is_read_with_8(tmp_path):
+    data = np.array([65535, 0, 0, 0], "<u2").tobytes()
+    content = tiff((1, 1), data, bits=[16] * 4, photometric=[5], samples=[4])
+    (tmp_path / "a.tif").write_bytes(content)
+    found = pictures.read_picture(tmp_path / "a.tif")
+    assert levels(found.pixels) == [[0, 255, 255]] and found.bits == 8
+    assert found.notes == ["a.tif: CMYK of more than 8 bits, read with 8"]
+
+
+def test_lab_is_read(tmp_path):
+    """L* of 53.39 with neither a* nor b* is the light 0.2140, which is 0.5 of sRGB."""
+    content = tiff((1, 1), bytes([136, 0, 0]), bits=[8] * 3, photometric=[8], samples=[3])
+    (tmp_path / "a.tif").write_bytes(content)
+    found = pictures.read_picture(tmp_path / "a.tif")
+    assert np.abs(np.array(levels(found.pixels)) - 127).max() <= 1 and not found.grey
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "exr"])
+def test_truncated_deep_file(tmp_path, suffix, capfd):
+    path = tmp_path / f"a.{suffix}"
+    pictures.save_picture(torch.rand(1, 3, 32, 32), path, {}, 16)
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, len(whole) - 30, 80):
+        path.write_bytes(whole[:length])
+        assert str(path) in refusal(pictures.read_picture, path)
+    assert capfd.readouterr() == ("", "")  # libpng and OpenEXR have lines of their own
+
+
+def test_a_jpeg_lacks_its_end_mark_or_more(tmp_path):
+    path = tmp_path / "a.jpg"
+    pictures.save_picture(torch.rand(1, 3, 32, 32), path, {})
+    whole, wanted = path.read_bytes(), pictures.read_picture(path).pixels
+    path.write_bytes(whole[:-2])
+    assert torch.equal(pictures.read_picture(path).pixels, wanted)
+    for length in (len(whole) - 20, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        assert "truncated" in refusal(pictures.read_picture, path)
 
 
 def test_alpha_is_composited_over_the_weighted_mean(tmp_path):
@@ -258,10 +473,268 @@ def test_unusable_profile_is_ignored_with_a_note(tmp_path, profile):
     assert notes == ["a.png: unusable colour profile, ignored"]
 
 
-def test_profile_of_deep_grey_is_noted(tmp_path):
-    grey = Image.fromarray(np.full((1, 1), 65535, np.uint16))
-    _, notes = read(grey, tmp_path / "a.tif", icc_profile=colour_profile(b"GRAY"))
-    assert len(notes) == 1 and "profile" in notes[0]
+@pytest.mark.parametrize("space, channels", [(b"GRAY", 1), (b"RGB ", 3)])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colour_profile_is_applied_to_16_bits(tmp_path, suffix, space, channels):
+    """The light 0.5 and 0.5 + 1 / 65535, which 8 bits do not tell apart."""
+    values = np.array([32768, 32769], np.uint16)[None, :, None].repeat(channels, 2)
+    profile = colour_profile(space)
+    content = png(values, iCCP=b"a\0\0" + zlib.compress(profile))
+    if suffix == "tif":
+        path = tmp_path / "grey.tif"
+        if channels == 3:
+            return  # Pillow saves none of 16 bits
+        Image.fromarray(values[..., 0]).save(path, icc_profile=profile)
+        content = path.read_bytes()
+    found = deep(content, tmp_path / f"a.{suffix}")
+    first, second = (1.055 * (v / 65535) ** (1 / 2.4) - 0.055 for v in (32768, 32769))
+    assert found.pixels.sub(first).abs().max() < 2e-4  # the profile's white is as near to D50
+    steps = found.pixels[..., 1] - found.pixels[..., 0]
+    assert steps.sub(second - first).abs().max() < 1e-6 < second - first
+    assert found.notes == [] and found.grey == (channels == 1)
+
+
+def test_profile_by_tables_is_applied_at_8_bits_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "space_of_icc", lambda *_: None)  # such a profile is large
+    values = np.full((1, 1, 3), 128 * 257, np.uint16)
+    content = png(values, iCCP=b"a\0\0" + zlib.compress(colour_profile(b"RGB ")))
+    (tmp_path / "a.png").write_bytes(content)
+    found = pictures.read_picture(tmp_path / "a.png")
+    assert levels(found.pixels) == [[188] * 3] and found.bits == 8
+    assert len(found.notes) == 1 and "at 8 bits" in found.notes[0]
+
+
+@pytest.mark.parametrize("profile", [b"rubbish", colour_profile(b"GRAY"), colour_profile(b"")])
+def test_unusable_profile_of_16_bits_is_ignored_with_a_note(tmp_path, profile):
+    values = np.full((1, 1, 3), 4660, np.uint16)
+    found = deep(png(values, iCCP=b"a\0\0" + zlib.compress(profile)), tmp_path / "a.png")
+    assert levels_16(found.pixels) == [[4660] * 3]
+    assert found.notes == ["a.png: unusable colour profile, ignored"]
+
+
+@pytest.mark.parametrize(
+    "curve, expected",
+    [
+        (struct.pack(">4s4xIH2x", b"curv", 1, 0x0200), lambda x: x**2),
+        (struct.pack(">4s4xI2H", b"curv", 2, 0, 65535), lambda x: x),
+        (struct.pack(">4s4xI1i", b"para", 0, 131072), lambda x: x**2),
+        # (x / 2 + 1 / 4) ** 2 from -1 / 2 on, which is all; and that plus an eighth.
+        (
+            struct.pack(">4s4xI3i", b"para", 1 << 16, 131072, 32768, 16384),
+            lambda x: (x / 2 + 0.25) ** 2,
+        ),
+        (
+            struct.pack(">4s4xI4i", b"para", 2 << 16, 131072, 32768, 16384, 8192),
+            lambda x: (x / 2 + 0.25) ** 2 + 0.125,
+        ),
+        # x ** 2 from 1 / 2 on, x / 2 below; the last adds an eighth above and a sixteenth below.
+        (
+            struct.pack(">4s4xI5i", b"para", 3 << 16, 131072, 65536, 0, 32768, 32768),
+            lambda x: np.where(x >= 0.5, x**2, x / 2),
+        ),
+        (
+            struct.pack(">4s4xI7i", b"para", 4 << 16, 131072, 32768, 0, 32768, 32768, 8192, 4096),
+            lambda x: np.where(x >= 0.5, (x / 2) ** 2 + 0.125, x / 2 + 0.0625),
+        ),
+    ],
+)
+def test_curves_of_profiles(curve, expected):
+    space = profiles.space_of_icc(colour_profile(b"GRAY", curve), 1)
+    values = np.linspace(0, 1, 9)
+    assert space.curves[0](values) == pytest.approx(expected(values), abs=1e-4)
+
+
+def test_space_of_srgb_is_that_of_its_profile():
+    ideal = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    space = profiles.space_of_icc(ideal, 3)
+    assert space.is_srgb() and np.abs(space.to_xyz - profiles.SRGB.to_xyz).max() < 1e-3
+    assert not profiles.LINEAR.is_srgb()
+
+
+def gama(value: float) -> bytes:
+    return struct.pack(">I", round(value * 100_000))
+
+
+def chrm(*values: float) -> bytes:
+    return struct.pack(">8I", *(round(value * 100_000) for value in values))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_gama_is_read(tmp_path, bits, channels):
+    """Light of 128/255 = 0.502 is 187.8 of sRGB; alpha is no light."""
+    pixels = np.full((1, 1, channels), 128)
+    pixels = pixels.astype(np.uint8) if bits == 8 else (pixels * 257).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(png(pixels, gAMA=gama(1)))
+    found = pictures.read_picture(tmp_path / "a.png")
+    assert found.pixels.mul(255).sub(187.84).abs().max() < 0.01
+    assert found.alpha is None or found.alpha.item() == pytest.approx(128 / 255)
+    if bits == 8:
+        own = pictures.read_picture(tmp_path / "a.png", pictures.DATA)
+        assert levels(own.pixels) == [[128] * 3]
+
+
+def test_gama_of_a_palette_is_read(tmp_path):
+    picture = Image.new("P", (1, 1), 1)
+    picture.putpalette([0, 0, 0, 128, 128, 128])
+    picture.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    content = content[:33] + png_chunk(b"gAMA", gama(1)) + content[33:]
+    (tmp_path / "a.png").write_bytes(content)
+    assert levels(pictures.read_picture(tmp_path / "a.png").pixels) == [[188] * 3]
+
+
+P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
+SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        {"gAMA": gama(0.45455)},  # which stands for sRGB
+        {"gAMA": gama(0.45455), "cHRM": chrm(*SRGB)},
+        {"gAMA": gama(1), "cHRM": chrm(*P3), "sRGB": b"\0"},
+        {"cICP": bytes([1, 13, 0, 1]), "gAMA": gama(1)},
+    ],
+)
+def test_srgb_in_chunks_leaves_every_pixel_alone(tmp_path, chunks):
+    ramp = np.arange(256, dtype=np.uint8)
+    pixels = np.stack([ramp, ramp[::-1], np.roll(ramp, 99)], -1)[None]
+    (tmp_path / "a.png").write_bytes(png(pixels, **chunks))
+    image, _, _, _, notes = pictures.read_picture(tmp_path / "a.png")
+    assert levels(image) == pixels[0].tolist() and notes == []
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        {"cHRM": chrm(*P3)},
+        {"gAMA": gama(0.45455), "cHRM": chrm(*P3)},
+        {"cICP": bytes([12, 13, 0, 1])},
+        {"cICP": bytes([12, 13, 0, 1]), "iCCP": b"a\0\0" + zlib.compress(colour_profile(b"RGB "))},
+        {"cICP": bytes([12, 13, 0, 1]), "sRGB": b"\0"},
+    ],
+)
+def test_display_p3_is_read(tmp_path, chunks, bits):
+    """By the matrix of CSS Color 4 from light of Display P3 to that of sRGB."""
+    matrix = [[1.2249402, -0.2249402, 0], [-0.0420570, 1.0420570, 0]]
+    matrix += [[-0.0196376, -0.0786361, 1.0982737]]
+    pixels = np.array([[[100, 150, 120]]])
+    light = profiles.srgb_curve(pixels[0, 0] / 255) @ np.array(matrix).T
+    expected = 1.055 * light ** (1 / 2.4) - 0.055
+    pixels = pixels.astype(np.uint8) if bits == 8 else (pixels * 257).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(png(pixels, **chunks))
+    image, _, _, _, notes = pictures.read_picture(tmp_path / "a.png")
+    assert image.flatten().tolist() == pytest.approx(expected.tolist(), abs=2e-4) and notes == []
+
+
+def test_a_profile_goes_before_srgb_and_gama(tmp_path):
+    iccp = b"a\0\0" + zlib.compress(colour_profile(b"RGB "))
+    for others in ({"sRGB": b"\0"}, {"gAMA": gama(0.25)}):
+        content = png(np.full((1, 1, 3), 128, np.uint8), iCCP=iccp, **others)
+        (tmp_path / "a.png").write_bytes(content)
+        assert levels(pictures.read_picture(tmp_path / "a.png").pixels) == [[188] * 3]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_cicp_of_narrow_range_goes_from_16_to_235(tmp_path, bits):
+    scale = 2 ** (bits - 8)
+    pixels = np.array([[[16] * 3, [235] * 3, [0] * 3]]) * scale
+    pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
+    (tmp_path / "a.png").write_bytes(png(pixels, cICP=bytes([1, 13, 0, 0])))
+    image = pictures.read_picture(tmp_path / "a.png").pixels
+    assert levels(image) == [[0] * 3, [255] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize(
+    "chunks, told, expected",
+    [
+        ({"cICP": bytes([9, 16, 0, 1])}, "cICP [9, 16, 0, 1]", 128),  # PQ
+        ({"cICP": bytes([9, 16, 0, 1]), "gAMA": gama(1)}, "cICP [9, 16, 0, 1]", 188),
+        ({"cICP": b"\1"}, "cICP [1]", 128),
+        ({"cICP": bytes([1, 1, 0, 1])}, "curve of video", 128),
+        ({"gAMA": gama(0)}, "gAMA, 0", 128),
+        ({"gAMA": gama(1), "cHRM": chrm(*([0.3, 0] * 4))}, "cHRM", 188),
+        ({"gAMA": gama(1), "cHRM": chrm(*([0.3, 0.3] * 4))}, "cHRM", 188),
+    ],
+)
+def test_chunks_that_are_not_read_are_told(tmp_path, chunks, told, expected):
+    (tmp_path / "a.png").write_bytes(png(np.full((1, 1, 3), 128, np.uint8), **chunks))
+    found = pictures.read_picture(tmp_path / "a.png")
+    assert levels(found.pixels) == [[expected] * 3]
+    (note,) = found.notes
+    assert told in note and note.startswith("a.png: ")
+
+
+def exif_of(colour_space: int | None, index: str | None) -> bytes:
+    """EXIF with a colour space and an index of interoperability."""
+    entries = []
+    if colour_space is not None:
+        entries.append(struct.pack(">HHIHH", 0xA001, 3, 1, colour_space, 0))
+    if index is not None:
+        entries.append(struct.pack(">HHII", 0xA005, 4, 1, 26 + 2 + 12 * (len(entries) + 1) + 4))
+    interop = struct.pack(">HHHI4sI", 1, 1, 2, 4, (index or "").encode(), 0)
+    top = struct.pack(">HHHIII", 1, 0x8769, 4, 1, 26, 0)
+    own = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + top + own + interop
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("colour_space, index", [(0xFFFF, "R03"), (None, "R03"), (2, None)])
+def test_adobe_rgb_of_cameras_is_read(tmp_path, suffix, colour_space, index):
+    """Grey of 128 is light of (128/255) ** (563/256) = 0.2196, and 0.5060 of sRGB."""
+    picture = Image.new("RGB", (8, 8), (128, 128, 128))
+    exif = Image.Exif()
+    exif.load(exif_of(colour_space, index))
+    options = {"lossless": True} if suffix == "webp" else {}
+    image, notes = read(picture, tmp_path / f"a.{suffix}", exif=exif, **options)
+    light = (128 / 255) ** (563 / 256)
+    expected = 1.055 * light ** (1 / 2.4) - 0.055
+    assert image.sub(expected).abs().max() < 1e-4 and notes == []
+
+
+def test_adobe_rgb_is_that_of_its_primaries(tmp_path):
+    """Its green is beyond sRGB's, its red is sRGB's on the line to white."""
+    space = profiles.space_of(profiles.ADOBE_RGB_PRIMARIES, profiles.gamma_curve(1))
+    # From light of Adobe RGB (1998) to XYZ about D50, as its specification has it.
+    expected = [
+        [0.60974, 0.20528, 0.14919],
+        [0.31111, 0.62567, 0.06322],
+        [0.01947, 0.06087, 0.74457],
+    ]
+    assert space.to_xyz == pytest.approx(np.array(expected), abs=2e-4)
+
+
+@pytest.mark.parametrize("colour_space, told", [(0xFFFF, True), (1, False), (None, False)])
+def test_exif_without_a_known_space_is_told(tmp_path, colour_space, told):
+    picture = Image.new("RGB", (8, 8), (128, 128, 128))
+    exif = exif_of(colour_space, "R98")
+    image, notes = read(picture, tmp_path / "a.png", exif=exif)
+    assert levels(image)[0] == [128] * 3 and len(notes) == told
+    assert not told or "taken for sRGB" in notes[0]
+    _, notes = read(picture, tmp_path / "a.png", exif=exif, icc_profile=colour_profile(b"RGB "))
+    assert notes == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in pictures.KINDS if kind != pictures.COLOUR])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_only_colours_are_colour_managed(tmp_path, mode, kind):
+    """106 of light is 1.055 * (106 / 255) ** (1 / 2.4) - 0.055 of sRGB, 173; and what lies under
+    alpha stays."""
+    profile = colour_profile(b"GRAY" if mode[0] == "L" else b"RGB ")
+    picture = Image.new("RGB", (1, 1), (106, 106, 106)).convert(mode)
+    if mode[-1] == "A":
+        picture.putalpha(0)
+    picture.save(tmp_path / "a.png", icc_profile=profile)
+    found = pictures.read_picture(tmp_path / "a.png", kind)
+    assert levels(found.pixels) == [[106] * 3] and found.notes == []
+    assert found.grey == (mode[0] == "L")
+    if mode[-1] == "A":
+        assert found.alpha.item() == 0
+        assert "transparent" in refusal(pictures.read_picture, tmp_path / "a.png")
+    else:
+        assert levels(pictures.read_picture(tmp_path / "a.png").pixels) == [[173] * 3]
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "png"])
@@ -381,9 +854,46 @@ def test_lossless_formats_round_to_the_nearest_level(tmp_path, suffix):
     assert levels(saved) == [[level, level, 0] for level in (0, 0, 1, 1, 2, 254, 255, 255)]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_round_to_the_nearest_level(tmp_path, suffix):
+    values = torch.tensor([-0.6, 0.49, 0.51, 4660.49, 4660.51, 65534.51, 65535.6]) / 65535
+    image = values.expand(3, 7)[None, :, None] * torch.tensor([1.0, 1, 0]).view(1, 3, 1, 1)
+    path = tmp_path / f"a{suffix}"
+    pictures.save_picture(image, path, {"seed": 3}, 16)
+    wanted = [[level, level, 0] for level in (0, 0, 1, 4660, 4661, 65535, 65535)]
+    assert levels_16(deep(path.read_bytes(), path).pixels) == wanted
+    assert pictures.read_record(path) == {"seed": 3}
+    once = path.read_bytes()
+    pictures.save_picture(image, path, {"seed": 3}, 16)
+    assert path.read_bytes() == once  # no time in it
+
+
+@pytest.mark.parametrize("suffix", pictures.SUFFIXES)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_grey_is_one_channel_in_the_file(tmp_path, suffix, bits):
+    path = tmp_path / f"a{suffix}"
+    pictures.save_picture(torch.full((1, 1, 8, 8), 0.2), path, {"seed": 3}, bits)
+    found = pictures.read_picture(path)
+    assert found.pixels.sub(0.2).abs().max() < 1e-6 and pictures.read_record(path) == {"seed": 3}
+    held = {".png": bits, ".tif": bits, ".tiff": bits, ".exr": 32}.get(suffix, 8)
+    assert found.bits == held and found.grey == (suffix != ".webp")  # which has no grey
+
+
+def test_bits_that_a_format_holds(tmp_path):
+    for suffix in (".jpg", ".webp", ".exr"):
+        line = refusal(pictures.check_bits, tmp_path / f"a{suffix}", 16)
+        assert "--bits 16" in line and f"a{suffix}" in line and ".png and .tif" in line
+    for suffix in (".png", ".tif"):
+        for bits in (8, 16):
+            pictures.check_bits(tmp_path / f"a{suffix}", bits)
+
+
 @pytest.mark.parametrize("suffix", pictures.SUFFIXES)
 def test_suffix_decides_the_format(tmp_path, suffix):
     pictures.save_picture(GREY, tmp_path / f"a{suffix}", {})
+    if suffix == ".exr":
+        assert (tmp_path / "a.exr").read_bytes()[:4] == b"\x76\x2f\x31\x01"
+        return
     kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
     with Image.open(tmp_path / f"a{suffix}") as picture:
         assert picture.format == kinds.get(suffix, "TIFF")
@@ -407,7 +917,7 @@ def test_save_refuses_bugs(tmp_path):
         image[0, 0, 0, 0] = bad
         with pytest.raises(ValueError, match="finite"):
             pictures.save_picture(image, tmp_path / "a.png", {})
-    for shape in ((2, 3, 4, 4), (3, 4, 4), (1, 1, 4, 4)):
+    for shape in ((2, 3, 4, 4), (3, 4, 4), (1, 5, 4, 4)):
         with pytest.raises(ValueError, match="shape"):
             pictures.save_picture(torch.zeros(shape), tmp_path / "a.png", {})
     assert list(tmp_path.iterdir()) == []

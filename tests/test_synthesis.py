@@ -24,7 +24,7 @@ import Synthesis
 from command import canvas, scores, verdict
 from command.arguments import VERSION, Request, parse
 from command.interrupts import Stopped
-from command.pictures import SUFFIXES, read_picture, read_record
+from command.pictures import SUFFIXES, read_picture, read_record, save_picture
 from engine import synthesis
 from engine.colours import noise_like
 from engine.orientation import axes
@@ -1300,3 +1300,94 @@ def test_of_going_back_is_told_once(tiny, monkeypatch):
     spec = Spec((exemplar_of(exemplar),), Canvas((32, 32)), steps=8, scales=2)
     new_texture(spec, tiny, went_back=told.append)
     assert told == [2]
+
+
+# ------------------------------------------------------------------------- bits of the result
+
+
+@pytest.fixture
+def dark(tmp_path):
+    """A picture of 16 bits, of which 8 would leave four levels."""
+    path = tmp_path / "dark.png"
+    values = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 700 / 65535
+    save_picture(values, path, {}, 16)
+    return path
+
+
+@pytest.mark.parametrize(
+    "suffix, options, bits",
+    [
+        (".png", [], 16),
+        (".tif", [], 16),
+        (".exr", [], 32),
+        (".png", ["--preset", "best"], 16),
+        (".png", ["--bits", "8"], 8),
+        (".jpg", [], 8),
+        (".webp", [], 8),
+    ],
+)
+def test_bits_of_the_exemplar_are_those_of_the_result(
+    dark, result, suffix, options, bits, narrow_net, capsys
+):
+    path = result.with_suffix(suffix)
+    record = make(dark, path, "--tile", "x", *options)
+    for one in (path, path.with_stem("result_tiled")):
+        found = read_picture(one)
+        assert found.bits == bits and not found.grey
+        assert (len(found.pixels.unique()) > 200) == (bits > 8)  # four levels of 8 bits, 700 of 16
+    assert record == read_record(path) and record["error"] > 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "has more" in line]
+    assert len(notes) == (suffix in (".jpg", ".webp"))
+    # The same again is finished, and what the record says makes the very same picture.
+    before = path.read_bytes()
+    arguments = ["--from", str(path), "--save_path", str(path), "--device", "cpu"]
+    assert main(arguments) == 0 and path.read_bytes() == before
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_bits_that_are_asked_for(pebbles, result, narrow_net, capsys):
+    make(pebbles, result, "--bits", "16")
+    assert read_picture(result).bits == 16 and len(read_picture(result).pixels.unique()) > 256
+    capsys.readouterr()
+    arguments = ["--gt_path", str(pebbles), *TINY, "--bits", "16"]
+    for suffix in (".jpg", ".webp", ".exr"):
+        assert main([*arguments, "--save_path", str(result.with_suffix(suffix))]) == 2
+        assert not result.with_suffix(suffix).exists()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--bits 16" in line and suffix in line and ".png and .tif" in line
+
+
+@pytest.mark.parametrize("options", [["--method", "cnnmrf"], ["--preset", "best"]])
+def test_what_the_mask_keeps_of_16_bits_stays_to_the_bit(
+    options, pebbles, dark, result, tmp_path, narrow_net
+):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (30, 20, 60, 44))
+    mask.save(tmp_path / "mask.png")
+    given = ["--init", str(dark), "--mask", str(tmp_path / "mask.png"), "--size", "64"]
+    make(pebbles, result, *given, *options)
+    found, init = read_picture(result), read_picture(dark)
+    kept = torch.from_numpy(np.asarray(mask) == 0)
+    assert found.bits == 16 and torch.equal(found.pixels[..., kept], init.pixels[..., kept])
+    assert not torch.equal(found.pixels, init.pixels)
+
+
+@pytest.mark.parametrize("suffix, bits", [(".png", 8), (".png", 16), (".jpg", 8)])
+def test_a_grey_exemplar_gives_a_grey_file(suffix, bits, pebbles, result, tmp_path, narrow_net):
+    grey = read_picture(pebbles).pixels.mean(1, keepdim=True)
+    save_picture(grey, tmp_path / "grey.png", {}, bits)
+    path = result.with_suffix(suffix)
+    make(tmp_path / "grey.png", path)
+    with Image.open(path) as picture:
+        assert picture.mode == {8: "L", 16: "I;16"}[bits]
+    # With colours in it, it is no longer grey.
+    make(tmp_path / "grey.png", path, "--mix", f"{pebbles}:0.5")
+    assert not read_picture(path).grey
+
+
+def test_the_library_returns_the_grey_picture_that_it_saves(pebbles, result, tmp_path, narrow_net):
+    Image.open(pebbles).convert("L").save(tmp_path / "grey.png")
+    flags = {"epoch": 6, "size": 32, "device": "cpu", "model": "vgg16-caffe", "bits": 16}
+    made = Synthesis.synthesize(str(tmp_path / "grey.png"), save_path=str(result), **flags)
+    assert made.shape == (1, 3, 32, 32) and read_picture(result).grey
+    torch.testing.assert_close(read_picture(result).pixels, made, atol=0.51 / 65535, rtol=0)

@@ -1,0 +1,227 @@
+"""Pictures of more than 8 bits a channel in files, by OpenImageIO: PNG, TIFF, EXR and their kin.
+
+Pillow has modes of 16 bits and of floats for grey alone. OpenImageIO is imported where a picture
+needs it, as it takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from command.profiles import Space, gamma_curve, space_of
+from utils import LEVELS, LEVELS_16_BIT, open_regular, told
+
+if TYPE_CHECKING:
+    from OpenImageIO import ImageInput, ImageSpec
+
+# How files begin that Pillow may not know, and the names of formats there.
+_BEGINNINGS = {
+    b"\x76\x2f\x31\x01": "openexr",
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "tiff"),
+}
+# Pillow's names of formats -> those of OpenImageIO.
+OF_PILLOW = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000"}
+FLOAT_BITS = 32
+PHOTOMETRIC, WHITE_IS_ZERO, PALETTE = "tiff:PhotometricInterpretation", 0, 3
+# Of the Exif tag, what is done to rows and columns to see the picture upright.
+_TURNS = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+class Deep(NamedTuple):
+    """A picture as it is in its file, upright."""
+
+    values: np.ndarray  # (H, W, 1) or (H, W, 3), float32: integers over their white, floats as is
+    alpha: np.ndarray | None  # (H, W) in [0, 1]
+    bits: int  # 8, 16 or 32, which are floats
+    profile: bytes | None  # ICC
+    space: Space | None  # of light, that an EXR names
+
+
+def format_of(path: Path) -> str | None:
+    """The name in OpenImageIO of a format that Pillow may not know, by how the file begins."""
+    with open_regular(path) as file:
+        return _BEGINNINGS.get(file.read(4))
+
+
+@contextmanager
+def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
+    """Open a file; OSError where it cannot be."""
+    import OpenImageIO as oiio
+
+    oiio.attribute("threads", 1)
+    oiio.attribute("exr_threads", -1)  # none: it is not the reading that takes time
+    oiio.attribute("oiio:print_uncaught_errors", 0)
+    hints = oiio.ImageSpec()
+    hints["oiio:UnassociatedAlpha"] = 1  # what lies under the alpha stays as it is
+    try:
+        file = oiio.ImageInput.open(str(path), hints)
+    except TypeError as error:
+        raise OSError("its name is not UTF-8, rename it") from error
+    if file is None:
+        raise OSError(oiio.geterror().partition("\n")[0])
+    try:
+        if file.format_name() != format:
+            raise OSError(f"damaged, or not of the kind {format} after all")
+        yield file, file.spec()
+    finally:
+        file.close()
+
+
+def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep:
+    """Read a picture.
+
+    Args:
+        notes: what the user should hear of is added to it.
+        straight: whether colours that were multiplied by alpha are divided by it.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or holds what is no picture.
+    """
+    with opened(path, format) as (file, spec):
+        levels = file.read_image(spec.format)
+        if levels is None or file.has_error:
+            raise OSError(file.geterror().partition("\n")[0])
+        if file.seek_subimage(1, 0):
+            notes.append("several pictures, only the first is used")
+    channels = _channels(spec, notes)
+    photometric = spec.get_int_attribute(PHOTOMETRIC, 1)
+    values, bits = values_of(levels[..., channels], photometric)
+    alpha = None
+    if spec.alpha_channel >= 0:
+        alpha, _ = values_of(levels[..., spec.alpha_channel])
+        multiplied = format == "openexr" or not spec.get_int_attribute("oiio:UnassociatedAlpha")
+        if multiplied and straight:
+            values = values / np.where(alpha > 0, alpha, 1)[..., None]
+        alpha = np.clip(alpha, 0, 1)
+    turn = _TURNS.get(spec.get_int_attribute("Orientation"), lambda a: a)
+    profile = spec.getattribute("ICCProfile")
+    return Deep(
+        turn(values),
+        None if alpha is None else turn(alpha),
+        bits,
+        None if profile is None else bytes(profile),
+        _light(spec, notes),
+    )
+
+
+def _light(spec: ImageSpec, notes: list[str]) -> Space | None:
+    found = spec.getattribute("chromaticities")
+    if found is None:
+        return None
+    xy = tuple(float(v) for v in found)  # of red, green, blue and white
+    try:
+        return space_of((*xy[6:], *xy[:6]), gamma_curve(1))
+    except ValueError as error:
+        notes.append(f"unusable chromaticities ({error}), ignored")
+        return None
+
+
+def deep_size(path: Path, format: str) -> tuple[int, int]:
+    """(width, height) of a picture in a file; OSError where it cannot be read."""
+    with opened(path, format) as (_, spec):
+        return spec.width, spec.height
+
+
+def deep_record(path: Path, format: str) -> tuple[str, str]:
+    """Software and ImageDescription of a file; OSError where it cannot be read."""
+    with opened(path, format) as (_, spec):
+        return spec.get_string_attribute("Software"), spec.get_string_attribute("ImageDescription")
+
+
+def is_whole_jpeg(content: bytes) -> bool:
+    """Whether no data are missing, which Pillow fills with grey and does not tell."""
+    import OpenImageIO as oiio
+
+    with tempfile.TemporaryDirectory(prefix="synthesis-") as folder:
+        path = Path(folder) / "picture.jpg"
+        path.write_bytes(content)
+        with opened(path, "jpeg") as (file, _):
+            return file.read_image(oiio.UINT8) is not None and not file.has_error
+
+
+def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
+    """Which channels are the picture: red, green and blue, or the one that there is."""
+    names = list(spec.channelnames)
+    alpha = spec.alpha_channel
+    others = [i for i in range(len(names)) if i != alpha]
+    if len(others) in (1, 3) and not set("RGB") <= set(names):
+        return others
+    if not set("RGB") <= set(names):
+        raise ValueError(f"channels {', '.join(names[:8])}: needed is one of them, or R, G and B")
+    if len(others) > 3:
+        notes.append("more channels than R, G and B, which are used")
+    return [names.index(name) for name in "RGB"]
+
+
+def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int]:
+    """Levels as they are in a file -> float32, and the bits that they have there.
+
+    Args:
+        photometric: what TIFF's tag of that name says.
+
+    Raises:
+        ValueError: they are of no kind that is read.
+    """
+    if photometric > PALETTE:
+        raise ValueError(f"colours of kind {photometric} in {levels.dtype}, which are not read")
+    if levels.dtype == np.uint8:  # OpenImageIO has inverted what is to be
+        return levels.astype(np.float32) / LEVELS, 8
+    inverted = photometric == WHITE_IS_ZERO
+    if levels.dtype.kind == "f":
+        if inverted:
+            raise ValueError("floats with white as 0, which are not read")
+        with np.errstate(over="ignore"):
+            return levels.astype(np.float32), FLOAT_BITS
+    # Of wider and of signed integers white is not known, but where they fit into 16 bits.
+    if not (levels.min() >= 0 and levels.max() <= LEVELS_16_BIT):
+        least, most = levels.min(), levels.max()
+        raise ValueError(f"values {least} to {most}, allowed are 0 to {LEVELS_16_BIT}")
+    values = levels.astype(np.float32) / LEVELS_16_BIT
+    return 1 - values if inverted else values, 16
+
+
+def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memoryview:
+    """The bytes of a file of uint16 or float32 of (H, W, C), with texts by name inside: C is 1 for
+    grey, 3 for colours, and one more for alpha.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    import OpenImageIO as oiio
+
+    height, width, channels = levels.shape
+    kind = oiio.UINT16 if levels.dtype == np.uint16 else oiio.FLOAT
+    spec = oiio.ImageSpec(width, height, channels, kind)
+    spec.channelnames = tuple({1: "Y", 2: "YA", 3: "RGB", 4: "RGBA"}[channels])
+    spec.alpha_channel = channels - 1 if channels in (2, 4) else -1
+    # Nothing is multiplied by alpha, no time makes two files differ, and colours are not told, as
+    # in files of 8 bits.
+    spec["oiio:UnassociatedAlpha"] = 1
+    spec["DateTime"] = ""
+    spec["oiio:ColorSpace"] = "data"
+    spec["compression"] = "zip"
+    for name, text in texts.items():
+        spec[name] = text
+    with tempfile.TemporaryDirectory(prefix="synthesis-") as folder:
+        path = Path(folder) / "picture"
+        file = oiio.ImageOutput.create(format)
+        assert file is not None  # as these formats are in every build
+        written = file.open(str(path), spec) and file.write_image(levels)
+        if not (file.close() and written):
+            reason = file.geterror().partition("\n")[0]
+            raise OSError(f"{told((height, width))} as {format}: {reason}")
+        return memoryview(path.read_bytes())

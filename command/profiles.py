@@ -1,0 +1,267 @@
+"""Which colours the numbers of a picture are, as ICC profiles, chunks of PNG and EXIF say; to sRGB.
+
+A colour space is three primaries, a white and a curve. ICC profiles that are tables, of CMYK for
+example, are left to Little CMS, which Pillow has for 8 bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+Curve = Callable[[np.ndarray], np.ndarray]  # values in [0, 1] -> light in [0, 1], by element
+Chromaticities = tuple[float, ...]  # x and y of white, red, green and blue
+
+ROWS = 256  # of a picture that are converted at a time
+NEARLY = 1 / 255  # what a space may differ by from sRGB and is still it, rounded: as 8 bits show it
+D65 = (0.3127, 0.3290)
+SRGB_PRIMARIES = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+ADOBE_RGB_PRIMARIES = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+ADOBE_RGB_GAMMA = 563 / 256
+# ITU-T H.273, as cICP names them; what is left out is rare in pictures.
+H273_PRIMARIES: dict[int, Chromaticities] = {
+    1: SRGB_PRIMARIES,
+    5: (*D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
+    6: (*D65, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07),
+    7: (*D65, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07),
+    9: (*D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+}
+H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+H273_SRGB, H273_VIDEO = 13, (1, 6, 14, 15)
+# Of gAMA and of the EXIF tags: the value that stands for sRGB in libpng, and an open one.
+SRGB_GAMMAS = (0.45, 0.46)
+GAMMAS = (0.05, 20)
+EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
+ADOBE_RGB, UNCALIBRATED = 2, 0xFFFF
+
+
+class Space(NamedTuple):
+    """A colour space."""
+
+    curves: tuple[Curve, ...]  # one for all channels, or three
+    to_xyz: np.ndarray  # (3, 3): light in red, green and blue -> XYZ about the white D50
+    least: float = 0.0  # the values of black and of white
+    most: float = 1.0
+
+    def to_srgb(self, values: np.ndarray) -> np.ndarray:
+        """(..., 1) or (..., 3) of values in [0, 1] -> the same of sRGB; what sRGB has not is
+        clipped. Grey is along the line from black to white in any space."""
+        values = np.clip((values - self.least) / (self.most - self.least), 0, 1)
+        parts = np.split(values, values.shape[-1], axis=-1)
+        curves = self.curves * (len(parts) // len(self.curves))
+        pairs = zip(curves, parts, strict=True)
+        light = np.concatenate([curve(part) for curve, part in pairs], -1)
+        if len(parts) == 3:
+            light = light @ (np.linalg.inv(SRGB.to_xyz) @ self.to_xyz).T
+        return _srgb_encoded(np.clip(light, 0, 1))
+
+    def is_srgb(self) -> bool:
+        """Whether it is sRGB to what 8 bits show, under another name."""
+        steps = np.linspace(0, 1, 9)
+        cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
+        ramp = np.repeat(np.linspace(0, 1, 256)[:, None], 3, 1)
+        probes = np.concatenate((cube, ramp))
+        return bool(np.abs(self.to_srgb(probes) - probes).max() <= NEARLY)
+
+
+def converted(values: np.ndarray, space: Space) -> np.ndarray:
+    """(H, W, 1) or (H, W, 3) of values in [0, 1] of a space -> of sRGB, float32."""
+    if space.is_srgb():
+        return values
+    found = np.empty(values.shape, np.float32)
+    for top in range(0, len(values), ROWS):
+        rows = slice(top, top + ROWS)
+        found[rows] = space.to_srgb(values[rows].astype(np.float64))
+    return found
+
+
+def gamma_curve(gamma: float) -> Curve:
+    """Values to the power of gamma."""
+    return lambda values: values**gamma
+
+
+def srgb_curve(values: np.ndarray) -> np.ndarray:
+    """Values of sRGB -> light."""
+    return np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
+
+
+def _srgb_encoded(light: np.ndarray) -> np.ndarray:
+    return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, light * 12.92)
+
+
+def space_of(primaries: Chromaticities, curve: Curve) -> Space:
+    """A space by x and y of its white, red, green and blue.
+
+    Raises:
+        ValueError: no three primaries of light that add up to that white.
+    """
+    white, *colours = (_xyz(*pair) for pair in zip(primaries[::2], primaries[1::2], strict=True))
+    matrix = np.stack(colours, 1)
+    with np.errstate(all="ignore"):
+        if not (np.isfinite(matrix).all() and np.isfinite(white).all()):
+            raise ValueError("chromaticities without a y")
+        if abs(np.linalg.det(matrix)) < 1e-6:
+            raise ValueError("primaries on one line")
+        light = np.linalg.solve(matrix, white)
+    return Space((curve,), _adapted_to_d50(white) @ (matrix * light))
+
+
+def _xyz(x: float, y: float) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.array([x, y, 1 - x - y]) / np.float64(y)
+
+
+def _adapted_to_d50(white: np.ndarray) -> np.ndarray:
+    """What brings XYZ about a white to the one of ICC profiles (Bradford, as they have it)."""
+    bradford = np.array(
+        [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+    )
+    d50 = np.array([0.9642, 1, 0.8249])
+    return np.linalg.inv(bradford) @ np.diag((bradford @ d50) / (bradford @ white)) @ bradford
+
+
+SRGB = space_of(SRGB_PRIMARIES, srgb_curve)
+LINEAR = SRGB._replace(curves=(gamma_curve(1),))
+
+
+# --------------------------------------------------------------------------------- what files say
+
+
+def space_in_png(
+    info: Mapping[Any, Any], cicp: bytes | None, bits: int, notes: list[str]
+) -> Space | None:
+    """The space that the chunks of a PNG name, but for its ICC profile, which a sound cICP goes
+    before and which goes before all others; None where there is none.
+
+    Args:
+        info: what Pillow found.
+        cicp: that chunk's content.
+        bits: of a channel.
+    """
+    if cicp is not None:
+        space = _space_of_cicp(cicp, bits, notes)
+        if space is not None:
+            return space
+    if "icc_profile" in info or "srgb" in info:
+        return None
+    gamma, primaries = info.get("gamma"), info.get("chromaticity")
+    if gamma is None and primaries is None:
+        return None
+    curve: Curve = srgb_curve
+    if gamma is not None and not SRGB_GAMMAS[0] <= gamma <= SRGB_GAMMAS[1]:
+        if not GAMMAS[0] <= gamma <= GAMMAS[1]:
+            notes.append(f"unusable gAMA, {gamma:g}, ignored")
+            return None
+        curve = gamma_curve(1 / gamma)
+    try:
+        return space_of(primaries or SRGB_PRIMARIES, curve)
+    except ValueError as error:
+        notes.append(f"unusable cHRM ({error}), ignored")
+        return space_of(SRGB_PRIMARIES, curve)
+
+
+def _space_of_cicp(chunk: bytes, bits: int, notes: list[str]) -> Space | None:
+    primaries, transfer, matrix, full = chunk if len(chunk) == 4 else (0, 0, 0, 0)
+    known = transfer in (H273_SRGB, *H273_VIDEO, *H273_GAMMAS)
+    if primaries not in H273_PRIMARIES or not known or matrix or full > 1:
+        notes.append(f"cICP {list(chunk)}, colours that are not read, ignored")
+        return None
+    if transfer in H273_VIDEO:
+        notes.append(f"cICP with the curve of video, {transfer}, taken for that of sRGB")
+    gamma = H273_GAMMAS.get(transfer)
+    space = space_of(H273_PRIMARIES[primaries], gamma_curve(gamma) if gamma else srgb_curve)
+    if full:
+        return space
+    white = 2**bits - 1  # of narrow range, 16 to 235 of 8 bits, is a part of it
+    return space._replace(least=16 * 2 ** (bits - 8) / white, most=235 * 2 ** (bits - 8) / white)
+
+
+def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
+    """The space that EXIF names: Adobe RGB, as cameras do (DCF 2.0), or None for sRGB."""
+    with suppress(Exception):  # as many kinds as there are ways to write EXIF wrongly
+        exif = picture.getexif()
+        colour_space = exif.get_ifd(EXIF_IFD).get(COLOR_SPACE)
+        index = str(exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")).strip("\0 ")
+        if index == "R03" or colour_space == ADOBE_RGB:
+            return space_of(ADOBE_RGB_PRIMARIES, gamma_curve(ADOBE_RGB_GAMMA))
+        if colour_space == UNCALIBRATED:
+            notes.append(
+                "EXIF says that its colours are not those of sRGB, but not which they are, and "
+                "there is no profile: taken for sRGB"
+            )
+    return None
+
+
+def space_of_icc(profile: bytes, channels: int) -> Space | None:
+    """The space of an ICC profile, None where it is a table.
+
+    Raises:
+        ValueError: a profile that is damaged, or not of so many channels, 1 or 3.
+    """
+    try:
+        (count,) = struct.unpack_from(">I", profile, 128)
+        tags = {}
+        for i in range(min(count, 100)):
+            name, start, size = struct.unpack_from(">4s2I", profile, 132 + 12 * i)
+            tags[name] = profile[start : start + size]
+        if b"A2B0" in tags:
+            return None
+        if profile[16:20] != {1: b"GRAY", 3: b"RGB "}[channels]:
+            raise ValueError(f"a profile of {profile[16:20]!r}")
+        if channels == 1:
+            return SRGB._replace(curves=(_icc_curve(tags[b"kTRC"]),))
+        columns = [np.array(struct.unpack_from(">3i", tags[c + b"XYZ"], 8)) for c in _RGB]
+        curves = tuple(_icc_curve(tags[c + b"TRC"]) for c in _RGB)
+    except (struct.error, KeyError) as error:
+        raise ValueError("a profile that lacks what it needs") from error
+    return Space(curves, np.stack(columns, 1) / 65536)
+
+
+_RGB = (b"r", b"g", b"b")
+
+
+def _icc_curve(tag: bytes) -> Curve:
+    kind, count = struct.unpack_from(">4s4xI", tag)
+    if kind == b"curv":
+        if count == 0:
+            return gamma_curve(1)
+        if count == 1:
+            return gamma_curve(struct.unpack_from(">H", tag, 12)[0] / 256)
+        table = np.array(struct.unpack_from(f">{count}H", tag, 12)) / 65535
+        places = np.linspace(0, 1, count)
+        return lambda values: np.interp(values, places, table)
+    if kind != b"para":
+        raise ValueError(f"a curve of kind {kind!r}")
+    function = count >> 16
+    if function > 4:
+        raise ValueError(f"a curve by function {function}")
+    g, *rest = (v / 65536 for v in struct.unpack_from(f">{(1, 3, 4, 5, 7)[function]}i", tag, 12))
+    return _parametric(function, g, *rest)
+
+
+def _parametric(
+    function: int,
+    g: float,
+    a: float = 1.0,
+    b: float = 0.0,
+    c: float = 0.0,
+    d: float = -1.0,
+    e: float = 0.0,
+    f: float = 0.0,
+) -> Curve:
+    """The curves 0 to 4 of ICC.1: (a x + b) ** g + e from d on, c x + f below it."""
+    if function in (1, 2):  # which have no d, and what is below it is constant
+        d, e, f, c = -b / a if a else 0.0, c, c, 0.0
+
+    def curve(values: np.ndarray) -> np.ndarray:
+        above = np.maximum(a * values + b, 0) ** g + e
+        return np.clip(np.where(values >= d, above, c * values + f), 0, 1)
+
+    return curve
