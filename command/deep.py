@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -57,14 +58,20 @@ def format_of(path: Path) -> str | None:
         return _BEGINNINGS.get(file.read(4))
 
 
+def _library() -> ModuleType:
+    """OpenImageIO, without threads, which would not outlive a fork, and without output."""
+    import OpenImageIO
+
+    OpenImageIO.attribute("threads", 1)
+    OpenImageIO.attribute("exr_threads", -1)
+    OpenImageIO.attribute("oiio:print_uncaught_errors", 0)
+    return OpenImageIO
+
+
 @contextmanager
 def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
     """Open a file; OSError where it cannot be."""
-    import OpenImageIO as oiio
-
-    oiio.attribute("threads", 1)
-    oiio.attribute("exr_threads", -1)  # none: it is not the reading that takes time
-    oiio.attribute("oiio:print_uncaught_errors", 0)
+    oiio = _library()
     hints = oiio.ImageSpec()
     hints["oiio:UnassociatedAlpha"] = 1  # what lies under the alpha stays as it is
     try:
@@ -136,6 +143,13 @@ def deep_size(path: Path, format: str) -> tuple[int, int]:
         return spec.width, spec.height
 
 
+def has_more_than_8_bits(path: Path, format: str) -> bool:
+    """Whether a file that Pillow reads has; False, too, of one that OpenImageIO does not read."""
+    with suppress(OSError), opened(path, format) as (_, spec):
+        return str(spec.format) != "uint8"
+    return False
+
+
 def deep_record(path: Path, format: str) -> tuple[str, str]:
     """Software and ImageDescription of a file; OSError where it cannot be read."""
     with opened(path, format) as (_, spec):
@@ -144,13 +158,11 @@ def deep_record(path: Path, format: str) -> tuple[str, str]:
 
 def is_whole_jpeg(content: bytes) -> bool:
     """Whether no data are missing, which Pillow fills with grey and does not tell."""
-    import OpenImageIO as oiio
-
     with tempfile.TemporaryDirectory(prefix="synthesis-") as folder:
         path = Path(folder) / "picture.jpg"
         path.write_bytes(content)
         with opened(path, "jpeg") as (file, _):
-            return file.read_image(oiio.UINT8) is not None and not file.has_error
+            return file.read_image("uint8") is not None and not file.has_error
 
 
 def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
@@ -158,10 +170,13 @@ def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
     names = list(spec.channelnames)
     alpha = spec.alpha_channel
     others = [i for i in range(len(names)) if i != alpha]
-    if len(others) in (1, 3) and not set("RGB") <= set(names):
-        return others
     if not set("RGB") <= set(names):
-        raise ValueError(f"channels {', '.join(names[:8])}: needed is one of them, or R, G and B")
+        told = ", ".join(names[i] for i in others[:8])
+        if len(others) not in (1, 3) or "RY" in names:  # which is luminance and chroma
+            raise ValueError(f"channels {told}: needed is one of them, or R, G and B")
+        if len(others) == 3:
+            notes.append(f"channels {told} are taken for red, green and blue")
+        return others
     if len(others) > 3:
         notes.append("more channels than R, G and B, which are used")
     return [names.index(name) for name in "RGB"]
@@ -187,6 +202,8 @@ def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int
         with np.errstate(over="ignore"):
             return levels.astype(np.float32), FLOAT_BITS
     # Of wider and of signed integers white is not known, but where they fit into 16 bits.
+    if levels.dtype == np.int8:
+        raise ValueError("signed integers of 8 bits, which are not read")
     if not (levels.min() >= 0 and levels.max() <= LEVELS_16_BIT):
         least, most = levels.min(), levels.max()
         raise ValueError(f"values {least} to {most}, allowed are 0 to {LEVELS_16_BIT}")
@@ -201,8 +218,7 @@ def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memo
     Raises:
         OSError: it cannot be made.
     """
-    import OpenImageIO as oiio
-
+    oiio = _library()
     height, width, channels = levels.shape
     kind = oiio.UINT16 if levels.dtype == np.uint16 else oiio.FLOAT
     spec = oiio.ImageSpec(width, height, channels, kind)

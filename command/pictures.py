@@ -29,6 +29,7 @@ from command.deep import (
     deep_size,
     encoded_deep,
     format_of,
+    has_more_than_8_bits,
     is_whole_jpeg,
     read_deep,
     values_of,
@@ -37,6 +38,7 @@ from command.profiles import (
     LINEAR,
     Space,
     converted,
+    space_in_avif,
     space_in_exif,
     space_in_png,
     space_of_icc,
@@ -82,13 +84,14 @@ _ANY_SIZE = ("JPEG", "PNG")  # of others Pillow looks at the size once more when
 MAX_SIDE = max(MAX_SIDES.values())
 # EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
-_BITS_PER_SAMPLE = 0x0102
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 0x0102, 0x0153, 2
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
 READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # of a folder's files
 MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
 # A pixel at the peak of reading: as Pillow decodes and converts it, and as floats.
-READ_BYTES, DEEP_READ_BYTES = 24, 48
+READ_BYTES, DEEP_READ_BYTES = 24, 64
+AVIF_HEAD = 2**16  # bytes before its pixels
 _UNUSABLE = "unusable colour profile, ignored"
 
 
@@ -300,16 +303,19 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
     is_deep = {
         "PNG": ";16" in raw,
         "PPM": any(int(number) > LEVELS for number in re.findall(r"[0-9]+", raw)),
-        "JPEG2000": True,  # which does not say
         "TIFF": _bits_of_tiff(picture) > 8 and picture.mode not in ("CMYK", "LAB"),
     }
     name = picture.format or ""
+    if name == "JPEG2000":  # of which Pillow does not say
+        return OF_PILLOW[name] if has_more_than_8_bits(path, OF_PILLOW[name]) else ""
     return OF_PILLOW[name] if is_deep.get(name) else ""
 
 
 def _bits_of_tiff(picture: Image.Image) -> int:
+    """Bits of a channel; 16 of signed ones, which Pillow takes for unsigned."""
     tags: Any = getattr(picture, "tag_v2", {})
-    return max(tags.get(_BITS_PER_SAMPLE, (8,)))
+    signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    return 16 if signed else max(tags.get(_BITS_PER_SAMPLE, (8,)))
 
 
 Values = tuple[np.ndarray, np.ndarray | None, int]  # (H, W, 1 or 3), alpha (H, W), bits
@@ -405,7 +411,12 @@ def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> 
         space = space_in_png(picture.info, _cicp(path), bits, notes)
         if space is not None or {"srgb", "gamma", "chromaticity"} & picture.info.keys():
             return space
-    return None if picture.info.get("icc_profile") else space_in_exif(picture, notes)
+    if picture.info.get("icc_profile"):
+        return None
+    if picture.format == "AVIF":
+        with open_regular(path) as file:
+            return space_in_avif(file.read(AVIF_HEAD), notes)
+    return space_in_exif(picture, notes)
 
 
 def _cicp(path: Path) -> bytes | None:

@@ -34,7 +34,7 @@ H273_PRIMARIES: dict[int, Chromaticities] = {
     12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
 }
 H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
-H273_SRGB, H273_VIDEO = 13, (1, 6, 14, 15)
+H273_SRGB, H273_UNSPECIFIED, H273_VIDEO = 13, 2, (1, 6, 14, 15)
 # Of gAMA and of the EXIF tags: the value that stands for sRGB in libpng, and an open one.
 SRGB_GAMMAS = (0.45, 0.46)
 GAMMAS = (0.05, 20)
@@ -169,18 +169,47 @@ def space_in_png(
 
 def _space_of_cicp(chunk: bytes, bits: int, notes: list[str]) -> Space | None:
     primaries, transfer, matrix, full = chunk if len(chunk) == 4 else (0, 0, 0, 0)
-    known = transfer in (H273_SRGB, *H273_VIDEO, *H273_GAMMAS)
-    if primaries not in H273_PRIMARIES or not known or matrix or full > 1:
+    space = None if matrix or full > 1 else _space_of_h273(primaries, transfer, notes)
+    if space is None:
         notes.append(f"cICP {list(chunk)}, colours that are not read, ignored")
         return None
-    if transfer in H273_VIDEO:
-        notes.append(f"cICP with the curve of video, {transfer}, taken for that of sRGB")
-    gamma = H273_GAMMAS.get(transfer)
-    space = space_of(H273_PRIMARIES[primaries], gamma_curve(gamma) if gamma else srgb_curve)
     if full:
         return space
     white = 2**bits - 1  # of narrow range, 16 to 235 of 8 bits, is a part of it
     return space._replace(least=16 * 2 ** (bits - 8) / white, most=235 * 2 ** (bits - 8) / white)
+
+
+def _space_of_h273(primaries: int, transfer: int, notes: list[str]) -> Space | None:
+    """The space by numbers of ITU-T H.273; None where it is none of those above."""
+    known = transfer in (H273_SRGB, *H273_VIDEO, *H273_GAMMAS)
+    if primaries not in H273_PRIMARIES or not known:
+        return None
+    if transfer in H273_VIDEO:
+        notes.append(f"colours with the curve of video, {transfer}, taken for that of sRGB")
+    gamma = H273_GAMMAS.get(transfer)
+    return space_of(H273_PRIMARIES[primaries], gamma_curve(gamma) if gamma else srgb_curve)
+
+
+def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
+    """The space that an AVIF names by numbers, of which Pillow tells nothing; None where it names
+    none.
+
+    Args:
+        head: how the file begins, with all that comes before the pixels.
+    """
+    bits = head.find(b"pixi") + 9  # after the version, flags and the number of channels
+    if bits > 9 and max(head[bits : bits + 1], default=8) > 8:
+        notes.append(f"{head[bits]} bits, read with 8")
+    named = head.find(b"colrnclx")
+    if named < 0 or len(head) < named + 12:
+        return None
+    primaries, transfer = struct.unpack_from(">2H", head, named + 8)
+    if H273_UNSPECIFIED in (primaries, transfer):
+        return None
+    space = _space_of_h273(primaries, transfer, notes)
+    if space is None:
+        notes.append(f"colours by nclx {primaries}, {transfer}, which are not read, ignored")
+    return space
 
 
 def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:

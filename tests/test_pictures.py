@@ -5,14 +5,16 @@ import gc
 import json
 import os
 import struct
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import OpenImageIO
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, features
 
 import utils
 from command import pictures, profiles
@@ -289,7 +291,8 @@ def test_16_bit_colours_keep_every_level(tmp_path, order):
     planes = tiff((2, 1), data.T.tobytes(), order, planar=[2], **colours)
     assert levels_16(deep(planes, tmp_path / "b.tif").pixels) == values
     content = b"P6 2 1 65535\n" + np.array(values, ">u2").tobytes()
-    assert levels_16(deep(content, tmp_path / "a.ppm").pixels) == values
+    found = deep(content, tmp_path / "a.ppm").pixels
+    assert levels_16(found) == [pytest.approx(pixel, abs=1) for pixel in values]  # before 3.2
 
 
 def test_tiff_with_white_as_0_is_no_negative(tmp_path):
@@ -384,6 +387,66 @@ def test_truncated_deep_file(tmp_path, suffix, capfd):
         path.write_bytes(whole[:length])
         assert str(path) in refusal(pictures.read_picture, path)
     assert capfd.readouterr() == ("", "")  # libpng and OpenEXR have lines of their own
+
+
+def test_tiff_of_signed_integers_is_no_picture_of_unsigned_ones(tmp_path):
+    """Pillow reads -1 of 8 bits as 255."""
+    for bits in (8, 16):
+        data = np.array([-1], f"<i{bits // 8}").tobytes()
+        content = tiff((1, 1), data, bits=[bits], photometric=[1], samples=[1], kind=[2])
+        (tmp_path / "a.tif").write_bytes(content)
+        line = refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
+        assert "signed" in line or "values -1 to -1" in line
+
+
+@pytest.mark.parametrize(
+    "names, alpha, expected, told",
+    [
+        ("RGBZ", -1, [0.1, 0.2, 0.3], "more channels"),
+        ("RGBA", 3, [0.1, 0.2, 0.3], ""),
+        ("XYZ", -1, [0.1, 0.2, 0.3], "X, Y, Z are taken for"),
+        ("Z", -1, [0.1] * 3, ""),
+        (["Y", "BY", "RY"], -1, None, "channels Y, BY, RY"),
+        (["a.X", "a.Y"], -1, None, "channels a.X, a.Y"),
+        (["a.R", "a.G", "a.B", "b.Z"], -1, None, "channels a.R, a.G, a.B, b.Z"),
+    ],
+)
+def test_channels_of_exr(tmp_path, names, alpha, expected, told):
+    """The first has 0.1, the second 0.2 and so on."""
+    spec = OpenImageIO.ImageSpec(1, 1, len(names), OpenImageIO.FLOAT)
+    spec.channelnames, spec.alpha_channel = tuple(names), alpha
+    path = tmp_path / "a.exr"
+    file = OpenImageIO.ImageOutput.create("openexr")
+    assert file.open(str(path), spec)
+    file.write_image(np.arange(1, len(names) + 1, dtype=np.float32)[None, None] / 10)
+    file.close()
+    if expected is None:
+        assert told in refusal(pictures.read_picture, path, pictures.DATA)
+        return
+    found = pictures.read_picture(path, pictures.DATA)
+    assert found.pixels.flatten().tolist() == pytest.approx(expected)
+    assert len(found.notes) == bool(told) and all(told in note for note in found.notes)
+    assert (found.alpha is not None) == (alpha >= 0)
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="a Pillow without JPEG 2000")
+def test_jpeg_2000_keeps_its_bits(tmp_path):
+    values = np.array([[0, 300, 65535, 7]] * 4, np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.jp2")
+    found = deep((tmp_path / "a.jp2").read_bytes(), tmp_path / "a.jp2")
+    assert (
+        found.grey and [grey for grey, _, _ in levels_16(found.pixels)] == values.ravel().tolist()
+    )
+    image, _ = read(Image.new("RGB", (4, 4), (1, 2, 3)), tmp_path / "b.jp2")
+    assert levels(image) == [[1, 2, 3]] * 16
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="all names there are Unicode")
+def test_a_deep_file_whose_name_is_not_utf8_is_to_be_renamed(tmp_path):
+    path = tmp_path / "a\udcff.png"
+    pictures.save_picture(torch.rand(1, 3, 4, 4), path, {}, 16)
+    assert "rename it" in refusal(pictures.read_picture, path)
+    assert pictures.read_record(path) == {}
 
 
 def test_a_jpeg_lacks_its_end_mark_or_more(tmp_path):
@@ -665,6 +728,32 @@ def test_chunks_that_are_not_read_are_told(tmp_path, chunks, told, expected):
     assert levels(found.pixels) == [[expected] * 3]
     (note,) = found.notes
     assert told in note and note.startswith("a.png: ")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="a Pillow without AVIF")
+@pytest.mark.parametrize(
+    "numbers, expected, told",
+    [
+        ((1, 13), 128, None),
+        ((2, 2), 128, None),
+        ((1, 8), 188, None),  # light
+        ((9, 16), 128, "nclx 9, 16"),  # PQ
+    ],
+)
+def test_colours_of_avif_are_read(tmp_path, numbers, expected, told):
+    Image.new("RGB", (8, 8), (128, 128, 128)).save(tmp_path / "a.avif", quality=100)
+    head, mark, rest = (tmp_path / "a.avif").read_bytes().partition(b"colrnclx")
+    content = head + mark + struct.pack(">2H", *numbers) + rest[4:]
+    (tmp_path / "a.avif").write_bytes(content)
+    found = pictures.read_picture(tmp_path / "a.avif")
+    assert levels(found.pixels)[0] == [expected] * 3 and len(found.notes) == bool(told)
+    assert not told or told in found.notes[0]
+    deeper = content.replace(
+        b"pixi\0\0\0\0\x03\x08", b"pixi\0\0\0\0\x03\x0a"
+    )  # no decoder takes it
+    notes = []
+    profiles.space_in_avif(deeper, notes)
+    assert notes[0] == "10 bits, read with 8"
 
 
 def exif_of(colour_space: int | None, index: str | None) -> bytes:
