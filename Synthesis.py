@@ -282,9 +282,6 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
                 raise
             stopped, made = error, Made(display.picture(), None)
             record[INTERRUPTED] = display.last.step
-    if job.grey:
-        mean = made.image.mean(1, keepdim=True)
-        made = replace(made, image=mean.expand_as(made.image))
     if display.last is not None:
         record["steps"] = display.last.step
     course = Course(display.phases, display.curve, peak_bytes(net.device))

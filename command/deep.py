@@ -156,13 +156,13 @@ def deep_record(path: Path, format: str) -> tuple[str, str]:
         return spec.get_string_attribute("Software"), spec.get_string_attribute("ImageDescription")
 
 
-def is_whole_jpeg(content: bytes) -> bool:
-    """Whether no data are missing, which Pillow fills with grey and does not tell."""
-    with tempfile.TemporaryDirectory(prefix="synthesis-") as folder:
-        path = Path(folder) / "picture.jpg"
-        path.write_bytes(content)
-        with opened(path, "jpeg") as (file, _):
-            return file.read_image("uint8") is not None and not file.has_error
+def lacks_data(path: Path) -> bool:
+    """Whether a JPEG ends before its pixels do, which Pillow then fills with grey and does not
+    tell; False, too, of one that OpenImageIO does not read."""
+    with suppress(OSError), opened(path, "jpeg") as (file, _):
+        file.read_image("uint8")
+        return "premature end" in file.geterror().lower()
+    return False
 
 
 def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from command.deep import (
     encoded_deep,
     format_of,
     has_more_than_8_bits,
-    is_whole_jpeg,
+    lacks_data,
     read_deep,
     values_of,
 )
@@ -91,6 +92,7 @@ READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # 
 MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
 # A pixel at the peak of reading: as Pillow decodes and converts it, and as floats.
 READ_BYTES, DEEP_READ_BYTES = 24, 64
+JPEG_END = b"\xff\xd9"
 AVIF_HEAD = 2**16  # bytes before its pixels
 _UNUSABLE = "unusable colour profile, ignored"
 
@@ -366,7 +368,7 @@ def _by_tables(values: np.ndarray, profile: bytes, notes: list[str]) -> np.ndarr
 
 def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str]) -> Values:
     """What Pillow reads: the file's own values, or sRGB's where they are of COLOUR."""
-    picture = _loaded(path, picture)
+    picture = _loaded(path, picture, notes)
     if getattr(picture, "is_animated", False):
         notes.append("several frames, only the first is used")
     upright = _upright(picture, notes)  # which finds out first what EXIF cannot be read
@@ -390,17 +392,25 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
     return values if space is None else converted(values, space), alpha, 8
 
 
-def _loaded(path: Path, picture: Image.Image) -> Image.Image:
+def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
     """The picture with its pixels; of a JPEG that lacks its end mark, and nothing else, as well."""
     try:
         picture.load()
     except OSError:
-        with open_regular(path) as file:
-            whole = file.read() + b"\xff\xd9"
-        if picture.format != "JPEG" or not is_whole_jpeg(whole):
+        if picture.format != "JPEG":
             raise
+        with open_regular(path) as file:
+            whole = file.read() + JPEG_END
+        with TemporaryDirectory(prefix="synthesis-") as folder:
+            repaired = Path(folder) / "picture.jpg"
+            repaired.write_bytes(whole)
+            if lacks_data(repaired):
+                raise
         picture = Image.open(BytesIO(whole))
         picture.load()
+    else:
+        if picture.format == "JPEG" and lacks_data(path):
+            notes.append("damaged, data are missing before its end, where it is grey")
     return picture
 
 

@@ -285,9 +285,10 @@ def _parametric(
     e: float = 0.0,
     f: float = 0.0,
 ) -> Curve:
-    """The curves 0 to 4 of ICC.1: (a x + b) ** g + e from d on, c x + f below it."""
-    if function in (1, 2):  # which have no d, and what is below it is constant
-        d, e, f, c = -b / a if a else 0.0, c, c, 0.0
+    """The curves 0 to 4 of ICC.1: (a x + b) ** g + e from d on, c x + f below it; a x + b is 0
+    where it would be less."""
+    if function == 2:  # which has no d
+        e = c
 
     def curve(values: np.ndarray) -> np.ndarray:
         above = np.maximum(a * values + b, 0) ** g + e

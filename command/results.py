@@ -166,7 +166,7 @@ def save(
     Where it cannot go, as a disk is full or a folder has vanished, it goes to the folder for
     temporary files, alone, and the user is told: a night's work is not lost for that.
     """
-    image = made.image[:, :1] if job.grey else made.image
+    image = made.image[:, :1] if job.grey else made.image  # grey stays grey under any method
     try:
         save_picture(image, job.save_path, record, job.bits)
     except UserError as error:
