@@ -1,7 +1,7 @@
 """Pictures of more than 8 bits a channel in files, by OpenImageIO: PNG, TIFF, EXR and their kin.
 
-Pillow has modes of 16 bits and of floats for grey alone. OpenImageIO is imported where a picture
-needs it, as it takes a tenth of a second.
+Pillow has modes of 16 bits and of floats for grey alone, and does not tell when a JPEG is damaged.
+OpenImageIO is imported where a picture needs it, as it takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -99,26 +99,28 @@ def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep
         OSError, ValueError: it cannot be read, or holds what is no picture.
     """
     with opened(path, format) as (file, spec):
-        levels = file.read_image(spec.format)
+        channels = _channels(spec, notes)
+        alphas = [spec.alpha_channel] if spec.alpha_channel >= 0 else []
+        first, end = min(channels + alphas), max(channels + alphas) + 1
+        levels = file.read_image(first, end, spec.format)
         if levels is None or file.has_error:
             raise OSError(file.geterror().partition("\n")[0])
         if file.seek_subimage(1, 0):
             notes.append("several pictures, only the first is used")
-    channels = _channels(spec, notes)
     photometric = spec.get_int_attribute(PHOTOMETRIC, 1)
-    values, bits = values_of(levels[..., channels], photometric)
-    alpha = None
-    if spec.alpha_channel >= 0:
-        alpha, _ = values_of(levels[..., spec.alpha_channel])
-        multiplied = format == "openexr" or not spec.get_int_attribute("oiio:UnassociatedAlpha")
-        if multiplied and straight:
-            values = values / np.where(alpha > 0, alpha, 1)[..., None]
-        alpha = np.clip(alpha, 0, 1)
     turn = _TURNS.get(spec.get_int_attribute("Orientation"), lambda a: a)
+    values, bits = values_of(levels[..., [i - first for i in channels]], photometric)
+    alpha = None
+    for i in alphas:
+        alpha, _ = values_of(levels[..., i - first])
+        own = spec.get_int_attribute("oiio:UnassociatedAlpha")
+        if straight and (format == "openexr" or (format == "tiff" and not own)):
+            values = values / np.where(alpha > 0, alpha, 1)[..., None]
+        alpha = np.ascontiguousarray(turn(alpha.clip(0, 1)))
     profile = spec.getattribute("ICCProfile")
     return Deep(
-        turn(values),
-        None if alpha is None else turn(alpha),
+        np.ascontiguousarray(turn(values)),
+        alpha,
         bits,
         None if profile is None else bytes(profile),
         _light(spec, notes),

@@ -333,11 +333,7 @@ def _deep_values(
         return values, deep.alpha, bits
     if bits < FLOAT_BITS:
         values = values.clip(0, 1)  # as what is divided by alpha may be above it
-    elif not (values.min() >= 0 and values.max() <= 1):  # so that NaN is refused
-        raise ValueError(
-            f"floats of {values.min():g} to {values.max():g}, those of colours are 0 to 1: scale "
-            "them first; those of a map, --maps, may be any"
-        )
+    _check_floats_of_colours(values)
     space: Space | None = None
     if format == "openexr":
         space = deep.space or LINEAR  # its values are light
@@ -359,6 +355,15 @@ def _deep_values(
     return values if space is None else converted(values, space), deep.alpha, bits
 
 
+def _check_floats_of_colours(values: np.ndarray) -> None:
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= 1):  # so that NaN is refused
+        raise ValueError(
+            f"floats of {least:g} to {most:g}, those of colours are 0 to 1: scale them first; "
+            "those of a map, --maps, may be any"
+        )
+
+
 def _by_tables(values: np.ndarray, profile: bytes, notes: list[str]) -> np.ndarray:
     levels = (values * LEVELS).round().astype(np.uint8)
     picture = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
@@ -378,6 +383,8 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
     picture = upright
     if picture.mode[0] in "IF":
         values, bits = values_of(np.asarray(picture)[..., None])
+        if kind == COLOUR:
+            _check_floats_of_colours(values)
         return values, None, bits
     alpha = None
     if picture.has_transparency_data:

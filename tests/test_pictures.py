@@ -240,6 +240,14 @@ def test_floats_of_data_are_any_and_come_back(tmp_path, suffix, channels):
     assert "floats of -0.4 to" in refusal(pictures.read_picture, path) or channels % 2 == 0
 
 
+def test_floats_that_pillow_reads_are_held_to_the_same(tmp_path):
+    for value in (0.25, -0.5):
+        (tmp_path / "a.pfm").write_bytes(b"Pf\n1 1\n-1.0\n" + struct.pack("<f", value))
+        found = pictures.read_picture(tmp_path / "a.pfm", pictures.DATA)
+        assert found.pixels.unique().tolist() == [value] and found.bits == 32 and found.grey
+    assert "floats of -0.5" in refusal(pictures.read_picture, tmp_path / "a.pfm")
+
+
 def test_data_must_be_finite(tmp_path):
     Image.new("F", (2, 2), float("nan")).save(tmp_path / "a.tif")
     assert "finite" in refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
@@ -359,7 +367,9 @@ def test_16_bit_orientation_turns_the_picture_once(tmp_path):
         read(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)
         wanted = pictures.read_picture(tmp_path / "a.png").pixels
         content = png(pixels.astype(np.uint16) * 257, eXIf=exif.tobytes()[6:])
-        torch.testing.assert_close(deep(content, tmp_path / "b.png").pixels, wanted)
+        for kind in (pictures.COLOUR, pictures.DATA):
+            found = deep(content, tmp_path / "b.png", kind)
+            torch.testing.assert_close(found.pixels, wanted)
 
 
 def test_cmyk_of_16_bits_says_that_it_is_read_with_8(tmp_path):
@@ -407,6 +417,7 @@ def test_tiff_of_signed_integers_is_no_picture_of_unsigned_ones(tmp_path):
         ("RGBA", 3, [0.1, 0.2, 0.3], ""),
         ("XYZ", -1, [0.1, 0.2, 0.3], "X, Y, Z are taken for"),
         ("Z", -1, [0.1] * 3, ""),
+        (["A", "AA", "B", "G", "R"], 0, [0.5, 0.4, 0.3], "more channels"),
         (["Y", "BY", "RY"], -1, None, "channels Y, BY, RY"),
         (["a.X", "a.Y"], -1, None, "channels a.X, a.Y"),
         (["a.R", "a.G", "a.B", "b.Z"], -1, None, "channels a.R, a.G, a.B, b.Z"),
