@@ -31,6 +31,9 @@ TEXTURES = ROOT / "textures"
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**31 - 1}
 TIGHT_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
+# What a file holds, which decides how it is read, resized, carried and saved.
+COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
+KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
 OWN_STATUS = Path("/proc/self/status")

@@ -46,6 +46,7 @@ from command.profiles import (
     srgb_curve,
 )
 from utils import (
+    COLOUR,
     LEVELS,
     LEVELS_16_BIT,
     TEXTURES,
@@ -59,9 +60,6 @@ from utils import (
     told,
 )
 
-# What a file holds, which decides how it is read, resized, carried and saved.
-COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
-KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 ROWS = 256  # of a picture that are rounded at a time
 # What each suffix means to Pillow, but for EXR, which it has not. JPEG keeps the full chroma:
 # halving it smears fine texture. WebP is lossless as its lossy mode always halves the chroma.
@@ -150,7 +148,7 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
-    """Read a picture of a kind, a name in `KINDS`; only COLOUR is colour managed.
+    """Read a picture of a kind, a name in `utils.KINDS`; only COLOUR is colour managed.
 
     Takes whatever Pillow reads: grey, palette, transparent, CMYK, rotated, with a colour profile;
     and what has 16 bits or floats, EXR too, as OpenImageIO reads it.
@@ -532,7 +530,7 @@ def encoded(
             which .png, .webp, .tif and .exr hold.
         bits: of a channel: 8, 16 or 32, which are floats of any size; where the format does not
             hold them, the most below that it holds.
-        kind: a name in `KINDS`; of COLOUR an EXR has the light that values of sRGB stand for.
+        kind: a name in `utils.KINDS`; of COLOUR an EXR has the light that values of sRGB stand for.
 
     Raises UserError when the format cannot hold it, ValueError for another shape or for values
     that are not finite.

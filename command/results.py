@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from command.display import say
-from command.pictures import DATA, read_picture, read_record, record_at, save_picture
+from command.pictures import read_picture, read_record, record_at, save_picture
 from command.plan import Job
 from engine import maps
 from engine.blocks import Blocks
@@ -22,7 +22,7 @@ from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve
 from terms.base import Exemplar, Scene, View, evenly
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team
-from utils import UserError, resize
+from utils import DATA, UserError, resize
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, PngImagePlugin, features
 
 import utils
 from command import pictures, profiles
-from utils import UserError
+from utils import COLOUR, DATA, KINDS, UserError
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -230,8 +230,8 @@ def test_floats_of_data_are_any_and_come_back(tmp_path, suffix, channels):
     values = torch.linspace(-0.4, 700, channels * 6).view(1, channels, 2, 3)
     values[:, 1 if channels == 2 else 3 :].clamp_(0, 1)  # alpha
     path = tmp_path / f"a{suffix}"
-    pictures.save_picture(values, path, {"seed": 3}, 32, pictures.DATA)
-    found = pictures.read_picture(path, pictures.DATA)
+    pictures.save_picture(values, path, {"seed": 3}, 32, DATA)
+    found = pictures.read_picture(path, DATA)
     assert (found.bits, found.grey, found.notes) == (32, channels < 3, [])
     colours = found.pixels[:, :1] if found.grey else found.pixels
     parts = [colours] if found.alpha is None else [colours, found.alpha]
@@ -243,25 +243,25 @@ def test_floats_of_data_are_any_and_come_back(tmp_path, suffix, channels):
 def test_floats_that_pillow_reads_are_held_to_the_same(tmp_path):
     for value in (0.25, -0.5):
         (tmp_path / "a.pfm").write_bytes(b"Pf\n1 1\n-1.0\n" + struct.pack("<f", value))
-        found = pictures.read_picture(tmp_path / "a.pfm", pictures.DATA)
+        found = pictures.read_picture(tmp_path / "a.pfm", DATA)
         assert found.pixels.unique().tolist() == [value] and found.bits == 32 and found.grey
     assert "floats of -0.5" in refusal(pictures.read_picture, tmp_path / "a.pfm")
 
 
 def test_data_must_be_finite(tmp_path):
     Image.new("F", (2, 2), float("nan")).save(tmp_path / "a.tif")
-    assert "finite" in refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
+    assert "finite" in refusal(pictures.read_picture, tmp_path / "a.tif", DATA)
 
 
 def test_an_exr_of_colours_holds_light(tmp_path):
     """0.5 of light is 1.055 * 0.5 ** (1 / 2.4) - 0.055 = 0.73536 of sRGB."""
     light = torch.tensor([0.5, 0.0, 1.0]).view(1, 3, 1, 1)
     path = tmp_path / "a.exr"
-    pictures.save_picture(light, path, {}, 32, pictures.DATA)
+    pictures.save_picture(light, path, {}, 32, DATA)
     found = pictures.read_picture(path)
     assert found.pixels.flatten().tolist() == pytest.approx([0.735357, 0, 1], abs=1e-6)
     pictures.save_picture(found.pixels, path, {})
-    again = pictures.read_picture(path, pictures.DATA)
+    again = pictures.read_picture(path, DATA)
     torch.testing.assert_close(again.pixels, light)
 
 
@@ -275,7 +275,7 @@ def test_an_exr_is_as_large_as_a_picture_may_be(tmp_path, monkeypatch):
     assert "at most 599" in refusal(pictures.read_record, path)
 
 
-def deep(content: bytes, path: Path, kind: str = pictures.COLOUR) -> pictures.Picture:
+def deep(content: bytes, path: Path, kind: str = COLOUR) -> pictures.Picture:
     """A picture by its bytes, of 16 bits."""
     path.write_bytes(content)
     found = pictures.read_picture(path, kind)
@@ -316,7 +316,7 @@ def test_tiff_of_floats_with_white_as_0_is_refused(tmp_path):
     data = np.array([0, 1], "<f4").tobytes()
     content = tiff((2, 1), data, bits=[32], photometric=[0], samples=[1], kind=[3])
     (tmp_path / "a.tif").write_bytes(content)
-    assert "white as 0" in refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
+    assert "white as 0" in refusal(pictures.read_picture, tmp_path / "a.tif", DATA)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 10, 12])
@@ -334,7 +334,7 @@ def test_tiff_of_odd_bits_goes_from_black_to_white(tmp_path, bits):
 def test_what_lies_under_16_bit_alpha_stays_in_data(tmp_path, channels):
     pixels = np.full((1, 2, channels), 1000, np.uint16)
     pixels[..., -1] = 0, 65535
-    found = deep(png(pixels), tmp_path / "a.png", pictures.DATA)
+    found = deep(png(pixels), tmp_path / "a.png", DATA)
     assert levels_16(found.pixels) == [[1000] * 3] * 2 and found.notes == []
     assert found.alpha.flatten().tolist() == [0, 1] and found.grey == (channels == 2)
     (note,) = pictures.read_picture(tmp_path / "a.png").notes
@@ -367,7 +367,7 @@ def test_16_bit_orientation_turns_the_picture_once(tmp_path):
         read(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)
         wanted = pictures.read_picture(tmp_path / "a.png").pixels
         content = png(pixels.astype(np.uint16) * 257, eXIf=exif.tobytes()[6:])
-        for kind in (pictures.COLOUR, pictures.DATA):
+        for kind in (COLOUR, DATA):
             found = deep(content, tmp_path / "b.png", kind)
             torch.testing.assert_close(found.pixels, wanted)
 
@@ -406,7 +406,7 @@ def test_tiff_of_signed_integers_is_no_picture_of_unsigned_ones(tmp_path):
         data = np.array([-1], f"<i{bits // 8}").tobytes()
         content = tiff((1, 1), data, bits=[bits], photometric=[1], samples=[1], kind=[2])
         (tmp_path / "a.tif").write_bytes(content)
-        line = refusal(pictures.read_picture, tmp_path / "a.tif", pictures.DATA)
+        line = refusal(pictures.read_picture, tmp_path / "a.tif", DATA)
         assert "signed" in line or "values -1 to -1" in line
 
 
@@ -433,9 +433,9 @@ def test_channels_of_exr(tmp_path, names, alpha, expected, told):
     file.write_image(np.arange(1, len(names) + 1, dtype=np.float32)[None, None] / 10)
     file.close()
     if expected is None:
-        assert told in refusal(pictures.read_picture, path, pictures.DATA)
+        assert told in refusal(pictures.read_picture, path, DATA)
         return
-    found = pictures.read_picture(path, pictures.DATA)
+    found = pictures.read_picture(path, DATA)
     assert found.pixels.flatten().tolist() == pytest.approx(expected)
     assert len(found.notes) == bool(told) and all(told in note for note in found.notes)
     assert (found.alpha is not None) == (alpha >= 0)
@@ -649,7 +649,7 @@ def test_gama_is_read(tmp_path, bits, channels):
     assert found.pixels.mul(255).sub(187.84).abs().max() < 0.01
     assert found.alpha is None or found.alpha.item() == pytest.approx(128 / 255)
     if bits == 8:
-        own = pictures.read_picture(tmp_path / "a.png", pictures.DATA)
+        own = pictures.read_picture(tmp_path / "a.png", DATA)
         assert levels(own.pixels) == [[128] * 3]
 
 
@@ -823,7 +823,7 @@ def test_exif_without_a_known_space_is_told(tmp_path, colour_space, told):
     assert notes == []
 
 
-@pytest.mark.parametrize("kind", [kind for kind in pictures.KINDS if kind != pictures.COLOUR])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != COLOUR])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_only_colours_are_colour_managed(tmp_path, mode, kind):
     """106 of light is 1.055 * (106 / 255) ** (1 / 2.4) - 0.055 of sRGB, 173; and what lies under
