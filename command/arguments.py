@@ -81,6 +81,7 @@ EXAMPLES = {
     "patch_rotations": "--gt_path pebbles.png --method cnnmrf --patch_rotations 90 180 270",
     "patch_scales": "--gt_path pebbles.png --method cnnmrf --patch_scales 0.8 1.25",
     "max_memory": "--gt_path leaf.jpg --size 4096 --max_memory 4GB",
+    "bits": "--gt_path leaf.jpg --bits 16 --save_path out/leaf.png",
     "count": "--gt_path leaf.jpg --count 5 --save_path out/",
     "score": "--score result.jpg --gt_path leaf.jpg",
     "report": "--report out",

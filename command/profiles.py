@@ -40,6 +40,7 @@ SRGB_GAMMAS = (0.45, 0.46)
 GAMMAS = (0.05, 20)
 EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
 ADOBE_RGB, UNCALIBRATED = 2, 0xFFFF
+PRIMARY_CHROMATICITIES = 0x013F  # of TIFF too
 
 
 class Space(NamedTuple):
@@ -220,10 +221,12 @@ def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
         index = str(exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")).strip("\0 ")
         if index == "R03" or colour_space == ADOBE_RGB:
             return space_of(ADOBE_RGB_PRIMARIES, gamma_curve(ADOBE_RGB_GAMMA))
-        if colour_space == UNCALIBRATED:
+        told = tuple(map(float, exif.get(PRIMARY_CHROMATICITIES, SRGB_PRIMARIES[2:])))
+        foreign = not np.allclose(told, SRGB_PRIMARIES[2:], rtol=0, atol=0.01)
+        if colour_space == UNCALIBRATED or foreign:
             notes.append(
-                "EXIF says that its colours are not those of sRGB, but not which they are, and "
-                "there is no profile: taken for sRGB"
+                "EXIF says that its colours are not those of sRGB, but not wholly which they are, "
+                "and there is no profile: taken for sRGB"
             )
     return None
 

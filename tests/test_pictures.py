@@ -15,7 +15,7 @@ import numpy as np
 import OpenImageIO
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin, features
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, features
 
 import utils
 from command import pictures, profiles
@@ -821,6 +821,24 @@ def test_exif_without_a_known_space_is_told(tmp_path, colour_space, told):
     assert not told or "taken for sRGB" in notes[0]
     _, notes = read(picture, tmp_path / "a.png", exif=exif, icc_profile=colour_profile(b"RGB "))
     assert notes == []
+
+
+@pytest.mark.parametrize("chunks, expected", [({"sRGB": b"\0"}, 128), ({"gAMA": gama(1)}, 188)])
+def test_chunks_of_png_go_before_exif(tmp_path, chunks, expected):
+    pixels = np.full((1, 1, 3), 128, np.uint8)
+    (tmp_path / "a.png").write_bytes(png(pixels, eXIf=exif_of(0xFFFF, "R03")[6:], **chunks))
+    found = pictures.read_picture(tmp_path / "a.png")
+    assert levels(found.pixels) == [[expected] * 3] and found.notes == []
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_primaries_that_are_not_those_of_srgb_are_told(tmp_path, suffix):
+    for primaries, told in ((SRGB[2:], 0), (P3[2:], 1)):
+        exif = Image.Exif()
+        exif[0x013F] = tuple(TiffImagePlugin.IFDRational(round(v * 1000), 1000) for v in primaries)
+        picture = Image.new("RGB", (8, 8), (128, 128, 128))
+        image, notes = read(picture, tmp_path / f"a.{suffix}", exif=exif)
+        assert levels(image)[0] == [128] * 3 and len(notes) == told
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != COLOUR])
