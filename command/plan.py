@@ -314,15 +314,17 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
     names += [] if request.init in (None, "content", "noise") else [request.init]
-    found = [pictures.seen[find_picture(name)] for name in names]
-    came = min(16, max(one.bits for one in found))
-    wanted, held = int(request.bits or came), bits_held(save_path)
+    found = {name: pictures.seen[find_picture(name)] for name in names}
+    deepest = max(found, key=lambda name: found[name].bits)
+    wanted = int(request.bits or min(16, found[deepest].bits))
+    held = bits_held(save_path)
     bits = max((one for one in held if one <= wanted), default=held[0])
     if bits < wanted:
+        name = Path(deepest).name
         pictures.notes.append(
-            f"{save_path}: saved with {bits} bits, {path.name} has more; .png and .tif hold 16"
+            f"{save_path}: saved with {bits} bits, {name} has more; .png and .tif hold 16"
         )
-    return bits, all(one.grey for one in found)
+    return bits, all(one.grey for one in found.values())
 
 
 def can_be_cut(request: Request, job: Job) -> bool:

@@ -1359,7 +1359,7 @@ def test_bits_that_are_asked_for(pebbles, result, narrow_net, capsys):
 
 @pytest.mark.parametrize("options", [["--method", "cnnmrf"], ["--preset", "best"]])
 def test_what_the_mask_keeps_of_16_bits_stays_to_the_bit(
-    options, pebbles, dark, result, tmp_path, narrow_net
+    options, pebbles, dark, result, tmp_path, narrow_net, capsys
 ):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (30, 20, 60, 44))
@@ -1370,6 +1370,8 @@ def test_what_the_mask_keeps_of_16_bits_stays_to_the_bit(
     kept = torch.from_numpy(np.asarray(mask) == 0)
     assert found.bits == 16 and torch.equal(found.pixels[..., kept], init.pixels[..., kept])
     assert not torch.equal(found.pixels, init.pixels)
+    make(pebbles, result.with_suffix(".webp"), *given, *options)
+    assert f"saved with 8 bits, {dark.name} has more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix, bits", [(".png", 8), (".png", 16), (".jpg", 8)])
