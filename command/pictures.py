@@ -21,6 +21,7 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, Unidentif
 from torch import Tensor
 
 from utils import (
+    COLOUR,
     LEVELS,
     LEVELS_16_BIT,
     TEXTURES,
@@ -34,9 +35,6 @@ from utils import (
     told,
 )
 
-# What a file holds, which decides how it is read, resized, carried and saved.
-COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
-KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 ROWS = 256  # of a picture that are rounded at a time
 # What each suffix means to Pillow. JPEG keeps the full chroma: halving it smears fine texture.
 # WebP is lossless because its lossy mode always halves the chroma.
@@ -116,7 +114,7 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
-    """Read a picture of a kind, a name in `KINDS`; only COLOUR is colour managed.
+    """Read a picture of a kind, a name in `utils.KINDS`; only COLOUR is colour managed.
 
     Takes whatever Pillow reads: grey, palette, transparent, CMYK, 16-bit, rotated, with a colour
     profile.
@@ -142,9 +140,10 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
         else:
             if picture.has_transparency_data:
                 alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255
-            pixels = np.array(_srgb(picture, notes), np.float32)
+            shown = _srgb(picture, notes) if kind == COLOUR else picture.convert("RGB")
+            pixels = np.array(shown, np.float32)
             pixels /= 255
-    if alpha is not None and alpha.min() < 1:
+    if kind == COLOUR and alpha is not None and alpha.min() < 1:
         if alpha.max() == 0:
             raise UserError(f"{path}: every pixel is transparent")
         pixels = _over_mean(pixels, alpha)
@@ -322,13 +321,23 @@ def check_format(path: Path, size: Size) -> None:
         raise UserError(f"{path}: {told(size)}, at most {most} pixels of {kind} are read again")
 
 
-def save_picture(image: Tensor, path: Path, record: dict[str, Any], bits: int = 8) -> None:
+def save_picture(
+    image: Tensor,
+    path: Path,
+    record: dict[str, Any],
+    bits: int = 8,
+    grey: bool = False,
+    alpha: Tensor | None = None,
+) -> None:
     """Save (1, 3, H, W) in [0, 1] as the suffix says, with `record` inside the file.
-
-    With 16 `bits` it is grey, the first channel, which .png and .tif hold.
 
     The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
     for another shape or for values that are not finite.
+
+    Args:
+        bits: of a channel, 8 or 16, which .png and .tif hold of grey.
+        grey: one channel, the first.
+        alpha: (1, 1, H, W) in [0, 1], which .png and .tif hold beside 8 bits.
     """
     if image.ndim != 4 or image.shape[:2] != (1, 3):
         raise ValueError(f"expected a picture of shape (1, 3, H, W), got {tuple(image.shape)}")
@@ -336,12 +345,16 @@ def save_picture(image: Tensor, path: Path, record: dict[str, Any], bits: int = 
         raise ValueError("the picture holds values that are not finite")
     # The clamp keeps 1.0000001 from wrapping round to black.
     most = LEVELS_16_BIT if bits == 16 else LEVELS
-    pixels = image.detach()[0].movedim(0, 2)  # (H, W, 3)
+    channels = image[:, :1] if grey else image
+    if alpha is not None:
+        channels = torch.cat((channels, alpha), 1)
+    pixels = channels.detach()[0].movedim(0, 2)  # (H, W, C)
     levels = np.empty(pixels.shape, np.uint16 if bits == 16 else np.uint8)
     for top in range(0, len(levels), ROWS):
         rows = slice(top, top + ROWS)
         levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
-    picture = Image.fromarray(levels[..., 0] if bits == 16 else levels)
+    one = bits == 16 or levels.shape[2] == 1
+    picture = Image.fromarray(levels[..., 0] if one else levels)
     kind, options = _FORMATS[path.suffix.lower()]
     try:
         # Encoded in memory because libtiff writes complaints of its own to stderr.

@@ -22,7 +22,7 @@ from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve
 from terms.base import Exemplar, Scene, View, evenly
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team
-from utils import UserError, resize
+from utils import LABELS, UserError
 
 
 @dataclass(frozen=True)
@@ -228,11 +228,11 @@ def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
             for view in spec.exemplars[0].views
         ]
     for one in job.maps:
-        copies = [copy.to(device) for copy in one.copies]
+        copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
-            copies = [stretch(copy, spec.seed) for copy in copies]
-        carried = maps.carried(copies, found, tile)
-        if made.painting is not None:
-            carried = resize(carried, spec.canvas.size, tile).roll(made.shift, (2, 3))
+            copies = [stretch(copy, spec.seed, labels) for copy in copies]
+        carried = maps.carried(copies, found, one.kind, tile)
+        size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
+        carried = maps.finished(carried, size, shift, one.kind, tile)
         kept = {name: record[name] for name in ("version", "exemplar")}
-        save_picture(carried, one.path, kept, one.bits)
+        one.save(carried, kept)
