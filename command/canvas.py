@@ -97,7 +97,8 @@ def canvas_of(
         assert init is not None  # checked where flags are: --mask needs --init PICTURE
         drawn = pictures.read(request.mask, MASK)
         # What is transparent is black.
-        mask = drawn.pixels.mean(1, keepdim=True).where(shown(drawn), 0) >= 0.5
+        visible = 1 if drawn.alpha is None else drawn.alpha
+        mask = drawn.pixels.mean(1, keepdim=True) * visible >= 0.5
         if size_of(mask) != size_of(init):
             raise UserError(
                 f"--mask {request.mask}: {told(size_of(mask))}, but --init {request.init} is "
