@@ -16,6 +16,7 @@ from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
 from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, told
 
+MOST_LABELS = 256  # colours of 4096 pixels; of labels that have more, loss has made most
 TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
 BY_PIXELS = "its pixels"
 
@@ -94,6 +95,8 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     if kind == NORMALS:
         found, more = _normals(found, channels, word, path)
         line += more + ("; turned with the exemplar" if any(exemplar.rotations) else "")
+    if kind == LABELS and _count_of_tuples(channels) > MOST_LABELS:
+        line += ", though of so many colours that it may have been saved with loss"
     if by == BY_PIXELS:
         line += f"; if it is not: --maps KIND:{path.name}, KIND one of {', '.join(GIVEN)}"
     pictures.notes.append(f"{path.name}: {line}")

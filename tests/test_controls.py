@@ -245,6 +245,15 @@ def test_what_is_transparent_is_a_region_in_a_guide(tmp_path):
     assert regions.tolist() == [1, 0, 2]
 
 
+def test_what_is_transparent_is_the_darkest_in_a_map_of_exemplars(tmp_path):
+    black, clear = (0, 0, 0, 255), (255, 255, 255, 0)
+    output = drawn(tmp_path / "output.png", black, clear, clear)
+    request = request_of(gt_path="leaf.jpg", mix=["wood.png"], guide=[("mix", output)])
+    exemplars = [torch.rand(1, 3, 8, 8), torch.rand(1, 3, 6, 6)]
+    guide = guide_of(request, (4, 3), exemplars, None, lambda maps: [], Pictures())
+    assert guide.output_region[0, 0, 0].tolist() == [1, 0, 0]
+
+
 def test_a_progression_may_be_transparent_in_places(tmp_path):
     ramp = [(level,) * 3 + (255,) for level in range(40, 240, 4)]
     source = drawn(tmp_path / "source.png", *ramp, *[(250, 250, 250, 0)] * 10)

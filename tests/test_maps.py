@@ -412,6 +412,10 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     assert "a:b.png: taken for a colour map by its pixels" in told
     assert "normal:c.png: taken for normals by its name, green is" in told
     assert "though most pixels have not length 1" in told
+    assert "of so many colours" not in told
+    save("many_id.png", torch.rand(1, 3, 48, 48))
+    assert material("many_id.png") == 0
+    assert "labels by its name, though of so many colours" in capfd.readouterr().err
     save("grey.png", label)
     assert material("normal:grey.png") == 2
     assert "normal:grey.png: grey, but normals" in capfd.readouterr().err
