@@ -257,7 +257,8 @@ def test_what_is_transparent_is_the_darkest_in_a_map_of_exemplars(tmp_path):
 def test_a_progression_may_be_transparent_in_places(tmp_path):
     ramp = [(level,) * 3 + (255,) for level in range(40, 240, 4)]
     source = drawn(tmp_path / "source.png", *ramp, *[(250, 250, 250, 0)] * 10)
-    output = drawn(tmp_path / "output.png", ramp[0], ramp[-1], (0, 0, 0, 0), *ramp)
+    # Black is darker than all that the source has, and is met by its darkest.
+    output = drawn(tmp_path / "output.png", (0, 0, 0, 255), ramp[-1], (0, 0, 0, 0), *ramp)
     guide = guide_of_pictures(source, output, tmp_path)
     here, there = guide.output_region[0, 0, 0], guide.source_regions[0][0, 0, 0]
     clear = there[-1]

@@ -6,11 +6,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from command.canvas import Pictures
 from command.kinds import green_up_by_name, kind_by_name, typed
-from command.maps import CarriedMap
+from command.maps import CarriedMap, read_map
+from command.pictures import Picture
 from engine import maps
 from engine.maps import carried, correspondence, dealt, finished, normalized, rotated
 from engine.repaint import stretch
+from engine.synthesis import exemplar_of
 from Synthesis import main
 from utils import COLOUR, DATA, LABELS, NORMALS, resize, rotated_and_resized
 
@@ -131,6 +134,14 @@ def test_channels_are_dealt_out_together():
     values = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1], [0.2, 0.4, 0.6, 0.8]])
     order = torch.tensor([2, 0, 3, 1])
     assert torch.equal(dealt(values, 0.4 + 0.1 * values[:, order]), values[:, order])
+
+
+def test_both_axes_of_what_is_dealt_out_count():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 4096, generator=generator)  # a variance of 1 / 12 each
+    wanted = values[:, torch.randperm(4096, generator=generator)]
+    wanted = wanted + 0.05 * torch.randn(2, 4096, generator=generator)
+    assert ((dealt(values, wanted) - wanted).square().mean(1) < 0.05**2 + 0.002).all()
 
 
 @pytest.mark.parametrize("kind", [DATA, COLOUR])
@@ -398,6 +409,57 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     ):
         assert line in told
     assert told.count("turned with the exemplar") == (3 if "--patch_rotations" in more else 0)
+
+
+@pytest.mark.parametrize(
+    "text, files, told",
+    [
+        ("a_normal.png", "plain", (False, False, False)),
+        ("normal_dx:a_normal.png", "plain", (True, False, False)),
+        ("a_dx.png", "plain", (True, False, False)),
+        ("normal_gl:a_dx.png", "plain", (False, False, False)),
+        ("a_normal.png", "down", (True, False, False)),  # by its pixels
+        ("b_normal.png", "bare", (False, True, False)),
+        ("c_normal.png", "signed", (False, False, True)),
+    ],
+)
+def test_normals_are_read_as_they_are(text, files, told, tmp_path):
+    coarse = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = of_relief(8 * resize(coarse, (34, 34)))
+    if "dx" in text:  # of stripes alone
+        plain = of_relief((torch.arange(34.0) / 3).sin().view(1, 1, -1, 1).expand(1, 1, 34, 34))
+    x, green, blue = plain.split(1, 1)
+    pixels = {
+        "plain": plain,
+        "down": torch.cat((x, 1 - green, blue), 1),
+        "bare": torch.cat((x, green, torch.zeros_like(blue)), 1),
+        "signed": 2 * plain - 1,
+    }[files]
+    path = tmp_path / typed(text)[1]
+    save(path, plain)
+    pictures = Pictures()
+    for kind in (DATA, NORMALS):
+        bits = 32 if files == "signed" else 8
+        pictures.seen[path, kind] = Picture(pixels, None, bits, False, [])
+    text = text.replace(path.name, str(path))
+    exemplar = exemplar_of(torch.rand(1, 3, 32, 32), [90], [])
+    found = read_map(text, exemplar, tmp_path / "o.png", pictures)
+    assert (found.green_down, found.blue is not None, found.signed) == told
+    inner = torch.cat((x, 1 - green, blue), 1) if text.startswith("normal_dx") else plain
+    inner = torch.cat((x, 1 - green, blue), 1) if path.name == "a_dx.png" and told[0] else inner
+    torch.testing.assert_close(found.copies[0], inner, atol=1e-4, rtol=0)
+    assert found.path.name == f"o_{path.stem}" + (".tif" if files == "signed" else ".png")
+    assert "; turned with the exemplar" in pictures.notes[-1]
+
+
+@pytest.mark.parametrize("flags", [("--tile", "xy"), ("--size", "70x60"), ()])
+def test_a_map_goes_where_the_colour_goes(flags, material, narrow_net):
+    """The exemplar itself, carried as a map, is the picture that is painted."""
+    with Image.open("stone.png") as picture:
+        picture.save("copy.png")
+    assert material("color:copy.png", flags=("--preset", "best", *flags)) == 0
+    one, other = (opened(name)[1].astype(float).ravel() for name in ("o.png", "o_copy.png"))
+    assert np.corrcoef(one, other)[0, 1] > 0.9
 
 
 def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
