@@ -54,11 +54,7 @@ class CarriedMap:
 
     def save(self, channels: Tensor, record: dict[str, Any]) -> None:
         """Save channels as `copies` has them, (1, C, H, W), as the file of the map was."""
-        channels = self.as_file(channels)
-        count = 1 if channels.shape[1] < 3 else 3
-        colours = channels[:, :count].expand(-1, 3, -1, -1)
-        alpha = channels[:, count:] if channels.shape[1] > count else None
-        save_picture(colours, self.path, record, self.bits, count == 1, alpha)
+        save_picture(self.as_file(channels), self.path, record, self.bits, self.kind)
 
 
 def _changed(channels: Tensor, some: slice, change: Callable[[Tensor], Tensor]) -> Tensor:

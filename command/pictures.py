@@ -322,44 +322,36 @@ def check_format(path: Path, size: Size) -> None:
 
 
 def save_picture(
-    image: Tensor,
-    path: Path,
-    record: dict[str, Any],
-    bits: int = 8,
-    grey: bool = False,
-    alpha: Tensor | None = None,
+    image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
 ) -> None:
-    """Save (1, 3, H, W) in [0, 1] as the suffix says, with `record` inside the file.
+    """Save (1, C, H, W) in [0, 1] as the suffix says, with `record` inside the file.
 
     The file appears whole or not at all. Raises UserError when it cannot be written, ValueError
     for another shape or for values that are not finite.
 
     Args:
-        bits: of a channel, 8 or 16, which .png and .tif hold of grey.
-        grey: one channel, the first.
-        alpha: (1, 1, H, W) in [0, 1], which .png and .tif hold beside 8 bits.
+        image: C is 1 for grey, 3 for colours, and one more for alpha, which .png and .tif hold.
+        bits: of a channel, 8 or 16, which .png and .tif hold of grey, the first channel.
+        kind: a name in `utils.KINDS`, all of which are saved alike.
     """
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(f"expected a picture of shape (1, 3, H, W), got {tuple(image.shape)}")
+    if image.ndim != 4 or len(image) != 1 or not 1 <= image.shape[1] <= 4:
+        raise ValueError(f"expected a picture of shape (1, 1 to 4, H, W), got {tuple(image.shape)}")
     if not image.isfinite().all():
         raise ValueError("the picture holds values that are not finite")
     # The clamp keeps 1.0000001 from wrapping round to black.
     most = LEVELS_16_BIT if bits == 16 else LEVELS
-    channels = image[:, :1] if grey else image
-    if alpha is not None:
-        channels = torch.cat((channels, alpha), 1)
-    pixels = channels.detach()[0].movedim(0, 2)  # (H, W, C)
+    pixels = image.detach()[0].movedim(0, 2)  # (H, W, C)
     levels = np.empty(pixels.shape, np.uint16 if bits == 16 else np.uint8)
     for top in range(0, len(levels), ROWS):
         rows = slice(top, top + ROWS)
         levels[rows] = pixels[rows].cpu().double().mul(most).round().clamp(0, most).numpy()
     one = bits == 16 or levels.shape[2] == 1
     picture = Image.fromarray(levels[..., 0] if one else levels)
-    kind, options = _FORMATS[path.suffix.lower()]
+    format, options = _FORMATS[path.suffix.lower()]
     try:
         # Encoded in memory because libtiff writes complaints of its own to stderr.
         encoded = BytesIO()
-        picture.save(encoded, kind, **options, **record_options(kind, record))
+        picture.save(encoded, format, **options, **record_options(format, record))
     except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
         raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
     save_bytes(encoded.getbuffer(), path)
