@@ -395,7 +395,7 @@ class Request:
     )
     mask: str | None = flag(
         CONTROL,
-        "with --init PICTURE: white is made anew, black stays as it is, to the bit",
+        "with --init PICTURE: white is made anew, black or transparent stays, to the bit",
         told="what is transparent of --init, or all",
         metavar="PICTURE",
     )

@@ -289,6 +289,9 @@ def test_what_is_transparent_has_no_axis(tmp_path):
     found = drawn_axes(path, Pictures())
     assert axis_bins(axes_at(path, found, (4, 3)))[0, 0, 0].tolist()[:2] == [0, -1]
     assert found.norm(dim=1)[0, 0].tolist() == pytest.approx([1, 0, 1])
+    tinted = drawn(tmp_path / "tinted.png", (255, 0, 0), (120, 124, 118), (128, 128, 128))
+    found = drawn_axes(tinted, Pictures())
+    assert found.norm(dim=1)[0, 0].tolist() == pytest.approx([1, 0, 0])  # as JPEG tints grey
     for name, colour in (("clear.png", (255, 0, 0, 0)), ("grey.png", (90, 90, 90, 255))):
         path = drawn(tmp_path / name, colour, colour)
         with pytest.raises(UserError, match=f"{name}: no place of it has an axis"):
