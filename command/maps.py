@@ -87,7 +87,11 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     goes = save_path.with_name(f"{save_path.stem}_{path.stem}{suffix}")
     check_save_path(goes)
     channels = channels_of(picture)
-    found, line = CarriedMap(goes, kind, [], picture.bits), f"taken for {TOLD[kind]} by {by}"
+    line = f"taken for {TOLD[kind]} by {by}"
+    if kind == DATA and not word and _count_of_tuples(channels) <= MOST_REGIONS:
+        # A mask of black and white, a number for each material.
+        kind, line = LABELS, f"{line}, of few values, carried as labels"
+    found = CarriedMap(goes, kind, [], picture.bits)
     if kind == NORMALS:
         found, more = _normals(found, channels, word, path)
         line += more + ("; turned with the exemplar" if any(exemplar.rotations) else "")

@@ -378,14 +378,12 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     save("palette_id.png", label[..., :3], "P")
     rough = np.arange(48 * 48, dtype=np.uint16).reshape(48, 48)
     save("rough.png", (rough // 10).astype(np.uint8))
+    save("few_mask.png", 255 * (rough // 9 % 2).astype(np.uint8))
     save("height.png", rough + 20000)
-    assert (
-        material(
-            *"a_normal.png b.jpg bc5_nrm.png which.png palette_id.png rough.png height.png".split(),
-            flags=("--preset", "best", *more),
-        )
-        == 0
+    names = (
+        "a_normal.png b.jpg bc5_nrm.png which.png palette_id.png rough.png few_mask.png height.png"
     )
+    assert material(*names.split(), flags=("--preset", "best", *more)) == 0
     for name in ("a_normal", "b", "bc5_nrm"):
         mode, found = opened(f"o_{name}.png")
         vectors = found[..., :3] / 127.5 - 1
@@ -399,6 +397,7 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     assert tuples(opened("o_which.png")[1]) == tuples(label)
     assert tuples(opened("o_palette_id.png")[1]) == tuples(label[..., :3])
     assert opened("o_rough.png")[0] == "L" and opened("o_height.png")[0] == "I;16"
+    assert set(opened("o_few_mask.png")[1].ravel().tolist()) == {0, 255}
     assert opened("o_height.png")[1].min() >= 20000 > 22304 - 2305
     told = capfd.readouterr().err
     for line in (
@@ -406,6 +405,7 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
         "b.jpg: taken for normals by its pixels",
         "which.png: taken for labels by its pixels; if it is not: --maps KIND:which.png",
         "rough.png: taken for data by its name",
+        "few_mask.png: taken for data by its name, of few values, carried as labels",
     ):
         assert line in told
     assert told.count("turned with the exemplar") == (3 if "--patch_rotations" in more else 0)
