@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from engine.repaint import Painting
 from models import Features
+from terms.base import Canvas, View
 from terms.matching import chunk_rows, more_similar, nearest_patches, strips
+from terms.valid import usable_patches
 from utils import LABELS, NORMALS, Size, padded, resize, rotated_and_resized, size_of
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
@@ -24,9 +26,12 @@ FLAT_BLUE = 0.04  # by how much blue may differ from 0 or 1 where it says nothin
 DECISIVE = 3.0
 
 
-def correspondence(output: Features, source: Features, tile: str = "") -> tuple[Tensor, Tensor]:
+def correspondence(
+    output: Features, source: Features, tile: str = "", valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(H, W) of int64: for every pixel of the output the pixel y * w + x of the source that has
     the same surroundings, from features at `LAYERS`, (1, C, ., .); and (H, W), how near they are.
+    What is not `valid` of the source, (1, 1, h, w) of bool, is not found; None: all is.
 
     Nearest 3x3 patches of the deepest layer, then at each finer one the best of what a place and
     its neighbours were found to be, and of the places next to that (PatchMatch, Barnes et al. 2009,
@@ -34,12 +39,16 @@ def correspondence(output: Features, source: Features, tile: str = "") -> tuple[
     """
     finest, *_, deepest = LAYERS
     maps = padded(output[deepest], tile, "replicate")
-    start, _ = nearest_patches(maps[0].contiguous(), source[deepest][0].contiguous(), 3)
+    usable = None if valid is None else usable_patches(valid, size_of(source[deepest]), 3)
+    pair = maps[0].contiguous(), source[deepest][0].contiguous()
+    start, _ = nearest_patches(*pair, 3, usable=usable)
     width = source[deepest].shape[3]
     found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches
     for layer in reversed(LAYERS[:-1]):
         found = _enlarged(found, size_of(output[layer]))
-        found, near = _refined(found, output[layer], source[layer])
+        size = size_of(source[layer])
+        inside = None if valid is None else usable_patches(valid, size, 1)
+        found, near = _refined(found, output[layer], source[layer], inside)
     return found[0] * source[finest].shape[3] + found[1], near
 
 
@@ -70,7 +79,9 @@ def _enlarged(found: Tensor, size: Size) -> Tensor:
     return double[:, : size[0], : size[1]]
 
 
-def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+def _refined(
+    found: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The best of each place's candidates, by 5x5 patches: (2, H, W) -> the same and (H, W)."""
     steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
@@ -80,13 +91,18 @@ def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Ten
         # What the neighbour at (y, x) found, seen from here.
         other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
-    judged: list[Sequence[Tensor]] = [_judged(place, output, source) for place in candidates]
+    judged: list[Sequence[Tensor]] = [
+        _judged(place, output, source, inside) for place in candidates
+    ]
     best, near = reduce(more_similar, judged)
     return best, near
 
 
-def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Places moved to where a patch fits in, and how near the features there are: 0 is equal."""
+def _judged(
+    place: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Places moved to where a patch fits in, and how near the features there are: 0 is equal, and
+    what is not `inside`, (h, w) of bool, is infinitely far."""
     margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
     place = torch.stack(
         [
@@ -97,11 +113,16 @@ def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tens
     there = source[0].flatten(1)[:, (place[0] * source.shape[3] + place[1]).flatten()]
     distance = (output[0] - there.view(output.shape[1:])).square().sum(0)
     mean = F.avg_pool2d(distance[None, None], VOTE, 1, VOTE // 2, count_include_pad=False)
-    return place, -mean[0, 0]
+    near = -mean[0, 0]
+    return place, near if inside is None else near.where(inside[place[0], place[1]], -math.inf)
 
 
 def carried(
-    copies: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor]], kind: str, tile: str = ""
+    copies: Sequence[Tensor],
+    found: Sequence[tuple[Tensor, Tensor]],
+    kind: str,
+    tile: str = "",
+    valid: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """A map of the exemplar, and of its copies rotated and resized, (1, C, h, w) each, and what
     `correspondence` found for each -> (1, C, H, W) of the output.
@@ -109,7 +130,8 @@ def carried(
     At every place VOTE x VOTE patches overlap, those around the places that its neighbours
     correspond to in the nearest copy. Labels have no mean: the one that most patches have is
     taken. Of other kinds the mean is flatter than the map, so what the places themselves have is
-    `dealt` out as the mean asks for. Either way every place gets all its channels from one.
+    `dealt` out as the mean asks for. Either way every place gets all its channels from one. What is
+    not `valid` of the copies, (1, 1, h, w) of bool each, has no vote; None: all has.
     """
     places, near = zip(*found, strict=True)
     nearest = torch.stack(near).argmax(0)
@@ -118,6 +140,9 @@ def carried(
     height, width = nearest.shape
     rows = chunk_rows(VOTE**2 * width * 8 * (3 + len(values)), values.device)
     votes = (_votes(starts, strides, part, tile) for part in strips(height, rows))
+    if valid is not None:
+        inside = torch.cat([one.flatten() for one in valid])
+        votes = (torch.where(inside[some], some, some[:1]) for some in votes)
     if kind == LABELS:
         colours, labels = values.unique(dim=1, return_inverse=True)
         return colours[:, torch.cat([_most_frequent(labels[some]) for some in votes])][None]
@@ -288,3 +313,24 @@ def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, tile: 
     normals have length 1 afterwards."""
     maps = resize(maps, size, tile, kind == LABELS).roll(shift, (2, 3))
     return normalized(maps) if kind == NORMALS else maps
+
+
+def with_kept(carried: Tensor, maps: Tensor, exemplar: View, canvas: Canvas) -> Tensor:
+    """What is carried, (1, C, H, W), and the exemplar's own map, (1, C, h, w), where the canvas
+    keeps the exemplar's own pixels: all of it or, at the canvas's size, what is not masked."""
+    if canvas.mask is None or canvas.init is None:
+        return carried
+    kept, (height, width) = ~canvas.mask, size_of(exemplar.image)
+    top = left = 0
+    if size_of(kept) != (height, width):
+        top, left = (int(kept[0, 0].any(axis).int().argmax()) for axis in (1, 0))
+    right, bottom = kept.shape[3] - left - width, kept.shape[2] - top - height
+    if min(right, bottom) < 0:
+        return carried
+    valid = torch.ones_like(maps[:, :1]) if exemplar.valid is None else exemplar.valid.to(maps)
+    placed, image, there = (
+        F.pad(one, (left, right, top, bottom)) for one in (maps, exemplar.image, valid)
+    )
+    here = kept & (there > 0)
+    same = torch.equal(canvas.init.where(here, 0), image.where(here, 0))
+    return placed.where(here, carried) if same else carried

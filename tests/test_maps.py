@@ -11,10 +11,11 @@ from command.kinds import green_up_by_name, kind_by_name, typed
 from command.maps import CarriedMap, read_map
 from command.pictures import Picture
 from engine import maps
-from engine.maps import carried, correspondence, dealt, finished, normalized, rotated
+from engine.maps import carried, correspondence, dealt, finished, normalized, rotated, with_kept
 from engine.repaint import stretch
 from engine.synthesis import exemplar_of
 from Synthesis import main
+from terms.base import Canvas, View
 from utils import COLOUR, DATA, LABELS, NORMALS, resize, rotated_and_resized
 
 
@@ -95,6 +96,63 @@ def test_correspondence_goes_on_across_a_border_that_tiles(source):
     # The source's own border lies in the middle; there, and at the output's, patches overlap.
     error = (inner["xy"] - moved[0]).abs().mean(0)
     assert error[[0, -1]].median() < 1e-6 and error[:, [0, -1]].median() < 1e-6
+
+
+def test_what_does_not_count_corresponds_to_nothing(source):
+    for width in (10, 20):  # in 10 px no patch of the coarsest layer lies
+        valid = torch.ones(1, 1, 40, 48, dtype=torch.bool)
+        valid[..., width:] = False
+        found, _ = correspondence(features(source), features(source), valid=valid)
+        assert (found % 48 < width).all()
+    # Nor has it a vote: of the 5x5 px about the last corner that counts, 16 do not.
+    valid[..., 20:, :] = False
+    copy = torch.where(valid, 0.0, 1.0)
+    places, near = torch.full((6, 6), 48 * 19 + 19), torch.zeros(6, 6)
+    for tile in ("", "xy"):
+        assert carried([copy], [(places, near)], LABELS, tile)[0, 0, 3, 3] == 1
+        assert carried([copy], [(places, near)], LABELS, tile, [valid]).max() == 0
+
+
+def test_what_the_canvas_keeps_of_the_exemplar_keeps_its_map():
+    image, given = torch.rand(1, 3, 4, 5), torch.rand(1, 2, 4, 5)
+    carried = torch.full((1, 2, 4, 5), 7.0)
+    mask = torch.zeros(1, 1, 4, 5, dtype=torch.bool)
+    mask[..., 2:] = True
+    found = with_kept(carried, given, View({"image": image}), Canvas((4, 5), init=image, mask=mask))
+    assert torch.equal(found[..., :2], given[..., :2]) and (found[..., 2:] == 7).all()
+    # It grows by 1 px at the top, 2 below, 3 to the left and none to the right.
+    wide, new = F.pad(image, (3, 0, 1, 2)), F.pad(mask * False, (3, 0, 1, 2), value=True)
+    more = torch.full((1, 2, 7, 8), 7.0)
+    found = with_kept(more, given, View({"image": image}), Canvas((7, 8), init=wide, mask=new))
+    assert torch.equal(found[..., 1:5, 3:], given) and (found.where(new, 7) == 7).all()
+    # Of another picture nothing is known, nor of what does not count.
+    other = Canvas((4, 5), init=1 - image, mask=mask)
+    assert with_kept(carried, given, View({"image": image}), other) is carried
+    small = Canvas((3, 5), init=image[..., :3, :], mask=mask[..., :3, :])
+    assert with_kept(carried, given, View({"image": image}), small) is carried
+    valid = torch.ones_like(mask)
+    valid[..., 0, 0] = False
+    view = View({"image": image}, valid=valid)
+    found = with_kept(carried, given, view, Canvas((4, 5), init=image, mask=mask))
+    assert (found[..., 0, 0] == 7).all() and torch.equal(found[..., 1:, :2], given[..., 1:, :2])
+
+
+@pytest.mark.parametrize("flags", ["--preset best", "--method gram --epoch 8"])
+def test_maps_of_a_damaged_material_are_mended_with_it(flags, material, narrow_net):
+    """Outside the hole each map is what it was, and what it has in the hole comes nowhere."""
+    hole = torch.zeros(1, 1, 48, 48)
+    hole[..., 18:30, 18:30] = 1
+    with Image.open("stone.png") as picture:
+        stone = torch.tensor(np.asarray(picture)).movedim(2, 0)[None] / 255
+    save("stone.png", stone.where(hole == 0, 0))
+    save("hole.png", hole)
+    height = torch.arange(48.0).expand(1, 1, 48, 48) / 255
+    save("height.png", height.where(hole == 0, 1))
+    flags = [*"--init stone.png --mask hole.png".split(), *flags.split()]
+    assert material("height.png", flags=flags) == 0
+    found, given = opened("o_height.png")[1], opened("height.png")[1]
+    kept = hole[0, 0].numpy() == 0
+    assert (found == given)[kept].all() and found.max() < 48
 
 
 def test_votes_by_hand(monkeypatch):
