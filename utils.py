@@ -257,21 +257,30 @@ def told(size: Sequence[int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def resize(image: Tensor, size: Size, tile: str = "") -> Tensor:
-    """Return (B, C, H, W) in [0, 1] resized to (height, width), antialiased, still in [0, 1].
+def resize(image: Tensor, size: Size, tile: str = "", labels: bool = False) -> Tensor:
+    """Return (B, C, H, W) resized to (height, width), antialiased, within [0, 1] or, of values
+    beyond that, within their own range; labels, which have no mean, by the nearest pixel.
 
     A picture that repeats along the axes in `tile`, "x", "y" or "xy", does so afterwards. The very
     same tensor comes back when it has that size already.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    if labels:
+        return F.interpolate(image, size, mode="nearest-exact")
     if tile:
         # One after the other, as sides without a common divisor are padded by whole copies.
         across = _resized_along(image, 3, size[1], "x" in tile)
         found = _resized_along(across, 2, size[0], "y" in tile)
     else:
         found = F.interpolate(image, size, mode="bicubic", antialias=True)
-    return found.clamp(0, 1)  # bicubic overshoots at edges
+    return _in_range_of(image, found)
+
+
+def _in_range_of(image: Tensor, found: Tensor) -> Tensor:
+    """What bicubic interpolation makes of an image, without its overshoots at edges."""
+    known = image.detach()
+    return found.clamp(known.amin().clamp(max=0), known.amax().clamp(min=1))
 
 
 def _resized_along(image: Tensor, dim: int, new: int, wraps: bool) -> Tensor:
@@ -395,9 +404,10 @@ def scaled(maps: Tensor, factor: float) -> Size:
 
 
 def rotated_and_resized(
-    image: Tensor, degrees: Iterable[float], factors: Iterable[float]
+    image: Tensor, degrees: Iterable[float], factors: Iterable[float], labels: bool = False
 ) -> list[Tensor]:
-    """Return (B, C, H, W) at every one of the angles and factors and every pair of the two.
+    """Return (B, C, H, W) at every one of the angles and factors and every pair of the two, in the
+    range that `resize` has, labels by the nearest pixel.
 
     Turned counter-clockwise and cut to the largest centred part of the same aspect that has no
     empty corners; multiples of 90 degrees move pixels and change none. The picture as it is, at
@@ -406,12 +416,12 @@ def rotated_and_resized(
     found = []
     for angle in (0, *degrees):
         for factor in (1, *factors):
-            rotated = _rotated(image, angle)
-            found.append(resize(rotated, scaled(rotated, factor)))
+            rotated = _rotated(image, angle, labels)
+            found.append(resize(rotated, scaled(rotated, factor), labels=labels))
     return found[1:]
 
 
-def _rotated(image: Tensor, degrees: float) -> Tensor:
+def _rotated(image: Tensor, degrees: float, labels: bool) -> Tensor:
     quarters, rest = divmod(degrees, 90)
     image = torch.rot90(image, int(quarters), (2, 3))
     if rest == 0:
@@ -425,4 +435,7 @@ def _rotated(image: Tensor, degrees: float) -> Tensor:
     # Counter-clockwise on a screen, where y points down.
     grid = torch.stack(((cos * x - sin * y) * 2 / width, (sin * x + cos * y) * 2 / height), 2)
     grid = grid.to(image.dtype).expand(len(image), -1, -1, -1)
-    return F.grid_sample(image, grid, "bicubic", "reflection", align_corners=False).clamp(0, 1)
+    if labels:
+        return F.grid_sample(image, grid, "nearest", "reflection", align_corners=False)
+    found = F.grid_sample(image, grid, "bicubic", "reflection", align_corners=False)
+    return _in_range_of(image, found)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from command.kinds import GIVEN
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
@@ -381,10 +382,11 @@ class Request:
     )
     maps: Sequence[str] = flag(
         CONTROL,
-        "other maps of the exemplar's material, carried along and saved as NAME_MAP.png",
+        "other maps of the exemplar's material, carried along and saved as NAME_MAP.png; what each "
+        f"is, {', '.join(GIVEN)}, else its name says (a_rough.png), else its pixels",
         default=(),
         told="none",
-        **several(metavar="PICTURE"),
+        **several(metavar="[KIND:]PICTURE"),
     )
     init: str | None = flag(
         CONTROL,
@@ -394,7 +396,7 @@ class Request:
     )
     mask: str | None = flag(
         CONTROL,
-        "with --init PICTURE: white is made anew, black stays as it is, to the bit",
+        "with --init PICTURE: white is made anew, black or transparent stays, to the bit",
         told="what is transparent of --init, or all",
         metavar="PICTURE",
     )

@@ -12,25 +12,25 @@ from command.settings import named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
 from terms.base import Canvas
-from utils import Size, UserError, resize, size_of, told
+from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, told
 
 
 class Pictures:
     """Reads pictures, each once, and remembers what the user should hear of them."""
 
     def __init__(self) -> None:
-        self.seen: dict[Path, Picture] = {}
+        self.seen: dict[tuple[Path, str], Picture] = {}
         self.inputs: dict[str, Path] = {}  # all files that were read, as records name them
         self.notes: list[str] = []
 
-    def read(self, name: str | Path) -> Tensor:
-        """(1, 3, H, W) of a picture looked up as `find_picture` does."""
+    def read(self, name: str | Path, kind: str = COLOUR) -> Picture:
+        """A picture looked up as `find_picture` does, read as a kind, a name in `utils.KINDS`."""
         path = find_picture(name)
         self.inputs[named(name) if isinstance(name, Path) else name] = path
-        if path not in self.seen:
-            self.seen[path] = read_picture(path)
-            self.notes += self.seen[path].notes
-        return self.seen[path].pixels
+        if (path, kind) not in self.seen:
+            self.seen[path, kind] = read_picture(path, kind)
+            self.notes += [x for x in self.seen[path, kind].notes if x not in self.notes]
+        return self.seen[path, kind]
 
     def opaque(self, name: str | Path) -> Tensor | None:
         """(1, 1, H, W) of bool: the pixels of a picture that are opaque; None where all are.
@@ -38,13 +38,25 @@ class Pictures:
         Raises:
             UserError: none is.
         """
-        self.read(name)
-        alpha = self.seen[find_picture(name)].alpha
+        alpha = self.read(name).alpha
         if alpha is None or bool((alpha == 1).all()):
             return None
         if not (alpha == 1).any():
             raise UserError(f"{name}: no pixel is opaque, so there is no texture to take")
         return alpha == 1
+
+
+def channels_of(picture: Picture) -> Tensor:
+    """(1, C, H, W): the channels that a file has, of which its alpha is the last one."""
+    colours = picture.pixels[:, :1] if picture.grey else picture.pixels
+    return colours if picture.alpha is None else torch.cat((colours, picture.alpha), 1)
+
+
+def shown(picture: Picture) -> Tensor:
+    """(1, 1, H, W) of bool: where a picture is rather opaque than transparent."""
+    if picture.alpha is None:
+        return torch.ones_like(picture.pixels[:, :1], dtype=torch.bool)
+    return picture.alpha >= 0.5
 
 
 def output_size(
@@ -60,7 +72,7 @@ def output_size(
     content, the output map of the first --guide, the map of --orientation, --init, the exemplar.
     """
     init = _init_picture(request, pictures)
-    maps = [pictures.read(output) for _, output in request.guide]
+    maps = [pictures.read(output, LABELS).pixels for _, output in request.guide]
     kept = init if request.mask or _hole(request, pictures) is not None else None
     given = (kept, content, *maps, drawn_axes, init, exemplar)
     followed = next(picture for picture in given if picture is not None)
@@ -83,7 +95,10 @@ def canvas_of(
         init, mask = _expanded(request.expand, exemplar if init is None else init)
     if request.mask:
         assert init is not None  # checked where flags are: --mask needs --init PICTURE
-        mask = pictures.read(request.mask).mean(1, keepdim=True) >= 0.5
+        drawn = pictures.read(request.mask, MASK)
+        # What is transparent is black.
+        visible = 1 if drawn.alpha is None else drawn.alpha
+        mask = drawn.pixels.mean(1, keepdim=True) * visible >= 0.5
         if size_of(mask) != size_of(init):
             raise UserError(
                 f"--mask {request.mask}: {told(size_of(mask))}, but --init {request.init} is "
@@ -110,7 +125,8 @@ def canvas_of(
 
 
 def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
-    return None if request.init in (None, "content", "noise") else pictures.read(request.init)
+    given = None if request.init in (None, "content", "noise") else request.init
+    return None if given is None else pictures.read(given).pixels
 
 
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
@@ -144,7 +160,8 @@ def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
-    """Unit axes (1, 2, H, W) of a file, of its own size; None for degrees and for FIELDS.
+    """Unit axes (1, 2, H, W) of a file, of its own size, 0 where it has none, as where a picture
+    is transparent; None for degrees and for FIELDS.
 
     Raises:
         UserError: neither degrees nor a name nor a file that holds axes.
@@ -153,12 +170,17 @@ def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
         return None
     if Path(spec).suffix.lower() == ".npy":
         pictures.inputs[spec] = Path(spec)
-        return axes_of_vectors(read_vectors(Path(spec)))
-    try:
-        return axes_of_hue(pictures.read(spec))
-    except UserError as error:
-        allowed = f"--orientation: neither -360 to 360 degrees nor {', '.join(FIELDS)} nor a file"
-        raise UserError(f"{allowed} ({error})") from error
+        found = axes_of_vectors(read_vectors(Path(spec)))
+    else:
+        try:
+            drawn = pictures.read(spec, AXES)
+        except UserError as error:
+            allowed = f"neither -360 to 360 degrees nor {', '.join(FIELDS)} nor a file"
+            raise UserError(f"--orientation: {allowed} ({error})") from error
+        found = axes_of_hue(drawn.pixels).where(shown(drawn), 0)
+    if not found.any():
+        raise UserError(f"--orientation {spec}: no place of it has an axis")
+    return found
 
 
 def axes_at(spec: str, drawn: Tensor | None, size: Size) -> Tensor:
@@ -188,8 +210,8 @@ def guide_of(
     guides = []
     for names in request.guide:
         if request.mix and names[0] == "mix":
-            return which_exemplar(exemplars, pictures.read(names[1]), names[1], size)
-        source, output = (pictures.read(name) for name in names)
+            return which_exemplar(exemplars, _labels(names[1], pictures), names[1], size)
+        source, output = (_labels(name, pictures) for name in names)
         if size_of(source) != size_of(exemplars[0]):
             raise UserError(
                 f"--guide {names[0]}: {told(size_of(source))}, but the exemplar that it "
@@ -199,3 +221,10 @@ def guide_of(
     if axes is not None:
         guides.append(orientation_guide(exemplars[0], axes, variants))
     return joined(guides) if guides else None
+
+
+def _labels(name: str, pictures: Pictures) -> Tensor:
+    """(1, 4, H, W) of a control map: colours and 1, or 0 in all of them where it is transparent."""
+    picture = pictures.read(name, LABELS)
+    visible = shown(picture)
+    return torch.cat((picture.pixels.where(visible, 0), visible.float()), 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from command.arguments import NOT_RECORDED, VERSION, Request, paired
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from command.maps import CarriedMap, read_map
 from command.pictures import (
     bits_held,
     check_bits,
@@ -31,7 +32,6 @@ from command.settings import digest, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
-from engine.maps import rotated
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.repaint import check_sides
@@ -71,7 +71,7 @@ class Job:
     save_every: int | None  # steps between snapshots
     resume: bool  # whether there are checkpoints
     preview: bool  # whether the picture as it stands is kept up to date
-    maps: list["CarriedMap"]
+    maps: list[CarriedMap]
     bits: int  # of a channel of its file
     grey: bool  # whether its file has one channel
     record: dict[str, Any]  # kept inside the picture
@@ -107,16 +107,6 @@ class Job:
         repeated = height * (1 + ("y" in tile)), width * (1 + ("x" in tile))
         tiled = [(self.tiled_path, repeated)] if tile else []
         return [(self.save_path, size), *tiled, *((one.path, size) for one in self.maps)]
-
-
-@dataclass(frozen=True)
-class CarriedMap:
-    """Another map of the exemplar's material."""
-
-    path: Path  # where it goes
-    copies: list[Tensor]  # (1, 3, h, w) each: as it is, and rotated and resized as the exemplar is
-    bits: int  # of its file
-    grey: bool  # whether its file has one channel
 
 
 @dataclass(frozen=True)
@@ -261,10 +251,10 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
 def _job(
     request: Request, layers: Layers, path: Path, save_path: Path, pictures: Pictures, most: float
 ) -> Job:
-    exemplar, content, exemplar_name = pictures.read(path), None, path.name
+    exemplar, content, exemplar_name = pictures.read(path).pixels, None, path.name
     valid = pictures.opaque(request.style_image or path)
     if request.style_image:
-        content, exemplar = exemplar, pictures.read(request.style_image)
+        content, exemplar = exemplar, pictures.read(request.style_image).pixels
         exemplar_name = find_picture(request.style_image).name
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
@@ -301,7 +291,7 @@ def _job(
         request.save_every,
         request.resume,
         request.preview,
-        [_map(name, exemplars[0], save_path, pictures) for name in request.maps],
+        [read_map(name, exemplars[0], save_path, pictures) for name in request.maps],
         bits,
         grey,
         _record(request, spec, exemplar_name, path),
@@ -314,7 +304,7 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
     names += [] if request.init in (None, "content", "noise") else [request.init]
-    found = {name: pictures.seen[find_picture(name)] for name in names}
+    found = {name: pictures.read(name) for name in names}
     deepest = max(found, key=lambda name: found[name].bits)
     wanted = int(request.bits or min(16, found[deepest].bits))
     held = bits_held(save_path)
@@ -398,7 +388,7 @@ def _exemplars_and_canvas(
         axes = axes_at(request.orientation, drawn, size)
         rotations = rotations or missing_turns(exemplar, axes)
     shares = _shares(request.mix)
-    others = [(pictures.read(name), pictures.opaque(name), share) for name, share in shares]
+    others = [(pictures.read(name).pixels, pictures.opaque(name), share) for name, share in shares]
     rest = 1 - sum(share for _, share in shares)
     canvas = canvas_of(request, size, exemplar, content, pictures)
     valid = _without_hole(exemplar, valid, canvas)
@@ -434,19 +424,6 @@ def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
         raise UserError(f"--mix: shares of {1 - rest:g} in all leave nothing for the exemplar")
     part = rest / (1 + sum(share is None for _, share in mix))
     return [(name, share or part) for name, share in mix]
-
-
-def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    found, path = pictures.read(name), find_picture(name)
-    if found.shape != exemplar.image.shape:
-        raise UserError(
-            f"--maps {name}: {told(size_of(found))}, but the exemplar is "
-            f"{told(size_of(exemplar.image))}"
-        )
-    goes = save_path.with_name(f"{save_path.stem}_{path.stem}.png")
-    check_save_path(goes)
-    copies = [found, *rotated(found, exemplar.rotations, exemplar.factors)]
-    return CarriedMap(goes, copies, pictures.seen[path].bits, pictures.seen[path].grey)
 
 
 def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve
 from terms.base import Exemplar, Scene, View, evenly
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team
-from utils import DATA, UserError, resize
+from terms.valid import NEARLY_ALL
+from utils import LABELS, UserError
 
 
 @dataclass(frozen=True)
@@ -218,21 +219,22 @@ def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
     """Save the exemplar's other maps as they go with the picture, each place from the exemplar as
     it is or as it was rotated and resized, whichever is nearer."""
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
+    views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
+    valid = [view.valid for view in views if view.valid is not None] or None
     if made.painting is not None:
         found = maps.painted_from(made.painting)
+        if valid:
+            valid = [stretch(one.float(), spec.seed) > NEARLY_ALL for one in valid]
     else:
         trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
         output = trunk(made.image, tile)
-        found = [
-            maps.correspondence(output, trunk(view.image.to(device)), tile)
-            for view in spec.exemplars[0].views
-        ]
+        found = [maps.correspondence(output, trunk(view.image), tile, view.valid) for view in views]
     for one in job.maps:
-        copies = [copy.to(device) for copy in one.copies]
+        copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
-            copies = [stretch(copy, spec.seed) for copy in copies]
-        carried = maps.carried(copies, found, tile)
-        if made.painting is not None:
-            carried = resize(carried, spec.canvas.size, tile).roll(made.shift, (2, 3))
-        kept = {name: record[name] for name in ("version", "exemplar")}
-        save_picture(carried[:, :1] if one.grey else carried, one.path, kept, one.bits, DATA)
+            copies = [stretch(copy, spec.seed, labels) for copy in copies]
+        carried = maps.carried(copies, found, one.kind, tile, valid)
+        size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
+        carried = maps.finished(carried, size, shift, one.kind, tile)
+        carried = maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
+        one.save(carried, {name: record[name] for name in ("version", "exemplar")})

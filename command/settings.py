@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from command.kinds import typed
 from command.pictures import find_picture, read_record, record_at
 from utils import TEXTURES, UserError, open_regular
 
@@ -71,12 +72,15 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
     """A value with every name of an input as the path where that is now."""
     if isinstance(value, list):
         return [_located(one, inputs, picture) for one in value]
-    if not isinstance(value, str) or value not in inputs:
+    if not isinstance(value, str):
         return value
-    path = found_input(value, inputs[value], picture)
+    kind, name = typed(value) if value not in inputs else (None, value)
+    if name not in inputs:
+        return value
+    path = found_input(name, inputs[name], picture)
     if path is None:
-        raise UserError(f"--from {picture}: {value} is not here as it was, by its SHA-256")
-    return named(path)
+        raise UserError(f"--from {picture}: {name} is not here as it was, by its SHA-256")
+    return f"{kind}:{named(path)}" if kind else named(path)
 
 
 def found_input(name: str, sha256: Any, picture: Path) -> Path | None:

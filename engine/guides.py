@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from terms.base import Canvas, Exemplar
 from terms.regions import one_hot
-from utils import LEVELS, Size, UserError, size_of
+from utils import LEVELS, LEVELS_16_BIT, Size, UserError, size_of
 
 MOST_REGIONS = 12  # colours; a picture of more is no label map
 STEPS = 8  # into which methods that match statistics divide a progression
@@ -54,11 +54,13 @@ def read_guide(
     variants: Variants = lambda maps: [],
     size: Size | None = None,
 ) -> Guide:
-    """The guide that two control maps make, pictures (1, 3, H, W) of any two sizes.
+    """The guide that two control maps make, pictures (1, 3, H, W) of any two sizes; or (1, 4, H, W)
+    with 1, and 0 beside black where they are transparent.
 
-    Maps of at most MOST_REGIONS colours in all are labels: each colour is a region. Other ones are
-    a progression, in grey. The output's map is brought to `size`, (height, width), None for its
-    own: labels by the nearest one, so that they stay labels, a progression smoothly.
+    Maps of at most MOST_REGIONS colours in all are labels: each colour is a region, and so is what
+    is transparent. Other ones are a progression, in grey. The output's map is brought to `size`,
+    (height, width), None for its own: labels by the nearest one, so that they stay labels, a
+    progression smoothly.
 
     Raises:
         UserError: a colour of the output that the source does not have; more colours than
@@ -75,16 +77,31 @@ def read_guide(
     if len(colours) <= MOST_REGIONS:
         for k in range(len(colours)):
             if not (indices[0] == k).any():
-                colour = "#" + "".join(f"{level:02x}" for level in colours[k].tolist())
-                raise UserError(f"--guide {names[0]}: has no {colour}, which {names[1]} asks for")
+                missing = _told(colours[k])
+                raise UserError(f"--guide {names[0]}: has no {missing}, which {names[1]} asks for")
         indices[1] = _labels_at(indices[1], size)
         channels = [one_hot(x, len(colours)) for x in indices]
         return _with_variants(channels[0], channels[1], indices[0], indices[1], variants)
-    if (colours != colours[:, :1]).any():
+    if (colours[:, :3] != colours[:, :1]).any():
         raise UserError(
             f"--guide {' '.join(names)}: {len(colours)} colours; give {MOST_REGIONS} regions or "
             f"fewer, each of one colour, saved without loss, or a grey progression"
         )
+    return _progression(source, output, names, variants, size)
+
+
+def _progression(
+    source: Tensor, output: Tensor, names: Sequence[str], variants: Variants, size: Size | None
+) -> Guide:
+    """The guide of grey maps; where some of them is transparent, that is a region beside it."""
+    pair = source, output
+    if source.shape[1] == 4 and not all(picture[:, 3:].all() for picture in pair):
+        shown = [picture[:, 3:] > 0 for picture in pair]
+        least = source[:, :1][shown[0]].min() if shown[0].any() else 0.0
+        grey = [picture[:, :3].where(x, least) for picture, x in zip(pair, shown, strict=True)]
+        black = [picture * torch.tensor([0, 0, 0, 1.0]).view(1, 4, 1, 1) for picture in pair]
+        regions = read_guide(black[0], black[1], names, variants, size)
+        return joined([_progression(grey[0], grey[1], names, variants, size), regions])
     if size is not None:
         output = F.interpolate(output, size, mode="bilinear", antialias=True)
     # Steps of the same share of the source: none is empty.
@@ -106,7 +123,8 @@ def _with_variants(
 def which_exemplar(
     exemplars: list[Tensor], output: Tensor, name: str, size: Size | None = None
 ) -> Guide:
-    """The guide whose regions are whole exemplars, by the colours of a map from dark to light.
+    """The guide whose regions are whole exemplars, by the colours of a map from dark to light,
+    what is transparent being the darkest; maps as `read_guide` has them.
 
     The map is brought to `size`, (height, width), None for its own.
 
@@ -137,8 +155,19 @@ def _labels_at(labels: Tensor, size: Size | None) -> Tensor:
 
 
 def _levels(picture: Tensor) -> Tensor:
-    """(1, 3, H, W) in [0, 1] -> (H W, 3) of int64, levels of 8 bits."""
-    return (LEVELS * picture[0]).round().long().flatten(1).T
+    """(1, C, H, W) in [0, 1] -> (H W, C) of int64, levels of 16 bits: labels may be 1, 2, 3."""
+    return (LEVELS_16_BIT * picture[0]).round().long().flatten(1).T
+
+
+def _told(levels: Tensor) -> str:
+    """Levels of a colour, for a line to the user."""
+    *colour, alpha = levels.tolist() if len(levels) == 4 else (*levels.tolist(), LEVELS_16_BIT)
+    if not alpha:
+        return "transparent place"
+    step = LEVELS_16_BIT // LEVELS
+    if any(level % step for level in colour):
+        return "#" + "".join(f"{level:04x}" for level in colour)
+    return "#" + "".join(f"{level // step:02x}" for level in colour)
 
 
 def joined(guides: list[Guide]) -> Guide:

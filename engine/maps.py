@@ -10,16 +10,28 @@ from torch.nn import functional as F
 
 from engine.repaint import Painting
 from models import Features
-from terms.matching import more_similar, nearest_patches, overlapped
-from utils import Size, padded, rotated_and_resized, size_of
+from terms.base import Canvas, View
+from terms.matching import chunk_rows, more_similar, nearest_patches, strips
+from terms.valid import usable_patches
+from utils import LABELS, NORMALS, Size, padded, resize, rotated_and_resized, size_of
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
-VOTE = 5  # px; every pixel is the mean of what this many patches either way have there
+VOTE = 5  # px, side of the patches that are laid over each other
+HALVINGS = 12  # of what is dealt out: into cells of some hundred pixels, of a picture of 1024x1024
+# Of the lengths of normals in a file, which 8 bits change by 0.01 and JPEG by more, and the part of
+# the pixels that have such a length.
+LENGTH_OFF, MOST = 0.1, 0.9
+FLAT_BLUE = 0.04  # by how much blue may differ from 0 or 1 where it says nothing, by JPEG
+# By how much the curl of one reading of the green channel exceeds that of the other one.
+DECISIVE = 3.0
 
 
-def correspondence(output: Features, source: Features, tile: str = "") -> tuple[Tensor, Tensor]:
+def correspondence(
+    output: Features, source: Features, tile: str = "", valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(H, W) of int64: for every pixel of the output the pixel y * w + x of the source that has
     the same surroundings, from features at `LAYERS`, (1, C, ., .); and (H, W), how near they are.
+    What is not `valid` of the source, (1, 1, h, w) of bool, is not found; None: all is.
 
     Nearest 3x3 patches of the deepest layer, then at each finer one the best of what a place and
     its neighbours were found to be, and of the places next to that (PatchMatch, Barnes et al. 2009,
@@ -27,12 +39,16 @@ def correspondence(output: Features, source: Features, tile: str = "") -> tuple[
     """
     finest, *_, deepest = LAYERS
     maps = padded(output[deepest], tile, "replicate")
-    start, _ = nearest_patches(maps[0].contiguous(), source[deepest][0].contiguous(), 3)
+    usable = None if valid is None else usable_patches(valid, size_of(source[deepest]), 3)
+    pair = maps[0].contiguous(), source[deepest][0].contiguous()
+    start, _ = nearest_patches(*pair, 3, usable=usable)
     width = source[deepest].shape[3]
     found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches
     for layer in reversed(LAYERS[:-1]):
         found = _enlarged(found, size_of(output[layer]))
-        found, near = _refined(found, output[layer], source[layer])
+        size = size_of(source[layer])
+        inside = None if valid is None else usable_patches(valid, size, 1)
+        found, near = _refined(found, output[layer], source[layer], inside)
     return found[0] * source[finest].shape[3] + found[1], near
 
 
@@ -63,7 +79,9 @@ def _enlarged(found: Tensor, size: Size) -> Tensor:
     return double[:, : size[0], : size[1]]
 
 
-def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+def _refined(
+    found: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The best of each place's candidates, by 5x5 patches: (2, H, W) -> the same and (H, W)."""
     steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
@@ -73,13 +91,18 @@ def _refined(found: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Ten
         # What the neighbour at (y, x) found, seen from here.
         other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
-    judged: list[Sequence[Tensor]] = [_judged(place, output, source) for place in candidates]
+    judged: list[Sequence[Tensor]] = [
+        _judged(place, output, source, inside) for place in candidates
+    ]
     best, near = reduce(more_similar, judged)
     return best, near
 
 
-def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Places moved to where a patch fits in, and how near the features there are: 0 is equal."""
+def _judged(
+    place: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Places moved to where a patch fits in, and how near the features there are: 0 is equal, and
+    what is not `inside`, (h, w) of bool, is infinitely far."""
     margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
     place = torch.stack(
         [
@@ -90,69 +113,224 @@ def _judged(place: Tensor, output: Tensor, source: Tensor) -> tuple[Tensor, Tens
     there = source[0].flatten(1)[:, (place[0] * source.shape[3] + place[1]).flatten()]
     distance = (output[0] - there.view(output.shape[1:])).square().sum(0)
     mean = F.avg_pool2d(distance[None, None], VOTE, 1, VOTE // 2, count_include_pad=False)
-    return place, -mean[0, 0]
+    near = -mean[0, 0]
+    return place, near if inside is None else near.where(inside[place[0], place[1]], -math.inf)
 
 
 def carried(
-    copies: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor]], tile: str = ""
+    copies: Sequence[Tensor],
+    found: Sequence[tuple[Tensor, Tensor]],
+    kind: str,
+    tile: str = "",
+    valid: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """A map of the exemplar, and of its copies rotated and resized, (1, C, h, w) each, and what
-    `correspondence` found for each -> (1, C, H, W) of the output, every place from the nearest.
+    `correspondence` found for each -> (1, C, H, W) of the output.
 
-    Patches around the places that correspond are laid over each other and averaged. The mean is
-    flatter than the map, so the values of the places themselves are dealt out by its ranks: heights
-    keep their range, labels stay labels. Normals are made normals again.
+    At every place VOTE x VOTE patches overlap, those around the places that its neighbours
+    correspond to in the nearest copy. Labels have no mean: the one that most patches have is
+    taken. Of other kinds the mean is flatter than the map, so what the places themselves have is
+    `dealt` out as the mean asks for. Either way every place gets all its channels from one. What is
+    not `valid` of the copies, (1, 1, h, w) of bool each, has no vote; None: all has.
     """
     places, near = zip(*found, strict=True)
     nearest = torch.stack(near).argmax(0)
+    starts, strides = _laid(copies, torch.stack(places), nearest)
+    values = torch.cat([copy[0].flatten(1) for copy in copies], 1)  # (C, N) of all copies
+    height, width = nearest.shape
+    rows = chunk_rows(VOTE**2 * width * 8 * (3 + len(values)), values.device)
+    votes = (_votes(starts, strides, part, tile) for part in strips(height, rows))
+    if valid is not None:
+        inside = torch.cat([one.flatten() for one in valid])
+        votes = (torch.where(inside[some], some, some[:1]) for some in votes)
+    if kind == LABELS:
+        colours, labels = values.unique(dim=1, return_inverse=True)
+        return colours[:, torch.cat([_most_frequent(labels[some]) for some in votes])][None]
+    mean = torch.cat([values[:, some].mean(1) for some in votes], 1)
+    return dealt(values[:, starts].flatten(1), mean.flatten(1)).view_as(mean)[None]
 
-    def of_nearest(values: list[Tensor]) -> Tensor:
-        stacked = torch.stack(values)  # (copies, C, H, W)
-        return stacked.gather(0, nearest.expand_as(stacked[:1]))[0]
 
-    pairs = list(zip(copies, places, strict=True))
-    mean = of_nearest([_mean_of_patches(copy, place, tile) for copy, place in pairs])
-    own = of_nearest([copy[0].flatten(1)[:, place] for copy, place in pairs])
-    ranks = mean.flatten(1).argsort(dim=1, stable=True)
-    dealt = torch.empty_like(own.flatten(1)).scatter_(1, ranks, own.flatten(1).sort(1).values)
-    dealt = dealt.view_as(mean)
-    if holds_normals(copies[0]):
-        dealt = (F.normalize(2 * dealt - 1, dim=0) + 1) / 2
-    return dealt[None]
+def dealt(values: Tensor, wanted: Tensor) -> Tensor:
+    """(C, N) of values and of what is wanted -> the values in the order that brings every one near
+    to what is wanted of its place.
+
+    By ranks where C is 1. Else both are sorted along one axis and halved, and so the halves, and
+    so on, a k-d tree each, always along the axis on which they are longest.
+    """
+    C, N = values.shape
+    spread, axes = torch.linalg.eigh(values.float().cpu().cov().view(C, C))
+    spread, axes = spread.clamp(min=0).sqrt(), axes.to(values)
+    ranks = [(axes.T @ x).argsort(dim=1, stable=True).argsort(dim=1) for x in (values, wanted)]
+    position = torch.arange(N, device=values.device)
+    orders = [position, position]
+    for level in range(HALVINGS if C > 1 else 1):
+        axis = int(spread.argmax())
+        spread[axis] /= 2
+        block = position * 2**level // N * N
+        orders = [
+            order[(block + rank[axis][order]).argsort()]
+            for order, rank in zip(orders, ranks, strict=True)
+        ]
+    found = torch.empty_like(values)
+    found[:, orders[1]] = values[:, orders[0]]
+    return found
 
 
-def _mean_of_patches(maps: Tensor, places: Tensor, tile: str) -> Tensor:
-    """(1, C, h, w), (H, W) -> (C, H, W)."""
-    (height, width), reach = maps.shape[2:], VOTE // 2
-    y = (places // width).clamp(reach, height - 1 - reach)  # so that a patch fits in
-    x = (places % width).clamp(reach, width - 1 - reach)
-    places = y * width + x
-    rows, columns = (
-        torch.arange(-reach, side + reach, device=places.device) % side
-        if axis in tile
-        else torch.arange(reach, side - reach, device=places.device)
-        for axis, side in zip("yx", places.shape, strict=True)
-    )
-    starts = places[rows][:, columns] - reach * (width + 1)
-    mean, _, _ = overlapped(maps[0].flatten(1), starts, torch.full_like(starts, width), VOTE)
-    top, left = (2 * reach if axis in tile else 0 for axis in "yx")
-    return mean[:, top : top + places.shape[0], left : left + places.shape[1]]
+def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (copies, H, W) in copies and the copy that is nearest, (H, W) -> places of all copies
+    one after the other, so far from borders that a patch fits in, and the widths there, (H, W)."""
+    laid, before = [], 0
+    for copy, place in zip(copies, places, strict=True):
+        height, width = size_of(copy)
+        y, x = (
+            index.clamp(min(VOTE // 2, (side - 1) // 2), max(side - 1 - VOTE // 2, side // 2))
+            for index, side in ((place // width, height), (place % width, width))
+        )
+        laid.append(before + y * width + x)
+        before += height * width
+    widths = torch.tensor([copy.shape[3] for copy in copies], device=nearest.device)
+    return torch.stack(laid).gather(0, nearest[None])[0], widths[nearest]
+
+
+def _votes(starts: Tensor, strides: Tensor, rows: slice, tile: str) -> Tensor:
+    """(VOTE^2, h, W): the places that patches around `starts`, (H, W), have at every pixel of some
+    rows, the pixel's own patch first. Where the output ends, its last rows and columns vote more
+    than once, unless it goes on at the other side."""
+    sides, reach = starts.shape, VOTE // 2
+    own = torch.arange(sides[0], device=starts.device)[rows], torch.arange(sides[1]).to(starts)
+    steps = sorted(range(-reach, reach + 1), key=abs)
+    found = []
+    for y in steps:
+        for x in steps:
+            at, off = [], []
+            for axis, side, index, step in zip("yx", sides, own, (y, x), strict=True):
+                there = index + step
+                at.append(there % side if axis in tile else there.clamp(0, side - 1))
+                off.append(torch.full_like(index, -step) if axis in tile else index - at[-1])
+            around = at[0][:, None], at[1]
+            found.append(starts[around] + off[0][:, None] * strides[around] + off[1])
+    return torch.stack(found)
+
+
+def _most_frequent(votes: Tensor) -> Tensor:
+    """(N, h, W) of int64 -> (h, W): what most of N are, the first where several are as frequent."""
+    counts = torch.zeros_like(votes)
+    for one in votes:
+        counts += votes == one
+    # argmax alone may give any of several.
+    earlier = torch.arange(len(votes), 0, -1, device=votes.device).view(-1, 1, 1)
+    return votes.gather(0, (counts * len(votes) + earlier).argmax(0, keepdim=True))[0]
+
+
+# --------------------------------------------------------------------------------------- normals
+
+
+def normalized(maps: Tensor) -> Tensor:
+    """(1, C, H, W), of which the first three channels are normals in [0, 1] -> the same of length
+    1; what has no length points out of the picture."""
+    vectors = 2 * maps[:, :3] - 1
+    none = vectors.norm(dim=1, keepdim=True) < 1e-3
+    out = torch.tensor([0.0, 0.0, 1.0]).to(maps).view(1, 3, 1, 1)
+    vectors = F.normalize(torch.where(none, out, vectors), dim=1)
+    return torch.cat(((vectors + 1) / 2, maps[:, 3:]), 1)
+
+
+def with_blue(maps: Tensor) -> Tensor:
+    """(1, C, H, W) of normals whose blue says nothing -> with that of vectors of length 1."""
+    z = (1 - (2 * maps[:, :2] - 1).square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+    return torch.cat((maps[:, :2], (z + 1) / 2, maps[:, 3:]), 1)
+
+
+def lacks_blue(maps: Tensor) -> bool:
+    """Whether (1, C, H, W) are normals of which only red and green are kept: blue is 0 or 1, which
+    does not make their length 1, and the others vary about the middle, within the circle that
+    vectors of length 1 allow."""
+    if maps.shape[1] < 3:
+        return False
+    low, high = (x.item() for x in maps[:, 2].aminmax())
+    x, y, _ = (2 * maps[0, :3] - 1).unbind(0)
+    about_middle = max(abs(x.mean().item()), abs(y.mean().item())) < 0.2
+    within = _share(x.square() + y.square() < (1 + LENGTH_OFF) ** 2) > MOST
+    whole = _share(_off_length_1(maps) < FLAT_BLUE / 2) > MOST
+    flat = high < FLAT_BLUE or low > 1 - FLAT_BLUE
+    return flat and about_middle and within and not whole
 
 
 def holds_normals(maps: Tensor) -> bool:
-    """Whether (1, 3, h, w) in [0, 1] are vectors of length 1, stored as normal maps are."""
-    lengths = (2 * maps - 1).norm(dim=1)
-    return maps.shape[1] == 3 and ((lengths - 1).abs() < 0.02).float().mean().item() > 0.9
+    """Whether (1, C, H, W) in [0, 1] are vectors of length 1 that point out of the picture, stored
+    as normal maps are, by JPEG or without blue too."""
+    if maps.shape[1] < 3:
+        return False
+    unit = (_off_length_1(maps) < LENGTH_OFF) & (2 * maps[:, 2] - 1 > -LENGTH_OFF)
+    return _share(unit) > MOST or lacks_blue(maps)
 
 
-def rotated(maps: Tensor, degrees: Sequence[float], factors: Sequence[float]) -> list[Tensor]:
+def _off_length_1(maps: Tensor) -> Tensor:
+    """(1, C, H, W) -> (1, H, W): by how much the lengths of normals differ from 1."""
+    return ((2 * maps[:, :3] - 1).norm(dim=1) - 1).abs()
+
+
+def _share(places: Tensor) -> float:
+    return places.float().mean().item()
+
+
+def green_up(maps: Tensor) -> bool | None:
+    """Whether normals (1, C, H, W) point up where green is more than the middle, as OpenGL has it,
+    and not down, as DirectX has it; None where that cannot be told.
+
+    Slopes of a surface have no curl: read the wrong way, they have. Of stripes, either way is a
+    surface.
+    """
+    x, y, z = (2 * normalized(maps)[:, :3] - 1).unbind(1)
+    slope_x, slope_y = (-side / z.clamp(min=0.1) for side in (x, y))  # to the right, and up
+    along = slope_x[:, 2:, 1:-1] - slope_x[:, :-2, 1:-1]  # of x, downwards
+    across = slope_y[:, 1:-1, 2:] - slope_y[:, 1:-1, :-2]
+    # Rows go down: of slopes up, the two have opposite signs.
+    up, down = (found.square().mean().item() for found in (along + across, along - across))
+    if max(up, down) < DECISIVE * min(up, down) + 1e-4:
+        return None
+    return up < down
+
+
+def rotated(
+    maps: Tensor, degrees: Sequence[float], factors: Sequence[float], kind: str
+) -> list[Tensor]:
     """`utils.rotated_and_resized`, normals rotating along: red to the right, green up."""
-    found = rotated_and_resized(maps, degrees, factors)
-    if not holds_normals(maps):
+    found = rotated_and_resized(maps, degrees, factors, kind == LABELS)
+    if kind != NORMALS:
         return found
     angles = [math.radians(angle) for angle in (0, *degrees) for _ in (1, *factors)][1:]
     for i, angle in enumerate(angles):
-        x, y, z = (2 * found[i] - 1).split(1, 1)
+        x, y, z = (2 * found[i][:, :3] - 1).split(1, 1)
         cos, sin = math.cos(angle), math.sin(angle)
-        found[i] = (torch.cat((cos * x - sin * y, sin * x + cos * y, z), 1) + 1) / 2
+        turned = (torch.cat((cos * x - sin * y, sin * x + cos * y, z), 1) + 1) / 2
+        found[i] = torch.cat((turned, found[i][:, 3:]), 1)
     return found
+
+
+def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, tile: str) -> Tensor:
+    """(1, C, H, W) of a kind -> of another size, (height, width), then rolled by (down, right);
+    normals have length 1 afterwards."""
+    maps = resize(maps, size, tile, kind == LABELS).roll(shift, (2, 3))
+    return normalized(maps) if kind == NORMALS else maps
+
+
+def with_kept(carried: Tensor, maps: Tensor, exemplar: View, canvas: Canvas) -> Tensor:
+    """What is carried, (1, C, H, W), and the exemplar's own map, (1, C, h, w), where the canvas
+    keeps the exemplar's own pixels: all of it or, at the canvas's size, what is not masked."""
+    if canvas.mask is None or canvas.init is None:
+        return carried
+    kept, (height, width) = ~canvas.mask, size_of(exemplar.image)
+    top = left = 0
+    if size_of(kept) != (height, width):
+        top, left = (int(kept[0, 0].any(axis).int().argmax()) for axis in (1, 0))
+    right, bottom = kept.shape[3] - left - width, kept.shape[2] - top - height
+    if min(right, bottom) < 0:
+        return carried
+    valid = torch.ones_like(maps[:, :1]) if exemplar.valid is None else exemplar.valid.to(maps)
+    placed, image, there = (
+        F.pad(one, (left, right, top, bottom)) for one in (maps, exemplar.image, valid)
+    )
+    here = kept & (there > 0)
+    same = torch.equal(canvas.init.where(here, 0), image.where(here, 0))
+    return placed.where(here, carried) if same else carried

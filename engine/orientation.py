@@ -12,6 +12,7 @@ SMOOTHING = 9  # px, side of the window whose mean axis counts as that of a plac
 AXIS_BINS = 8  # of 22.5 degrees: the regions of methods that match statistics
 AXIS_WEIGHT = 0.3  # of a unit axis beside features, before GUIDE_WEIGHT
 COHERENT = 0.2  # of 1; places of less have no axis
+LEAST_CHROMA = 0.05  # of 1; what has less is grey, which JPEG tints, and has no hue
 LEAST_SHARE = 0.05  # of the exemplar that an axis must have, not to be offered by turning
 FIELDS = ("radial", "circular", "wave")
 
@@ -58,14 +59,15 @@ def field(spec: str, size: tuple[int, int]) -> Tensor | None:
 
 
 def axes_of_hue(picture: Tensor) -> Tensor:
-    """(1, 3, H, W) -> unit axes: the hue, once round the circle, is twice the angle."""
+    """(1, 3, H, W) -> unit axes: the hue, once round the circle, is twice the angle; 0 for grey."""
     red, green, blue = picture.split(1, 1)
     sixth = 2 * math.pi / 6
     # The hexagon of hues, red at 0, as a plane.
     cos = red - green * math.cos(sixth) - blue * math.cos(sixth)
     sin = (green - blue) * math.sin(2 * sixth)
     # Counter-clockwise, as it looks: rows go down.
-    return F.normalize(torch.cat((cos, -sin), 1))
+    found = torch.cat((cos, -sin), 1)
+    return F.normalize(found).where(found.norm(dim=1, keepdim=True) >= LEAST_CHROMA, 0)
 
 
 def axes_of_vectors(vectors: Tensor) -> Tensor:

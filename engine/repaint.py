@@ -547,8 +547,9 @@ def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...
     return tuple(replace(one, views=tuple(of(view) for view in one.views)) for one in exemplars)
 
 
-def stretch(maps: Tensor, seed: int) -> Tensor:
-    """(1, C, H, W) -> the same, stretched as the seed says, the same for maps of the same size.
+def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
+    """(1, C, H, W) -> the same, stretched as the seed says, the same for maps of the same size;
+    labels, which have no mean, by the nearest pixel.
 
     Straight rows and columns stay straight, and nothing moves by more than some two pixels: so that
     lines are not seen to waver, and tiles are equally wide.
@@ -556,9 +557,12 @@ def stretch(maps: Tensor, seed: int) -> Tensor:
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(side) + _moved(side, generator) for side in (height, width))
-    # Of doubled maps: pixel n of what was given is their pixel 2 n.
-    y, x = (2 * y[:, None] + 0.5) / height - 1, (2 * x + 0.5) / width - 1
+    # Of doubled maps pixel n of what was given is pixel 2 n, half a pixel further to the left.
+    middle = 1 if labels else 0.5
+    y, x = (2 * y[:, None] + middle) / height - 1, (2 * x + middle) / width - 1
     grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
+    if labels:
+        return F.grid_sample(maps, grid, "nearest", "border", align_corners=False)
     found = F.grid_sample(doubled(maps), grid, "bicubic", "border", align_corners=False)
     return found.clamp(maps.min(), maps.max())
 

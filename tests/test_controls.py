@@ -1,13 +1,18 @@
 """Borders, start, mask, content: what each does to pixels."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from test_pictures import colour_profile
 
-from command.canvas import expanded
+from command.arguments import request_of
+from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, expanded, guide_of
 from engine.colours import colours, luma, matched_colours, with_chroma, with_colours
+from engine.orientation import axis_bins
 from engine.synthesis import _started, cut, finished
 from terms.base import Canvas
-from utils import resize, scaled
+from utils import UserError, resize, scaled
 
 
 def noise(*shape, seed=0):
@@ -175,3 +180,130 @@ def test_chroma_is_the_contents_and_luma_the_pictures():
     torch.testing.assert_close(luma(found), luma(image))
     torch.testing.assert_close(found[:, 0] - found[:, 2], content[:, 0] - content[:, 2])
     assert luma(torch.ones(1, 3, 1, 1)).item() == pytest.approx(1)
+
+
+# ------------------------------------------------------------------- what is said by other pictures
+
+
+def drawn(path, *columns, dtype=np.uint8, **options):
+    """A picture of 4 rows, all of the same pixels."""
+    Image.fromarray(np.array([columns] * 4, dtype)).save(path, **options)
+    return str(path)
+
+
+def size_in(path):
+    with Image.open(path) as picture:
+        return picture.size[::-1]
+
+
+def mask_of(path, tmp_path):
+    width = size_in(path)[1]
+    init = drawn(tmp_path / "init.png", *[(90, 120, 60)] * width)
+    request = request_of(gt_path=init, init=init, mask=path)
+    pictures = Pictures()
+    exemplar = pictures.read(init).pixels
+    return canvas_of(request, (4, width), exemplar, None, pictures).mask[0, 0, 0].tolist()
+
+
+def test_what_is_transparent_is_black_in_a_mask(tmp_path):
+    whites = [(255, 255, 255, alpha) for alpha in (0, 127, 128, 255)]
+    path = drawn(tmp_path / "layer.png", *whites, (0, 0, 0, 255), (0, 0, 0, 0))
+    assert mask_of(path, tmp_path) == [False, False, True, True, False, False]
+    path = drawn(tmp_path / "clear.png", *[(255, 255, 255, 0)] * 4)
+    with pytest.raises(UserError, match="clear.png: no pixel is white"):
+        mask_of(path, tmp_path)
+
+
+def test_masks_of_other_sorts_are_white_from_the_middle_on(tmp_path):
+    deep = drawn(tmp_path / "deep.png", 0, 32767, 32768, 65535, dtype=np.uint16)
+    assert mask_of(deep, tmp_path) == [False, False, True, True]
+    levels = [(level,) * 3 for level in [0] * 8 + [100] * 8 + [150] * 8 + [255] * 8]
+    lossy = drawn(tmp_path / "lossy.jpg", *levels, quality=90)
+    assert mask_of(lossy, tmp_path) == [False] * 16 + [True] * 16
+
+
+def guide_of_pictures(source, output, tmp_path):
+    exemplar = torch.rand(1, 3, *size_in(source))
+    request = request_of(gt_path="leaf.jpg", guide=[(source, output)])
+    return guide_of(request, size_in(output), [exemplar], None, lambda maps: [], Pictures())
+
+
+def test_what_is_transparent_is_a_region_in_a_guide(tmp_path):
+    red, hidden, edge = (255, 0, 0, 255), (9, 200, 3, 0), (255, 0, 0, 100)
+    source = drawn(tmp_path / "source.png", red, hidden, edge)
+    output = drawn(tmp_path / "output.png", (1, 2, 3, 50), red)
+    guide = guide_of_pictures(source, output, tmp_path)
+    # Transparent, whatever colour it hides, is region 0, and red is 1.
+    assert guide.source_regions[0][0, 0, 0].tolist() == [1, 0, 0]
+    assert guide.output_region[0, 0, 0].tolist() == [0, 1]
+    opaque = drawn(tmp_path / "opaque.png", red[:3], (0, 0, 0))
+    with pytest.raises(UserError, match="opaque.png: has no transparent place, which"):
+        guide_of_pictures(opaque, output, tmp_path)
+    # Black is not transparent.
+    both = drawn(tmp_path / "both.png", (0, 0, 0, 255), (0, 0, 0, 0), red)
+    regions = guide_of_pictures(both, output, tmp_path).source_regions[0][0, 0, 0]
+    assert regions.tolist() == [1, 0, 2]
+
+
+def test_what_is_transparent_is_the_darkest_in_a_map_of_exemplars(tmp_path):
+    black, clear = (0, 0, 0, 255), (255, 255, 255, 0)
+    output = drawn(tmp_path / "output.png", black, clear, clear)
+    request = request_of(gt_path="leaf.jpg", mix=["wood.png"], guide=[("mix", output)])
+    exemplars = [torch.rand(1, 3, 8, 8), torch.rand(1, 3, 6, 6)]
+    guide = guide_of(request, (4, 3), exemplars, None, lambda maps: [], Pictures())
+    assert guide.output_region[0, 0, 0].tolist() == [1, 0, 0]
+
+
+def test_a_progression_may_be_transparent_in_places(tmp_path):
+    ramp = [(level,) * 3 + (255,) for level in range(40, 240, 4)]
+    source = drawn(tmp_path / "source.png", *ramp, *[(250, 250, 250, 0)] * 10)
+    # Black is darker than all that the source has, and is met by its darkest.
+    output = drawn(tmp_path / "output.png", (0, 0, 0, 255), ramp[-1], (0, 0, 0, 0), *ramp)
+    guide = guide_of_pictures(source, output, tmp_path)
+    here, there = guide.output_region[0, 0, 0], guide.source_regions[0][0, 0, 0]
+    clear = there[-1]
+    assert (there == clear).tolist() == [False] * 50 + [True] * 10
+    assert (here == clear).tolist() == [False, False, True] + [False] * 50
+    assert here[0] == there[0] and here[1] == there[49] and torch.equal(here[3:], there[:50])
+    # Of patches, it is the distance that tells: 1 from what is transparent, and from it to grey.
+    distances = (guide.output[0, :, 0, 2, None] - guide.sources[0][0, :, 0]).square().sum(0)
+    assert (distances[-10:] == 0).all() and (distances[:-10] >= 1).all()
+    with pytest.raises(UserError, match="has no transparent place"):
+        guide_of_pictures(drawn(tmp_path / "opaque.png", *ramp), output, tmp_path)
+
+
+def test_labels_may_be_numbers_of_16_bits(tmp_path):
+    """The numbers of a segmentation, 0, 1, 2, are all black to the eye."""
+    source = drawn(tmp_path / "source.png", 0, 1, 2, dtype=np.uint16)
+    output = drawn(tmp_path / "output.png", 2, 1, dtype=np.uint16)
+    guide = guide_of_pictures(source, output, tmp_path)
+    assert guide.source_regions[0][0, 0, 0].tolist() == [0, 1, 2]
+    assert guide.output_region[0, 0, 0].tolist() == [2, 1]
+    missing = drawn(tmp_path / "missing.png", 2, 3, dtype=np.uint16)
+    with pytest.raises(UserError, match="has no #000300030003, which"):
+        guide_of_pictures(source, missing, tmp_path)
+
+
+def test_what_is_transparent_has_no_axis(tmp_path):
+    path = drawn(tmp_path / "hue.png", (255, 0, 0, 255), (0, 255, 0, 0), (0, 255, 0, 255))
+    found = drawn_axes(path, Pictures())
+    assert axis_bins(axes_at(path, found, (4, 3)))[0, 0, 0].tolist()[:2] == [0, -1]
+    assert found.norm(dim=1)[0, 0].tolist() == pytest.approx([1, 0, 1])
+    tinted = drawn(tmp_path / "tinted.png", (255, 0, 0), (120, 124, 118), (128, 128, 128))
+    found = drawn_axes(tinted, Pictures())
+    assert found.norm(dim=1)[0, 0].tolist() == pytest.approx([1, 0, 0])  # as JPEG tints grey
+    for name, colour in (("clear.png", (255, 0, 0, 0)), ("grey.png", (90, 90, 90, 255))):
+        path = drawn(tmp_path / name, colour, colour)
+        with pytest.raises(UserError, match=f"{name}: no place of it has an axis"):
+            drawn_axes(path, Pictures())
+    np.save(tmp_path / "none.npy", np.zeros((2, 4, 4)))
+    with pytest.raises(UserError, match="none.npy: no place of it has an axis"):
+        drawn_axes(str(tmp_path / "none.npy"), Pictures())
+
+
+@pytest.mark.parametrize("kind", ["id", "mask", "axes", "data", "normal"])
+def test_only_colours_are_managed(kind, tmp_path):
+    """A profile of light in place of sRGB's curve: as a colour, 128 is 188."""
+    path = drawn(tmp_path / "a.png", 128, 128, icc_profile=colour_profile(b"GRAY"))
+    assert (255 * Pictures().read(path, kind).pixels[0, 0, 0]).round().tolist() == [128, 128]
+    assert (255 * Pictures().read(path).pixels[0, 0, 0]).round().tolist() == [188, 188]

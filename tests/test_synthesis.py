@@ -1250,8 +1250,8 @@ def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow
     command = command.replace("$f", "textures/leaf.jpg")
     arguments = shlex.split(command)
 
-    def of_every_fourth_pixel(path):
-        picture = read_picture(path)
+    def of_every_fourth_pixel(path, *kind):
+        picture = read_picture(path, *kind)
         return picture._replace(pixels=picture.pixels[..., ::4, ::4])
 
     for module in (canvas, verdict):

@@ -1,0 +1,51 @@
+"""What a map is, by the kind that is given before its name, or by the name."""
+
+import re
+from collections.abc import Mapping
+
+from utils import COLOUR, DATA, LABELS, NORMALS
+
+# What may be given, as in normal:file.png, and the kind that it is.
+GIVEN: Mapping[str, str] = {
+    **{"color": COLOUR, "colour": COLOUR, "data": DATA, "id": LABELS},
+    **dict.fromkeys(("normal", "normal_gl", "normal_dx"), NORMALS),
+}
+# Words of names, as libraries of textures and the tools that bake maps use them.
+_WORDS = {
+    NORMALS: "normal normals nrm nor norm normalgl normaldx norgl nordx",
+    LABELS: "id ids label labels matid materialid colorid segmentation",
+    COLOUR: "color colour albedo diffuse diff basecolor base emissive emission specular spec",
+    DATA: "height displacement disp depth bump roughness rough gloss glossiness smoothness "
+    "metallic metalness metal ao occlusion ambientocclusion cavity curvature thickness opacity "
+    "alpha mask orm arm rma mra data",
+}
+_KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # delimited by _ - . or as in NormalGL
+
+
+def typed(text: str) -> tuple[str | None, str]:
+    """Return 'normal:a.png' as ('normal', 'a.png') and 'a.png' as (None, 'a.png'); any other text
+    before a colon is part of the name."""
+    word, colon, name = text.partition(":")
+    return (word.lower(), name) if colon and word.lower() in GIVEN else (None, text)
+
+
+def kind_by_name(stem: str) -> str | None:
+    """The kind that the last word says of those that say one, None where none does; -map may follow
+    each, and _n at the end stands for normals."""
+    if re.search(r"[_.\-][nN]$", stem):
+        return NORMALS
+    words = [word.lower() for word in _WORD.findall(stem)]
+    found = [_KINDS.get(word) or _KINDS.get(word.removesuffix("map")) for word in words]
+    return next((kind for kind in reversed(found) if kind), None)
+
+
+def green_up_by_name(stem: str) -> bool | None:
+    """Whether normals have green up, as OpenGL, or down, as DirectX; None where no word says it."""
+    words = [word.lower() for word in _WORD.findall(stem)]
+    for up, end, whole in ((False, "dx", "directx"), (True, "gl", "opengl")):
+        if whole in stem.lower() or any(
+            word == end or (word in _KINDS and word.endswith(end)) for word in words
+        ):
+            return up
+    return None

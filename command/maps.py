@@ -1,0 +1,150 @@
+"""The other maps of an exemplar's material: what each is, read as such and saved as it came."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from command.canvas import Pictures, channels_of
+from command.kinds import GIVEN, green_up_by_name, kind_by_name, typed
+from command.pictures import check_save_path, find_picture, save_picture
+from engine import maps
+from engine.guides import MOST_REGIONS
+from terms.base import Exemplar
+from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, told
+
+MOST_LABELS = 256  # colours of 4096 pixels; of labels that have more, loss has made most
+TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
+BY_PIXELS = "its pixels"
+
+
+@dataclass(frozen=True)
+class CarriedMap:
+    """Another map of the exemplar's material."""
+
+    path: Path  # where it goes
+    kind: str  # a name in `utils.KINDS`
+    # (1, C, h, w) each: as it is, and rotated and resized as the exemplar is. The file's channels,
+    # a grey one of which has one; normals in [0, 1] with green up and with a blue.
+    copies: list[Tensor]
+    bits: int  # of a channel in its file
+    green_down: bool = False  # in the file
+    blue: float | None = None  # that stands in a file of normals for the blue that it lacks
+    signed: bool = False  # whether the file has normals in [-1, 1]
+
+    def of_file(self, channels: Tensor) -> Tensor:
+        """Channels of the file (1, C, H, W) -> as `copies` has them."""
+        if self.signed:
+            channels = _changed(channels, slice(0, 3), lambda x: (x + 1) / 2)
+        if self.green_down:
+            channels = _changed(channels, slice(1, 2), lambda x: 1 - x)
+        return channels if self.blue is None else maps.with_blue(channels)
+
+    def as_file(self, channels: Tensor) -> Tensor:
+        """The same the other way."""
+        if self.blue is not None:
+            blue = self.blue
+            channels = _changed(channels, slice(2, 3), lambda x: torch.full_like(x, blue))
+        if self.green_down:
+            channels = _changed(channels, slice(1, 2), lambda x: 1 - x)
+        return _changed(channels, slice(0, 3), lambda x: 2 * x - 1) if self.signed else channels
+
+    def save(self, channels: Tensor, record: dict[str, Any]) -> None:
+        """Save channels as `copies` has them, (1, C, H, W), as the file of the map was."""
+        save_picture(self.as_file(channels), self.path, record, self.bits, self.kind)
+
+
+def _changed(channels: Tensor, some: slice, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """(1, C, H, W), some of whose channels are changed."""
+    found = channels.clone()
+    found[:, some] = change(channels[:, some])
+    return found
+
+
+def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
+    """A map as --maps names it, KIND:FILE or FILE; what it was taken for is told in `pictures`.
+
+    Raises:
+        UserError: a file that there is not, of another size than the exemplar, or grey normals.
+    """
+    word, name = typed(text)
+    path = find_picture(name)
+    kind, by = _kind_of(word, name, pictures)
+    picture = pictures.read(name, kind)
+    if size_of(picture.pixels) != size_of(exemplar.image):
+        raise UserError(
+            f"--maps {text}: {told(size_of(picture.pixels))}, but the exemplar is "
+            f"{told(size_of(exemplar.image))}"
+        )
+    if kind == NORMALS and picture.grey:
+        raise UserError(f"--maps {text}: grey, but normals have two or three channels")
+    suffix = ".png"
+    if picture.bits == 32:
+        suffix = path.suffix if path.suffix.lower() in (".tiff", ".exr") else ".tif"
+    goes = save_path.with_name(f"{save_path.stem}_{path.stem}{suffix}")
+    check_save_path(goes)
+    channels = channels_of(picture)
+    line = f"taken for {TOLD[kind]} by {by}"
+    if kind == DATA and not word and _count_of_tuples(channels) <= MOST_REGIONS:
+        # A mask of black and white, a number for each material.
+        kind, line = LABELS, f"{line}, of few values, carried as labels"
+    found = CarriedMap(goes, kind, [], picture.bits)
+    if kind == NORMALS:
+        found, more = _normals(found, channels, word, path)
+        line += more + ("; turned with the exemplar" if any(exemplar.rotations) else "")
+    if kind == LABELS and _count_of_tuples(channels) > MOST_LABELS:
+        line += ", though of so many colours that it may have been saved with loss"
+    if by == BY_PIXELS:
+        line += f"; if it is not: --maps KIND:{path.name}, KIND one of {', '.join(GIVEN)}"
+    pictures.notes.append(f"{path.name}: {line}")
+    channels = found.of_file(channels)
+    copies = maps.rotated(channels, exemplar.rotations, exemplar.factors, kind)
+    return replace(found, copies=[channels, *copies])
+
+
+def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:
+    """The kind of a map, and what it is known by: what is given, else the name, else the pixels."""
+    if word:
+        return GIVEN[word], f"{word}:"
+    kind = kind_by_name(Path(name).stem)
+    if kind and not (kind == NORMALS and pictures.read(name, DATA).grey):
+        return kind, "its name"
+    picture = pictures.read(name, DATA)
+    channels = channels_of(picture)
+    if maps.holds_normals(channels):
+        return NORMALS, BY_PIXELS
+    if _count_of_tuples(channels) <= MOST_REGIONS:
+        return LABELS, BY_PIXELS
+    return DATA if picture.grey or picture.bits == 32 else COLOUR, BY_PIXELS
+
+
+def _count_of_tuples(channels: Tensor) -> int:
+    """How many different pixels there are of (1, C, H, W), or that there are more than regions."""
+    flat = channels[0].flatten(1)
+    some = len(flat[:, :: max(1, flat.shape[1] // 4096)].unique(dim=1)[0])
+    return some if some > MOST_REGIONS else len(flat.unique(dim=1)[0])
+
+
+def _normals(
+    found: CarriedMap, channels: Tensor, word: str | None, path: Path
+) -> tuple[CarriedMap, str]:
+    """A map of normals with what its file has otherwise, and what of that is told."""
+    signed = channels[:, :3].min().item() < -0.1
+    plain = replace(found, signed=signed).of_file(channels)
+    lacks_blue = maps.lacks_blue(plain)
+    blue = channels[0, 2].median().item() if lacks_blue else None
+    up, by = green_up_by_name(path.stem), "its name"
+    if word in ("normal_gl", "normal_dx"):
+        up, by = word == "normal_gl", f"{word}:"
+    if up is None:
+        up, by = maps.green_up(maps.with_blue(plain) if lacks_blue else plain), BY_PIXELS
+    green = "green is assumed to be up as nothing says it (down is normal_dx:)"
+    if up is not None:
+        green = f"green is {'up' if up else 'down'} by {by}"
+    line = f", {green}{'' if blue is None else ', blue is worked out'}"
+    if not maps.holds_normals(plain):
+        line += ", though most pixels have not length 1"
+    return replace(found, green_down=up is False, blue=blue, signed=signed), line
