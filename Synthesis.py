@@ -38,11 +38,12 @@ from command.costs import (
     Run,
     allowed_bytes,
     at_scales,
-    cost_notes,
+    cost_note,
     estimated_bytes,
     fitting,
     is_surely_within,
     is_tight,
+    time_note,
 )
 from command.display import Display, Notes, print_result, say
 from command.log import Log
@@ -123,12 +124,17 @@ def run(request: Request) -> Iterator[Result | Failed]:
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
+    time_told = False
     if request.from_picture:
         notes.tell(made_by(request.from_picture, VERSION))
 
     def ready(order: Order) -> Job:
+        nonlocal time_told
         job, cost, heard = planned(request, order, allowed, team)
-        notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
+        notes.tell(*heard, cost_note(job.name, cost, allowed))
+        if not time_told and (note := time_note(cost, len(mine) - mine.index(order), device)):
+            time_told = True  # of the list; the next picture's estimate is hardly another one
+            notes.tell(note)
         return job
 
     alone = ready(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
@@ -211,7 +217,9 @@ def planned(
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
     parts = tuple(Parts(way.block, way.graphs) for way in ways)
     spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
-    job = replace(job, spec=spec, save_every=None if team.rank else job.save_every)
+    job = replace(job, spec=spec)
+    if team.rank:  # the first writes for all
+        job = replace(job, save_every=None, preview=False)
     return job, cost, heard
 
 

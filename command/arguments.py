@@ -16,6 +16,8 @@ from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
+from engine.repaint import LEAST_SIDE
+from engine.synthesis import CALMER
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, FILTER, LAYOUTS, NETS, POOLS
 from terms.base import MAX_PATCHES
@@ -553,7 +555,10 @@ class Request:
     )
     lr: float | None = flag(
         OPTIMISATION,
-        "step size, for Adam in units of the range [0, 1]",
+        "step size; that of Adam is in units of the range [0, 1] and decays to 0 over each scale. "
+        f"Adam starts the finest scale with {CALMER:g} times this, as it starts from painted "
+        f"detail there; with all of it where the exemplar or the output has a side below "
+        f"{LEAST_SIDE} px, as no detail is painted then",
         told=_rates,
         type=number(float, 1e-12, "a step size"),
         metavar="RATE",

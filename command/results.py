@@ -55,9 +55,10 @@ class Course(NamedTuple):
     peak: float  # bytes that the process had at most so far
 
     def points(self, most: int) -> list[tuple[int, int, float]]:
-        """About so many of the curve, the last one among them."""
-        every = max(1, len(self.curve) // most)
-        kept = self.curve[:-1:every] + self.curve[-1:]
+        """At most so many of the curve, evenly, the first and the last among them."""
+        last = len(self.curve) - 1
+        places = range(min(most, len(self.curve)))
+        kept = [self.curve[round(i * last / max(1, len(places) - 1))] for i in places]
         return [(step, scale, float(f"{loss:.4g}")) for step, scale, loss in kept]
 
 

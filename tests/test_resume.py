@@ -134,6 +134,7 @@ def test_a_command_goes_on(flags, exemplar, narrow_net, monkeypatch, capfd):
         with pytest.raises(Killed):
             run(exemplar, "r.png", *flags.split())
     assert (folder / "r.png.checkpoint").exists() and not (folder / "r.png").exists()
+    assert 0.2 < torch.load(folder / "r.png.checkpoint")["fraction"] < 0.8
     capfd.readouterr()
     assert run(exemplar, "r.png", *flags.split(), "--seed", "3") == 2
     (line,) = capfd.readouterr().err.splitlines()

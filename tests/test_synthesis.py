@@ -22,11 +22,12 @@ from PIL import Image
 import models
 import Synthesis
 from command import canvas, scores, verdict
-from command.arguments import VERSION, Request, parse
+from command.arguments import VERSION, Request, build_parser, parse
 from command.interrupts import Stopped
 from command.pictures import SUFFIXES, read_picture, read_record
 from engine import synthesis
 from engine.colours import noise_like
+from engine.optimizers import LEARNING_RATES
 from engine.orientation import axes
 from engine.repaint import Painting
 from engine.scales import split_steps
@@ -1300,3 +1301,31 @@ def test_of_going_back_is_told_once(tiny, monkeypatch):
     spec = Spec((exemplar_of(exemplar),), Canvas((32, 32)), steps=8, scales=2)
     new_texture(spec, tiny, went_back=told.append)
     assert told == [2]
+
+
+@pytest.mark.parametrize(
+    "side, told, rates",
+    [
+        (32, {}, [0.05, 0.05 * 0.08]),
+        (32, {"lr": 0.5}, [0.5, 0.5 * 0.08]),
+        (32, {"scales": 3}, [0.05, 0.05, 0.05 * 0.08]),
+        (32, {"repaint": 0.5}, [0.05 * 0.08]),
+        (12, {}, [0.05]),  # too small for detail to be painted
+        (32, {"optimizer": "LBFGS", "lr": 0.5}, [0.5, 0.5]),
+    ],
+)
+def test_adam_starts_calmly_from_painted_detail(side, told, rates, tiny, monkeypatch):
+    """As the help of `--lr` says."""
+    seen = []
+
+    def spy(*args):
+        seen.append(LEARNING_RATES[args[4]] if args[5] is None else args[5])
+        return args[0]
+
+    monkeypatch.setattr(synthesis, "optimize", spy)
+    exemplar = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    spec = Spec((exemplar_of(exemplar),), Canvas((side, side)), steps=20, **told)
+    new_texture(spec, tiny)
+    assert seen == pytest.approx(rates)
+    help = " ".join(build_parser().format_help().split())
+    assert "Adam starts the finest scale with 0.08 times this" in help and "below 14 px" in help
