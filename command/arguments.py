@@ -29,12 +29,11 @@ NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
-    *("sheet", "animate", "preview"),
+    *("sheet", "animate", "preview", "asked", "typed"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
 VERSION = "0.2.1"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
-NET_FLAGS = {"model", "weights", "weights_layout"}  # say together which net it is
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
     "score": {"score", "json", "gt_path", "quiet"},
@@ -682,6 +681,10 @@ class Request:
         type=Path,
     )
     page_alone: bool = False  # nothing is to be made for the report
+    # Flags by name with their values: all that were typed, now or for the picture of --from, and of
+    # these the names of those that were typed now. A preset is one flag. A file is typed as well.
+    asked: dict[str, Any] = field(default_factory=dict, compare=False)
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
     benchmark: bool = flag(
         INSTEAD,
         "measure this machine: seconds a step and to a small error, memory, start-up; takes "
@@ -774,8 +777,17 @@ def _add_flag(group: argparse._ArgumentGroup, one: Any) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Request:
-    """The request: what the user says, else what the file of --config says, else the record of the
-    picture of --from, else the preset, else the defaults.
+    """The request. Of a flag that has several values the first of these counts:
+
+    1. what is typed now, on the command line, then in the file of --config
+    2. what was typed for the picture of --from, as its record says
+    3. the preset: the one that is typed now, else the one that was typed then, never both
+    4. the default
+
+    Its net and its precision, which a machine may decide, count as typed then.
+
+    What followed from other flags then (the step size of an optimiser, the layers of a method,
+    the size of an exemplar) is not laid under what is typed now: it follows anew.
 
     Raises:
         UserError: a flag that there is not, or a value that it does not take.
@@ -792,18 +804,23 @@ def parse(argv: list[str] | None = None) -> Request:
         given = given | {"page_alone": alone}
     if "config" in given:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
+    typed = frozenset(_values(given))
     if "from_picture" in given:
-        path, said = given["from_picture"], given.keys() | given["terms"].keys()
-        net_flags = NET_FLAGS if NET_FLAGS & said else set()
-        flags = of_picture(path, recorded_flags() - said - net_flags)
-        if flags.get("model") not in {None, *NETS}:
+        path = given["from_picture"]
+        asked = of_picture(path, recorded_flags(), typed)
+        if asked.get("model") not in {None, *NETS}:
             raise UserError(
-                f"--from {path}: its net, {flags['model']}, is no longer there; --model "
+                f"--from {path}: its net, {asked['model']}, is no longer there; --model "
                 f"{BUNDLED_NET} makes another picture by the same settings"
             )
-        given = _over(given, _checked(flags, f"--from {path}"))
-    preset = PRESETS.get(given.get("preset", ""), {})
-    return Request(**_over(given, _checked(preset, "--preset")))
+        given = _over(given, _checked(asked, f"--from {path}"))
+    preset = _checked(PRESETS.get(given.get("preset", ""), {}), "--preset")
+    return Request(**_over(given, preset), asked=_values(given), typed=typed)
+
+
+def _values(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags by name, those of terms among them."""
+    return {name: value for name, value in given.items() if name != "terms"} | given["terms"]
 
 
 def recorded_flags() -> set[str]:

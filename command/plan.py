@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from command.arguments import NOT_RECORDED, VERSION, Request, paired
+from command.arguments import NOT_RECORDED, VERSION, Request, paired, recorded_flags
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.pictures import (
     check_format,
@@ -25,7 +25,7 @@ from command.pictures import (
     find_pictures,
     record_at,
 )
-from command.settings import digest, named
+from command.settings import ASKED, digest, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
@@ -421,10 +421,13 @@ def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> 
 
 
 def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:
-    """What the picture's file keeps of how it was made: what `--from` makes it again by, and what
-    was decided for it."""
+    """What the picture's file keeps of how it was made: what was asked for, by which `--from` makes
+    it again, and what was decided for it."""
     record: dict[str, Any] = {"version": VERSION, "exemplar": exemplar}
-    record |= {k: v for k, v in asdict(request).items() if k not in NOT_RECORDED | {"terms"}}
+    decided = [one.name for one in fields(request) if one.name not in NOT_RECORDED | {"terms"}]
+    record |= {name: getattr(request, name) for name in decided}
+    asked = {k: v for k, v in request.asked.items() if k in recorded_flags()}
+    record[ASKED] = asked | {"gt_path": named(path), "seed": request.seed}
     if request.style_image:
         record |= {
             "content": path.name,
