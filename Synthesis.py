@@ -46,6 +46,7 @@ from command.costs import (
     time_note,
 )
 from command.display import Display, Notes, print_result, say
+from command.effects import effect_notes
 from command.log import Log
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
 from command.ranks import Place, leave, place, team_of, tell_launcher
@@ -124,6 +125,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
+    notes.tell(*effect_notes(request, len(orders)))
     time_told = False
     if request.from_picture:
         notes.tell(made_by(request.from_picture, VERSION))

@@ -477,14 +477,14 @@ class Request:
     )
     patch_rotations: Sequence[float] = flag(
         MATCHING,
-        "cnnmrf, guided: also take patches from the exemplar at these angles",
+        "cnnmrf, guided, --repaint: also take patches from the exemplar at these angles",
         default=(),
         told="none",
         **several(type=number(float, -360, "degrees", 360), metavar="DEGREES"),
     )
     patch_scales: Sequence[float] = flag(
         MATCHING,
-        "cnnmrf, guided: also take patches from the exemplar resized by these",
+        "cnnmrf, guided, --repaint: also take patches from the exemplar resized by these",
         default=(),
         told="none",
         **several(type=number(float, 0.1, "a factor", 10), metavar="FACTOR"),

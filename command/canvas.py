@@ -131,6 +131,8 @@ def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
             f"--expand {told(size)}: smaller than the picture, {told(size_of(picture))}, that it "
             "is to hold"
         )
+    if size == size_of(picture):
+        raise UserError(f"--expand {told(size)}: that is the picture's own size, nothing is new")
     return expanded(picture, size)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from command.arguments import NOT_RECORDED, VERSION, Request, paired, recorded_flags
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from command.effects import check_effects
 from command.pictures import (
     check_format,
     check_save_path,
@@ -44,6 +45,7 @@ from utils import Size, UserError, check_writable, rotated_and_resized, scaled, 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 PREVIEW = "preview"  # what its record has, so that it is known again
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
+PAINTED = ("patch_rotations", "patch_scales")  # flags that painting has a use for
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05
 
 
@@ -129,6 +131,7 @@ def orders_of(request: Request) -> list[Order]:
     Raises:
         UserError: an exemplar that there is not, or two pictures that would be saved as one.
     """
+    check_effects(request)
     check_uses(request)
     layers_of(request)
     paths = [path for name in request.gt_path for path in find_pictures(name)]
@@ -560,7 +563,8 @@ def _layers_in(net: str, request: Request) -> Layers:
 def check_uses(request: Request) -> None:
     """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
     for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
-        if getattr(request, flag) and flag not in METHODS[request.method].takes:
+        taken = flag in METHODS[request.method].takes or (request.repaint and flag in PAINTED)
+        if getattr(request, flag) and not taken:
             takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
             raise UserError(f"--{flag}: --method {request.method} has no use for it, but {takers}")
     if request.resume and request.split:
