@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
@@ -29,7 +30,7 @@ NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
-    *("sheet", "animate", "preview", "asked", "typed"),
+    *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
 VERSION = "0.2.1"
@@ -685,6 +686,8 @@ class Request:
     # these the names of those that were typed now. A preset is one flag. A file is typed as well.
     asked: dict[str, Any] = field(default_factory=dict, compare=False)
     typed: frozenset[str] = field(default=frozenset(), compare=False)
+    # Pictures that Python holds, by the names that flags have for them.
+    pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
     benchmark: bool = flag(
         INSTEAD,
         "measure this machine: seconds a step and to a small error, memory, start-up; takes "

@@ -18,15 +18,8 @@ from torch import Tensor
 from command.arguments import NOT_RECORDED, VERSION, Request, paired, recorded_flags
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.effects import check_effects
-from command.pictures import (
-    check_format,
-    check_save_path,
-    check_suffix,
-    find_picture,
-    find_pictures,
-    record_at,
-)
-from command.settings import ASKED, digest, named
+from command.pictures import check_format, check_save_path, check_suffix, find_pictures, record_at
+from command.settings import ASKED, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
@@ -134,7 +127,9 @@ def orders_of(request: Request) -> list[Order]:
     check_effects(request)
     check_uses(request)
     layers_of(request)
-    paths = [path for name in request.gt_path for path in find_pictures(name)]
+    held = request.pictures
+    found = ([Path(name)] if name in held else find_pictures(name) for name in request.gt_path)
+    paths = [path for of_name in found for path in of_name]
     orders: dict[Path, Order] = {}
     for path in paths:
         for seed in range(request.seed, request.seed + request.count):
@@ -224,7 +219,7 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
     Raises:
         UserError: whatever of these cannot be.
     """
-    pictures = Pictures()
+    pictures = Pictures(request.pictures)
     check_save_path(order.save_path)
     layers = layers_of(request)
     request = replace(request, seed=order.seed)
@@ -250,7 +245,7 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
         _check_no_input(path, read)
         if written.count(path) > 1:
             raise UserError(f"--save_path {path}: two pictures would be saved there")
-    hashes = {name: digest(path) for name, path in inputs.items()}
+    hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
     return replace(job, record=job.record | {"inputs": hashes}), pictures.notes
 
 
@@ -261,7 +256,7 @@ def _job(
     valid = pictures.opaque(request.style_image or path)
     if request.style_image:
         content, exemplar = exemplar, pictures.read(request.style_image)
-        exemplar_name = find_picture(request.style_image).name
+        exemplar_name = pictures.find(request.style_image).name
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
     whole = size_of(exemplar)
@@ -411,7 +406,7 @@ def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
 
 
 def _map(name: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    found, path = pictures.read(name), find_picture(name)
+    found, path = pictures.read(name), pictures.find(name)
     if found.shape != exemplar.image.shape:
         raise UserError(
             f"--maps {name}: {told(size_of(found))}, but the exemplar is "

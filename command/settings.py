@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from command.memory import ARRAY
 from command.pictures import find_picture, read_record, record_at
 from losses import TERMS
 from utils import TEXTURES, UserError, open_regular
@@ -102,6 +103,8 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
         return [_located(one, inputs, picture) for one in value]
     if not isinstance(value, str) or value not in inputs:
         return value
+    if value.startswith(ARRAY):
+        raise UserError(f"--from {picture}: {value} was a picture in memory, no file, give it anew")
     path = found_input(value, inputs[value], picture)
     if path is None:
         raise UserError(f"--from {picture}: {value} is not here as it was, by its SHA-256")
