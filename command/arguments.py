@@ -311,7 +311,8 @@ class Request:
     )
     from_picture: Path | None = flag(
         PICTURES,
-        "make that picture again, by the record inside it, with what else is said laid over it",
+        "make that picture again, by the record inside it, or another by flags that are laid over "
+        "those that were typed for it",
         "--from",
         told="none",
         metavar="PICTURE",

@@ -2,7 +2,7 @@
 
 from command.arguments import Request
 from engine.synthesis import steps_after_painting
-from losses import TERMS
+from losses import METHODS, TERMS
 from utils import UserError
 
 # What a step of an optimiser reads. A picture that is only painted takes none.
@@ -10,6 +10,7 @@ OF_STEPS = (
     *("method", "layers", "pool", "rescale", *TERMS, "match_every", "max_patches"),
     *("content_layers", "content_weight", "optimizer", "lr", "tolerance", "scales"),
 )
+COPIES = {"patch_rotations", "patch_scales"}  # flags that painting has a use for as well
 HOW = "--repaint 0.5 lets the model polish them, --repaint 0 is the model alone"
 
 
@@ -22,7 +23,7 @@ def without_effect(request: Request) -> dict[str, str]:
     """The names of flags that change nothing about the picture or what is shown of it, each with
     the reason and what would give it an effect. Not among them are flags that only say how a
     picture is made, such as --device, --seed and --overwrite: shell loops give them to any."""
-    found = {}
+    found: dict[str, str] = {}
     if only_painted(request):
         why = f"no effect where pictures are only painted (--repaint {request.repaint:g}); {HOW}"
         found = dict.fromkeys(OF_STEPS, why)
@@ -30,6 +31,10 @@ def without_effect(request: Request) -> dict[str, str]:
             found["epoch"] = why
         if request.style_image and request.init != "content":
             found["init"] = f"no effect on what is only painted over --image_path; {HOW}"
+    takers = {flag for method in METHODS.values() for flag in method.takes}
+    for flag in takers - {*METHODS[request.method].takes, *(COPIES if request.repaint else ())}:
+        told = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
+        found.setdefault(flag, f"--method {request.method} has no use for it, but {told}")
     if (request.save_every or 0) > request.epoch:
         found["save_every"] = f"no effect with only {request.epoch} steps, give a larger --epoch"
     if request.quiet and request.progress == "json":
@@ -39,8 +44,10 @@ def without_effect(request: Request) -> dict[str, str]:
 
 def check_effects(request: Request) -> None:
     """Raise UserError for a flag that is typed now and changes nothing."""
+    # Copies would be painted with as detail, which is not what they were typed for.
+    refused = request.typed | (request.asked.keys() & COPIES)
     for name, why in without_effect(request).items():
-        if name.split()[0] in request.typed:
+        if name.split()[0] in refused:
             raise UserError(f"--{name}: {why}")
 
 

@@ -38,7 +38,6 @@ from utils import Size, UserError, check_writable, rotated_and_resized, scaled, 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 PREVIEW = "preview"  # what its record has, so that it is known again
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
-PAINTED = ("patch_rotations", "patch_scales")  # flags that painting has a use for
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05
 
 
@@ -557,11 +556,6 @@ def _layers_in(net: str, request: Request) -> Layers:
 
 def check_uses(request: Request) -> None:
     """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
-    for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
-        taken = flag in METHODS[request.method].takes or (request.repaint and flag in PAINTED)
-        if getattr(request, flag) and not taken:
-            takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
-            raise UserError(f"--{flag}: --method {request.method} has no use for it, but {takers}")
     if request.resume and request.split:
         raise UserError("--resume: not with --split, whose processes would have to go on together")
     if request.workers and request.split:

@@ -145,6 +145,18 @@ def test_what_painting_has_no_use_for_is_refused(flag, painted):
         ("--style_image leaf.jpg --preset best --content_weight 1", "--content_weight: no effect"),
         ("--style_image leaf.jpg --preset best --init brick.png", "--init: no effect"),
         ("--epoch 50 --save_every 51", "--save_every: no effect with only 50 steps"),
+        (
+            "--match_every 3",
+            "--match_every: --method gram has no use for it, but swd, cnnmrf, guided",
+        ),
+        (
+            "--max_patches 9 --method swd",
+            "--max_patches: --method swd has no use for it, but guided",
+        ),
+        (
+            "--patch_scales 0.8",
+            "--patch_scales: --method gram has no use for it, but cnnmrf, guided",
+        ),
         ("--progress json --quiet", "--progress json: no effect beside --quiet"),
     ],
 )
@@ -214,6 +226,16 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
     assert orders_of(request)
     (note,) = effect_notes(request, 1)
     assert note.endswith("no effect on this picture have --lr, --tv")
+    record["asked"] |= {"method": "cnnmrf", "match_every": 3}
+    save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
+    request = parse(["--from", str(tmp_path / "one.png"), "--method", "gram"])
+    assert orders_of(request)
+    (note,) = effect_notes(request, 1)
+    assert note.endswith("no effect on this picture have --match_every")
+    record["asked"] |= {"patch_scales": [0.8]}
+    save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
+    with pytest.raises(UserError, match="--patch_scales: --method gram has no use for it"):
+        orders_of(parse(["--from", str(tmp_path / "one.png"), "--method", "gram"]))
 
 
 def test_a_picture_does_not_grow_to_its_own_size():
