@@ -27,7 +27,7 @@ def without_effect(request: Request) -> dict[str, str]:
     if only_painted(request):
         why = f"no effect where pictures are only painted (--repaint {request.repaint:g}); {HOW}"
         found = dict.fromkeys(OF_STEPS, why)
-        if request.repaint == 1:
+        if request.repaint == 1 and not request.save_every:  # whose snapshots it numbers
             found["epoch"] = why
         if request.style_image and request.init != "content":
             found["init"] = f"no effect on what is only painted over --image_path; {HOW}"

@@ -192,21 +192,16 @@ def medians(made: dict[str, Made]) -> list[str]:
         told = f"`--preset {model}`" if model in PRESETS else f"`{model}`"
         seconds = f"{median(one.seconds for one in of_model):.0f}"
         gigabytes = f"{median(one.gigabytes for one in of_model):.1f}"
-        steps = _steps(of_model[0])
+        steps = str(of_model[0].record["epoch"])
         rows.append([told, steps, *(column[i] for column in columns), seconds, gigabytes])
     rows.append(["two halves of an exemplar", "", *(column[-1] for column in columns), "", ""])
     return table(*rows)
 
 
-def _steps(one: Made) -> str:
-    """Of an optimiser; a picture that is only painted takes none."""
-    return "-" if one.record["repaint"] == 1 else str(one.record["epoch"])
-
-
 def costs(made: dict[str, Made]) -> list[str]:
     """Steps, seconds and memory of every command."""
     rows = [
-        [f"`{name}`", _steps(one), f"{one.seconds:.0f}", f"{one.gigabytes:.1f}"]
+        [f"`{name}`", str(one.record["epoch"]), f"{one.seconds:.0f}", f"{one.gigabytes:.1f}"]
         for name, one in made.items()
     ]
     return table(["", "steps", "seconds", "GB"], *rows)
