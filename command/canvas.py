@@ -56,7 +56,7 @@ class Pictures:
             UserError: none is.
         """
         self.read(name)
-        alpha = self.seen[find_picture(name)].alpha
+        alpha = self.seen[self.find(name)].alpha
         if alpha is None or bool((alpha == 1).all()):
             return None
         if not (alpha == 1).any():
