@@ -61,7 +61,7 @@ def effect_notes(request: Request, count: int) -> list[str]:
     notes = []
     if idle := sorted(without_effect(request).keys() & request.asked.keys() - request.typed):
         flags = ", ".join(f"--{name}" for name in idle)
-        notes.append(f"--from {request.from_picture}: no effect on this picture have {flags}")
+        notes.append(f"--from {request.from_picture}: its flags without an effect here: {flags}")
     if request.resume and only_painted(request):
         notes.append("--resume: painting keeps no checkpoint, what is stopped begins anew")
     if count == 1 and (request.workers or 1) > 1:

@@ -226,13 +226,13 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
     request = parse(["--from", str(tmp_path / "one.png"), "--preset", "best"])
     assert orders_of(request)
     (note,) = effect_notes(request, 1)
-    assert note.endswith("no effect on this picture have --lr, --tv")
+    assert note.endswith("its flags without an effect here: --lr, --tv")
     record["asked"] |= {"method": "cnnmrf", "match_every": 3}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
     request = parse(["--from", str(tmp_path / "one.png"), "--method", "gram"])
     assert orders_of(request)
     (note,) = effect_notes(request, 1)
-    assert note.endswith("no effect on this picture have --match_every")
+    assert note.endswith("its flags without an effect here: --match_every")
     record["asked"] |= {"patch_scales": [0.8]}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
     with pytest.raises(UserError, match="--patch_scales: --method gram has no use for it"):
