@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from command.requirements import check_requirements
@@ -38,14 +39,17 @@ from command.costs import (
     Run,
     allowed_bytes,
     at_scales,
-    cost_notes,
+    cost_note,
     estimated_bytes,
     fitting,
     is_surely_within,
     is_tight,
+    time_note,
 )
 from command.display import Display, Notes, print_result, say
+from command.effects import effect_notes
 from command.log import Log
+from command.memory import in_memory, names_one
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
 from command.ranks import Place, leave, place, team_of, tell_launcher
 from command.results import (
@@ -76,20 +80,60 @@ from terms.team import ALONE, Team
 from utils import UserError, give_back_freed_memory, keep_freed_memory, peak_bytes, pick_device
 
 
-def synthesize(gt_path: str = "leaf.jpg", **flags: Any) -> Tensor:
-    """The very picture that the command makes of the same flags, saved where it would save it.
+def synthesize(
+    gt_path: Any = None, *, save_path: str | Path | None = None, quiet: bool = True, **flags: Any
+) -> Tensor | list[Tensor]:
+    """Make new texture from Python: the same picture as the command makes of the same flags.
 
-    `synthesize("leaf.jpg", size=(256, 512), epoch=300, save_path="wide.png")` is, but silent,
+    `synthesize("leaf.jpg", size=(256, 512), epoch=300, save_path="wide.png")` is
     `python Synthesis.py --gt_path leaf.jpg --size 512x256 --epoch 300 --save_path wide.png`.
-    Flags are named as there; their values are Python's, or text as there.
+
+    Args:
+        gt_path: exemplar: a path, a folder, a pattern, or a picture in memory, which is an array of
+            shape (H, W, 3), a tensor of shape (1, 3, H, W) or (3, H, W), of uint8 or of floats in
+            [0, 1], or a PIL picture; or a list of these. Default: as at the command line.
+        save_path: where the picture is saved. Default: nothing is written.
+        quiet: whether notes and progress on stderr are left out. Default: True.
+        flags: all other flags of the command by name, with values of Python or text as there. Sizes
+            are (height, width). style_image, init, mask, guide, mix and maps take pictures in
+            memory as well.
 
     Returns:
-        (1, 3, height, width) in [0, 1], on the CPU.
+        (1, 3, height, width) in [0, 1], on the CPU, before it is rounded to the levels of a file.
+        A list of these, in the order of the exemplars and seeds, where several are asked for: by a
+        list, a folder or a pattern, or `count` of 2 or more. Each call makes its pictures anew.
 
     Raises:
-        UserError: what the command would say in one line.
+        UserError: what the command would say in one line; of several pictures at the first that
+            cannot be made.
+        KeyboardInterrupt: once the picture as it stands is saved, where there is a save_path.
     """
-    return run_one(request_of(gt_path=gt_path, quiet=True, **flags)).image
+    named, pictures = in_memory({"gt_path": gt_path, **flags})
+    request = request_of(save_path=save_path, quiet=quiet, **named)
+    request = replace(request, pictures=pictures)
+    instead = {"score": request.score, "benchmark": request.benchmark, "json": request.json}
+    for flag, given in (instead | {"report": request.page_alone}).items():
+        if given:
+            raise UserError(f"--{flag}: makes no picture, run it as a command")
+    if "save_path" in request.typed:
+        made = _images(request)
+    else:
+        for flag in ("save_every", "preview", "resume", "maps", "report"):
+            if getattr(request, flag):
+                raise UserError(f"--{flag}: writes beside the result, give save_path")
+        with TemporaryDirectory() as folder:  # the error is that of a saved file
+            made = _images(replace(request, save_path=Path(folder) / "{stem}_{seed}.png"))
+    one = len(request.gt_path) == 1 and request.count == 1 and not isinstance(gt_path, list | tuple)
+    return made[0] if one and names_one(request.gt_path[0], pictures) else made
+
+
+def _images(request: Request) -> list[Tensor]:
+    found = []
+    for result in run(request, anew=True):
+        if isinstance(result, Failed):
+            raise UserError(result.line)
+        found.append(result.image)
+    return found
 
 
 def run_one(request: Request) -> Result:
@@ -99,11 +143,14 @@ def run_one(request: Request) -> Result:
     return result
 
 
-def run(request: Request) -> Iterator[Result | Failed]:
+def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
     """Make and save what was asked for, picture by picture. What is there already, made in the
     same way, is taken as it is.
 
     Of several pictures one that cannot be made does not keep the others from it.
+
+    Args:
+        anew: whether what is there already, made in the same way, is made once more.
 
     Raises:
         UserError: whatever the user can fix, before any slow work.
@@ -123,12 +170,18 @@ def run(request: Request) -> Iterator[Result | Failed]:
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
+    notes.tell(*effect_notes(request, len(orders)))
+    time_told = False
     if request.from_picture:
         notes.tell(made_by(request.from_picture, VERSION))
 
     def ready(order: Order) -> Job:
+        nonlocal time_told
         job, cost, heard = planned(request, order, allowed, team)
-        notes.tell(*heard, *cost_notes([(job.name, cost)] * len(mine), allowed, device))
+        notes.tell(*heard, cost_note(job.name, cost, allowed))
+        if not time_told and (note := time_note(cost, len(mine) - mine.index(order), device)):
+            time_told = True  # of the list; the next picture's estimate is hardly another one
+            notes.tell(note)
         return job
 
     alone = ready(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
@@ -141,7 +194,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
         try:
             job = alone or ready(order)
             finished = is_finished(job, record_of(job, net), request.overwrite)
-            return finished_before(job) if finished else job
+            return finished_before(job) if finished and not anew else job
         except Exception as error:
             if only:
                 raise
@@ -211,7 +264,9 @@ def planned(
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
     parts = tuple(Parts(way.block, way.graphs) for way in ways)
     spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
-    job = replace(job, spec=spec, save_every=None if team.rank else job.save_every)
+    job = replace(job, spec=spec)
+    if team.rank:  # the first writes for all
+        job = replace(job, save_every=None, preview=False)
     return job, cost, heard
 
 

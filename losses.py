@@ -124,7 +124,7 @@ add_method(
 # By purpose: the picture that people prefer, and a draft of it; no pixel copied, in less than half
 # of the time; a photo that is painted in a texture.
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {"repaint": 1.0, "epoch": 100, "optimizer": "LBFGS", "histogram": 1.0, "patches": 10.0},
+    "best": {"repaint": 1.0, "epoch": 100},  # which numbers the steps, of snapshots as well
     "draft": {"repaint": 1.0, "epoch": 100},
     "fast": {"optimizer": "LBFGS", "epoch": 150},
     "photo": {"optimizer": "LBFGS", "epoch": 300},

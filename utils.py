@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -215,7 +215,8 @@ def peak_bytes(device: torch.device) -> float:
 
 
 def _group_bytes() -> float:
-    """Return what the control group of this process, or of its container, leaves: versions 2, 1."""
+    """Return the least that the control group of this process and those above it leave: versions
+    2, 1. The limit of a job or a session (Slurm, systemd) is set above the process's own group."""
     try:
         own = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
     except OSError:
@@ -223,7 +224,8 @@ def _group_bytes() -> float:
     left = [math.inf]
     for _, kind, path in own:
         # Inside a container the group's own path often does not exist, and the root is it.
-        for place in (path.lstrip("/"), ""):
+        group = PurePosixPath(path.lstrip("/"))
+        for place in (group, *group.parents):
             if kind == "":
                 left.append(_left_in(GROUPS / place, "memory.max", "anon"))
             elif kind == "memory":

@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 import torch
 
 from command.kinds import GIVEN
+from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.settings import of_file, of_picture
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
+from engine.repaint import LEAST_SIDE
+from engine.synthesis import CALMER
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
 from models import BUNDLED_NET, DEFAULT_NET, FILTER, LAYOUTS, NETS, POOLS
 from terms.base import MAX_PATCHES
@@ -28,12 +31,11 @@ NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "benchmark", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
-    *("sheet", "animate", "preview"),
+    *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
 VERSION = "0.2.1"
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
-NET_FLAGS = {"model", "weights", "weights_layout"}  # say together which net it is
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
     "score": {"score", "json", "gt_path", "quiet"},
@@ -311,7 +313,8 @@ class Request:
     )
     from_picture: Path | None = flag(
         PICTURES,
-        "make that picture again, by the record inside it, with what else is said laid over it",
+        "make that picture again, by the record inside it, or another by flags that are laid over "
+        "those that were typed for it",
         "--from",
         told="none",
         metavar="PICTURE",
@@ -479,14 +482,14 @@ class Request:
     )
     patch_rotations: Sequence[float] = flag(
         MATCHING,
-        "cnnmrf, guided: also take patches from the exemplar at these angles",
+        "cnnmrf, guided, --repaint: also take patches from the exemplar at these angles",
         default=(),
         told="none",
         **several(type=number(float, -360, "degrees", 360), metavar="DEGREES"),
     )
     patch_scales: Sequence[float] = flag(
         MATCHING,
-        "cnnmrf, guided: also take patches from the exemplar resized by these",
+        "cnnmrf, guided, --repaint: also take patches from the exemplar resized by these",
         default=(),
         told="none",
         **several(type=number(float, 0.1, "a factor", 10), metavar="FACTOR"),
@@ -556,7 +559,10 @@ class Request:
     )
     lr: float | None = flag(
         OPTIMISATION,
-        "step size, for Adam in units of the range [0, 1]",
+        "step size; that of Adam is in units of the range [0, 1] and decays to 0 over each scale. "
+        f"Adam starts the finest scale with {CALMER:g} times this, as it starts from painted "
+        f"detail there; with all of it where the exemplar or the output has a side below "
+        f"{LEAST_SIDE} px, as no detail is painted then",
         told=_rates,
         type=number(float, 1e-12, "a step size"),
         metavar="RATE",
@@ -686,6 +692,12 @@ class Request:
         type=Path,
     )
     page_alone: bool = False  # nothing is to be made for the report
+    # Flags by name with their values: all that were typed, now or for the picture of --from, and of
+    # these the names of those that were typed now. A preset is one flag. A file is typed as well.
+    asked: dict[str, Any] = field(default_factory=dict, compare=False)
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
+    # Pictures that Python holds, by the names that flags have for them.
+    pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
     benchmark: bool = flag(
         INSTEAD,
         "measure this machine: seconds a step and to a small error, memory, start-up; takes "
@@ -778,8 +790,17 @@ def _add_flag(group: argparse._ArgumentGroup, one: Any) -> None:
 
 
 def parse(argv: list[str] | None = None) -> Request:
-    """The request: what the user says, else what the file of --config says, else the record of the
-    picture of --from, else the preset, else the defaults.
+    """The request. Of a flag that has several values the first of these counts:
+
+    1. what is typed now, on the command line, then in the file of --config
+    2. what was typed for the picture of --from, as its record says
+    3. the preset: the one that is typed now, else the one that was typed then, never both
+    4. the default
+
+    Its net and its precision, which a machine may decide, count as typed then.
+
+    What followed from other flags then (the step size of an optimiser, the layers of a method,
+    the size of an exemplar) is not laid under what is typed now: it follows anew.
 
     Raises:
         UserError: a flag that there is not, or a value that it does not take.
@@ -796,18 +817,23 @@ def parse(argv: list[str] | None = None) -> Request:
         given = given | {"page_alone": alone}
     if "config" in given:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
+    typed = frozenset(_values(given))
     if "from_picture" in given:
-        path, said = given["from_picture"], given.keys() | given["terms"].keys()
-        net_flags = NET_FLAGS if NET_FLAGS & said else set()
-        flags = of_picture(path, recorded_flags() - said - net_flags)
-        if flags.get("model") not in {None, *NETS}:
+        path = given["from_picture"]
+        asked = of_picture(path, recorded_flags(), typed)
+        if asked.get("model") not in {None, *NETS}:
             raise UserError(
-                f"--from {path}: its net, {flags['model']}, is no longer there; --model "
+                f"--from {path}: its net, {asked['model']}, is no longer there; --model "
                 f"{BUNDLED_NET} makes another picture by the same settings"
             )
-        given = _over(given, _checked(flags, f"--from {path}"))
-    preset = PRESETS.get(given.get("preset", ""), {})
-    return Request(**_over(given, _checked(preset, "--preset")))
+        given = _over(given, _checked(asked, f"--from {path}"))
+    preset = _checked(PRESETS.get(given.get("preset", ""), {}), "--preset")
+    return Request(**_over(given, preset), asked=_values(given), typed=typed)
+
+
+def _values(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags by name, those of terms among them."""
+    return {name: value for name, value in given.items() if name != "terms"} | given["terms"]
 
 
 def recorded_flags() -> set[str]:

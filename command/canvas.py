@@ -1,5 +1,6 @@
 """The output's size, decided by one rule, and all that is said of its places, in that size."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from command.arguments import Request
+from command.memory import Held
 from command.pictures import Picture, find_picture, read_picture, read_vectors
-from command.settings import named
+from command.settings import digest, named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
 from terms.base import Canvas
@@ -18,17 +20,32 @@ from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, 
 class Pictures:
     """Reads pictures, each once, and remembers what the user should hear of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Mapping[str, Held] | None = None) -> None:
+        """
+        Args:
+            given: pictures that Python holds, by their names.
+        """
+        self.given = given or {}
         self.seen: dict[tuple[Path, str], Picture] = {}
         self.inputs: dict[str, Path] = {}  # all files that were read, as records name them
         self.notes: list[str] = []
 
+    def find(self, name: str | Path) -> Path:
+        """Where a picture is, as `find_picture` has it; of one that Python holds its name."""
+        return Path(name) if str(name) in self.given else find_picture(name)
+
+    def sha256(self, path: Path) -> str:
+        """Of a file, or of the values of a picture that Python holds."""
+        held = self.given.get(str(path))
+        return digest(path) if held is None else held.sha256
+
     def read(self, name: str | Path, kind: str = COLOUR) -> Picture:
         """A picture looked up as `find_picture` does, read as a kind, a name in `utils.KINDS`."""
-        path = find_picture(name)
+        path = self.find(name)
         self.inputs[named(name) if isinstance(name, Path) else name] = path
         if (path, kind) not in self.seen:
-            self.seen[path, kind] = read_picture(path, kind)
+            held = self.given.get(str(path))
+            self.seen[path, kind] = read_picture(path, kind) if held is None else held.picture
             self.notes += [x for x in self.seen[path, kind].notes if x not in self.notes]
         return self.seen[path, kind]
 
@@ -147,6 +164,8 @@ def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
             f"--expand {told(size)}: smaller than the picture, {told(size_of(picture))}, that it "
             "is to hold"
         )
+    if size == size_of(picture):
+        raise UserError(f"--expand {told(size)}: that is the picture's own size, nothing is new")
     return expanded(picture, size)
 
 

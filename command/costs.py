@@ -367,16 +367,16 @@ def is_tight(run: Run, allowed: float) -> bool:
     return run.block is not None and HOLES * estimated_bytes(run) > allowed
 
 
-def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.device) -> list[str]:
-    """One line where runs, each with the name of its exemplar, are large or long, else none.
+def cost_note(name: str, run: Run, allowed: float) -> str | None:
+    """One line where a run needs much of the memory, else None.
 
     Args:
-        allowed: the bytes that their peaks may have.
+        name: of the exemplar.
+        allowed: the bytes that the run's peak may have.
 
     Raises:
-        UserError: one of them needs more.
+        UserError: it needs more.
     """
-    name, run = max(runs, key=lambda named: estimated_bytes(named[1]))
     size = estimated_bytes(run._replace(graphs=1))  # what is needed
     exemplar, output = run.scales[-1]
     blocks = "" if run.block is None else f" in blocks of {run.block} px"
@@ -388,13 +388,18 @@ def cost_notes(runs: Sequence[tuple[str, Run]], allowed: float, device: torch.de
         raise UserError(f"{needed}: give {_smaller(run)}")
     if run.memory < LBFGS_MEMORY:
         needed += f", L-BFGS remembers {run.memory} steps instead of {LBFGS_MEMORY}"
-    notes = [f"{needed}, less will do with {_smaller(run)}"] if size > LARGE * allowed else []
-    flops = sum(estimated_flops(run) for _, run in runs)
-    if flops > LONG * SLOWEST:
-        seconds = flops / convolution_rate(device)  # should no scale converge before its last step
-        if seconds > LONG:
-            notes.append(f"this may take {_duration(seconds)}, less with a smaller --epoch")
-    return ["; ".join(notes)] if notes else []
+    return f"{needed}, less will do with {_smaller(run)}" if size > LARGE * allowed else None
+
+
+def time_note(run: Run, count: int, device: torch.device) -> str | None:
+    """One line where so many runs like this one take long, else None."""
+    flops = count * estimated_flops(run)
+    if flops <= LONG * SLOWEST:
+        return None
+    seconds = flops / convolution_rate(device)  # should no scale converge before its last step
+    several = f" for {count} pictures" if count > 1 else ""
+    less = f"less with a smaller {'--epoch' if any(run.steps_at) else '--size'}"
+    return f"this may take {_duration(seconds)}{several}, {less}" if seconds > LONG else None
 
 
 def _smaller(run: Run) -> str:

@@ -60,6 +60,7 @@ class Display:
         """
         self.job, self.record, self.quiet = job, record, quiet
         self.last: Progress | None = None
+        self.before = 0.0  # fraction of the work that an earlier run has done
         self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
         self.phases: dict[str, float] = {}  # seconds by what was done
         self.as_json = progress == "json" and not quiet
@@ -112,6 +113,15 @@ class Display:
             with suppress(UserError):  # it is worth no line
                 save_picture(self.picture(), self.job.preview_path, {PREVIEW: self.job.name})
 
+    def resumes(self, fraction: float) -> None:
+        """Before the first step, where an earlier run has done that fraction of the work."""
+        self.before = self.bar.initial = self.bar.n = fraction
+
+    @property
+    def fraction(self) -> float:
+        """Of the work that is done."""
+        return self.before if self.last is None else self.last.fraction
+
     def went_back(self, step: int) -> None:
         """After the first step whose loss or gradient is not finite."""
         said = f"{self.job.name}: step {step} led to no finite loss: back to the best picture, "
@@ -150,8 +160,9 @@ class Display:
         say([json.dumps(found)])
 
     def _left(self, progress: Progress, now: float) -> float:
-        """Seconds, at the rate so far."""
-        return (now - self.started) * (1 / max(progress.fraction, 1e-9) - 1)
+        """Seconds, at the rate of this run so far."""
+        done = max(progress.fraction - self.before, 1e-9)
+        return (now - self.started) * (1 - progress.fraction) / done
 
     def picture(self) -> Tensor:
         """(1, 3, height, width) in [0, 1]: the best so far, as it would be saved."""

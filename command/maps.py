@@ -10,7 +10,7 @@ from torch import Tensor
 
 from command.canvas import Pictures, channels_of
 from command.kinds import GIVEN, green_up_by_name, kind_by_name, typed
-from command.pictures import check_save_path, find_picture, save_picture
+from command.pictures import check_save_path, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
@@ -71,7 +71,7 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
         UserError: a file that there is not, of another size than the exemplar, or grey normals.
     """
     word, name = typed(text)
-    path = find_picture(name)
+    path = pictures.find(name)
     kind, by = _kind_of(word, name, pictures)
     picture = pictures.read(name, kind)
     if size_of(picture.pixels) != size_of(exemplar.image):

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from command.arguments import NOT_RECORDED, VERSION, Request, paired
+from command.arguments import NOT_RECORDED, VERSION, Request, paired, recorded_flags
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from command.effects import check_effects
 from command.maps import CarriedMap, read_map
 from command.pictures import (
     bits_held,
@@ -24,11 +25,10 @@ from command.pictures import (
     check_format,
     check_save_path,
     check_suffix,
-    find_picture,
     find_pictures,
     record_at,
 )
-from command.settings import digest, named
+from command.settings import ASKED, named
 from command.sheet import ANIMATION, PAGE, SHEET, check_animation
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
@@ -124,9 +124,12 @@ def orders_of(request: Request) -> list[Order]:
     Raises:
         UserError: an exemplar that there is not, or two pictures that would be saved as one.
     """
+    check_effects(request)
     check_uses(request)
     layers_of(request)
-    paths = [path for name in request.gt_path for path in find_pictures(name)]
+    held = request.pictures
+    found = ([Path(name)] if name in held else find_pictures(name) for name in request.gt_path)
+    paths = [path for of_name in found for path in of_name]
     orders: dict[Path, Order] = {}
     for path in paths:
         for seed in range(request.seed, request.seed + request.count):
@@ -218,7 +221,7 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
     Raises:
         UserError: whatever of these cannot be.
     """
-    pictures = Pictures()
+    pictures = Pictures(request.pictures)
     check_save_path(order.save_path)
     layers = layers_of(request)
     request = replace(request, seed=order.seed)
@@ -244,7 +247,7 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
         _check_no_input(path, read)
         if written.count(path) > 1:
             raise UserError(f"--save_path {path}: two pictures would be saved there")
-    hashes = {name: digest(path) for name, path in inputs.items()}
+    hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
     return replace(job, record=job.record | {"inputs": hashes}), pictures.notes
 
 
@@ -255,7 +258,7 @@ def _job(
     valid = pictures.opaque(request.style_image or path)
     if request.style_image:
         content, exemplar = exemplar, pictures.read(request.style_image).pixels
-        exemplar_name = find_picture(request.style_image).name
+        exemplar_name = pictures.find(request.style_image).name
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
     whole = size_of(exemplar)
@@ -427,10 +430,13 @@ def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
 
 
 def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:
-    """What the picture's file keeps of how it was made: what `--from` makes it again by, and what
-    was decided for it."""
+    """What the picture's file keeps of how it was made: what was asked for, by which `--from` makes
+    it again, and what was decided for it."""
     record: dict[str, Any] = {"version": VERSION, "exemplar": exemplar}
-    record |= {k: v for k, v in asdict(request).items() if k not in NOT_RECORDED | {"terms"}}
+    decided = [one.name for one in fields(request) if one.name not in NOT_RECORDED | {"terms"}]
+    record |= {name: getattr(request, name) for name in decided}
+    asked = {k: v for k, v in request.asked.items() if k in recorded_flags()}
+    record[ASKED] = asked | {"gt_path": named(path), "seed": request.seed}
     if request.style_image:
         record |= {
             "content": path.name,
@@ -562,10 +568,6 @@ def _layers_in(net: str, request: Request) -> Layers:
 
 def check_uses(request: Request) -> None:
     """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
-    for flag in sorted({flag for method in METHODS.values() for flag in method.takes}):
-        if getattr(request, flag) and flag not in METHODS[request.method].takes:
-            takers = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
-            raise UserError(f"--{flag}: --method {request.method} has no use for it, but {takers}")
     if request.resume and request.split:
         raise UserError("--resume: not with --split, whose processes would have to go on together")
     if request.workers and request.split:

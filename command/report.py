@@ -16,16 +16,15 @@ from command.arguments import Request, argv_of, recorded_flags
 from command.pictures import find_pictures, read_levels, read_picture, record_at
 from command.results import AFTERWARDS, CURVE
 from command.scores import LEAST_SIDE, SCORES
-from command.settings import exemplar_of
+from command.settings import ASKED, exemplar_of, flags_of
 from command.sheet import PAGE, snapshots_of
 from command.verdict import faults, verdict
-from losses import TERMS
 from utils import UserError, save_bytes
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
 SCORED_SIDE = 512  # px: of larger pictures the middle is scored
-NO_SETTINGS = AFTERWARDS | {"inputs", "version", "exemplar", "gt_path", "size", "step"}
+NO_SETTINGS = AFTERWARDS | {ASKED, "inputs", "version", "exemplar", "gt_path", "size", "step"}
 
 
 def print_report(request: Request) -> None:
@@ -127,11 +126,13 @@ def _told(value: Any) -> str:
 
 
 def _command(path: Path, record: dict[str, Any]) -> str:
-    """What makes it again: all flags that are not what they are anyway."""
-    plain = json.loads(json.dumps(Request().__dict__, default=str))
-    flags = {k: v for k, v in record.items() if k in recorded_flags() and plain.get(k) != v}
-    flags = {k: v for k, v in flags.items() if v or k in TERMS or k == "rescale"}
+    """What makes it again: what was typed for it. Of a record that does not say so, or that
+    somebody has changed, `--from`."""
+    again = f"python Synthesis.py --from {shlex.quote(path.name)}"
+    if not isinstance(record.get(ASKED), dict):
+        return again
+    flags = flags_of(record, recorded_flags())
     try:
         return "python Synthesis.py " + shlex.join([*argv_of(flags), "--save_path", path.name])
     except (UserError, TypeError, ValueError, LookupError):
-        return f"python Synthesis.py --from {shlex.quote(path.name)}"
+        return again

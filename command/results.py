@@ -13,6 +13,7 @@ from torch import Tensor
 from command.display import say
 from command.pictures import read_picture, read_record, record_at, save_picture
 from command.plan import Job
+from command.settings import ASKED
 from engine import maps
 from engine.blocks import Blocks
 from engine.repaint import stretch
@@ -56,9 +57,10 @@ class Course(NamedTuple):
     peak: float  # bytes that the process had at most so far
 
     def points(self, most: int) -> list[tuple[int, int, float]]:
-        """About so many of the curve, the last one among them."""
-        every = max(1, len(self.curve) // most)
-        kept = self.curve[:-1:every] + self.curve[-1:]
+        """At most so many of the curve, evenly, the first and the last among them."""
+        last = len(self.curve) - 1
+        places = range(min(most, len(self.curve)))
+        kept = [self.curve[round(i * last / max(1, len(places) - 1))] for i in places]
         return [(step, scale, float(f"{loss:.4g}")) for step, scale, loss in kept]
 
 
@@ -119,16 +121,12 @@ def is_full(error: Exception) -> bool:
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:
     """What a picture keeps of how it was made, as far as that is known before."""
-    record = job.record | {
-        "model": net.name,
-        "net": net.told,
-        "pixel_mean": LAYOUTS[net.layout],
-        "device": str(net.device),
-        "precision": net.precision,
-    }
-    if record["weights"]:
-        record["weights_layout"] = net.layout
-    return record
+    found = {"model": net.name, "precision": net.precision}
+    if job.record["weights"]:
+        found["weights_layout"] = net.layout
+    asked = dict(sorted((job.record[ASKED] | found).items()))  # in whatever order it was typed
+    more = {"net": net.told, "pixel_mean": LAYOUTS[net.layout], "device": str(net.device)}
+    return job.record | found | more | {ASKED: asked}
 
 
 def finished_before(job: Job) -> Result:
@@ -149,7 +147,11 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     there = [path for path, _ in job.written() if path.exists()]
     found = record_at(job.save_path)
     wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
-    ours = {name: value for name, value in found.items() if name not in AFTERWARDS} == wanted
+    # Two commands that decide the same make the same picture, however they are typed.
+    told = AFTERWARDS | {ASKED}
+    ours = {k: v for k, v in found.items() if k not in told} == {
+        k: v for k, v in wanted.items() if k not in told
+    }
     if there and not ours and not overwrite:
         raise UserError(
             f"{there[0]}: another picture is there, give --overwrite or another --save_path"

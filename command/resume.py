@@ -12,7 +12,7 @@ from command.plan import Job
 from engine.checkpoints import Checkpoints
 from utils import UserError, open_regular, save_bytes
 
-FORMAT = 1  # of the file; another one is refused
+FORMAT = 2  # of the file; another one is refused
 EVERY = 30.0  # s
 
 
@@ -29,7 +29,8 @@ def checkpoints_of(job: Job, record: dict[str, Any], display: Display) -> Checkp
     def save(state: dict[str, Any]) -> None:
         file = BytesIO()
         known = {"format": FORMAT, "settings": settings, "curve": display.curve}
-        torch.save(known | {"phases": display.phases, "state": state}, file)
+        known |= {"phases": display.phases, "fraction": display.fraction}
+        torch.save(known | {"state": state}, file)
         try:
             save_bytes(file.getbuffer(), job.checkpoint_path)
         except UserError as error:  # one less is no reason to end
@@ -39,6 +40,7 @@ def checkpoints_of(job: Job, record: dict[str, Any], display: Display) -> Checkp
     if found is not None:
         display.curve = [(step, scale, loss) for step, scale, loss in found["curve"]]
         display.phases = found["phases"]
+        display.resumes(found["fraction"])
         say([f"{job.name}: goes on from {job.checkpoint_path}"], display.quiet)
     return Checkpoints(save, EVERY, None if found is None else found["state"])
 

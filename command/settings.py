@@ -12,10 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from command.kinds import typed
+from command.memory import ARRAY
 from command.pictures import find_picture, read_record, record_at
+from losses import TERMS
 from utils import TEXTURES, UserError, open_regular
 
 Flags = dict[str, Any]
+# In a record: the flags that were typed, and what else tells the picture: exemplar, seed, net and
+# precision. All beside it was decided: it is for the log, the report and whoever looks at it.
+ASKED = "asked"
+NET_FLAGS = {"model", "weights", "weights_layout"}  # say together which net it is
+# Flags -> those by which, typed now, they are another machine's, or another net's.
+REPLACED = dict.fromkeys(NET_FLAGS, NET_FLAGS) | {"precision": {"device"}}
+# Records of 0.2.1 and older do not tell what was typed from what followed. All counts as typed but
+# what these flags, typed now, would make wrong.
+FOLLOWED = {
+    **dict.fromkeys(TERMS, {"method", "preset"}),
+    "spectrum": {"method", "preset", "gt_path", "style_image", "guide", "orientation", "repaint"},
+    "layers": {"method"},
+    "lr": {"optimizer", "preset"},
+    "size": {"expand", "mask"},
+    **dict.fromkeys(("repaint", "epoch", "optimizer"), {"preset"}),
+}
 
 
 def named(path: Path) -> str:
@@ -42,12 +60,13 @@ def _digest(path: Path, changed: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_picture(path: Path, names: Collection[str]) -> Flags:
-    """The flags that made a picture, by its record.
+def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Flags:
+    """The flags that were typed for a picture, by its record.
 
     Args:
         path: of the picture.
-        names: of flags that are asked for; others are ignored.
+        names: of flags that a record may give; others are ignored.
+        typed: names of flags that are typed now, which are not looked up.
 
     Raises:
         UserError: no picture, no record of ours in it, or a file that it was made from is not here
@@ -57,7 +76,16 @@ def of_picture(path: Path, names: Collection[str]) -> Flags:
     inputs = record.get("inputs")
     if "gt_path" not in record or not isinstance(inputs, dict):
         raise UserError(f"--from {path}: holds no record of how it was made")
-    return {name: _located(record[name], inputs, path) for name in names if name in record}
+    return _located(flags_of(record, names, typed), inputs, path)
+
+
+def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ()) -> Flags:
+    """As `of_picture`, with files named as the record names them."""
+    asked, replaced = record.get(ASKED), REPLACED
+    if not isinstance(asked, dict) or "gt_path" not in asked:
+        asked, replaced = record, REPLACED | FOLLOWED
+    gone = {name for name, by in replaced.items() if by & set(typed)} | set(typed)
+    return {name: value for name, value in asked.items() if name in names and name not in gone}
 
 
 def made_by(path: Path, version: str) -> str | None:
@@ -70,11 +98,15 @@ def made_by(path: Path, version: str) -> str | None:
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
     """A value with every name of an input as the path where that is now."""
+    if isinstance(value, dict):
+        return {name: _located(one, inputs, picture) for name, one in value.items()}
     if isinstance(value, list):
         return [_located(one, inputs, picture) for one in value]
     if not isinstance(value, str):
         return value
     kind, name = typed(value) if value not in inputs else (None, value)
+    if name.startswith(ARRAY):
+        raise UserError(f"--from {picture}: {name} was a picture in memory, no file, give it anew")
     if name not in inputs:
         return value
     path = found_input(name, inputs[name], picture)

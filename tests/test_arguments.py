@@ -35,13 +35,13 @@ def test_parse_bool():
             arguments.parse_bool(word)
 
 
-def test_a_preset_gives_way_to_what_is_said():
-    plain, best = arguments.parse([]), arguments.parse(["--preset", "best"])
+def test_a_preset_gives_way_to_what_is_said(monkeypatch):
+    monkeypatch.setitem(arguments.PRESETS, "fast", {"optimizer": "LBFGS", "tv": 1, "patches": 10})
+    plain, fast = arguments.parse([]), arguments.parse(["--preset", "fast"])
     assert (plain.optimizer, plain.terms) == ("Adam", {})
-    terms = {"histogram": 1.0, "patches": 10.0}
-    assert (best.optimizer, best.terms) == ("LBFGS", terms)
-    said = arguments.parse(["--histogram", "2", "--preset", "best", "--optimizer", "Adam"])
-    assert (said.optimizer, said.terms) == ("Adam", terms | {"histogram": 2})
+    assert (fast.optimizer, fast.terms) == ("LBFGS", {"tv": 1, "patches": 10})
+    said = arguments.parse(["--tv", "2", "--preset", "fast", "--optimizer", "Adam"])
+    assert (said.optimizer, said.terms) == ("Adam", {"tv": 2, "patches": 10})
 
 
 def test_presets_are_what_the_parser_takes():

@@ -17,10 +17,11 @@ from command.costs import (
     FLOAT,
     PROGRAM_BYTES,
     Run,
-    cost_notes,
+    cost_note,
     estimated_bytes,
     estimated_flops,
     fitting,
+    time_note,
 )
 from command.pictures import read_picture, read_record, save_picture
 from command.plan import can_be_cut, job_of, orders_of, plan
@@ -108,25 +109,39 @@ def test_matching_grows_with_the_square_of_the_pixels():
 
 def test_small_runs_are_not_worth_a_line(monkeypatch):
     monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e10)
-    assert cost_notes([("a.png", run_of(128, steps=10))], 8e9, CPU) == []
+    run = run_of(128, steps=10)
+    assert cost_note("a.png", run, 8e9) is None and time_note(run, 1, CPU) is None
 
 
-def test_large_and_long_runs_are_worth_one_line(monkeypatch):
+def test_large_and_long_runs_are_worth_a_line_each(monkeypatch):
     run = run_of(1024, steps=2000, optimizer="LBFGS")
     size = estimated_bytes(run)
     monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(run) / 720)
-    (line,) = cost_notes([("small.png", run_of(128)), ("large.png", run)], 1.9 * size, CPU)
+    line = cost_note("large.png", run, 1.9 * size)
     assert line.startswith("large.png: 1024x1024 from an exemplar of 1024x1024 needs about ")
-    assert f"{size / 1e9:.1f} GB" in line and "may take 12 minutes" in line
-    assert "--size" in line and "--optimizer Adam" in line and "--epoch" in line
-    assert len(line.splitlines()) == 1
+    assert f"{size / 1e9:.1f} GB" in line and "--size" in line and "--optimizer Adam" in line
+    assert cost_note("large.png", run, math.inf) is None
+    assert time_note(run, 1, CPU) == "this may take 12 minutes, less with a smaller --epoch"
+    assert time_note(run, 5, CPU).startswith("this may take 60 minutes for 5 pictures, less")
+    painted = run._replace(repaint=1.0)
+    monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(painted) / 720)
+    assert time_note(painted, 1, CPU) == "this may take 12 minutes, less with a smaller --size"
 
-    (line,) = cost_notes([("large.png", run)], math.inf, CPU)
-    assert line.startswith("this may take 12 minutes")
+
+def test_the_time_of_a_list_is_told_once(monkeypatch, capfd, tmp_path, narrow_net):
+    """Three pictures of 20 minutes each."""
+    for name in "abc":
+        save_picture(torch.rand(1, 3, 40, 40), tmp_path / f"{name}.png", {})
+    monkeypatch.setattr(costs, "convolution_rate", lambda device: 1.0)
+    monkeypatch.setattr(costs, "estimated_flops", lambda run: 1200.0)
+    monkeypatch.setattr(costs, "SLOWEST", 0)
+    flags = ["--gt_path", str(tmp_path), "--save_path", f"{tmp_path}/out/", "--device", "cpu"]
+    assert Synthesis.main([*flags, "--epoch", "1"]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if "may take" in line]
+    assert lines == ["this may take 60 minutes for 3 pictures, less with a smaller --epoch"]
 
 
-def test_what_makes_it_large_is_named(monkeypatch):
-    monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e15)  # no line of minutes
+def test_what_makes_it_large_is_named():
     runs = {
         "a smaller exemplar": Run("vgg19", LAYERS, [((1200, 1000), (64, 64))], LAYERS, steps=1),
         "a smaller --size or --method gram": Run(
@@ -134,7 +149,7 @@ def test_what_makes_it_large_is_named(monkeypatch):
         ),
     }
     for way, run in runs.items():
-        (line,) = cost_notes([("a.png", run)], 2.68e9, CPU)
+        line = cost_note("a.png", run, 2.68e9)
         assert line.endswith(f"less will do with {way}")
 
 
@@ -160,7 +175,7 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
     picture = resize(read_picture(TEXTURES / "pebbles.png")[0], (1000, 1000))
     save_picture(picture, tmp_path / "a.png", {})
     monkeypatch.setattr(Synthesis, "allowed_bytes", lambda *_: 700.0**2)
-    monkeypatch.setattr(Synthesis, "cost_notes", lambda *_: [])
+    monkeypatch.setattr(Synthesis, "cost_note", lambda *_: None)
     # Halved, it has 707x707; halved again 500x500.
     monkeypatch.setattr(Synthesis, "estimated_bytes", lambda run: math.prod(run.scales[-1][0]))
     out = tmp_path / "out.png"
@@ -212,7 +227,7 @@ def test_lbfgs_forgets_sooner_before_it_is_refused():
     adam = run._replace(optimizer="Adam")
     assert costs.fitting(adam, 0).memory == adam.memory
     short = run._replace(memory=5)
-    (note,) = cost_notes([("a.png", short)], estimated_bytes(short), CPU)
+    note = cost_note("a.png", short, estimated_bytes(short))
     assert "remembers 5 steps instead of 20" in note
 
 
@@ -264,7 +279,7 @@ def test_what_is_surely_within_has_a_fifth_to_spare():
 
 def test_little_memory_is_told_in_mb():
     with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 1 MB are allowed"):
-        cost_notes([("a.png", run_of(256))], 1e6, CPU)
+        cost_note("a.png", run_of(256), 1e6)
 
 
 # ------------------------------------------------------------------------------ measured peaks

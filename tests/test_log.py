@@ -1,14 +1,20 @@
 """What is told of a run while it goes on, and kept of it."""
 
 import json
+from itertools import pairwise
 
 import pytest
+import torch
 from PIL import Image
 
 from command import display
-from command.display import _duration
+from command.arguments import parse
+from command.display import Display, _duration
 from command.log import POINTS
 from command.pictures import read_record
+from command.plan import plan
+from command.results import Course
+from engine.synthesis import Progress
 from Synthesis import main
 from utils import TEXTURES
 
@@ -42,7 +48,9 @@ def test_a_line_for_every_picture(exemplar, tmp_path):
     assert sum(made["phases"].values()) <= made["seconds"]
     assert {"scale 1/2 32x32", "scale 2/2 64x64"} == made["phases"].keys()
     steps, scales, losses = zip(*made["curve"], strict=True)
-    assert len(steps) <= 2 * POINTS and list(steps) == sorted(steps) and steps[-1] == 300
+    assert (
+        len(steps) == POINTS and steps[0] == 1 and list(steps) == sorted(steps) and steps[-1] == 300
+    )
     assert set(scales) == {1, 2} and all(loss > 0 for loss in losses)
     assert made["peak_bytes"] > 1e8 and len(made["weights_sha256"]) == 64
     assert failed["exemplar"].endswith("b.png") and "b.png" in failed["error"]
@@ -69,6 +77,41 @@ def test_a_line_a_minute_where_there_is_no_terminal(exemplar, capfd, monkeypatch
     lines = capfd.readouterr().err.splitlines()
     assert sum("from step" in line for line in lines) == 2
     assert any("at this scale" in line and line.endswith(" left") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "count, most, kept",
+    [
+        (398, 200, 200),
+        (1000, 60, 60),
+        (5, 3, [1, 3, 5]),
+        (3, 60, [1, 2, 3]),
+        (1, 60, [1]),
+        (0, 60, []),
+    ],
+)
+def test_a_curve_keeps_as_many_points_as_it_may(count, most, kept):
+    course = Course({}, [(step, 1, 0.5) for step in range(1, count + 1)], 0.0)
+    steps = [step for step, _, _ in course.points(most)]
+    if isinstance(kept, list):
+        assert steps == kept
+    else:
+        gaps = {later - step for step, later in pairwise(steps)}
+        assert len(steps) == kept and (steps[0], steps[-1]) == (1, count)
+        assert max(gaps) - min(gaps) <= 1
+
+
+def test_the_time_left_counts_the_work_of_this_run_alone(exemplar, monkeypatch):
+    """10 s for a hundredth of the work, after another run has done half of it: 490 s for 0.49."""
+    (job,), _ = plan(parse(["--gt_path", str(exemplar), "--save_path", str(exemplar) + ".new.png"]))
+    with Display(job, {}, True, "text") as shown:
+        progress = Progress(510, 1, 1, 0.51, torch.zeros(1, 3, 64, 64), 0.5)
+        assert shown._left(progress, shown.started + 10) == pytest.approx(10 * 0.49 / 0.51)
+        shown.resumes(0.5)
+        assert shown.fraction == 0.5 and shown.bar.initial == 0.5
+        assert shown._left(progress, shown.started + 10) == pytest.approx(490)
+        shown(progress)
+        assert shown.fraction == 0.51
 
 
 def test_durations():

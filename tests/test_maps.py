@@ -418,7 +418,7 @@ def tuples(pixels):
 
 
 PAINTED = [(), ("--size", "60x40"), ("--tile", "xy", "--size", "52")]
-PAINTED += [("--method", "cnnmrf", "--patch_rotations", "45")]
+PAINTED += [("--patch_rotations", "45")]
 
 
 @pytest.mark.parametrize("more", PAINTED)

@@ -1,12 +1,18 @@
 """What is decided before any slow work: shares, and the weight of every term."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from command.arguments import parse
-from command.plan import plan
+from command.effects import OF_STEPS, effect_notes
+from command.pictures import save_picture
+from command.plan import orders_of, plan
+from engine.synthesis import new_texture
+from losses import PRESETS, TERMS
 from utils import UserError
 
 
@@ -113,3 +119,126 @@ def test_where_nothing_is_opaque_there_is_no_texture(discs):
         white = folder / "white.png"
         Image.new("L", (64, 64), 255).save(white)
         jobs(folder, "--gt_path", "black.png", "--init", "black.png", "--mask", "white.png")
+
+
+# ---------------------------------------------------------------------- flags without an effect
+
+WITHOUT_EFFECT = [
+    *("--method cnnmrf", "--layers conv2_1", "--pool max", "--rescale filter", "--lr 0.1"),
+    *("--optimizer LBFGS", "--tolerance 0.1", "--scales 1", "--match_every 3", "--max_patches 9"),
+    *(f"--{term} 2" for term in TERMS),
+]
+
+
+@pytest.mark.parametrize("flag", [*WITHOUT_EFFECT, "--epoch 7000"])
+@pytest.mark.parametrize("painted", ["--repaint 1", "--preset best", "--preset draft"])
+def test_what_painting_has_no_use_for_is_refused(flag, painted):
+    name = flag.split()[0]
+    with pytest.raises(UserError, match=rf"^{name}: no effect where .*--repaint 1.*--repaint 0\.5"):
+        orders_of(parse([*painted.split(), *flag.split()]))
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--repaint 0.999 --lr 0.1 --epoch 100", "--lr: no effect"),  # no step of 100 is left
+        ("--style_image leaf.jpg --preset best --content_weight 1", "--content_weight: no effect"),
+        ("--style_image leaf.jpg --preset best --init brick.png", "--init: no effect"),
+        ("--epoch 50 --save_every 51", "--save_every: no effect with only 50 steps"),
+        (
+            "--match_every 3",
+            "--match_every: --method gram has no use for it, but swd, cnnmrf, guided",
+        ),
+        (
+            "--max_patches 9 --method swd",
+            "--max_patches: --method swd has no use for it, but guided",
+        ),
+        (
+            "--patch_scales 0.8",
+            "--patch_scales: --method gram has no use for it, but cnnmrf, guided",
+        ),
+        ("--progress json --quiet", "--progress json: no effect beside --quiet"),
+    ],
+)
+def test_other_flags_without_an_effect_are_refused(flags, told):
+    with pytest.raises(UserError) as caught:
+        orders_of(parse(flags.split()))
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--preset best --seed 3 --count 2 --quiet --overwrite --device cpu --precision fp32",
+        "--preset best --max_memory 4GB --model vgg16-caffe --tile xy --init brick.png",
+        "--preset best --patch_rotations 90 --patch_scales 0.8",
+        "--preset best --style_image leaf.jpg --keep_color --init content",
+        "--preset best --repaint 0.5 --lr 0.1 --method cnnmrf --epoch 10",
+        "--repaint 0.999 --lr 0.1",  # one step of 1000 is left
+        "--save_every 50 --epoch 50",
+        "--preset best --save_every 10 --epoch 30",
+    ],
+)
+def test_flags_with_an_effect_or_of_shell_loops_are_taken(flags):
+    assert orders_of(parse(flags.split()))
+
+
+def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_path):
+    """Painted with the first, the picture has the same pixels, with the others it has not."""
+
+    def painted(flags):
+        request = replace(parse(["--repaint", "1", *flags.split()]), typed=frozenset())
+        (job,), _ = plan(replace(request, gt_path=[str(tmp_path / "a.png")], size=(20, 20)))
+        return new_texture(job.spec, tiny).image
+
+    for name in "ab":
+        save_picture(torch.rand(1, 3, 20, 20), tmp_path / f"{name}.png", {})
+    plain = painted("")
+    assert {flag.split()[0][2:] for flag in WITHOUT_EFFECT} == {*OF_STEPS} - {
+        *("content_layers", "content_weight")
+    }
+    for flag in (*WITHOUT_EFFECT, "--epoch 7000"):
+        method = {"--match_every": "--method swd", "--max_patches": "--method guided"}
+        assert torch.equal(painted(f"{flag} {method.get(flag.split()[0], '')}"), plain), flag
+    init = f"--init {tmp_path / 'b.png'}"
+    for flag in ("--seed 1", "--patch_rotations 90", "--patch_scales 0.8", "--tile xy", init):
+        assert not torch.equal(painted(flag), plain), flag
+
+
+def test_presets_hold_no_flag_without_an_effect():
+    for name, flags in PRESETS.items():
+        spelled = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        assert orders_of(parse([*spelled, "--save_every", "10"])), name  # which --epoch numbers
+
+
+def test_what_is_not_refused_is_told():
+    request = parse("--preset best --resume --workers 3".split())
+    resume, workers = effect_notes(request, 1)
+    assert resume.startswith("--resume: painting keeps no checkpoint")
+    assert workers.startswith("--workers 3: there is one picture")
+    assert effect_notes(parse("--resume --workers 3".split()), 2) == []
+
+
+def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
+    record = {"gt_path": "leaf.jpg", "inputs": {}}
+    record["asked"] = {"gt_path": "leaf.jpg", "lr": 0.2, "tv": 3, "seed": 4}
+    save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
+    request = parse(["--from", str(tmp_path / "one.png"), "--preset", "best"])
+    assert orders_of(request)
+    (note,) = effect_notes(request, 1)
+    assert note.endswith("its flags without an effect here: --lr, --tv")
+    record["asked"] |= {"method": "cnnmrf", "match_every": 3}
+    save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
+    request = parse(["--from", str(tmp_path / "one.png"), "--method", "gram"])
+    assert orders_of(request)
+    (note,) = effect_notes(request, 1)
+    assert note.endswith("its flags without an effect here: --match_every")
+    record["asked"] |= {"patch_scales": [0.8]}
+    save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
+    with pytest.raises(UserError, match="--patch_scales: --method gram has no use for it"):
+        orders_of(parse(["--from", str(tmp_path / "one.png"), "--method", "gram"]))
+
+
+def test_a_picture_does_not_grow_to_its_own_size():
+    with pytest.raises(UserError, match="--expand 256x256: that is the picture's own size"):
+        plan(parse("--gt_path pebbles.png --expand 256".split()))

@@ -147,6 +147,14 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     assert outcomes == [made] * told and shown == [[path] * told]
 
 
+@pytest.mark.parametrize("rank, written", [(0, (2, True)), (1, (None, False))])
+def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, written, tmp_path):
+    flags = "--gt_path pebbles.png --size 32 --save_every 2 --preview --save_path".split()
+    request = parse([*flags, str(tmp_path / "new.png")])
+    job, _, _ = Synthesis.planned(request, orders_of(request)[0], 1e12, Team(rank, 2))
+    assert (job.save_every, job.preview) == written
+
+
 def test_split_needs_a_gpu_for_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 2 of a machine with 1 GPUs"):

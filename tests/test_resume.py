@@ -14,6 +14,7 @@ from PIL import Image
 
 import Synthesis
 from command import resume
+from command.display import Display
 from command.pictures import read_picture, read_record
 from engine.checkpoints import Checkpoints
 from engine.synthesis import Spec, exemplar_of, new_texture
@@ -134,11 +135,15 @@ def test_a_command_goes_on(flags, exemplar, narrow_net, monkeypatch, capfd):
         with pytest.raises(Killed):
             run(exemplar, "r.png", *flags.split())
     assert (folder / "r.png.checkpoint").exists() and not (folder / "r.png").exists()
+    done, resumed = torch.load(folder / "r.png.checkpoint")["fraction"], []
+    assert 0.2 < done < 0.8
+    monkeypatch.setattr(Display, "resumes", lambda self, fraction: resumed.append(fraction))
     capfd.readouterr()
     assert run(exemplar, "r.png", *flags.split(), "--seed", "3") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "r.png.checkpoint is of other settings" in line
     assert run(exemplar, "r.png", *flags.split()) == 0
+    assert resumed == [done]
     assert (folder / "r.png").read_bytes() == (folder / "whole.png").read_bytes()
     assert not list(folder.glob("*.checkpoint"))
 

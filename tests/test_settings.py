@@ -9,7 +9,9 @@ from PIL import Image
 
 from command.arguments import argv_of, parse, request_of
 from command.pictures import read_record, save_picture
+from command.plan import plan
 from command.settings import digest
+from losses import LONG_RANGE_WEIGHT
 from models import BUNDLE
 from Synthesis import main
 from utils import TEXTURES, UserError
@@ -52,7 +54,8 @@ def run(command):
     ],
 )
 def test_from_makes_that_very_picture(flags, folder):
-    assert run(f"--gt_path a.png --epoch 4 --save_path one/{{stem}}.png {flags}") == 0
+    steps = "" if "best" in flags else "--epoch 4"
+    assert run(f"--gt_path a.png {steps} --save_path one/{{stem}}.png {flags}") == 0
     for one in sorted(path for path in (folder / "one").iterdir() if "error" in read_record(path)):
         if one.stem.endswith("_tiled"):
             continue
@@ -65,6 +68,112 @@ def test_what_is_said_is_laid_over_a_record(folder):
     said = parse("--from one.png --gt_path b.png --epoch 7 --save_path two.png".split())
     assert (said.gt_path, said.epoch, said.terms["tv"]) == (["b.png"], 7, 3)
     assert said.save_path.name == "two.png" and said.overwrite is False
+
+
+def laid(folder, then, now):
+    """The request of `--from`, of a picture that was made by other flags, and its only job."""
+    assert run(f"--gt_path a.png --epoch 2 --save_path one.png --overwrite {then}") == 0
+    request = parse(f"--from one.png --save_path two.png {now}".split())
+    return request, plan(request)[0][0]
+
+
+@pytest.mark.parametrize(
+    "then, now, rate",
+    [
+        ("", "--optimizer LBFGS", 1.0),
+        ("--optimizer LBFGS", "--optimizer Adam", 0.05),
+        ("--lr 0.2", "--optimizer LBFGS", 0.2),  # it was typed
+        ("--preset fast", "--preset draft --repaint 0.5", 0.05),
+    ],
+)
+def test_a_step_size_that_followed_from_the_optimizer_follows_anew(then, now, rate, folder):
+    assert laid(folder, then, now)[1].record["lr"] == rate
+
+
+def test_layers_and_weights_that_followed_from_the_method_follow_anew(folder):
+    _, job = laid(folder, "--tv 3", "--method cnnmrf")
+    fresh, _ = plan(parse("--gt_path a.png --method cnnmrf --tv 3 --save_path new.png".split()))
+    assert list(job.spec.layers) == ["relu3_1", "relu4_1"] == list(fresh[0].spec.layers)
+    assert job.spec.weights == fresh[0].spec.weights
+    assert (job.spec.weights["gram"], job.spec.weights["tv"]) == (10, 3)
+    _, job = laid(folder, "--layers conv2_1", "--method cnnmrf")
+    assert list(job.spec.layers) == ["relu2_1"]  # they were typed
+
+
+def test_an_exemplar_that_repeats_gets_its_spectrum_and_its_own_size(folder):
+    _, job = laid(folder, "", "--gt_path brick.png")
+    assert job.spec.weights["spectrum"] == LONG_RANGE_WEIGHT and job.spec.canvas.size == (256, 256)
+    _, job = laid(folder, "--spectrum 0 --size 64", "--gt_path brick.png")
+    assert job.spec.weights["spectrum"] == 0 and job.spec.canvas.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "then, now, epoch, optimizer",
+    [
+        ("--preset fast", "", 2, "LBFGS"),  # --epoch 2 is typed in either case
+        ("--preset fast --epoch 7", "--preset photo", 7, "LBFGS"),  # typed then > preset now
+        ("--preset fast", "--preset photo --epoch 9", 9, "LBFGS"),  # typed now > all
+        ("--preset fast --optimizer Adam", "--preset photo", 2, "Adam"),
+        ("--preset fast", "--preset draft --repaint 0.5", 2, "Adam"),  # never both presets
+    ],
+)
+def test_typed_now_typed_then_preset_now_preset_then(then, now, epoch, optimizer, folder):
+    request, _ = laid(folder, then, now)
+    assert (request.epoch, request.optimizer) == (epoch, optimizer)
+
+
+def test_a_preset_now_replaces_that_of_then(folder):
+    """Of fast, 150 steps, and photo, 300."""
+    record = {"gt_path": "a.png", "inputs": {}, "asked": {"gt_path": "a.png", "preset": "fast"}}
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "one.png", record)
+    assert parse("--from one.png".split()).epoch == 150
+    assert parse("--from one.png --preset photo".split()).epoch == 300
+    assert parse("--from one.png --preset draft".split()).optimizer == "Adam"
+
+
+@pytest.mark.parametrize(
+    "now, changed",
+    [
+        ("", {}),
+        ("--optimizer LBFGS", {"lr": None, "optimizer": "LBFGS"}),
+        ("--method cnnmrf", {"layers": None, "method": "cnnmrf", "terms": {}}),
+        ("--gt_path b.png", {"gt_path": ["b.png"], "terms": {"gram": 0, "tv": 3}}),
+        ("--repaint 0.5", {"repaint": 0.5, "terms": {"gram": 0, "tv": 3}}),
+        ("--expand 64", {"expand": (64, 64), "size": None}),
+        ("--preset photo", {"epoch": 300, "optimizer": "LBFGS", "lr": None, "terms": {}}),
+        ("--seed 4", {"seed": 4}),
+        ("--device cpu", {"precision": "auto"}),
+    ],
+)
+def test_of_flat_records_all_counts_as_typed_but_what_flags_make_wrong(now, changed, folder):
+    flat = {"gt_path": "a.png", "inputs": {}, "size": "40x36", "optimizer": "Adam", "lr": 0.05}
+    flat |= {"method": "gram", "layers": ["relu1_1"], "epoch": 7, "precision": "fp32"}
+    flat |= {"gram": 0, "spectrum": 0, "tv": 3, "version": "0.2.1"}
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "one.png", flat)
+    said = parse(f"--from one.png {now}".split())
+    kept = {"gt_path": ["a.png"], "size": (36, 40), "optimizer": "Adam", "lr": 0.05, "seed": 0}
+    kept |= {"method": "gram", "layers": [("relu1_1", 1.0)], "epoch": 7, "repaint": 0.0}
+    kept |= {"terms": {"gram": 0, "spectrum": 0, "tv": 3}, "precision": "fp32", "expand": None}
+    assert {name: getattr(said, name) for name in kept} == kept | changed
+
+
+def test_a_record_keeps_apart_what_was_asked_and_what_was_decided(folder):
+    assert run("--gt_path a.png --preset fast --epoch 2 --tv 3 --save_path one.png") == 0
+    record = read_record(folder / "one.png")
+    assert record["asked"] == {
+        **{"gt_path": "a.png", "seed": 0, "preset": "fast", "epoch": 2, "tv": 3},
+        **{"model": "vgg16-caffe", "precision": "fp32"},
+    }
+    assert (record["lr"], record["optimizer"], record["histogram"]) == (1.0, "LBFGS", 0.1)
+
+
+def test_the_same_decisions_are_the_same_picture_however_they_are_typed(folder, capsys):
+    assert run("--gt_path a.png --epoch 2 --save_path one.png") == 0
+    for same in ("", "--lr 0.05", "--optimizer adam --method gram", "--from one.png"):
+        capsys.readouterr()
+        assert run(f"--gt_path a.png --epoch 2 --save_path one.png {same}") == 0
+        assert "finished before" in capsys.readouterr().out
+    assert run("--gt_path a.png --epoch 2 --save_path one.png --lr 0.06") == 2
 
 
 def test_a_net_that_is_said_replaces_all_that_a_record_says_of_its_net(folder):
@@ -142,12 +251,13 @@ def test_what_a_record_may_not_decide(folder):
 
 
 def test_a_file_of_flags(folder):
-    text = 'preset = "best"\nsize = "24x16"\ngt_path = ["a.png", "b.png"]\ntv = 2\nrescale = true\n'
+    text = 'preset = "fast"\nsize = "24x16"\ngt_path = ["a.png", "b.png"]\ntv = 2\nrescale = true\n'
     (folder / "c.toml").write_text(text + 'guide = [["half.png", "half.png"]]\nquiet = true\n')
     said = parse("--config c.toml --tv 5 --gt_path c.png".split())
     assert (said.size, said.gt_path, said.guide) == ((16, 24), ["c.png"], [["half.png"] * 2])
     assert (said.rescale, said.optimizer, said.quiet) == (True, "LBFGS", True)
-    assert said.terms == {"tv": 5, "histogram": 1, "patches": 10}
+    assert said.terms == {"tv": 5} and said.epoch == 150
+    assert {"preset", "size", "tv", "quiet"} <= said.typed  # a file is typed as well
 
 
 @pytest.mark.parametrize(

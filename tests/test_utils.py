@@ -298,6 +298,17 @@ def test_available_memory_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
     assert utils.available_bytes(cpu) == 1_500_000
     group(groups / "memory/job", {"memory.limit_in_bytes": "900000\n"}, "total_rss 100000")
     assert utils.available_bytes(cpu) == 800_000
+    # Slurm sets the limit of a job on the group that holds those of its steps.
+    own.write_text("0::/slurm/job_7/step_0/task_0\n")
+    group(groups / "slurm/job_7/step_0/task_0", {"memory.max": "max\n"}, "anon 100")
+    group(groups / "slurm/job_7", {"memory.max": "1000000\n"}, "anon 300000")
+    assert utils.available_bytes(cpu) == 700_000
+    # The same of version 1; each level counts by what is used in it.
+    own.write_text("4:memory:/slurm/job_7/step_0\n")
+    limits = groups / "memory/slurm"
+    group(limits / "job_7/step_0", {"memory.limit_in_bytes": "900000\n"}, "total_rss 100000")
+    group(limits / "job_7", {"memory.limit_in_bytes": "950000\n"}, "total_rss 350000")
+    assert utils.available_bytes(cpu) == 600_000
 
 
 def test_available_memory_may_be_unknown(tmp_path, monkeypatch):

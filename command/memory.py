@@ -1,0 +1,130 @@
+"""Pictures that Python holds, taken wherever a flag names one: arrays, tensors and PIL pictures."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from command.pictures import Picture, find_picture, read_picture
+from utils import UserError
+
+ARRAY = "array@"  # how records name such a picture; the first figures of its SHA-256 follow
+PICTURE_FLAGS = {"gt_path", "image_path", "style_image", "init", "mask", "guide", "mix", "maps"}
+WHITE = {"uint8": 255, "uint16": 65535, "bool": 1}  # by dtype; that of floats is 1
+BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # floats have 32
+AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # modes of PIL that PNG keeps
+AS_TIFF = ("I", "F", "CMYK")  # and TIFF
+
+
+class Held(NamedTuple):
+    """A picture that Python holds."""
+
+    picture: Picture
+    sha256: str  # of its values
+
+    @property
+    def name(self) -> str:
+        """That flags and records have for it."""
+        return ARRAY + self.sha256[:12]
+
+
+def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
+    """The same flags with a name for every picture that is no path, and these pictures by name.
+
+    Raises:
+        UserError: a picture of another shape, dtype or range than `held` takes, or given for a flag
+            that takes none.
+    """
+    found: dict[str, Held] = {}
+
+    def named(flag: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [named(flag, one) for one in value]
+        if not isinstance(value, np.ndarray | Tensor | Image.Image):
+            return value
+        if flag not in PICTURE_FLAGS:
+            raise UserError(f"--{flag}: takes no picture in memory, give text or numbers")
+        try:
+            one = held(value)
+        except UserError as error:
+            raise UserError(f"--{flag}: {error}") from error
+        found[one.name] = one
+        return one.name
+
+    taken = {flag: named(flag, value) for flag, value in flags.items()}
+    return taken, found
+
+
+def names_one(name: str, pictures: Mapping[str, Held]) -> bool:
+    """Whether a name is that of one picture, in memory or in a file, not of a folder or pattern."""
+    if name in pictures:
+        return True
+    try:
+        return bool(find_picture(name))
+    except UserError:
+        return False
+
+
+def held(value: np.ndarray | Tensor | Image.Image) -> Held:
+    """A picture in memory.
+
+    Args:
+        value: array (H, W, 3) or (H, W), tensor (1, 3, H, W), (3, H, W) or the same of one channel,
+            of uint8, uint16, bool, or floats in [0, 1]; or a picture of PIL, in any mode.
+
+    Raises:
+        UserError: another shape, dtype or range.
+    """
+    picture = _of_pil(value) if isinstance(value, Image.Image) else _of_numbers(value)
+    content = hashlib.sha256(str(tuple(picture.pixels.shape)).encode())
+    for part in (picture.pixels, picture.alpha):
+        if part is not None:
+            content.update(part.contiguous().numpy().tobytes())
+    one = Held(picture, content.hexdigest())
+    notes = [one.name + note[note.index(":") :] for note in picture.notes]  # of no file
+    return one._replace(picture=picture._replace(notes=notes))
+
+
+def _of_numbers(value: np.ndarray | Tensor) -> Picture:
+    shape, allowed = tuple(value.shape), "arrays of (H, W, 3) or (H, W)"
+    if isinstance(value, Tensor):
+        allowed = "tensors of (1, 3, H, W) or (3, H, W)"
+        value = value.detach().cpu()
+        value = value[0] if value.ndim == 4 and len(value) == 1 else value
+        value = value.float() if value.is_floating_point() else value
+        value = (value.movedim(0, -1) if value.ndim == 3 else value[..., None]).numpy()
+    elif value.ndim == 2:
+        value = value[..., None]
+    if value.ndim != 3 or value.shape[2] not in (1, 3) or not value.size:
+        raise UserError(f"a picture of shape {shape}, allowed are {allowed}")
+    kind = str(value.dtype)
+    if kind not in WHITE and value.dtype.kind != "f":
+        raise UserError(f"a picture of {kind}, allowed are uint8, uint16, bool and floats")
+    pixels = value.astype(np.float32) / np.float32(WHITE.get(kind, 1))
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused
+        raise UserError(
+            f"a picture with values of {pixels.min():g} to {pixels.max():g}, floats are in [0, 1]"
+        )
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).contiguous()
+    return Picture(image, None, BITS.get(kind, 32), value.shape[2] == 1, [])
+
+
+def _of_pil(image: Image.Image) -> Picture:
+    """What a file of the same content gives: its palette, alpha and colour profile count."""
+    if image.mode not in (*AS_PNG, *AS_TIFF):
+        image = image.convert("RGB")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / ("picture.tif" if image.mode in AS_TIFF else "picture.png")
+        try:
+            image.save(path, icc_profile=image.info.get("icc_profile"))
+            return read_picture(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"a picture of PIL that cannot be used ({error})") from error
+        except UserError as error:
+            raise UserError(str(error).removeprefix(f"{path}: ")) from error
