@@ -1,5 +1,7 @@
 """A material's other maps go where its colour went."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from command.canvas import Pictures
 from command.kinds import green_up_by_name, kind_by_name, typed
 from command.maps import CarriedMap, read_map
-from command.pictures import Picture
+from command.pictures import Picture, read_picture, save_picture
 from engine import maps
 from engine.maps import carried, correspondence, dealt, finished, normalized, rotated, with_kept
 from engine.repaint import stretch
@@ -555,6 +557,31 @@ def test_a_picture_is_made_again_with_its_kinds_of_maps(material, narrow_net, ca
     save("x.png", torch.rand(1, 3, 48, 48))
     assert main("--from o.png --save_path third.png --device cpu".split()) == 2
     assert "x.png is not here as it was" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [(), ("--size", "60x40")])
+def test_maps_keep_their_bits(flags, material, narrow_net):
+    """Floats of any size, in TIFF and EXR, and normals of 16 bits with a height beside them."""
+    waves = (torch.arange(48.0) / 5).sin().view(1, 1, -1, 1) * (torch.arange(48.0) / 7).cos()
+    normals = unit_normals(48, 48)
+    for name, pixels, bits, kind in (
+        ("height.tif", 0.4 * waves, 32, DATA),
+        ("depth.exr", 1000 * waves, 32, DATA),
+        ("a_normal.exr", 2 * normals - 1, 32, NORMALS),
+        ("b_normal.png", torch.cat((normals, (1 + waves) / 2), 1), 16, NORMALS),
+    ):
+        save_picture(pixels, Path(name), {}, bits, kind)
+    names = "height.tif depth.exr a_normal.exr b_normal.png".split()
+    assert material(*names, flags=("--preset", "best", *flags)) == 0
+    height, depth, signed, deep = (read_picture(Path(f"o_{name}"), DATA) for name in names)
+    assert height.grey and depth.grey and not deep.grey
+    assert [one.bits for one in (height, depth, signed, deep)] == [32, 32, 32, 16]
+    for one, most in ((height, 0.4), (depth, 1000.0)):
+        assert -1.01 * most < one.pixels.min() < -0.5 * most
+        assert 0.5 * most < one.pixels.max() < 1.01 * most
+    assert (signed.pixels.norm(dim=1) - 1).abs().max() < 1e-5 and signed.pixels.min() < -0.3
+    assert (lengths(deep.pixels) - 1).abs().max() < 1e-4
+    assert deep.alpha is not None and deep.alpha.std() > 0.2
 
 
 def test_data_beyond_0_and_1_keep_their_range():
