@@ -885,8 +885,9 @@ def test_a_signal_saves_the_picture_as_it_stands(number, code, pebbles, result):
     assert pixels(result).shape == (32, 32, 3)
 
 
-def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
-    (tmp_path / "torch.py").write_text(
+@pytest.mark.parametrize("module", ["torch", "dataclasses"])  # the slowest, and an early one
+def test_ctrl_c_while_libraries_are_imported_is_one_line(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
     )
     done = subprocess.run(
