@@ -162,7 +162,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
                 log.add(outcome)
                 if isinstance(outcome, Result):
                     results.append(outcome.path)
-                    say(outcome.missing)
+                    say(f"Synthesis.py: {line}" for line in outcome.missing)
                 yield outcome
     if results:
         show(request, results, quiet)
