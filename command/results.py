@@ -199,7 +199,10 @@ def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path
     try:
         save_picture(image, path, record, bits)
     except UserError as error:
-        path = Path(tempfile.mkdtemp(prefix="synthesis-")) / path.name
+        try:
+            path = Path(tempfile.mkdtemp(prefix="synthesis-")) / path.name
+        except OSError:  # nor is there any room for that
+            raise error from None
         save_picture(image, path, record, bits)
         say([f"{error}: the picture is {path}"])
     return path

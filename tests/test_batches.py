@@ -362,6 +362,19 @@ def test_a_picture_whose_error_cannot_be_known_is_saved(exemplar, tmp_path, monk
     assert "error" not in read_record(result) and read_record(result)["size"] == "32x32"
 
 
+def test_without_any_room_there_is_one_line(exemplar, tmp_path, capfd, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    out.mkdir()
+    disk(monkeypatch, out, 100)
+    monkeypatch.setattr(results.tempfile, "mkdtemp", full)
+    assert run_main("--gt_path", exemplar, "--save_path", out / "a.png") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"Synthesis.py: {out}/a.png: cannot be saved (No space left on device)"
+
+
 def test_a_snapshot_that_cannot_be_saved_is_a_note(exemplar, tmp_path, capfd, monkeypatch):
     def full(image, path, record):
         raise UserError(f"{path}: cannot be saved (No space left on device)")

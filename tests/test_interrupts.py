@@ -2,10 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,7 +14,6 @@ from command.start import signals_exit
 from engine import repaint
 from utils import TEXTURES
 
-ROOT = Path(__file__).resolve().parent.parent
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
@@ -58,11 +53,16 @@ def test_a_signal_waits_for_the_end_of_the_block_and_comes_once():
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    """As nohup has it."""
+    """As nohup has it; and it hides no other one."""
     signals_raise()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with signals_held():
         send(signal.SIGHUP)
+    with pytest.raises(Stopped) as stopped:
+        with signals_held():
+            send(signal.SIGHUP)
+            send(signal.SIGTERM)
+    assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
@@ -141,22 +141,3 @@ def test_a_picture_is_there_once_a_layout_was_tried(exemplar, tmp_path, monkeypa
     with Image.open(tmp_path / "made.png") as picture:
         assert picture.size == (48, 40) and len(picture.getcolors(48 * 40)) > 100
     assert 1 <= read_record(tmp_path / "made.png")["interrupted at step"] < 50
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.05, 0.1, 0.2, 0.5, 1.0])
-def test_ctrl_c_at_the_start_is_one_line(seconds):
-    """From a twentieth of a second on: what Python does before our first line shows its inside."""
-    command = [sys.executable, str(ROOT / "Synthesis.py"), "--help", "all"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    told = "Synthesis.py: interrupted, there is nothing to save yet\n"
-    assert (process.returncode, err) in [(130, told), (0, "")]
