@@ -128,15 +128,16 @@ def test_what_could_not_be_written_is_dropped_and_not_told_again():
         assert write("lost as well", stream) is None  # and closing it, which writes, is no error
 
 
-def test_pictures_on_a_full_stdout_are_saved_and_told_of_once(
-    exemplars, full, narrow_net, monkeypatch, capfd
+@pytest.mark.parametrize("stream", ["full", "ended"])
+def test_pictures_are_saved_and_told_of_once_on_a_full_stdout(
+    stream, exemplars, narrow_net, monkeypatch, capfd, request
 ):
     monkeypatch.chdir(exemplars)
-    monkeypatch.setattr(sys, "stdout", full)
+    monkeypatch.setattr(sys, "stdout", request.getfixturevalue(stream))
     flags = "--gt_path a.png b.png --epoch 2 --size 32 --device cpu --quiet --save_path out/"
     assert main(flags.split()) == 0
     told = f"Synthesis.py: stdout cannot be written ({FULL}), pictures are saved\n"
-    assert capfd.readouterr().err == told
+    assert capfd.readouterr().err == (told if stream == "full" else "")
     assert all(read_record(Path("out", name))["error"] for name in ("a.png", "b.png"))
 
 
