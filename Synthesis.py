@@ -164,8 +164,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
                     results.append(outcome.path)
                     say(f"Synthesis.py: {line}" for line in outcome.missing)
                 yield outcome
-    if results:
-        show(request, results, quiet)
+    show(request, results, quiet)
 
 
 def workers_at_best(device: torch.device, own: Place, pictures: int) -> int:
@@ -226,6 +225,8 @@ def show(request: Request, results: list[Path], quiet: bool) -> None:
     Raises:
         Unwritten: one of them could not be; the others are.
     """
+    if not results:
+        return
     tasks: list[Callable[[], object]] = []
     if request.sheet:
         tasks.append(partial(write_sheet, results, request.sheet))
