@@ -4,10 +4,17 @@
 Parse what was asked for, plan it, make every picture coarse to fine, save it.
 """
 
+if __name__ == "__main__":  # before anything else opens a file or takes time
+    from command.start import open_streams, signals_exit
+
+    open_streams()
+    signals_exit()
+
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,18 +23,6 @@ from command.requirements import check_requirements
 
 if __name__ == "__main__":
     check_requirements()
-
-from command.interrupts import (
-    LINE,
-    NOTHING,
-    exit_code,
-    signals_exit,
-    signals_ignored,
-    signals_raise,
-)
-
-if __name__ == "__main__":
-    signals_exit()
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the CPU has
 
 import torch
@@ -48,6 +43,7 @@ from command.costs import (
 )
 from command.display import Display, Notes, print_result, say
 from command.effects import effect_notes
+from command.interrupts import exit_code, signals_end, signals_held, signals_raise
 from command.log import Log
 from command.memory import in_memory, names_one
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
@@ -60,6 +56,7 @@ from command.results import (
     Failed,
     Net,
     Result,
+    Saved,
     finished_before,
     is_finished,
     is_full,
@@ -71,6 +68,7 @@ from command.results import (
 from command.resume import checkpoints_of
 from command.settings import made_by
 from command.sheet import write_animation, write_sheet
+from command.start import LINE, NOTHING
 from command.workers import AT_ONCE, MANY, Workers, is_small
 from engine.blocks import Parts
 from engine.precision import EXACT, convolving, pick_precision
@@ -217,6 +215,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
                 log.add(outcome)
                 if isinstance(outcome, Result):
                     results.append(outcome.path)
+                    say(f"Synthesis.py: {line}" for line in outcome.missing)
                 yield outcome
     show(request, results, quiet)
 
@@ -270,16 +269,37 @@ def planned(
     return job, cost, heard
 
 
+class Unwritten(UserError):
+    """A file that was asked for beside pictures, which are saved, could not be written."""
+
+
 def show(request: Request, results: list[Path], quiet: bool) -> None:
-    """What was asked for beside pictures: a sheet, an animation, a page of those that were made."""
-    if request.sheet and results:
-        write_sheet(results, request.sheet)
-    if request.animate and results:
-        write_animation(results[0], request.animate)
-    if request.report and results:
+    """Write what was asked for beside pictures: a sheet, an animation, a page of those that were
+    made.
+
+    Raises:
+        Unwritten: one of them could not be; the others are.
+    """
+    if not results:
+        return
+    tasks: list[Callable[[], object]] = []
+    if request.sheet:
+        tasks.append(partial(write_sheet, results, request.sheet))
+    if request.animate:
+        tasks.append(partial(write_animation, results[0], request.animate))
+    if request.report:
         from command.report import write_report  # only a run that uses it waits for it
 
-        say([f"report: {write_report(request.report, quiet)}"], quiet)
+        tasks.append(partial(write_report, request.report, quiet))
+    errors = []
+    for task in tasks:
+        try:
+            if page := task():
+                say([f"report: {page}"], quiet)
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise Unwritten("; ".join(errors))
 
 
 def net_of(
@@ -326,7 +346,8 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     trunk = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
     if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
         trunk.rescale(spec.exemplars[0].image, FILTER if job.rescale == FILTER else LAYER)
-    record, stopped = record_of(job, net), None
+    record = record_of(job, net)
+    made = stopped = result = None
     with Display(job, record, quiet, progress) as display:
         try:
             made = new_texture(
@@ -335,51 +356,77 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
         except KeyboardInterrupt as error:
             if display.last is None:
                 raise
-            stopped, made = error, Made(display.picture(), None)
-            record[INTERRUPTED] = display.last.step
+            stopped = error
+        try:
+            with signals_held():
+                result = saved_result(job, made, record, net, display)
+        except KeyboardInterrupt as error:
+            if result is None:
+                say([line_of(error.__context__)])
+                raise
+            stopped = error
+    return replace(result, seconds=time.perf_counter() - started, stopped=stopped)
+
+
+def saved_result(
+    job: Job, made: Made | None, record: dict[str, Any], net: Net, display: Display
+) -> Result:
+    """Save what a job has made; None is what was stopped, of which the picture as it stands is
+    saved."""
+    display.close()  # its preview leaves its room on the disk
     if display.last is not None:
         record["steps"] = display.last.step
+    finished, team = made is not None, job.spec.team
+    if made is None:
+        made, team = Made(display.picture(), None), ALONE  # others may stand at another step
+        record[INTERRUPTED] = record["steps"]
     course = Course(display.phases, display.curve, peak_bytes(net.device))
     if points := course.points(RECORDED):
         record[CURVE] = points
-    path = job.save_path
-    team = ALONE if stopped else spec.team  # others may have been stopped at another step
-    with signals_ignored():
-        if spec.team.rank == 0:  # the others have the same picture
-            path, record = save(job, made, record, net, team)
-            if job.resume and not stopped:
-                job.checkpoint_path.unlink(missing_ok=True)
-        elif not stopped:
-            saved_error(path, job, made.image, net, team)
-    seconds = time.perf_counter() - started
-    return Result(path, made.image.cpu(), record, seconds, stopped, course)
+    saved = Saved(job.save_path, record)
+    if job.spec.team.rank == 0:  # the others have the same picture
+        saved = save(job, made, record, net, team)
+        if job.resume and finished:
+            job.checkpoint_path.unlink(missing_ok=True)
+    elif finished:
+        saved_error(made.image, job, net, team)
+    image = made.image.cpu()
+    return Result(saved.path, image, saved.record, 0.0, None, course, saved.missing)
+
+
+def instead(request: Request) -> bool:
+    """Print what is asked for in place of pictures; returns whether there was something."""
+    if request.score:
+        from command.verdict import print_scores  # only a run that uses it waits for it
+
+        print_scores(request)
+    elif request.page_alone:
+        from command.report import print_report
+
+        print_report(request)
+    elif request.benchmark:
+        from command.benchmark import print_benchmark
+
+        print_benchmark(request, run_one)
+    elif request.json:
+        raise UserError("--json is the format of --score and --benchmark, which are missing")
+    else:
+        return False
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 where some of several pictures could not
-    be made, 2 for the user's errors, 130, 143 or 129 for Ctrl-C, SIGTERM or SIGHUP."""
-    keep_freed_memory()
-    failed = made = 0
+    be made or a file beside one could not be written, 2 for the user's errors, 130, 143 or 129 for
+    Ctrl-C, SIGTERM or SIGHUP."""
+    failed = made = code = 0
     interrupted = NOTHING
     try:
+        signals_raise()
+        keep_freed_memory()
         request = parse(argv)
-        if request.score:
-            from command.verdict import print_scores  # only a run that uses it waits for it
-
-            print_scores(request)
+        if instead(request):
             return 0
-        if request.page_alone:
-            from command.report import print_report
-
-            print_report(request)
-            return 0
-        if request.benchmark:
-            from command.benchmark import print_benchmark
-
-            print_benchmark(request, run_one)
-            return 0
-        if request.json:
-            raise UserError("--json is the format of --score and --benchmark, which are missing")
         for result in run(request):
             if isinstance(result, Failed):
                 failed += 1
@@ -387,10 +434,11 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 made += 1
                 print_result(result.line)
-                interrupted = LINE if result.stopped else NOTHING
+                interrupted = LINE
+            if isinstance(result, Failed) or result.missing:
+                code = 1
         if failed:
             say([f"Synthesis.py: {failed} of {failed + made} pictures could not be made"])
-            return 1
     except KeyboardInterrupt as error:
         say([interrupted])
         return exit_code(error)
@@ -399,10 +447,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         say([f"Synthesis.py: {line}"])
         tell_launcher(line)
-        return 2
-    return 0
+        return 1 if isinstance(error, Unwritten) else 2
+    return code
 
 
 if __name__ == "__main__":
-    signals_raise()
-    leave(main())
+    code = main()
+    signals_end()
+    leave(code)

@@ -15,6 +15,7 @@ from command.kinds import GIVEN
 from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.settings import of_file, of_picture
+from command.streams import put
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
@@ -102,6 +103,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        put(message)  # that of --help and --version
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As that of argparse, but for what is said of a flag that there is not."""
         found, unknown = self.parse_known_args(args, namespace)
@@ -123,7 +127,7 @@ class _Help(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         if values is None:
-            print(FIRST, end="")
+            put(FIRST)
         elif values == "all":
             parser.print_help()
         else:
@@ -134,9 +138,9 @@ class _Help(argparse.Action):
                 parser.error(f"--help {values}: no such flag" + (f", {near[0]}?" if near else ""))
             formatter = parser.formatter_class(prog=parser.prog)
             formatter.add_argument(flags[name])
-            print(formatter.format_help(), end="")
+            put(formatter.format_help())
             if example := EXAMPLES.get(flags[name].dest):
-                print(f"\n  python Synthesis.py {example}")
+                put(f"\n  python Synthesis.py {example}\n")
         parser.exit()
 
 

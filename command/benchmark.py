@@ -22,6 +22,7 @@ from command.costs import trunk_flops
 from command.pictures import find_picture, read_picture, save_picture
 from command.plan import plan
 from command.results import Result
+from command.streams import put
 from engine.precision import AUTO, ROUGH, pick_precision, usable
 from engine.synthesis import Progress, new_texture
 from models import BUNDLED_NET, Extractor, load_weights
@@ -68,8 +69,8 @@ def print_benchmark(request: Request, run: Run) -> None:
             "first step": _seconds_until("from step 1", _first_step(folder, fixed)),
         }
         if not request.json:
-            print("\n".join(f"{name}: {value}" for name, value in machine.items()))
-            print(_line(_COLUMNS), flush=True)
+            lines = [f"{name}: {value}" for name, value in machine.items()]
+            put("\n".join([*lines, _line(_COLUMNS)]) + "\n")
         rows = []
         for side in SIDES:
             path = Path(folder) / f"{side}.png"
@@ -83,9 +84,9 @@ def print_benchmark(request: Request, run: Run) -> None:
                 if found["s/step"] > exact:  # larger pictures would take hours to say the same
                     precisions = tuple(name for name in precisions if name != precision)
                 if not request.json:
-                    print(_line(rows[-1][name] for name in _COLUMNS), flush=True)
+                    put(_line(rows[-1][name] for name in _COLUMNS) + "\n")
     if request.json:
-        print(json.dumps({"machine": machine, "rows": rows}, indent=1))
+        put(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 _COLUMNS = ("side", "precision", "s/step", "of a product", *(f"s to {e}" for e in ERRORS), "GB")

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from command.pictures import save_picture
 from command.plan import PREVIEW, Job
+from command.streams import write
 from engine.synthesis import Progress, finished
-from utils import UserError, in_one_line
+from utils import UserError, in_one_line, reason_of
 
 A_LINE = 60  # s between lines where there is no terminal
 A_PREVIEW = 2  # s
@@ -25,8 +26,7 @@ def say(notes: Iterable[str | None], quiet: bool = False) -> None:
     full costs no picture."""
     for note in notes:
         if note and not quiet:
-            with suppress(OSError, ValueError, AttributeError):
-                print(in_one_line(note), file=sys.stderr, flush=True)
+            write(in_one_line(note) + "\n", sys.stderr)
 
 
 class Notes:
@@ -44,10 +44,11 @@ class Notes:
 
 
 def print_result(line: str) -> None:
-    """Print on stdout; one that is closed, full or has another alphabet costs no picture."""
-    with suppress(OSError, ValueError, AttributeError):
-        told = in_one_line(line).encode(sys.stdout.encoding or "utf-8", "replace")
-        print(told.decode(sys.stdout.encoding or "utf-8"), flush=True)
+    """Print on stdout; one that is closed or that nobody reads costs no picture, nor does one that
+    is full, of which the user hears once."""
+    error = write(in_one_line(line) + "\n", sys.stdout)
+    if error is not None and not isinstance(error, BrokenPipeError):
+        say([f"Synthesis.py: stdout cannot be written ({reason_of(error)}), pictures are saved"])
 
 
 class Display:
@@ -64,7 +65,8 @@ class Display:
         self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
         self.phases: dict[str, float] = {}  # seconds by what was done
         self.as_json = progress == "json" and not quiet
-        lines = progress == "lines" or not sys.stderr.isatty()
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        lines = progress == "lines" or not terminal
         self.lines = lines and not quiet and not self.as_json
         self.started = self.at = self.said = self.previewed = time.monotonic()
         self.bar = tqdm(
@@ -80,14 +82,21 @@ class Display:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar and the preview."""
         self.bar.close()
         if self.job.preview:
             with suppress(OSError):
                 self.job.preview_path.unlink(missing_ok=True)
 
     def __call__(self, progress: Progress) -> None:
-        """After a step."""
+        """After a step, or where the picture is painted after a round, which counts as several."""
         now, before = time.monotonic(), self.last
+        since = self.curve[-1][0] if self.curve else 0  # what was resumed has a curve
+        if before is not None:
+            since = before.step
         self.last = progress
         painting = math.isnan(progress.loss)
         height, width = progress.image.shape[-2:]
@@ -101,13 +110,9 @@ class Display:
             self._say_as_json(progress, now)
         else:
             self._show(progress, scale, before is None or before.scale != progress.scale, now)
-        if self.job.save_every and progress.step % self.job.save_every == 0:
-            path = self.job.snapshot_path(progress.step)
-            try:
-                save_picture(self.picture(), path, self.record | {"step": progress.step})
-            except UserError as error:  # a snapshot less is no reason to end
-                say([str(error)])
-
+        if every := self.job.save_every:
+            for step in range(since + every - since % every, progress.step + 1, every):
+                self._save_snapshot(step)
         if self.job.preview and now - self.previewed >= A_PREVIEW:
             self.previewed = now
             with suppress(UserError):  # it is worth no line
@@ -121,6 +126,13 @@ class Display:
     def fraction(self) -> float:
         """Of the work that is done."""
         return self.before if self.last is None else self.last.fraction
+
+    def _save_snapshot(self, step: int) -> None:
+        path = self.job.snapshot_path(step)
+        try:
+            save_picture(self.picture(), path, self.record | {"step": step})
+        except UserError as error:  # a snapshot less is no reason to end
+            say([str(error)])
 
     def went_back(self, step: int) -> None:
         """After the first step whose loss or gradient is not finite."""

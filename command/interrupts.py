@@ -1,18 +1,13 @@
 """What Ctrl-C, SIGTERM and SIGHUP do: they interrupt the main thread, which alone may decide it."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-LINE = "Synthesis.py: interrupted"
-NOTHING = f"{LINE}, there is nothing to save yet"
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+from command.start import SIGNALS, exit_at_once
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,25 +22,18 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return error.exit_code if isinstance(error, Stopped) else 128 + signal.SIGINT
 
 
-def signals_exit() -> None:
-    """At once and by one line, until `signals_raise`: for imports, which take seconds and would
-    show their inside. A signal that is ignored, as nohup has it, stays so."""
-    for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _exit)
-
-
 def signals_raise() -> None:
     """From here on they raise `Stopped`."""
     for number in SIGNALS:
-        if signal.getsignal(number) is _exit:
+        if signal.getsignal(number) is exit_at_once:
             signal.signal(number, _raise)
 
 
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    with suppress(OSError):
-        os.write(2, f"{NOTHING}\n".encode())
-    os._exit(128 + number)
+def signals_end() -> None:
+    """From here on they end the process at once: all is done, and Python takes a while to end."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _raise:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
@@ -53,14 +41,26 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def signals_ignored() -> Iterator[None]:
-    """A second one, or one at the very end, must not cost the picture."""
+def signals_held() -> Iterator[None]:
+    """A signal inside the block waits for its end, and is then delivered, the first one alone: it
+    must not cost the picture that is being saved, and must not be lost.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if there was one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    held: list[int] = []
+    # One that is ignored, as nohup has it, or that is not Python's, stays as it is.
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {n: known for n, known in before.items() if known not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])

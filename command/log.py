@@ -58,6 +58,8 @@ def _told(result: Result | Failed) -> dict[str, Any]:
         return {"exemplar": result.exemplar, "reason": "failed", "error": result.line}
     record = {name: value for name, value in result.record.items() if name != CURVE}
     told = {"picture": result.path, "record": record}
+    if result.missing:
+        told["missing"] = result.missing
     if result.course is None:
         return told | {"reason": "finished before"}
     return told | {

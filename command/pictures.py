@@ -45,6 +45,7 @@ from command.profiles import (
     space_of_icc,
     srgb_curve,
 )
+from command.streams import copy_of_stderr
 from utils import (
     COLOUR,
     LEVELS,
@@ -236,9 +237,8 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
 @contextmanager
 def _libraries_silent() -> Iterator[None]:
     """Without the lines that libtiff writes past Python to stderr: what matters is an error too."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed
+    stderr = copy_of_stderr()
+    if stderr is None:
         yield
         return
     null = os.open(os.devnull, os.O_WRONLY)
@@ -585,6 +585,18 @@ def _levels_of(image: Tensor, bits: int) -> np.ndarray:
         # The clamp keeps 1.0000001 from wrapping round to black.
         levels[rows] = (found.mul(most).round().clamp(0, most) if most else found).numpy()
     return levels
+
+
+def as_saved(image: Tensor, path: Path, bits: int = 8) -> Tensor:
+    """(1, 1 or 3, H, W) in [0, 1] -> (1, 3, H, W), what will be read from the file that
+    `save_picture` saves; raises as `encoded` does."""
+    held = bits_held(path)
+    if max((one for one in held if one <= bits), default=held[0]) > 8:
+        return image.expand(-1, 3, -1, -1)  # what rounding changes is too little to be told
+    opener: Any = Image.OPEN[_FORMATS[path.suffix.lower()][0]][0]  # of any size
+    with opener(BytesIO(encoded(image, path, {}, bits)), "") as picture, _libraries_silent():
+        levels = np.array(picture.convert("RGB"))
+    return torch.from_numpy(levels).permute(2, 0, 1)[None].float() / LEVELS
 
 
 def read_record(path: Path) -> dict[str, Any]:

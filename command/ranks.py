@@ -16,6 +16,7 @@ from typing import NoReturn
 import torch
 from torch import distributed
 
+from command.streams import settle
 from terms.team import Team
 from utils import UserError
 
@@ -123,10 +124,9 @@ def tell_launcher(line: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit; at once where processes are connected, as the threads of a connection that lost its
-    other end abort an orderly exit."""
+    """Exit, whatever has become of stdout and stderr; at once where processes are connected, as
+    the threads of a connection that lost its other end abort an orderly exit."""
+    settle()
     if distributed.is_available() and distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -18,6 +18,7 @@ from command.results import AFTERWARDS, CURVE
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import ASKED, exemplar_of, flags_of
 from command.sheet import PAGE, snapshots_of
+from command.streams import put
 from command.verdict import faults, verdict
 from utils import UserError, save_bytes
 
@@ -34,7 +35,7 @@ def print_report(request: Request) -> None:
         UserError: no folder, no result in it, or the page cannot be written.
     """
     assert request.report is not None
-    print(write_report(request.report, request.quiet))
+    put(f"{write_report(request.report, request.quiet)}\n")
 
 
 def write_report(folder: Path, quiet: bool) -> Path:

@@ -3,7 +3,10 @@
 import json
 import tempfile
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +14,8 @@ import torch
 from torch import Tensor
 
 from command.display import say
-from command.pictures import read_picture, read_record, record_at, save_picture
-from command.plan import Job
+from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
+from command.plan import CarriedMap, Job
 from command.settings import ASKED
 from engine import maps
 from engine.blocks import Blocks
@@ -74,6 +77,7 @@ class Result:
     seconds: float
     stopped: KeyboardInterrupt | None  # by which the picture is that of the steps until then
     course: Course | None = None  # None: it was there already
+    missing: tuple[str, ...] = ()  # a line for each file beside it that could not be written
 
     @property
     def line(self) -> str:
@@ -98,12 +102,13 @@ class Failed:
         """Of an error; that of a bug is shown as one, though the others go on."""
         line = line_of(error)
         if line is None:
-            traceback.print_exception(error)
+            with suppress(OSError):  # stderr may be full
+                traceback.print_exception(error)
             line = f"{type(error).__name__}: {error}"
         return cls(exemplar, line if str(exemplar) in line else f"{exemplar}: {line}")
 
 
-def line_of(error: Exception) -> str | None:
+def line_of(error: BaseException | None) -> str | None:
     """What the user can do about an error; None of a bug."""
     if is_full(error):
         return "out of memory: give a lower --max_memory, for smaller blocks, or a smaller --size"
@@ -112,7 +117,7 @@ def line_of(error: Exception) -> str | None:
     return str(error) if isinstance(error, UserError) else None
 
 
-def is_full(error: Exception) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Whether an error is of memory that there is not."""
     # A GPU has an error of its own for this; the CPU's is known by its text alone.
     full = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -160,55 +165,72 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     return ours and whole and "error" in found  # which is what is known last
 
 
-def save(
-    job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = ALONE
-) -> tuple[Path, dict[str, Any]]:
-    """Save all that a job makes; returns where the picture is, and the record, to which the saved
-    file's error is added. The others of the team call `saved_error` meanwhile.
+class Saved(NamedTuple):
+    """What became of a picture and of the files beside it."""
 
-    Where it cannot go, as a disk is full or a folder has vanished, it goes to the folder for
-    temporary files, alone, and the user is told: a night's work is not lost for that.
+    path: Path
+    record: dict[str, Any]  # as it is in the file
+    missing: tuple[str, ...] = ()  # a line for each file beside it that could not be written
+
+
+def save(job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = ALONE) -> Saved:
+    """Save all that a job makes. The others of the team call `saved_error` meanwhile.
+
+    The file is written once, with its own error in its record, so that a disk needs no room for
+    two. Where it cannot go, as a disk is full or a folder has vanished, all of it goes to the
+    folder for temporary files, and the user is told: a night's work is not lost for that.
     """
     image = made.image[:, :1] if job.grey else made.image  # grey stays grey under any method
+    path = job.save_path
     try:
-        save_picture(image, job.save_path, record, job.bits)
+        there = as_saved(image, path, job.bits)
+        record = record | {"error": round(saved_error(there, job, net, team), 6)}
+    finally:  # without its error where memory runs out
+        path = _saved(image, path, record, job.bits)
+    missing = []
+    for place, write in _beside(job, made, record, net):
+        try:
+            write(place if path == job.save_path else path.with_name(place.name))
+        except UserError as error:
+            missing.append(str(error))
+    return Saved(path, record, tuple(missing))
+
+
+def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path:
+    """Where the picture was saved."""
+    try:
+        save_picture(image, path, record, bits)
     except UserError as error:
-        path = Path(tempfile.mkdtemp(prefix="synthesis-")) / job.save_path.name
-        save_picture(image, path, record, job.bits)
+        try:
+            path = Path(tempfile.mkdtemp(prefix="synthesis-")) / path.name
+        except OSError:  # nor is there any room for that
+            raise error from None
+        save_picture(image, path, record, bits)
         say([f"{error}: the picture is {path}"])
-        return path, record | {"error": round(saved_error(path, job, made.image, net, team), 6)}
-    record = record | {"error": round(saved_error(job.save_path, job, made.image, net, team), 6)}
-    save_picture(image, job.save_path, record, job.bits)
-    tile = job.spec.canvas.tile
-    if tile:
-        down, across = (2 if axis in tile else 1 for axis in "yx")
-        save_picture(image.repeat(1, 1, down, across), job.tiled_path, record, job.bits)
-    if job.maps:
-        carry_maps(job, made, record, net)
-    return job.save_path, record
+    return path
 
 
 @torch.no_grad()
-def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALONE) -> float:
+def saved_error(saved: Tensor, job: Job, net: Net, team: Team = ALONE) -> float:
     """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
 
     Always of `FIRST_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
     pictures made with different settings compare.
 
     Args:
-        image: (1, 3, H, W), that was saved.
-        team: all of which call this; the first has the file.
+        saved: (1, 3, H, W), what is read from the file.
+        team: all of which call this; the picture of the first counts.
     """
-    exemplar = job.spec.exemplars[0].image.to(image.device)
-    saved = read_picture(path)[0].to(image) if team.rank == 0 else torch.zeros_like(image)
+    exemplar = job.spec.exemplars[0].image.to(net.device)
+    saved = saved.to(exemplar) if team.rank == 0 else torch.zeros_like(saved, device=net.device)
     team.add_up([saved])
     least = min(*saved.shape[-2:], *exemplar.shape[-2:])
     layers = [
         layer for layer in resolve_layers(FIRST_LAYERS, net.name) if least_side([layer]) <= least
     ]
-    trunk = Extractor(net.weights, net.name, layers).to(image.device)
+    trunk = Extractor(net.weights, net.name, layers).to(net.device)
     valid = job.spec.exemplars[0].valid
-    valid = None if valid is None else valid.to(image.device)
+    valid = None if valid is None else valid.to(net.device)
     scene = Scene((Exemplar((View(trunk(exemplar), valid=valid),)),))
     criterion = Criterion(scene, evenly(layers), weights={})
     side = job.spec.finest.side
@@ -216,10 +238,24 @@ def saved_error(path: Path, job: Job, image: Tensor, net: Net, team: Team = ALON
     return criterion(look(saved)).item()
 
 
+Beside = tuple[Path, Callable[[Path], None]]  # where a file goes, and what saves it there
+
+
+def _beside(job: Job, made: Made, record: dict[str, Any], net: Net) -> Iterator[Beside]:
+    """The files that go with the picture."""
+    if tile := job.spec.canvas.tile:
+        down, across = (2 if axis in tile else 1 for axis in "yx")
+        image = made.image[:, :1] if job.grey else made.image
+        repeat = image.repeat(1, 1, down, across)
+        yield job.tiled_path, lambda to: save_picture(repeat, to, record, job.bits)
+    if job.maps:
+        yield from carried_maps(job, made, record, net)
+
+
 @torch.no_grad()
-def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
-    """Save the exemplar's other maps as they go with the picture, each place from the exemplar as
-    it is or as it was rotated and resized, whichever is nearer."""
+def carried_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> Iterator[Beside]:
+    """The exemplar's other maps as they go with the picture, each place from the exemplar as it is
+    or as it was rotated and resized, whichever is nearer."""
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
     valid = [view.valid for view in views if view.valid is not None] or None
@@ -239,4 +275,9 @@ def carry_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> None:
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
         carried = maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
-        one.save(carried, {name: record[name] for name in ("version", "exemplar")})
+        yield one.path, partial(_save_map, one, carried, record)
+
+
+def _save_map(one: CarriedMap, carried: Tensor, record: dict[str, Any], to: Path) -> None:
+    kept = {name: record[name] for name in ("version", "exemplar")}
+    replace(one, path=to).save(carried, kept)

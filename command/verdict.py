@@ -9,6 +9,7 @@ from command.arguments import Request
 from command.display import say
 from command.pictures import find_picture, read_picture
 from command.scores import LEAST_SIDE, SCORES, score
+from command.streams import put
 from utils import UserError
 
 # Faults of the judged pictures: below the first most of their pairs were won, and above the second
@@ -136,4 +137,4 @@ def print_scores(request: Request) -> None:
         say(notes, request.quiet)
         pictures.append(picture)
     scores = score(*pictures)
-    print(as_json(scores) if request.json else as_table(scores))
+    put((as_json(scores) if request.json else as_table(scores)) + "\n")

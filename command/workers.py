@@ -19,9 +19,11 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from command.interrupts import signals_exit, signals_ignored, signals_raise
+from command.interrupts import signals_held, signals_raise
 from command.plan import Job
 from command.results import Failed, Result
+from command.start import signals_exit
+from command.streams import copy_of_stderr
 from utils import ROOT, keep_freed_memory
 
 # By Python's -P nothing of the folder that the user is in is taken for one of our files.
@@ -89,10 +91,9 @@ class Workers:
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         self.all: list[Worker] = []
         self.stopping, self.lock = False, threading.Lock()
-        try:  # while libraries are silenced, descriptor 2 is another one
-            self.stderr = os.dup(2)
-        except OSError:  # closed
-            self.stderr = os.open(os.devnull, os.O_WRONLY)
+        # While libraries are silenced, descriptor 2 is another one.
+        stderr = copy_of_stderr()
+        self.stderr = os.open(os.devnull, os.O_WRONLY) if stderr is None else stderr
 
     def __enter__(self) -> "Workers":
         return self
@@ -197,5 +198,5 @@ def serve(outcome_of: Callable[..., Result | Failed]) -> None:
         told = pickle.load(asked)
         while True:
             outcome = outcome_of(pickle.load(asked), *told)
-            with signals_ignored():
+            with signals_held():
                 file.write(pickle.dumps(outcome))

@@ -55,6 +55,7 @@ SMALL_EXEMPLAR = 0.5  # of the shorter side of the smallest exemplar, which a bl
 STRAIN = 0.12  # by how much the exemplar is stretched, root mean square
 WAVE = 32  # px, from stretched to squeezed and back; longer ones make tiles unequal
 LANCZOS = 6  # px to both sides, from which a pixel is interpolated
+LAYING = 3  # rounds that take as long as trying a layout
 LAYOUTS, LARGE = 12, 2**16  # how many are tried, and px from which on fewer are
 COPY = 0.3  # of all pairs of pixels, from one piece of the exemplar: more is the exemplar, moved
 SPARSE = 4  # px from one patch whose nearest is asked for to the next
@@ -151,7 +152,7 @@ def repainted(
         kind: of the exemplar; where it is regular, rows and columns stay straight.
         layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
             alone; None means that the layout is made as well, or is that of `canvas.init`.
-        tell: called after every round.
+        tell: called after every layout that is tried, and after every round.
         team: of processes that paint it together, all called alike.
 
     Raises:
@@ -164,18 +165,31 @@ def repainted(
     if layout is not None:
         factors = [factor for factor in factors if factor >= FINE]
     rounds = [_rounds(exemplars, factor) for factor in factors]
-    work = [n * factor**2 for n, factor in zip(rounds, factors, strict=True)]
+    sizes = [_at_least(LEAST_SIDE, size, factor) for factor in factors]
     if layout is None and canvas.mask is None:
         layout = canvas.init
-    for scale, factor in enumerate(factors):
-        height, width = (max(LEAST_SIDE, round(side * factor)) for side in size)
-        painter.begin(factor, size if factor == 1 else (height, width), layout)
-        for n in range(rounds[scale]):
+    laying = LAYING * factors[0] ** 2
+    work = laying * _layouts(sizes[0]) if layout is None else 0.0
+    work += sum(n * factor**2 for n, factor in zip(rounds, factors, strict=True))
+    done, scale = 0.0, 1
+
+    def after(more: float) -> None:
+        nonlocal done
+        done += more
+        if tell is not None:
+            tell(scale, len(factors), min(1.0, done / work), painter.image)
+
+    for scale, factor in enumerate(factors, 1):
+        painter.begin(factor, sizes[scale - 1], layout, partial(after, laying))
+        for _ in range(rounds[scale - 1]):
             painter.round()
-            if tell is not None:
-                done = sum(work[:scale]) + (n + 1) * factor**2
-                tell(scale + 1, len(factors), done / sum(work), painter.image)
+            after(factor**2)
     return painter.painting()
+
+
+def _at_least(side: int, size: Size, factor: float) -> Size:
+    height, width = (max(side, round(factor * one)) for one in size)
+    return height, width
 
 
 def pixels_laid(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
@@ -255,8 +269,18 @@ class _Painter:
         # like in any exemplar.
         self.keeps_exemplars = len(exemplars) > 1 and canvas.guide is None
 
-    def begin(self, factor: float, size: Size, layout: Tensor | None) -> None:
-        """Go on at another size."""
+    def begin(
+        self,
+        factor: float,
+        size: Size,
+        layout: Tensor | None,
+        tried: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Go on at another size.
+
+        Args:
+            tried: called after every layout that is tried.
+        """
         device = self.device if math.prod(size) > BUSY else CPU
         exemplars = tuple(one.to(device) for one in self.exemplars)
         canvas, self.size = self.canvas.to(device), size
@@ -282,19 +306,20 @@ class _Painter:
                 self.keeps_exemplars = False
                 self.places = Places.drawn(patches, among, self.generator)
             else:
-                self._lay(size, patches, factor)
+                self._lay(size, patches, factor, tried)
         self.factor = factor
 
-    def _lay(self, size: Size, patches: Size, factor: float) -> None:
+    def _lay(self, size: Size, patches: Size, factor: float, tried: Callable[[], None]) -> None:
         """The best of some new layouts, those last that are the exemplar in one piece."""
 
         def order(places: Places) -> tuple[bool, float]:
             self.places = places
             self._vote(None)
+            tried()
             return places.in_one_piece() > COPY, self._dissimilarity()
 
-        tried = (self._quilted(size, patches, factor) for _ in range(_layouts(size)))
-        self.places = min(tried, key=order)
+        layouts = (self._quilted(size, patches, factor) for _ in range(_layouts(size)))
+        self.places = min(layouts, key=order)
         self._vote(None)
 
     def _dissimilarity(self) -> float:

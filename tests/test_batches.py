@@ -1,5 +1,6 @@
 """Many pictures by one command, and that nothing of the user's is lost."""
 
+import json
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import Synthesis
-from command import display, results
+from command import display, pictures, results, sheet
 from command.arguments import parse, request_of
 from command.pictures import check_save_path, read_record, save_picture
 from command.plan import orders_of
@@ -290,6 +291,88 @@ def test_a_picture_that_cannot_be_saved_goes_to_the_temporary_folder(
     saved = Path(out.split("  ")[0])
     assert saved.parent.parent == tmp_path and saved.exists() and str(saved) in line
     assert read_record(saved)["exemplar"] == "a.png"
+
+
+def disk(monkeypatch, folder, room):
+    """Has files of a folder take room, which a file takes beside the one that it replaces."""
+    write = pictures.save_bytes
+
+    def save_bytes(content, path):
+        taken = sum(one.stat().st_size for one in folder.iterdir())
+        if path.parent == folder and taken + len(content) > room:
+            raise UserError(f"{path}: cannot be saved (No space left on device)")
+        write(content, path)
+
+    for module in (pictures, sheet):
+        monkeypatch.setattr(module, "save_bytes", save_bytes)
+
+
+def test_a_disk_with_room_for_one_copy_has_a_finished_picture(
+    exemplar, tmp_path, capfd, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    result, command = out / "a.png", ["--gt_path", exemplar, "--save_path", out / "a.png"]
+    assert run_main(*command) == 0
+    content = result.read_bytes()
+    result.unlink()
+    disk(monkeypatch, out, len(content) * 3 // 2)
+    assert run_main(*command) == 0 and result.read_bytes() == content
+    assert read_record(result)["error"] > 0 and names(out) == ["a.png"]
+    capfd.readouterr()
+    assert run_main(*command) == 0 and "finished before" in capfd.readouterr().out
+
+
+def test_what_does_not_fit_beside_a_picture_is_a_line_and_exit_code_1(
+    exemplar, tmp_path, capfd, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    grey = tmp_path / "grey.png"
+    Image.open(exemplar).convert("L").save(grey)
+    command = ["--gt_path", exemplar, "--save_path", out / "a.png", "--maps", grey]
+    command += ["--tile", "xy", "--sheet", out / "sheet.png", "--log", tmp_path / "log"]
+    assert run_main(*command) == 0
+    files = [out / name for name in ("a.png", "a_grey.png", "a_tiled.png", "sheet.png")]
+    assert names(out) == [path.name for path in files]
+    picture, carried, *_ = sizes = [path.stat().st_size for path in files]
+    assert carried < min(sizes[2:]) // 2
+    content = files[0].read_bytes()
+    for path in files:
+        path.unlink()
+    capfd.readouterr()
+    disk(monkeypatch, out, picture + carried * 3 // 2)  # not for the repeat, nor for the sheet
+    assert run_main(*command) == 1
+    told, err = capfd.readouterr()
+    assert names(out) == ["a.png", "a_grey.png"] and files[0].read_bytes() == content
+    assert len(told.splitlines()) == 1 and told.startswith(str(files[0]))
+    full = "cannot be saved (No space left on device)"
+    assert err.splitlines() == [f"Synthesis.py: {path}: {full}" for path in files[2:]]
+    line = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert line["reason"] == "finished" and line["missing"] == [f"{files[2]}: {full}"]
+
+
+def test_a_picture_whose_error_cannot_be_known_is_saved(exemplar, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(results, "saved_error", full)
+    result = tmp_path / "a.png"
+    assert run_main("--gt_path", exemplar, "--save_path", result) == 2
+    assert "error" not in read_record(result) and read_record(result)["size"] == "32x32"
+
+
+def test_without_any_room_there_is_one_line(exemplar, tmp_path, capfd, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    out.mkdir()
+    disk(monkeypatch, out, 100)
+    monkeypatch.setattr(results.tempfile, "mkdtemp", full)
+    assert run_main("--gt_path", exemplar, "--save_path", out / "a.png") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"Synthesis.py: {out}/a.png: cannot be saved (No space left on device)"
 
 
 def test_a_snapshot_that_cannot_be_saved_is_a_note(exemplar, tmp_path, capfd, monkeypatch):

@@ -177,6 +177,31 @@ def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_what_goes_on_saves_the_snapshots_that_are_left(exemplar, narrow_net, monkeypatch):
+    """Not those before, of a picture that stands at another step."""
+    make = Synthesis.new_texture
+
+    def killed(spec, trunk, report, *others):
+        def on_step(progress):
+            report(progress)
+            if progress.step == 9:
+                raise ConnectionError
+
+        return make(spec, trunk, on_step, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Synthesis, "new_texture", killed)
+        with pytest.raises(ConnectionError):
+            run(exemplar, "r.png", "--save_every", "2")
+    snapshots = exemplar.parent.glob("r_*.png")
+    assert sorted(int(path.stem[2:]) for path in snapshots) == [2, 4, 6, 8]
+    for path in exemplar.parent.glob("r_*.png"):
+        path.unlink()
+    assert run(exemplar, "r.png", "--save_every", "2") == 0
+    steps = sorted(int(path.stem[2:]) for path in exemplar.parent.glob("r_*.png"))
+    assert steps[0] > 6 and steps == list(range(steps[0], steps[-1] + 1, 2))
+
+
 @pytest.mark.slow
 def test_kill_9_at_random_moments(exemplar):
     """Until it is made; what there is of the result at any time is whole."""

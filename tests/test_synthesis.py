@@ -725,6 +725,17 @@ def test_snapshots(pebbles, result, narrow_net):
     assert read_record(result.with_name(names[1]))["step"] == 4
 
 
+@pytest.mark.parametrize("flags", ["--repaint 1", "--repaint 0.5", "--repaint 0"])
+@pytest.mark.parametrize("every", [1, 7, 10])
+def test_every_multiple_has_its_snapshot(flags, every, pebbles, result, narrow_net):
+    """Though a round of painting counts as several steps; 25 steps have 25, 3 and 2 multiples."""
+    make(pebbles, result, *flags.split(), "--save_every", f"{every}", "--epoch", "25")
+    expected = {f"result_{step:06d}.png": step for step in range(every, 26, every)}
+    found = {path.name: path for path in result.parent.glob("result_*")}
+    assert found.keys() == expected.keys()
+    assert {name: read_record(path)["step"] for name, path in found.items()} == expected
+
+
 def test_snapshots_of_a_tile_are_cut_like_the_tile(pebbles, result, narrow_net):
     """The last snapshot is the picture itself."""
     make(pebbles, result, "--save_every", "6", "--tile", "xy", "--optimizer", "LBFGS")
@@ -889,8 +900,9 @@ def test_a_signal_saves_the_picture_as_it_stands(number, code, pebbles, result):
     assert pixels(result).shape == (32, 32, 3)
 
 
-def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
-    (tmp_path / "torch.py").write_text(
+@pytest.mark.parametrize("module", ["torch", "dataclasses"])  # the slowest, and an early one
+def test_ctrl_c_while_libraries_are_imported_is_one_line(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
     )
     done = subprocess.run(
