@@ -59,6 +59,7 @@ from command.results import (
     finished_before,
     is_finished,
     is_full,
+    kept_apart,
     line_of,
     record_of,
     save,
@@ -119,10 +120,11 @@ def run(request: Request) -> Iterator[Result | Failed]:
             "alone afterwards"
         )
     precision = pick_precision(request.precision, device)
-    orders = orders_of(request)
+    orders, left_out = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
+    notes.tell(*left_out)
     if request.from_picture:
         notes.tell(made_by(request.from_picture, VERSION))
 
@@ -141,7 +143,7 @@ def run(request: Request) -> Iterator[Result | Failed]:
         try:
             job = alone or ready(order)
             finished = is_finished(job, record_of(job, net), request.overwrite)
-            return finished_before(job) if finished else job
+            return (finished_before(job) if finished else None) or job
         except Exception as error:
             if only:
                 raise
@@ -158,14 +160,17 @@ def run(request: Request) -> Iterator[Result | Failed]:
         return outcome_of(job, net, quiet, request.progress, only)
 
     results: list[Path] = []
+    failed: list[Failed] = []
     with Workers(count, net, quiet, beside) as workers:
         for outcome in workers.outcomes(map(task, mine), fits, here):
             if team.rank == 0:
                 log.add(outcome)
                 if isinstance(outcome, Result):
                     results.append(outcome.path)
+                else:
+                    failed.append(outcome)
                 yield outcome
-    show(request, results, quiet)
+    show(request, results, failed, quiet)
 
 
 def workers_at_best(device: torch.device, own: Place, pictures: int) -> int:
@@ -215,7 +220,7 @@ def planned(
     return job, cost, heard
 
 
-def show(request: Request, results: list[Path], quiet: bool) -> None:
+def show(request: Request, results: list[Path], failed: list[Failed], quiet: bool) -> None:
     """What was asked for beside pictures: a sheet, an animation, a page of those that were made."""
     if request.sheet and results:
         write_sheet(results, request.sheet)
@@ -224,7 +229,7 @@ def show(request: Request, results: list[Path], quiet: bool) -> None:
     if request.report and results:
         from command.report import write_report  # only a run that uses it waits for it
 
-        say([f"report: {write_report(request.report, quiet)}"], quiet)
+        say([f"report: {write_report(request.report, quiet, failed)}"], quiet)
 
 
 def net_of(
@@ -291,7 +296,7 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     team = ALONE if stopped else spec.team  # others may have been stopped at another step
     with signals_ignored():
         if spec.team.rank == 0:  # the others have the same picture
-            path, record = save(job, made, record, net, team)
+            path, record = save(kept_apart(job, record), made, record, net, team)
             if job.resume and not stopped:
                 job.checkpoint_path.unlink(missing_ok=True)
         elif not stopped:
