@@ -125,10 +125,10 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
         if files
     ]
     pictures = sorted(set(pictures) - set(ours))
-    line = f"{str(name)!r}: left out {', '.join(left)}"
+    lines = [f"left out {', '.join(left)}"] if left else []
     if not pictures:
-        raise UserError(line if left else f"{str(name)!r}: no picture there")
-    return pictures, [line] if left else []
+        raise UserError("; ".join([f"{str(name)!r}: no picture there", *lines]))
+    return pictures, [f"{str(name)!r}: {line}" for line in lines]
 
 
 def files_in(folder: Path) -> list[Path]:
