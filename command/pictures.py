@@ -82,11 +82,11 @@ def find_picture(name: str | Path) -> Path:
             continue
         except (OSError, ValueError) as error:  # ValueError: a character 0 in it
             reason = "a folder, not a picture" if os.path.isdir(path) else reason_of(error)
-            raise UserError(f"{name!r}: {reason}") from error
+            raise UserError(f"{str(name)!r}: {reason}") from error
     pictures = {p.stem.lower(): p.name for p in TEXTURES.glob("*") if p.suffix.lower() in SUFFIXES}
     close = difflib.get_close_matches(Path(name).stem.lower(), pictures)
     hint = f"; nearest there: {', '.join(pictures[stem] for stem in close)}" if close else ""
-    raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
+    raise UserError(f"{str(name)!r}: no such picture here or in {TEXTURES}{hint}")
 
 
 def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
