@@ -859,6 +859,8 @@ def argv_of(flags: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(value, list | tuple):
             _refuse_flags(value)
+        if switch and value not in (True, False):  # as "no", which is no less true
+            raise UserError(f"{flag}: {value!r}, allowed are true and false")
         if switch:
             argv.append(flag)
         elif name == "guide":

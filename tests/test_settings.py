@@ -164,6 +164,7 @@ def test_a_file_of_flags(folder):
         ("epoch = 0", "'0'"),
         ("[epoch]\nmost = 3", "--config"),
         ('gt_path = ["--overwrite"]', "a flag"),
+        ('overwrite = "no"', "--overwrite: 'no', allowed are true and false"),
         (b"\xff", "c.toml"),
         ("", "an empty file"),
         ("epoch = " + "[" * 20_000 + "]" * 20_000, "nested too deep"),
