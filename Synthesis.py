@@ -60,6 +60,7 @@ from command.results import (
     finished_before,
     is_finished,
     is_full,
+    kept_apart,
     line_of,
     record_of,
     save,
@@ -164,11 +165,11 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
             "alone afterwards"
         )
     precision = pick_precision(request.precision, device)
-    orders = orders_of(request)
+    orders, left_out = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)
     notes, log = Notes(quiet), Log(request.log)
-    notes.tell(*effect_notes(request, len(orders)))
+    notes.tell(*left_out, *effect_notes(request, len(orders)))
     time_told = False
     if request.from_picture:
         notes.tell(made_by(request.from_picture, VERSION))
@@ -192,7 +193,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
         try:
             job = alone or ready(order)
             finished = is_finished(job, record_of(job, net), request.overwrite)
-            return finished_before(job) if finished and not anew else job
+            return (finished_before(job) if finished and not anew else None) or job
         except Exception as error:
             if only:
                 raise
@@ -209,6 +210,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
         return outcome_of(job, net, quiet, request.progress, only)
 
     results: list[Path] = []
+    failed: list[Failed] = []
     with Workers(count, net, quiet, beside) as workers:
         for outcome in workers.outcomes(map(task, mine), fits, here):
             if team.rank == 0:
@@ -216,8 +218,10 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
                 if isinstance(outcome, Result):
                     results.append(outcome.path)
                     say(f"Synthesis.py: {line}" for line in outcome.missing)
+                else:
+                    failed.append(outcome)
                 yield outcome
-    show(request, results, quiet)
+    show(request, results, failed, quiet)
 
 
 def workers_at_best(device: torch.device, own: Place, pictures: int) -> int:
@@ -273,7 +277,7 @@ class Unwritten(UserError):
     """A file that was asked for beside pictures, which are saved, could not be written."""
 
 
-def show(request: Request, results: list[Path], quiet: bool) -> None:
+def show(request: Request, results: list[Path], failed: list[Failed], quiet: bool) -> None:
     """Write what was asked for beside pictures: a sheet, an animation, a page of those that were
     made.
 
@@ -290,7 +294,7 @@ def show(request: Request, results: list[Path], quiet: bool) -> None:
     if request.report:
         from command.report import write_report  # only a run that uses it waits for it
 
-        tasks.append(partial(write_report, request.report, quiet))
+        tasks.append(partial(write_report, request.report, quiet, failed))
     errors = []
     for task in tasks:
         try:
@@ -385,7 +389,7 @@ def saved_result(
         record[CURVE] = points
     saved = Saved(job.save_path, record)
     if job.spec.team.rank == 0:  # the others have the same picture
-        saved = save(job, made, record, net, team)
+        saved = save(kept_apart(job, record), made, record, net, team)
         if job.resume and finished:
             job.checkpoint_path.unlink(missing_ok=True)
     elif finished:

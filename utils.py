@@ -38,6 +38,8 @@ BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
 OWN_STATUS = Path("/proc/self/status")
 GROUPS = Path("/sys/fs/cgroup")
+PROCESSES = "/proc"
+VALUE, LINE = 200, 1000  # characters of a value and of a line that tells of an error, at most
 _TEMPORARY = ".synthesis-"  # how the names of files begin that are not whole yet
 ROOM = 2**16  # bytes that a folder must have room for, before slow work begins
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # whatever opens a pipe waits
@@ -51,10 +53,24 @@ def in_one_line(text: str) -> str:
 
 
 class UserError(Exception):
-    """What the user can fix: main prints it as one line on stderr and exits 2."""
+    """What the user can fix: main prints it as one line on stderr and exits 2.
+
+    Of a value, one word or what is quoted, of more than VALUE characters the middle is left out,
+    and of a line of more than LINE characters.
+    """
 
     def __str__(self) -> str:
-        return in_one_line(super().__str__())
+        line = in_one_line(super().__str__())
+        line = re.sub(rf"'[^']{{{VALUE},}}'|\S{{{VALUE},}}", lambda m: _cut(m[0], VALUE), line)
+        return _cut(line, LINE)
+
+
+def _cut(text: str, most: int) -> str:
+    """The same if it has so many characters at most, else its beginning and its end."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 3]}...{text[-end:]}"
 
 
 def reason_of(error: Exception) -> str:
@@ -66,12 +82,19 @@ def reason_of(error: Exception) -> str:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading; a pipe or a device, which may give nothing for ever, is an OSError,
-    as what is missing is."""
+    """Open a file for reading; a pipe, a device, a file of /proc or an empty file, from which
+    nothing may ever come, is an OSError, as what is missing is."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    known, reason = os.fstat(file.fileno()), ""
+    if not stat.S_ISREG(known.st_mode):
+        reason = "a device or a pipe, not a file"
+    elif os.path.ismount(PROCESSES) and known.st_dev == os.stat(PROCESSES).st_dev:
+        reason = f"a file of {PROCESSES}, which the system makes up"
+    elif known.st_size == 0:
+        reason = "an empty file"
+    if reason:
         file.close()
-        raise OSError("a device or a pipe, not a file")
+        raise OSError(reason)
     return file
 
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -36,6 +37,9 @@ NOT_RECORDED = {
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
 VERSION = "0.2.1"
+MOST_PICTURES = 100_000  # by one run
+MOST_STEPS = 10**9  # months, at a hundred steps a second
+MOST_WORKERS = 1024
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
 # All that has a meaning beside flags that make no picture.
 USED_BY = {
@@ -146,7 +150,7 @@ class _Help(argparse.Action):
 
 def number(kind: type, least: float, unit: str, most: float | None = None) -> Callable[[str], Any]:
     """A parser of finite numbers from `least` to `most`, for argparse."""
-    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+    allowed = f"{least} or more, below 2^63" if most is None else f"{least} to {most}"
 
     def parse(text: str) -> float:
         try:
@@ -343,7 +347,7 @@ class Request:
         PICTURES,
         "also save a snapshot beside the result every N steps",
         told="none",
-        type=number(int, 1, "a number of steps"),
+        type=number(int, 1, "a number of steps", MOST_STEPS),
         metavar="N",
     )
     size: tuple[int, int] | None = flag(
@@ -481,7 +485,7 @@ class Request:
         MATCHING,
         "steps for which matches (swd: directions, guided: samples) are held",
         told=str(MATCH_EVERY),
-        type=number(int, 1, "a number of steps"),
+        type=number(int, 1, "a number of steps", MOST_STEPS),
         metavar="N",
     )
     patch_rotations: Sequence[float] = flag(
@@ -550,7 +554,7 @@ class Request:
         OPTIMISATION,
         "steps (evaluations of loss and gradient) over all scales",
         default=1000,
-        type=number(int, 1, "a number of steps"),
+        type=number(int, 1, "a number of steps", MOST_STEPS),
         metavar="N",
     )
     tolerance: float = flag(
@@ -598,7 +602,7 @@ class Request:
         OPTIMISATION,
         "pictures that are made at the same time, each by a process, where they fit into memory",
         told="2 for many small ones on a CPU, else 1",
-        type=number(int, 1, "a number of processes"),
+        type=number(int, 1, "a number of processes", MOST_WORKERS),
         metavar="N",
     )
     seed: int = flag(
@@ -619,7 +623,7 @@ class Request:
         OUTPUT,
         "so many pictures of each exemplar, of this seed and those that follow",
         default=1,
-        type=number(int, 1, "a number of pictures"),
+        type=number(int, 1, "a number of pictures", MOST_PICTURES),
         metavar="N",
     )
     resume: bool = flag(
@@ -810,17 +814,17 @@ def parse(argv: list[str] | None = None) -> Request:
         UserError: a flag that there is not, or a value that it does not take.
     """
     given = _namespace(argv)
+    if "config" in given:
+        given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     for instead, used in USED_BY.items():
         if instead in given:
-            for name in (given | given["terms"]).keys() - used - {"terms"}:
+            for name in sorted((given | given["terms"]).keys() - used - {"terms", "config"}):
                 raise UserError(f"--{name}: --{instead} makes no picture and has no use for it")
             if (count := len(given.get("gt_path", ()))) > 1:
                 raise UserError(f"--{instead} takes one exemplar, --gt_path has {count}")
     if "report" in given:
-        alone = not given["terms"] and given.keys() <= {"report", "quiet", "terms"}
+        alone = not given["terms"] and given.keys() <= {"report", "quiet", "terms", "config"}
         given = given | {"page_alone": alone}
-    if "config" in given:
-        given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     typed = frozenset(_values(given))
     if "from_picture" in given:
         path = given["from_picture"]
@@ -846,7 +850,13 @@ def recorded_flags() -> set[str]:
 
 
 def _namespace(argv: list[str] | None) -> dict[str, Any]:
-    """What is said, and nothing else but the weights of terms."""
+    """What is said, and nothing else but the weights of terms; UserError for what is empty, as a
+    shell makes it of a variable that is not set."""
+    flag = ""
+    for word in sys.argv[1:] if argv is None else argv:
+        flag = word.partition("=")[0] if word.startswith("--") else flag
+        if word in ("", f"{flag}="):
+            raise UserError(f"{flag or 'an argument'}: an empty value")
     return {"terms": {}} | vars(build_parser().parse_args(argv))
 
 
@@ -861,6 +871,8 @@ def _checked(flags: Mapping[str, Any], where: str) -> dict[str, Any]:
         return _namespace(argv_of(flags))
     except (UserError, TypeError, ValueError, LookupError) as error:
         raise UserError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: a value is nested too deep") from error
 
 
 def request_of(**flags: Any) -> Request:
@@ -886,6 +898,8 @@ def argv_of(flags: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(value, list | tuple):
             _refuse_flags(value)
+        if switch and value not in (True, False):  # as "no", which is no less true
+            raise UserError(f"{flag}: {value!r}, allowed are true and false")
         if switch:
             argv.append(flag)
         elif name == "guide":

@@ -25,8 +25,6 @@ class Log:
         self.known: dict[str, Any] = {}  # the same in every line
         if path is not None:
             try:
-                if path.exists() and not path.is_file():
-                    raise UserError(f"--log {path}: not a file")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.open("a").close()
             except OSError as error:

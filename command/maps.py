@@ -10,7 +10,8 @@ from torch import Tensor
 
 from command.canvas import Pictures, channels_of
 from command.kinds import GIVEN, green_up_by_name, kind_by_name, typed
-from command.pictures import check_save_path, save_picture
+from command.outputs import map_path
+from command.pictures import FLOAT_SUFFIXES, check_save_path, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
@@ -83,8 +84,8 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
         raise UserError(f"--maps {text}: grey, but normals have two or three channels")
     suffix = ".png"
     if picture.bits == 32:
-        suffix = path.suffix if path.suffix.lower() in (".tiff", ".exr") else ".tif"
-    goes = save_path.with_name(f"{save_path.stem}_{path.stem}{suffix}")
+        suffix = path.suffix if path.suffix.lower() in FLOAT_SUFFIXES else ".tif"
+    goes = map_path(save_path, path, suffix)
     check_save_path(goes)
     channels = channels_of(picture)
     line = f"taken for {TOLD[kind]} by {by}"

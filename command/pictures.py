@@ -12,7 +12,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,6 +76,8 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".exr": ("EXR", {}),
 }
 SUFFIXES = tuple(_FORMATS)
+FLOAT_SUFFIXES = (".tif", ".tiff", ".exr")
+_RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
 _BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # others hold 8 alone
 _IN_OIIO = {"EXR": "openexr", **OF_PILLOW}
 # px; PNG's are larger
@@ -87,7 +89,9 @@ _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 0x0102, 0x0153, 2
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
-READ_SUFFIXES = {*SUFFIXES, ".bmp", ".gif", ".ppm", ".pgm", ".tga", ".avif"}  # of a folder's files
+# What Pillow recognises, but reads by another program, on one system or not at all.
+_NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC", "MPEG"}
+NAMED = 3  # files that a line names, of those that are left out of a folder
 MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
 # A pixel at the peak of reading: as Pillow decodes and converts it, and as floats.
 READ_BYTES, DEEP_READ_BYTES = 24, 64
@@ -112,30 +116,78 @@ def find_picture(name: str | Path) -> Path:
             continue
         except (OSError, ValueError) as error:  # ValueError: a character 0 in it
             reason = "a folder, not a picture" if os.path.isdir(path) else reason_of(error)
-            raise UserError(f"{name!r}: {reason}") from error
+            raise UserError(f"{str(name)!r}: {reason}") from error
     pictures = {p.stem.lower(): p.name for p in TEXTURES.glob("*") if p.suffix.lower() in SUFFIXES}
     close = difflib.get_close_matches(Path(name).stem.lower(), pictures)
     hint = f"; nearest there: {', '.join(pictures[stem] for stem in close)}" if close else ""
-    raise UserError(f"{name!r}: no such picture here or in {TEXTURES}{hint}")
+    raise UserError(f"{str(name)!r}: no such picture here or in {TEXTURES}{hint}")
 
 
-def find_pictures(name: str | Path) -> list[Path]:
-    """Return the pictures of that name: one, as `find_picture` has it, or those of a folder or of
-    a pattern with * or ?, by name.
+def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
+    """Return the pictures of that name, in order: one, as `find_picture` has it, or those of a
+    folder or of a pattern with *, ? or [. And what the user should hear: what was left out, which
+    is what Pillow does not read, and what this program has made.
 
     Raises UserError when there is none.
     """
-    path = Path(name)
+    path, folders = Path(name), []
     if os.path.isdir(path):
-        found = [one for one in path.iterdir() if one.suffix.lower() in READ_SUFFIXES]
+        found = files_in(path)
+        folders = [one for one in found if one.is_dir()]
     elif set("*?[") & set(str(name)) and not os.path.exists(path):
-        found = [Path(one) for one in glob.glob(str(name), recursive=True)]
+        there = next(one for one in path.parents if os.path.isdir(one))  # may have a [ in its name
+        pattern = str(path.relative_to(there))
+        try:
+            found = sorted(
+                there / one for one in glob.glob(pattern, root_dir=there, recursive=True)
+            )
+        except ValueError:  # a character 0 in it
+            found = []
+        found = [one for one in found if not one.is_dir()]
     else:
-        return [find_picture(name)]
-    found = sorted(one for one in found if one.is_file() and not one.name.startswith("."))
-    if not found:
-        raise UserError(f"{str(name)!r}: no picture there")
-    return found
+        return [find_picture(name)], []
+    pictures = [one for one in found if one.suffix.lower() in _read_suffixes() and one.is_file()]
+    ours = [one for one in pictures if one.suffix.lower() in _RECORDED and record_at(one)]
+    others = set(found) - set(pictures) - set(folders)
+    left = [
+        f"{_some(files)} ({why})"
+        for files, why in (
+            (sorted(others), "not a kind of picture that is read"),
+            (ours, "made by this program; taken where named one by one"),
+            (folders, "a folder; '**' in a pattern takes folders too"),
+        )
+        if files
+    ]
+    pictures = sorted(set(pictures) - set(ours))
+    lines = [f"left out {', '.join(left)}"] if left else []
+    if not pictures:
+        raise UserError("; ".join([f"{str(name)!r}: no picture there", *lines]))
+    return pictures, [f"{str(name)!r}: {line}" for line in lines]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return what is in a folder, in order, but what is hidden; UserError where it may not be
+    read."""
+    try:
+        return sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({reason_of(error)})") from error
+
+
+@cache
+def _read_suffixes() -> frozenset[str]:
+    """Return the suffixes of all pictures that are read."""
+    Image.init()
+    kinds = Image.OPEN.keys() - _NOT_READ
+    known = (suffix for suffix, kind in Image.EXTENSION.items() if kind in kinds)
+    return frozenset({*SUFFIXES, *known})
+
+
+def _some(files: list[Path]) -> str:
+    """Return the names of the first files, and how many more there are."""
+    more = len(files) - NAMED
+    named = [one.name for one in files[:NAMED]]
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 class Picture(NamedTuple):
@@ -611,6 +663,15 @@ def read_record(path: Path) -> dict[str, Any]:
         return _parsed(text) if software == _RECORD_KEY else {}
 
 
+def read_size(path: Path) -> Size:
+    """Return (height, width) of a picture as it is stored; raises as `read_record` does."""
+    with _opened(path) as picture:
+        if picture is not None:
+            return picture.height, picture.width
+        width, height = deep_size(path, _format_of_deep(None, path))
+        return height, width
+
+
 def record_at(path: Path) -> dict[str, Any]:
     """The record of a picture, {} where there is no picture."""
     try:
@@ -632,7 +693,7 @@ def _record_of(picture: Image.Image) -> dict[str, Any]:
 def _parsed(text: Any) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -5,20 +5,25 @@ Arguments end here. A job is frozen and holds all that decides a picture but the
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from string import Formatter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from command.arguments import NOT_RECORDED, VERSION, Request, paired, recorded_flags
+from command import outputs
+from command.arguments import MOST_PICTURES, NOT_RECORDED, VERSION, Request, paired, recorded_flags
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
 from command.effects import check_effects
 from command.maps import CarriedMap, read_map
+from command.outputs import check_log, check_outputs, check_page, snapshot_of
 from command.pictures import (
     bits_held,
     check_bits,
@@ -29,7 +34,7 @@ from command.pictures import (
     record_at,
 )
 from command.settings import ASKED, named
-from command.sheet import ANIMATION, PAGE, SHEET, check_animation
+from command.sheet import ANIMATION, PAGE, SHEET, check_animation, check_sheet
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
@@ -41,9 +46,10 @@ from models import DEFAULT_NET, least_side, likely_net, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
 from terms.valid import in_one_piece
-from utils import Size, UserError, check_writable, rotated_and_resized, scaled, size_of, told
+from utils import Size, UserError, available_bytes, rotated_and_resized, scaled, size_of, told
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
+FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # of a field in --save_path
 PREVIEW = "preview"  # what its record has, so that it is known again
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05
@@ -56,6 +62,24 @@ class Layers(NamedTuple):
     model: dict[str, float]  # layers that the texture model looks at -> their weights
     content: list[str]
     trunk: list[str]  # all that the net is asked for, those of terms included
+
+
+class FileState(NamedTuple):
+    """Which file is at a path, and when it was written."""
+
+    device: int
+    inode: int
+    changed: int  # ns
+    size: int  # bytes
+
+
+def state_of(path: Path) -> FileState | None:
+    """The file at a path; None: there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return FileState(found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,7 @@ class Job:
     bits: int  # of a channel of its file
     grey: bool  # whether its file has one channel
     record: dict[str, Any]  # kept inside the picture
+    there: FileState | None = None  # the file at `save_path` when this was planned
 
     @property
     def name(self) -> str:
@@ -84,21 +109,30 @@ class Job:
     @property
     def tiled_path(self) -> Path:
         """Where the repeat of a picture that tiles goes."""
-        return self.save_path.with_stem(f"{self.save_path.stem}_tiled")
+        return outputs.tiled_path(self.save_path)
 
     @property
     def checkpoint_path(self) -> Path:
         """Where what it can go on from goes."""
-        return self.save_path.with_name(f"{self.save_path.name}.checkpoint")
+        return outputs.checkpoint_path(self.save_path)
 
     @property
     def preview_path(self) -> Path:
         """Where the picture as it stands goes."""
-        return self.save_path.with_name(f"{self.save_path.stem}.preview.png")
+        return outputs.preview_path(self.save_path)
 
     def snapshot_path(self, step: int) -> Path:
         """Where the picture as it stands after a step goes."""
-        return self.save_path.with_stem(f"{self.save_path.stem}_{step:06d}")
+        return outputs.snapshot_path(self.save_path, step)
+
+    def saved_as(self, path: Path) -> "Job":
+        """The same, saved elsewhere in its folder."""
+        old = len(self.save_path.stem)
+        maps = [
+            replace(one, path=one.path.with_name(path.stem + one.path.name[old:]))
+            for one in self.maps
+        ]
+        return replace(self, save_path=path, maps=maps)
 
     def written(self) -> list[tuple[Path, Size]]:
         """Every file that this makes, but snapshots, and the size of the picture in it."""
@@ -118,43 +152,92 @@ class Order:
     seed: int
 
 
-def orders_of(request: Request) -> list[Order]:
-    """Every exemplar with every seed, and where its picture goes.
+def orders_of(request: Request) -> tuple[list[Order], list[str]]:
+    """Every exemplar with every seed, where its picture goes, and what the user should hear.
 
     Raises:
-        UserError: an exemplar that there is not, or two pictures that would be saved as one.
+        UserError: an exemplar that there is not, more pictures than MOST_PICTURES, or a file that
+            would be written in place of an input, of another output or of what is not ours.
     """
     check_effects(request)
     check_uses(request)
     layers_of(request)
-    held = request.pictures
-    found = ([Path(name)] if name in held else find_pictures(name) for name in request.gt_path)
-    paths = [path for of_name in found for path in of_name]
+    paths, notes = exemplars_of(request)
+    for path, times in Counter(paths).items():
+        if times > 1:
+            raise UserError(f"--gt_path {path}: given more than once")
+    if len(paths) * request.count > MOST_PICTURES:
+        raise UserError(
+            f"--count {request.count}: of {len(paths)} exemplars, at most {MOST_PICTURES} pictures "
+            "are made by one run"
+        )
     orders: dict[Path, Order] = {}
-    for path in paths:
+    name_of = _result_names(request, len(paths) > 1)
+    for path, stem in zip(paths, told_apart(paths), strict=True):
         for seed in range(request.seed, request.seed + request.count):
-            save_path = _saved_as(request, path, seed, len(paths) > 1)
+            save_path = name_of(stem, seed)
             if save_path in orders:
                 raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
             check_suffix(save_path)
             if request.bits:
                 check_bits(save_path, int(request.bits))
             orders[save_path] = Order(path, save_path, seed)
-    read = _identities(paths)
-    for save_path in (*orders, *filter(None, (request.sheet, request.animate))):
-        _check_no_input(save_path, read)
+    check_outputs(request, paths, orders)
+    _check_beside(request, list(orders), len(paths))
+    return list(orders.values()), notes
+
+
+def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
+    """Every exemplar, and what was left out of folders; raises UserError where there is none."""
+    held = request.pictures
+    found = [
+        ([Path(name)], []) if name in held else find_pictures(name) for name in request.gt_path
+    ]
+    return [path for paths, _ in found for path in paths], [n for _, notes in found for n in notes]
+
+
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for every exemplar: its stem, and where another one has that too, as much more of its
+    suffix and folders as it takes: `wall_png`, `old_wall`, `old_wall_png`."""
+    names = [path.stem for path in paths]
+    longer = [_longer_names(path) for path in paths]
+    while True:
+        counts = Counter(names)
+        found = [
+            next(more, name) if counts[name] > 1 else name
+            for name, more in zip(names, longer, strict=True)
+        ]
+        if found == names:  # all differ, or one is there twice
+            return names
+        names = found
+
+
+def _longer_names(path: Path) -> Iterator[str]:
+    stem, suffix = path.stem, path.suffix.removeprefix(".")
+    yield f"{stem}_{suffix}"
+    for folder in path.absolute().parents:
+        stem = f"{folder.name}_{stem}"
+        yield stem
+        yield f"{stem}_{suffix}"
+
+
+def _check_beside(request: Request, results: list[Path], exemplars: int) -> None:
+    """Raise UserError where a sheet, an animation, a page or a log cannot be written."""
+    several = len(results) > 1
+    snapshots = request.epoch // request.save_every if request.save_every else 0
     if request.sheet:
-        check_save_path(request.sheet)
+        check_sheet(request.sheet, len(results) + exemplars, 0 if several else snapshots)
         _check_ours(request.sheet, SHEET, request.overwrite)
     if request.report:
-        folders = sorted({str(path.parent) for path in orders})
+        folders = sorted({str(path.parent) for path in results})
         if not any(Path(folder).resolve() == request.report.resolve() for folder in folders):
             raise UserError(f"--report {request.report}: pictures are saved in {folders[0]}")
-        check_writable(request.report / PAGE)
+        check_page(request.report / PAGE)
     if request.animate:
-        check_animation(request.animate, len(orders) > 1, request.save_every)
+        check_animation(request.animate, several, snapshots)
         _check_ours(request.animate, ANIMATION, request.overwrite)
-    return list(orders.values())
+    if request.log:
+        check_log(request.log)
 
 
 def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
@@ -163,41 +246,60 @@ def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
         raise UserError(f"{path}: another file is there, give --overwrite or another name")
 
 
-def _saved_as(request: Request, exemplar: Path, seed: int, several: bool) -> Path:
-    """Where a picture goes: by the pattern that is given, or else told apart by what differs."""
-    path = request.save_path
-    if os.path.isdir(path):  # False, too, of a name that cannot be
-        path = path / "{stem}.png"
-        several = False
-    if "{" not in str(path):
-        parts = [path.stem, *([exemplar.stem] if several else [])]
-        return path.with_stem("_".join([*parts, *_seeds(request, seed)]))
+def _result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
+    """A function (name of an exemplar, seed) -> where its picture goes: by the pattern that is
+    given, or else told apart by what differs.
+
+    Folders that are there are folders, whatever is in their names.
+
+    Args:
+        several: whether there are several exemplars.
+    """
+    given, added = request.save_path, several
+    # False, too, of a name that cannot be.
+    is_folder = os.path.isdir(given) or _names_a_folder(given, several or request.count > 1)
+    if is_folder:
+        folder, pattern = given, "{stem}.png"
+    else:
+        folder = next((one for one in given.parents if os.path.isdir(one)), Path(given.anchor))
+        pattern = str(given.relative_to(folder))
+    if "{" not in pattern:
+        pattern = pattern.replace("}", "}}")
+        pattern = str(Path(pattern).with_stem(Path(pattern).stem + "_{stem}" * added))
+    _check_fields(request.save_path, pattern)
+    counted = request.count > 1 and "{seed" not in pattern
+
+    def name_of(stem: str, seed: int) -> Path:
+        try:
+            found = folder / pattern.format(stem=stem, seed=seed)
+        except ValueError as error:
+            raise _not_a_pattern(given) from error
+        return found.with_stem(f"{found.stem}_{seed}") if counted else found
+
+    return name_of
+
+
+def _names_a_folder(path: Path, several: bool) -> bool:
+    return several and not path.suffix and "{" not in path.name
+
+
+def _check_fields(path: Path, pattern: str) -> None:
+    """Raise UserError for other fields than stem and seed, and for widths of more than two
+    figures, as of a thousand million spaces."""
     try:
-        found = Path(str(path).format(stem=exemplar.stem, seed=seed))
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"--save_path {path}: allowed in braces are stem and seed") from error
-    if "{seed" not in str(path):
-        found = found.with_stem("_".join([found.stem, *_seeds(request, seed)]))
-    return found
+        for _, name, spec, conversion in Formatter().parse(pattern):
+            if name is not None and (
+                name not in ("stem", "seed") or conversion or not FORMAT.fullmatch(spec or "")
+            ):
+                raise _not_a_pattern(path)
+    except ValueError as error:  # a brace alone
+        raise _not_a_pattern(path) from error
 
 
-def _seeds(request: Request, seed: int) -> list[str]:
-    return [str(seed)] if request.count > 1 else []
-
-
-def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """Which files those are that are there, however they are named."""
-    found = set()
-    for path in paths:
-        with suppress(OSError):
-            known = path.stat()
-            found.add((known.st_dev, known.st_ino))
-    return found
-
-
-def _check_no_input(path: Path, inputs: set[tuple[int, int]]) -> None:
-    if _identities([path]) & inputs:
-        raise UserError(f"--save_path {path}: that is an exemplar or weights, give another name")
+def _not_a_pattern(path: Path) -> UserError:
+    return UserError(
+        f"--save_path {path}: allowed in braces are stem and seed, as in {{stem}}_{{seed:03d}}.png"
+    )
 
 
 def plan(request: Request) -> tuple[list[Job], list[str]]:
@@ -206,8 +308,9 @@ def plan(request: Request) -> tuple[list[Job], list[str]]:
     Raises:
         UserError: as `orders_of` and `job_of` do.
     """
-    found = [job_of(request, order) for order in orders_of(request)]
-    return [job for job, _ in found], [note for _, notes in found for note in notes]
+    orders, left_out = orders_of(request)
+    found = [job_of(request, order) for order in orders]
+    return [job for job, _ in found], left_out + [note for _, notes in found for note in notes]
 
 
 def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job, list[str]]:
@@ -225,30 +328,20 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
     check_save_path(order.save_path)
     layers = layers_of(request)
     request = replace(request, seed=order.seed)
+    there = state_of(order.save_path)
     job = _job(request, layers, order.exemplar, order.save_path, pictures, most)
-    written = [path for path, _ in job.written()]
-    inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     if request.save_every:
-        steps = range(request.save_every, request.epoch + 1, request.save_every)
-        snapshots = {job.snapshot_path(step).name for step in steps}
-        for path in inputs.values():
-            if path.name in snapshots and job.save_path.parent.samefile(path.parent):
-                raise UserError(f"--save_every: a snapshot would replace {path}, give another name")
         folder = job.save_path.parent
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name in snapshots:
+            if snapshot_of(path, request) == job.save_path:
                 _check_ours(path, "step", request.overwrite)
-    read = _identities(inputs.values())
     if request.preview:
-        _check_no_input(job.preview_path, read)
         _check_ours(job.preview_path, PREVIEW, request.overwrite)
     for path, size in job.written():
         check_format(path, size)
-        _check_no_input(path, read)
-        if written.count(path) > 1:
-            raise UserError(f"--save_path {path}: two pictures would be saved there")
+    inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
-    return replace(job, record=job.record | {"inputs": hashes}), pictures.notes
+    return replace(job, there=there, record=job.record | {"inputs": hashes}), pictures.notes
 
 
 def _job(
@@ -275,7 +368,7 @@ def _job(
         notes.append(f"{exemplar_name}: all of it would not fit, its middle of {size} is used")
     pictures.notes += notes
     spec = _spec(request, layers, exemplars, canvas, weights, kind)
-    check_sizes(spec, layers.trunk)
+    check_sizes(spec, layers.trunk, [exemplar_name, *(name for name, _ in request.mix)])
     made_at = sizes_of(spec, layers.trunk)[-1][1]
     if made_at != canvas.size:
         pictures.notes.append(
@@ -390,6 +483,7 @@ def _exemplars_and_canvas(
     if request.orientation:
         axes = axes_at(request.orientation, drawn, size)
         rotations = rotations or missing_turns(exemplar, axes)
+    check_copies(request, exemplar, rotations)
     shares = _shares(request.mix)
     others = [(pictures.read(name).pixels, pictures.opaque(name), share) for name, share in shares]
     rest = 1 - sum(share for _, share in shares)
@@ -459,24 +553,47 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
     )
 
 
-def check_sizes(spec: Spec, layers: list[str]) -> None:
+def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
     """Raise UserError when exemplars, copies or output are too small for the layers, or for the
-    patches that are painted."""
-    if spec.repaint:
-        check_sides(spec.exemplars, spec.canvas.size)
+    patches that are painted.
+
+    Args:
+        names: of the files of the exemplars.
+    """
+    try:
+        if spec.repaint:
+            check_sides(spec.exemplars, spec.canvas.size)
+        coarsest = sizes_of(spec, layers)[0][0]
+    except UserError as error:
+        raise UserError(f"{names[0]}: {error}") from error
     least = least_side(layers)
-    coarsest = sizes_of(spec, layers)[0][0]
     first, *others = spec.exemplars
     factor = coarsest[0] / first.image.shape[2]
-    named = [("--patch_rotations, --patch_scales: the", view) for view in first.views[1:]]
-    named += [("--mix: an", view) for other in others for view in other.views]
+    copies = f"--patch_rotations, --patch_scales: a copy of {names[0]}"
+    named = [(copies, view) for view in first.views[1:]]
+    for name, other in zip(names[1:], others, strict=True):
+        named += [(f"--mix {name}: it", view) for view in other.views]
     for name, view in named:
-        size = scaled(view.image, factor)
+        whole, size = size_of(view.image), scaled(view.image, factor)
         if min(size) < least:
+            helps = factor < 1 and min(whole) >= least
+            then = f"--scales 1, where it has {told(whole)}" if helps else "a larger picture"
             raise UserError(
-                f"{name} exemplar becomes {told(size)} at the coarsest scale, "
-                f"allowed are sides of {least} or more"
+                f"{name} becomes {told(size)} at the coarsest scale, allowed are sides of {least} "
+                f"or more: give {then}"
             )
+
+
+def check_copies(request: Request, exemplar: Tensor, rotations: Sequence[float]) -> None:
+    """Raise UserError where there is no memory for copies of (1, 3, H, W), turned and resized."""
+    factors = sum(factor**2 for factor in request.patch_scales)
+    copies = (1 + len(rotations)) * (1 + factors) - 1
+    needed, free = 2 * copies * exemplar.nbytes, available_bytes(torch.device("cpu"))
+    if needed > free:  # a copy and what it is computed from
+        raise UserError(
+            f"--patch_rotations, --patch_scales: making the copies takes {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} are free: give fewer, or smaller ones"
+        )
 
 
 def given_weights(request: Request) -> dict[str, float]:

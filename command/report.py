@@ -5,6 +5,9 @@ import base64
 import json
 import math
 import shlex
+import sys
+import time
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,27 @@ from PIL import Image
 from tqdm import tqdm
 
 from command.arguments import Request, argv_of, recorded_flags
-from command.pictures import find_pictures, read_levels, read_picture, record_at
-from command.results import AFTERWARDS, CURVE
+from command.display import A_LINE, say
+from command.outputs import check_page
+from command.pictures import SUFFIXES, files_in, read_levels, read_picture, read_record, read_size
+from command.results import AFTERWARDS, CURVE, Failed, finite
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import ASKED, exemplar_of, flags_of
 from command.sheet import PAGE, snapshots_of
 from command.streams import put
 from command.verdict import faults, verdict
-from utils import UserError, save_bytes
+from utils import Size, UserError, in_one_line, save_bytes, told
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
 SCORED_SIDE = 512  # px: of larger pictures the middle is scored
+MOST_SNAPSHOTS = 60  # of a result that are shown, the last one among them
+# What the page knows of a picture; of one that failed, its name and why.
+EMPTY: dict[str, Any] = {
+    **dict.fromkeys(("name", "exemplar", "size", "verdict", "command", "failed"), ""),
+    **dict.fromkeys(("exemplar_picture", "picture", "error", "faults")),
+    **{"scores": {}, "snapshots": [], "curve": [], "settings": {}},
+}
 NO_SETTINGS = AFTERWARDS | {ASKED, "inputs", "version", "exemplar", "gt_path", "size", "step"}
 
 
@@ -38,19 +50,29 @@ def print_report(request: Request) -> None:
     put(f"{write_report(request.report, request.quiet)}\n")
 
 
-def write_report(folder: Path, quiet: bool) -> Path:
-    """The page of all pictures in a folder whose records say that we made them; raises as
-    `print_report` does."""
+def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Path:
+    """The page of all pictures in a folder whose records say that we made them, and of those that
+    cannot be read; raises as `print_report` does.
+
+    Args:
+        failed: what could not be made by the run that the page is of.
+    """
     if not folder.is_dir():
         raise UserError(f"--report {folder}: not a folder")
-    found = [(path, record) for path in find_pictures(folder) if (record := record_at(path))]
-    results = [(path, record) for path, record in found if "error" in record]
+    check_page(folder / PAGE)
+    results = _results_in(folder)
     if not results:
         raise UserError(f"--report {folder}: no picture there that was made by this program")
-    entries = []
-    exemplars: dict[str, Any] = {}
-    for path, record in tqdm(results, "report", leave=False, disable=quiet or None):
-        entries.append(_entry(path, record, exemplars))
+    entries = [_failure(one.exemplar, one.line) for one in failed]
+    exemplars: dict[Path, str | None] = {}
+    lines = not sys.stderr.isatty()
+    say([f"report: scores {len(results)} pictures"] * lines, quiet)
+    said = time.monotonic()
+    for i, (path, record) in enumerate(tqdm(results, "report", leave=False, disable=quiet or None)):
+        if lines and time.monotonic() - said >= A_LINE:
+            said = time.monotonic()
+            say([f"report: {i} of {len(results)} pictures are scored"], quiet)
+        entries.append(_entry_or_failure(path, record, exemplars))
     # Within a script of HTML nothing may look like its end.
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
     page = folder / PAGE
@@ -58,8 +80,48 @@ def write_report(folder: Path, quiet: bool) -> Path:
     return page
 
 
-def _entry(path: Path, record: dict[str, Any], exemplars: dict[str, Any]) -> dict[str, Any]:
-    """What the page knows of a result; a record that somebody has changed is no reason to fail."""
+def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any] | UserError]]:
+    """Every result in a folder with its record, and every picture that cannot be read with why;
+    not snapshots, maps, repeats and sheets."""
+    found: list[tuple[Path, dict[str, Any] | UserError]] = []
+    for path in files_in(folder):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            try:
+                record = read_record(path)
+                if "error" in record and not _is_repeat(record, read_size(path)):
+                    found.append((path, record))
+            except UserError as error:
+                found.append((path, error))
+    return found
+
+
+def _is_repeat(record: dict[str, Any], size: Size) -> bool:
+    """Whether a file of that size is the repeat of the picture that its record tells of."""
+    tile, (height, width) = record.get("tile"), size
+    if tile not in ("x", "y", "xy"):
+        return False
+    return record.get("size") == told((height // (1 + ("y" in tile)), width // (1 + ("x" in tile))))
+
+
+def _entry_or_failure(
+    path: Path, record: dict[str, Any] | UserError, exemplars: dict[Path, str | None]
+) -> dict[str, Any]:
+    """What the page knows of a result; one that fails is no reason to do without the others."""
+    if isinstance(record, UserError):
+        return _failure(path, str(record))
+    try:
+        return _entry(path, record, exemplars)
+    except UserError as error:
+        return _failure(path, str(error))
+    except Exception as error:  # as many kinds as there are ways to change a record
+        return _failure(path, in_one_line(f"{type(error).__name__}: {error}"))
+
+
+def _failure(path: Path, why: str) -> dict[str, Any]:
+    return EMPTY | {"name": path.name, "failed": why}
+
+
+def _entry(path: Path, record: dict[str, Any], exemplars: dict[Path, str | None]) -> dict[str, Any]:
     exemplar = exemplar_of(path, record)
     scores: dict[str, float] = {}
     total, words = None, ""
@@ -67,19 +129,23 @@ def _entry(path: Path, record: dict[str, Any], exemplars: dict[str, Any]) -> dic
         scores = _scores(path, exemplar)
         if scores:
             total, words = round(sum(faults(scores)), 2), verdict(scores)[1]
-    if exemplar is not None and str(exemplar) not in exemplars:
-        exemplars[str(exemplar)] = _thumbnail(exemplar, SIDE)
-    return {
+        if exemplar not in exemplars:
+            exemplars[exemplar] = _thumbnail_or_none(exemplar, SIDE)
+    snapshots = snapshots_of(path)
+    every = max(1, math.ceil(len(snapshots) / MOST_SNAPSHOTS))
+    shown = snapshots[(len(snapshots) - 1) % every :: every]
+    small = ((step, _thumbnail_or_none(one, SMALL)) for step, one in shown)
+    return EMPTY | {
         "name": path.name,
         "exemplar": str(record.get("exemplar", "")),
-        "exemplar_picture": None if exemplar is None else exemplars[str(exemplar)],
+        "exemplar_picture": None if exemplar is None else exemplars[exemplar],
         "picture": _thumbnail(path, SIDE),
         "size": str(record.get("size", "")),
-        "error": _finite(record.get("error")),
+        "error": finite(record.get("error")),
         "faults": total,
         "verdict": words,
-        "scores": {name: _finite(value) for name, value in scores.items()},
-        "snapshots": [[step, _thumbnail(one, SMALL)] for step, one in snapshots_of(path)],
+        "scores": {name: finite(value) for name, value in scores.items()},
+        "snapshots": [[step, picture] for step, picture in small if picture],
         "curve": _curve(record.get(CURVE)),
         "settings": {k: _told(v) for k, v in record.items() if k not in NO_SETTINGS and v},
         "command": _command(path, record),
@@ -110,14 +176,18 @@ def _thumbnail(path: Path, side: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _finite(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+def _thumbnail_or_none(path: Path, side: int) -> str | None:
+    """The same; None of a file that is no picture, or no longer."""
+    try:
+        return _thumbnail(path, side)
+    except UserError:
+        return None
 
 
 def _curve(points: Any) -> list[Any]:
     """Of a record, if it is one: [step, scale, loss] each."""
     try:
-        return [p for p in points if len(p) == 3 and None not in map(_finite, p) and p[0] > 0]
+        return [p for p in points if len(p) == 3 and None not in map(finite, p) and p[0] > 0]
     except TypeError:
         return []
 

@@ -1,12 +1,15 @@
 """What a job leaves behind: the picture with its record, its repeat, its maps, and one line."""
 
 import json
+import math
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from command.display import say
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
-from command.plan import CarriedMap, Job
+from command.plan import CarriedMap, Job, state_of
 from command.settings import ASKED
 from engine import maps
 from engine.blocks import Blocks
@@ -134,9 +137,13 @@ def record_of(job: Job, net: Net) -> dict[str, Any]:
     return job.record | found | more | {ASKED: asked}
 
 
-def finished_before(job: Job) -> Result:
-    """The picture that is there."""
-    image, record = read_picture(job.save_path)[0], read_record(job.save_path)
+def finished_before(job: Job) -> Result | None:
+    """The picture that is there; None where it is damaged, which the user is told."""
+    try:
+        image, record = read_picture(job.save_path)[0], read_record(job.save_path)
+    except UserError as error:
+        say([f"{error}: it is made again"])
+        return None
     return Result(job.save_path, image, record, 0.0, None)
 
 
@@ -151,18 +158,49 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     """
     there = [path for path, _ in job.written() if path.exists()]
     found = record_at(job.save_path)
-    wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
-    # Two commands that decide the same make the same picture, however they are typed.
-    told = AFTERWARDS | {ASKED}
-    ours = {k: v for k, v in found.items() if k not in told} == {
-        k: v for k, v in wanted.items() if k not in told
-    }
+    ours = _says(found, record)
     if there and not ours and not overwrite:
         raise UserError(
             f"{there[0]}: another picture is there, give --overwrite or another --save_path"
         )
     whole = len(there) == len(job.written()) and INTERRUPTED not in found
-    return ours and whole and "error" in found  # which is what is known last
+    return ours and whole and finite(found.get("error")) is not None  # which is what is known last
+
+
+def _says(found: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether the record of a file is one, but for what is known only afterwards."""
+    wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
+    return _before(found) == _before(wanted)
+
+
+def _before(record: dict[str, Any]) -> dict[str, Any]:
+    # Two commands that decide the same make the same picture, however they are typed.
+    told = AFTERWARDS | {ASKED}
+    return {name: value for name, value in record.items() if name not in told}
+
+
+def finite(value: Any) -> float | None:
+    """A value of a record, which anybody may have changed, if it is a number to be shown."""
+    try:
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+
+
+def kept_apart(job: Job, record: dict[str, Any]) -> Job:
+    """The job, or where another run has saved another picture at its path since it was planned,
+    one of the first free name beside that: neither is lost. The user is told.
+
+    Args:
+        record: of the picture, but for what is known only afterwards.
+    """
+    path = job.save_path
+    if state_of(path) in (None, job.there) or _says(record_at(path), record):
+        return job
+    beside = (job.saved_as(path.with_stem(f"{path.stem}-{number}")) for number in count(2))
+    free = next(one for one in beside if not any(os.path.lexists(to) for to, _ in one.written()))
+    say([f"{path}: another run has saved a picture there, this one is {free.save_path}"])
+    return free
 
 
 class Saved(NamedTuple):

@@ -5,8 +5,10 @@ a file says is no more trusted than what a user says.
 """
 
 import hashlib
+import os
 import tomllib
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ FOLLOWED = {
     "size": {"expand", "mask"},
     **dict.fromkeys(("repaint", "epoch", "optimizer"), {"preset"}),
 }
+MOST_BYTES = 2**20  # of a file of flags
+TYPED_ONLY = {"config", "help", "version"}  # what would be ignored, or end the run, in such a file
 
 
 def named(path: Path) -> str:
@@ -118,7 +122,11 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
 def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
     """Where a file is now that a picture was made from: where it was, in `textures/` or beside the
     picture; None if it is nowhere, or is another one."""
-    return next((path for path in _candidates(name, picture) if digest(path) == sha256), None)
+    for path in _candidates(name, picture):
+        with suppress(UserError):  # it can be opened, but not read
+            if digest(path) == sha256:
+                return path
+    return None
 
 
 def exemplar_of(picture: Path, record: Flags) -> Path | None:
@@ -141,10 +149,18 @@ def of_file(path: Path) -> Flags:
     """The flags of a TOML file: `size = "512x256"`, `preset = "best"`.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or says what only a command line can.
     """
     try:
         with open_regular(path) as file:
-            return tomllib.load(file)
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise ValueError(f"larger than {MOST_BYTES} bytes")
+            # Editors of Windows begin a file of UTF-8 with a byte order mark.
+            found = tomllib.loads(file.read().decode("utf-8-sig"))
+    except RecursionError as error:
+        raise UserError(f"--config {path}: nested too deep") from error
     except (OSError, ValueError) as error:  # both TOML's and UTF-8's errors are ValueErrors
         raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+    for name in TYPED_ONLY & found.keys():
+        raise UserError(f"--config {path}: {name} is for the command line alone")
+    return found

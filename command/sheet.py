@@ -5,14 +5,22 @@ import math
 import re
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from command.pictures import read_levels, read_record, record_options, save_picture
+from command.pictures import (
+    check_save_path,
+    read_levels,
+    read_record,
+    record_at,
+    record_options,
+    save_picture,
+)
 from command.settings import exemplar_of
-from utils import LEVELS, UserError, check_writable, save_bytes
+from utils import LEVELS, UserError, check_writable, in_one_line, save_bytes
 
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
@@ -20,6 +28,9 @@ ANIMATED = (".gif", ".webp")
 PAGE = "report.html"  # in a folder of results
 SHEET, ANIMATION = "sheet", "animation"  # what their records have, so that they are known again
 FRAME, LAST = 100, 1500  # ms
+REPEAT = "2x2 repeat"  # the title of it
+MOST_SHOWN = 1000  # pictures of a sheet or an animation
+MOST_SHOWN = 1000  # pictures of a sheet or an animation, all of which are in memory at once
 
 
 def write_sheet(results: list[Path], path: Path) -> None:
@@ -29,26 +40,30 @@ def write_sheet(results: list[Path], path: Path) -> None:
     Raises:
         UserError: a picture cannot be read, or the sheet not written.
     """
-    shown: list[tuple[str, Image.Image]] = []
+    shown: list[tuple[str, Path]] = []
     seen: set[Path] = set()
     for result in results:
         exemplar = exemplar_of(result, read_record(result))
         if exemplar is not None and exemplar not in seen:
             seen.add(exemplar)
-            shown.append((f"exemplar {exemplar.name}", read_levels(exemplar)))
-        shown.append((result.name, read_levels(result)))
+            shown.append((f"exemplar {exemplar.name}", exemplar))
+        shown.append((result.name, result))
     if len(results) == 1:
-        shown.append(("2x2 repeat", _repeated(shown[-1][1])))
-        shown += [(f"step {step}", read_levels(one)) for step, one in snapshots_of(results[0])]
+        shown.append((REPEAT, results[0]))
+        shown += [(f"step {step}", one) for step, one in snapshots_of(results[0])]
     columns = min(len(shown), max(4, math.ceil(math.sqrt(len(shown)))))
     rows = math.ceil(len(shown) / columns)
     size = GAP + columns * (SIDE + GAP), GAP + rows * (SIDE + CAPTION + GAP)
     sheet, font = Image.new("RGB", size, BACKGROUND), ImageFont.load_default()
     draw = ImageDraw.Draw(sheet)
-    for i, (title, picture) in enumerate(shown):
+    for i, (title, file) in enumerate(shown):  # one in memory at a time
+        picture = read_levels(file)
+        if title == REPEAT:
+            picture = _repeated(picture)
         x, y = GAP + i % columns * (SIDE + GAP), GAP + i // columns * (SIDE + CAPTION + GAP)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(picture, (x, y + CAPTION))
+        title = in_one_line(title)  # a name may hold bytes of no alphabet
         while font.getlength(title) > SIDE:
             title = title[:-4] + "..."
         draw.text((x, y + 4), title, INK, font)
@@ -70,21 +85,44 @@ def write_animation(result: Path, path: Path) -> None:
 
 
 def snapshots_of(result: Path) -> list[tuple[int, Path]]:
-    """(step, path) of what `--save_every` has left beside a result, in order."""
+    """(step, path) of what `--save_every` has left beside a result, in order; that of another run,
+    as its record says, is none."""
     own = re.compile(re.escape(result.stem) + r"_(\d{6,})")
-    beside = result.parent.glob(f"{glob.escape(result.stem)}_*{result.suffix}")
+    beside = result.parent.glob(f"{glob.escape(result.stem)}_*{glob.escape(result.suffix)}")
     found = [(int(m[1]), one) for one in beside if (m := own.fullmatch(one.stem))]
-    return sorted((step, one) for step, one in found if "step" in read_record(one))
+    made = read_record(result)
+    return sorted((step, one) for step, one in found if _is_of(record_at(one), made))
 
 
-def check_animation(path: Path, several: bool, save_every: int | None) -> None:
+def _is_of(snapshot: dict[str, Any], made: dict[str, Any]) -> bool:
+    """Whether the record of a snapshot says what that of a result does, as far as it goes."""
+    asked = {name: value for name, value in snapshot.items() if name != "step"}
+    return "step" in snapshot and all(made.get(name) == value for name, value in asked.items())
+
+
+def check_sheet(path: Path, pictures: int, snapshots: int) -> None:
+    """Raise UserError for a file that cannot be a sheet or saved, or for too many pictures."""
+    check_save_path(path)
+    if pictures + snapshots > MOST_SHOWN:
+        more = f" and {snapshots} snapshots" if snapshots else ""
+        raise UserError(
+            f"--sheet {path}: {pictures} pictures{more}, at most {MOST_SHOWN} are shown"
+        )
+
+
+def check_animation(path: Path, several: bool, snapshots: int) -> None:
     """Raise UserError for a file that cannot be an animation or saved, or a run that has none."""
     if path.suffix.lower() not in ANIMATED:
         raise UserError(f"--animate {path}: use one of {' '.join(ANIMATED)}")
     if several:
         raise UserError(f"--animate {path}: of one picture, there are several")
-    if save_every is None:
+    if not snapshots:
         raise UserError(f"--animate {path}: of snapshots, give --save_every STEPS")
+    if snapshots > MOST_SHOWN:
+        raise UserError(
+            f"--animate {path}: {snapshots} snapshots, at most {MOST_SHOWN} are shown, give a "
+            "larger --save_every"
+        )
     check_writable(path)
 
 

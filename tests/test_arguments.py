@@ -180,3 +180,35 @@ def test_did_you_mean(word, near):
         arguments.parse([word])
     assert str(caught.value).startswith(word.partition("=")[0])
     assert (f"did you mean {near}?" in str(caught.value)) == (near is not None)
+
+
+@pytest.mark.parametrize(
+    "argv, flag",
+    [
+        (["--mask", ""], "--mask"),
+        (["--init="], "--init"),
+        (["--gt_path", "a.png", ""], "--gt_path"),
+        (["", "--size", "3"], "an argument"),
+    ],
+)
+def test_an_empty_value_is_no_value(argv, flag):
+    """As a shell makes it of a variable that is not set; it would be ignored."""
+    with pytest.raises(UserError, match=f"^{flag}: an empty value$"):
+        arguments.parse(argv)
+
+
+@pytest.mark.parametrize(
+    "flag, most",
+    [
+        ("epoch", 10**9),
+        ("save_every", 10**9),
+        ("match_every", 10**9),
+        ("count", 10**5),
+        ("workers", 1024),
+    ],
+)
+def test_more_than_anybody_means_is_refused(flag, most):
+    assert getattr(arguments.parse([f"--{flag}", str(most)]), flag) == most
+    for value in (most + 1, 0, 10**400):
+        with pytest.raises(UserError, match=f"of 1 to {most}$"):
+            arguments.parse([f"--{flag}", str(value)])

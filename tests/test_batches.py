@@ -4,8 +4,10 @@ import json
 import os
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +15,9 @@ from PIL import Image
 import Synthesis
 from command import display, pictures, results, sheet
 from command.arguments import parse, request_of
-from command.pictures import check_save_path, read_record, save_picture
-from command.plan import orders_of
+from command.outputs import snapshot_of
+from command.pictures import check_save_path, find_pictures, read_record, save_picture
+from command.plan import orders_of, plan, told_apart
 from Synthesis import main, run_one
 from utils import TEXTURES, UserError
 
@@ -96,11 +99,21 @@ def test_pictures_of_a_batch_are_those_of_single_runs(folder, tmp_path):
             "--save_path out/ --count 2",
             ["out/a_0.png", "out/a_1.png", "out/c_0.png", "out/c_1.png"],
         ),
+        ("--save_path out", ["out/a.png", "out/c.png"]),
+        (
+            "--save_path new/out --count 2",
+            ["new/out/a_0.png", "new/out/a_1.png", "new/out/c_0.png", "new/out/c_1.png"],
+        ),
+        ("--save_path {dir}", ["{dir}/a.png", "{dir}/c.png"]),
+        ("--save_path {dir}/", ["{dir}/a.png", "{dir}/c.png"]),
+        ("--save_path {dir}/{stem}.webp", ["{dir}/a.webp", "{dir}/c.webp"]),
+        ("--save_path {dir}/x}.png", ["{dir}/x}_a.png", "{dir}/x}_c.png"]),
     ],
 )
 def test_where_pictures_go(flags, expected, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    orders = orders_of(parse(["--gt_path", "a.png", "c.png", *flags.split()]))
+    (folder / "{dir}").mkdir()
+    orders, _ = orders_of(parse(["--gt_path", "a.png", "c.png", *flags.split()]))
     assert [str(order.save_path) for order in orders] == expected
     assert {order.seed for order in orders} <= {0, 1, 7, 9, 10}
 
@@ -112,12 +125,90 @@ def test_where_pictures_go(flags, expected, folder, monkeypatch):
         (["--save_path", "{.png"], "stem and seed"),
         (["--save_path", "same{seed}.png"], "saved as same0.png"),
         (["--save_path", "{stem}"], "suffix"),
+        (["--save_path", "{stem.x}.png"], "stem and seed"),
+        (["--save_path", "{seed[0]}.png"], "stem and seed"),
+        (["--save_path", "{seed:>999999999}.png"], "stem and seed"),
+        (["--save_path", "{stem}_{seed:{stem}}.png"], "stem and seed"),
+        (["--save_path", "{stem!r}.png"], "stem and seed"),
+        (["--save_path", "{stem:3d}.png"], "stem and seed"),
+        (["--count", "99999999999"], "1 to 100000"),
+        (["--count", "50001"], "at most 100000 pictures"),
+        (["--gt_path", "leaf.jpg", "leaf.jpg"], "leaf.jpg: given more than once"),
     ],
 )
 def test_patterns_that_are_none(flags, told, folder):
     paths = [str(folder / name) for name in ("a.png", "c.png")]
     with pytest.raises(UserError, match=told):
         orders_of(parse(["--gt_path", *paths, *flags]))
+
+
+def test_one_picture_has_a_suffix(exemplar):
+    with pytest.raises(UserError, match="unknown suffix ''"):
+        orders_of(parse(["--gt_path", str(exemplar), "--save_path", "out"]))
+
+
+@pytest.mark.parametrize(
+    "paths, expected",
+    [
+        ("in/wall.png in/wall.jpg in/leaf.jpg", "wall_png wall_jpg leaf"),
+        ("a/wall.png b/wall.png", "a_wall b_wall"),
+        ("a/wall.png b/wall.png a/wall.jpg", "a_wall b_wall wall_jpg"),
+        ("x/a/w.png x/a/w.jpg x/b/w.png x/b/w.jpg", "a_w_png a_w_jpg b_w_png b_w_jpg"),
+        ("in/w.png in/w.jpg in/w_png.png", "in_w w_jpg w_png_png"),
+        ("x/a/w.png y/a/w.png", "x_a_w y_a_w"),
+    ],
+)
+def test_exemplars_of_one_name_are_told_apart(paths, expected):
+    assert told_apart([Path(path) for path in paths.split()]) == expected.split()
+
+
+def test_a_folder_is_taken_but_for_what_is_no_picture(folder):
+    for suffix in ("jfif", "jpe", "jp2", "dib", "tga"):
+        Image.open(folder / "a.png").convert("RGB").save(folder / f"e.{suffix}")
+    (folder / "f.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0")  # read by Ghostscript alone
+    (folder / "sub").mkdir()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / ".hidden.png").write_bytes((folder / "a.png").read_bytes())
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "ours.jpg", {"exemplar": "a.png"})
+    (folder / "sub" / "a.png").write_bytes((folder / "a.png").read_bytes())
+    expected = "a.png b.png c.png d.jpg e.dib e.jfif e.jp2 e.jpe e.tga".split()
+    found, (line,) = find_pictures(folder)
+    assert [path.name for path in found] == expected
+    assert line == (
+        f"'{folder}': left out f.eps, gone.png, notes.txt (not a kind of picture that is read)"
+        ", ours.jpg (made by this program; taken where named one by one), sub (a folder; '**' in a "
+        "pattern takes folders too)"
+    )
+    found, _ = find_pictures(f"{folder}/**")
+    assert {path.relative_to(folder) for path in found} == {*map(Path, expected), Path("sub/a.png")}
+    assert find_pictures(folder / "ours.jpg") == ([folder / "ours.jpg"], [])
+    with pytest.raises(UserError, match=r"left out notes\.txt"):
+        find_pictures(f"{folder}/*.txt")
+
+
+def test_what_pillow_reads_by_itself_is_taken():
+    taken = pictures._read_suffixes()
+    assert taken >= set(
+        ".png .jpg .jfif .jpe .jp2 .j2k .psd .tga .bmp .webp .avif .tiff .qoi".split()
+    )
+    assert not taken & set(".eps .ps .pdf .mpg .wmf .emf .h5 .grib .npy .txt".split())
+
+
+def test_a_pattern_in_a_folder_whose_name_is_one(folder):
+    folder.rename(folder.parent / "in [1]")
+    found, _ = find_pictures(f"{folder.parent}/in [1]/[ac].*")
+    assert [path.name for path in found] == ["a.png", "c.png"]
+
+
+def test_the_same_command_beside_its_results(folder, capfd):
+    (folder / "b.png").unlink()
+    command = ["--gt_path", folder, "--save_path", folder / "{stem}_new.png", "--tile", "x"]
+    assert run_main(*command) == 0
+    made = names(folder)
+    assert run_main(*command) == 0
+    out, _ = capfd.readouterr()
+    assert names(folder) == made and out.count("finished before") == 3
+    assert run_main("--gt_path", folder / "a_new.png", "--save_path", folder / "again.png") == 0
 
 
 def test_a_folder_that_is_there_needs_no_slash(exemplar, tmp_path):
@@ -166,6 +257,12 @@ def test_what_was_interrupted_or_is_not_whole_is_made_again(exemplar, tmp_path, 
     (tmp_path / "result_tiled.png").unlink()
     assert run_main(*command) == 0
     assert (tmp_path / "result_tiled.png").exists()
+    capfd.readouterr()
+    result.write_bytes(whole[: len(whole) // 2])  # its record is there, and its pixels are not
+    assert run_main(*command) == 0
+    assert result.read_bytes() == whole and "it is made again" in capfd.readouterr().err
+    save_picture(image, result, record | {"error": 10**400})
+    assert run_main(*command) == 0 and result.read_bytes() == whole
 
 
 def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypatch):
@@ -206,6 +303,11 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
     (folder / "r_000002.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "r_tiled.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "r_c.png").write_bytes((folder / "c.png").read_bytes())
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "ours.png", {"gt_path": "a.png", "inputs": {}})
+    (folder / "link.png").symlink_to("a.png")
+    (folder / "c.toml").write_text("epoch = 2")
+    (folder / "report.html").write_text("<title>mine</title>")
+    np.save(folder / "v.npy", np.ones((2, 36, 40)))
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for flags in (
         "--gt_path r_000002.png --save_path r.png --save_every 1",
@@ -215,10 +317,124 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
         "--gt_path a.png c.png --save_path {stem}.png --overwrite",
         "--gt_path a.png --weights c.png --save_path c.png --overwrite",
         "--gt_path a.png --init c.png --save_path c.png --overwrite",
+        "--gt_path a.png --style_image c.png --save_path c.png --overwrite",
+        "--gt_path a.png --init a.png --mask c.png --save_path c.png --overwrite",
+        "--gt_path a.png --guide a.png c.png --method cnnmrf --save_path c.png --overwrite",
+        "--gt_path a.png --mix d.jpg c.png --save_path c.png --overwrite",
+        "--gt_path a.png --maps c.png --save_path c.png --overwrite",
+        "--gt_path a.png --orientation c.png --method cnnmrf --save_path c.png --overwrite",
+        "--gt_path a.png --from ours.png --save_path ours.png --overwrite",
+        "--gt_path a.png --save_path r.png --sheet a.png --overwrite",
+        "--gt_path a.png --save_path r.png --sheet ../in/a.png --overwrite",
+        "--gt_path a.png --save_path r.png --sheet link.png --overwrite",
+        "--gt_path a.png --save_path r.png --log a.png",
+        "--gt_path a.png --config c.toml --save_path r.png --log c.toml",
+        "--gt_path a.png --orientation v.npy --method cnnmrf --save_path r.png --log v.npy",
+        "--gt_path a.png --save_path r.png --log notes.txt",
+        "--gt_path a.png --save_path r.png --report .",
     ):
         assert run_main(*flags.split()) == 2, flags
         assert len(capfd.readouterr().err.splitlines()) == 1
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--save_path o.png --sheet o.png", "--sheet o.png: the same file as --save_path o.png"),
+        ("--save_path o.png --log ./o.png", "--log o.png: the same file as --save_path o.png"),
+        ("--save_path o.png --log o.png/log", "--save_path o.png: other files go into a folder"),
+        ("--save_path o.png --tile x --sheet o_tiled.png", "as --tile o_tiled.png"),
+        ("--save_path o.png --preview --sheet o.preview.png", "as --preview o.preview.png"),
+        ("--save_path o.png --resume --log o.png.checkpoint", "as --resume o.png.checkpoint"),
+        ("--save_path o.png --maps c.png --sheet o_c.png", "as --maps o_c.png"),
+        ("--save_path o.png --maps c.png in/c.png", "--maps o_c.png: the same file as"),
+        ("--save_path o.png --tile x --maps tiled.png", "--maps o_tiled.png: the same file as"),
+        ("--save_path o.png --report . --log report.html", "as --log report.html"),
+        ("--save_path o.png --save_every 2 --sheet o_000002.png", "would replace --sheet"),
+        ("--save_path o.webp --save_every 2 --animate o_000002.webp", "would replace --animate"),
+        (
+            "--gt_path a.png in/a_tiled.png --save_path x/{stem}.png --tile x",
+            "--save_path x/a_tiled.png: the same file as --tile x/a_tiled.png",
+        ),
+    ],
+)
+def test_no_output_replaces_another(flags, told, folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "c.png", "tiled.png", "in/a_tiled.png"):
+        (tmp_path / name).write_bytes((folder / "a.png").read_bytes())
+    before = names(tmp_path)
+    assert run_main("--gt_path", "in/d.jpg", *flags.split()) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line and names(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("r_000004.png", "r.png"),
+        ("r_000003.png", None),
+        ("r_000006.png", None),
+        ("r_000000.png", None),
+        ("r_0000004.png", None),
+        ("r_4.png", None),
+        ("_000004.png", None),
+    ],
+)
+def test_names_of_snapshots(name, expected):
+    """Of every second of five steps."""
+    found = snapshot_of(Path(name), parse(["--epoch", "5", "--save_every", "2"]))
+    assert found == (expected and Path(expected))
+
+
+def test_a_snapshot_of_each_of_twenty_million_steps_takes_no_list(exemplar, tmp_path):
+    flags = "--epoch 20000000 --save_every 1 --size 32".split()
+    request = parse(["--gt_path", str(exemplar), "--save_path", str(tmp_path / "r.png"), *flags])
+    tracemalloc.start()
+    plan(request)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_two_runs_to_one_path_lose_no_picture(overwrite, exemplar, tmp_path, monkeypatch, capfd):
+    make, result = Synthesis.new_texture, tmp_path / "r.png"
+    command = ["--gt_path", exemplar, "--save_path", result, "--tile", "x", "--maps", exemplar]
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(Synthesis, "new_texture", make)
+        assert run_main(*command, "--seed", "1", *overwrite) == 0
+        return make(*arguments)
+
+    if overwrite:
+        assert run_main(*command, "--seed", "2") == 0
+    monkeypatch.setattr(Synthesis, "new_texture", meanwhile)
+    (tmp_path / "r-2.png").write_bytes(b"taken")
+    assert run_main(*command, *overwrite) == 0
+    out, err = capfd.readouterr()
+    assert [Path(line.split("  ")[0]).name for line in out.splitlines()][-2:] == [
+        *("r.png", "r-3.png")
+    ]
+    assert f"{result}: another run has saved a picture there, this one is {tmp_path}/r-3.png" in err
+    assert [read_record(tmp_path / name)["seed"] for name in ("r.png", "r-3.png")] == [1, 0]
+    assert {"r-3_tiled.png", "r-3_a.png"} <= set(names(tmp_path))
+
+
+def test_two_runs_of_one_command_are_one(exemplar, tmp_path, monkeypatch, capfd):
+    make, command = (
+        Synthesis.new_texture,
+        ["--gt_path", exemplar, "--save_path", tmp_path / "r.png"],
+    )
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(Synthesis, "new_texture", make)
+        assert run_main(*command) == 0
+        return make(*arguments)
+
+    monkeypatch.setattr(Synthesis, "new_texture", meanwhile)
+    assert run_main(*command) == 0
+    assert capfd.readouterr().err == "" and names(tmp_path) == ["in", "r.png"]
 
 
 def test_weights_that_are_missing_cost_a_line_beside_an_old_result(exemplar, tmp_path, capfd):

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 
 from command import pictures
 from command.pictures import find_picture, read_picture, read_vectors
+from command.settings import of_file
 from models import BUNDLE, load_weights, resolve_layers
 from Synthesis import main
 from utils import TEXTURES, UserError, in_one_line
@@ -54,6 +55,24 @@ def test_pipes_and_devices_are_not_waited_for(read, tmp_path, at_once):
             read(path)
 
 
+@pytest.mark.parametrize("read", [*READERS, of_file])
+@pytest.mark.parametrize("name", ["self/mem", "kmsg", "meminfo"])
+def test_files_of_the_system_are_not_read(read, name, at_once):
+    """The first is all of memory, the second never ends."""
+    path = Path("/proc", name)
+    if not path.exists():
+        pytest.skip(f"no {path} here")
+    with pytest.raises(UserError, match="/proc, which the system makes up"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [*READERS, of_file])
+def test_empty_files_are_not_read(read, tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match=r"/a\.png'?: .*an empty file"):
+        read(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("read", READERS)
 def test_names_that_cannot_be(read):
     for name in ("a" * 300 + ".png", "a\0.png"):
@@ -81,7 +100,7 @@ class Code:
 @pytest.mark.parametrize(
     "content, told",
     [
-        (b"", "not a .npy"),
+        (b"", "an empty file"),
         (archive(), "archive"),
         (npy((2, 400_000, 100_000)), "not a .npy"),  # 596 GiB
         (npy((2, 2, 2))[:40], "not a .npy"),
@@ -160,6 +179,37 @@ def test_lines_stay_lines_and_steer_no_terminal(capfd):
     assert "\x1b" not in line and line.startswith("Synthesis.py: ")
 
 
+def test_errors_are_short():
+    """Of a value 200 characters are told, 131 of its beginning; of a line 1000."""
+    value = "a" * 131 + "b" * 99_800 + "c" * 66
+    assert str(UserError(f"x {value} y")) == "x " + "a" * 131 + "..." + "c" * 66 + " y"
+    quoted = f"'{'a b ' * 1000}'"
+    assert str(UserError(f"x: {quoted} y")) == f"x: {quoted[:131]}...{quoted[-66:]} y"
+    assert str(UserError("x" * 200)) == "x" * 200
+    many = str(UserError("word " * 20_000 + "end"))
+    assert len(many) == 1000 and many.endswith("word end")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--size", "9" * 100_000],
+        ["--seed", "9" * 100_000],
+        ["--method", "x" * 100_000],
+        ["--" + "x" * 100_000],
+        ["--gt_path", "x" * 100_000],
+        ["--gt_path", *["x y"] * 3 * 10_000, "--mask"],
+        ["--save_path", "{" + "x" * 100_000 + "}.png"],
+        ["--device", "x y " * 25_000],
+        ["--layers", *["conv1_1:x"] * 10_000],
+    ],
+)
+def test_errors_of_long_values_are_short(flags, capfd, at_once):
+    assert main(["--gt_path", "leaf.jpg", "--quiet", *flags]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert len(line) < 1100
+
+
 # ------------------------------------------------------------------------------------------ fuzz
 
 
@@ -227,7 +277,7 @@ def fuzz(kind, folder):
                 for _ in range(dice.choice([1, 1, 2, 4])):
                     said += [dice.choice(flags), *dice.choices(WORDS, k=dice.randrange(3))]
                 request = parse(said)
-                for order in orders_of(request)[:2]:
+                for order in orders_of(request)[0][:2]:
                     job_of(request, order)
             elif kind == "pictures":
                 Path("b.png").write_bytes(changed(drawn_pictures(dice), dice))

@@ -116,3 +116,17 @@ def test_the_time_left_counts_the_work_of_this_run_alone(exemplar, monkeypatch):
 
 def test_durations():
     assert [_duration(s) for s in (3.4, 119, 600, 9000)] == ["3 s", "119 s", "10 min", "2.5 h"]
+
+
+def test_lines_are_appended_to_a_log_and_to_nothing_else(exemplar, tmp_path, capfd):
+    """A log is known by how its first line begins."""
+    log = tmp_path / "run.jsonl"
+    flags = ["--log", log, *"--quiet --epoch 2 --overwrite --seed".split()]
+    for seed in ("0", "1"):
+        assert run(exemplar, *flags, seed) == 0
+    assert [json.loads(line)["record"]["seed"] for line in log.read_text().splitlines()] == [0, 1]
+    for content in (b"letter", b"{}\n", exemplar.read_bytes()):
+        log.write_bytes(content)
+        capfd.readouterr()
+        assert run(exemplar, *flags, "2") == 2
+        assert "another file is there" in capfd.readouterr().err and log.read_bytes() == content

@@ -124,7 +124,7 @@ def textures(tmp_path, monkeypatch):
     folder = tmp_path / "textures"
     folder.mkdir()
     for name in ("leaf.jpg", "Pebbles.png", "leaf.py"):
-        (folder / name).touch()
+        (folder / name).write_bytes(b"x")
     monkeypatch.setattr(pictures, "TEXTURES", folder)
     monkeypatch.chdir(tmp_path)
     return folder
@@ -132,7 +132,7 @@ def textures(tmp_path, monkeypatch):
 
 def test_find_picture_prefers_the_path_as_given(textures, tmp_path):
     assert pictures.find_picture("leaf.jpg") == textures / "leaf.jpg"
-    (tmp_path / "leaf.jpg").touch()
+    (tmp_path / "leaf.jpg").write_bytes(b"x")
     assert pictures.find_picture("leaf.jpg").resolve() == tmp_path / "leaf.jpg"
 
 
@@ -912,7 +912,11 @@ def test_truncated_file(tmp_path, suffix):
 
 def test_files_that_hold_no_picture(tmp_path):
     path = tmp_path / "two\nlines.jpg"
-    for content, line in ((b"", "not a pic"), (b"hello", "not a pic"), (png_claiming(4, 4), "")):
+    for content, line in (
+        (b"", "cannot be read (an empty"),
+        (b"hello", "not a pic"),
+        (png_claiming(4, 4), ""),
+    ):
         path.write_bytes(content)
         assert f"two lines.jpg: {line}" in refusal(pictures.read_picture, path)
 
@@ -937,7 +941,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     def forbidden(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    (tmp_path / "a.png").touch()
+    (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr(Image, "open", forbidden)
     assert refusal(pictures.read_picture, tmp_path / "a.png").endswith("(Permission denied)")
 

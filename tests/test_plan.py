@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from command import plan as planning
 from command.arguments import parse
 from command.effects import OF_STEPS, effect_notes
 from command.pictures import save_picture
 from command.plan import orders_of, plan
 from engine.synthesis import new_texture
 from losses import PRESETS, TERMS
-from utils import UserError
+from utils import TEXTURES, UserError
 
 
 def planned(*options):
@@ -242,3 +243,42 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
 def test_a_picture_does_not_grow_to_its_own_size():
     with pytest.raises(UserError, match="--expand 256x256: that is the picture's own size"):
         plan(parse("--gt_path pebbles.png --expand 256".split()))
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        # 64 px are 16 at the coarsest of three scales, all that conv4_1 needs, and half of it is 8.
+        (
+            "--gt_path a.png --scales 3 --method cnnmrf --patch_scales 0.5",
+            "a copy of a.png becomes 8x8 at the coarsest scale, allowed are sides of 16 or more: "
+            "give --scales 1, where it has 32x32",
+        ),
+        (
+            "--gt_path a.png --scales 3 --mix b.png",
+            "--mix b.png: it becomes 8x8 at the coarsest scale, allowed are sides of 16 or more: "
+            "give --scales 1, where it has 32x32",
+        ),
+        (
+            "--gt_path a.png --scales 3 --mix c.png",
+            "--mix c.png: it becomes 2x2 at the coarsest scale, allowed are sides of 16 or more: "
+            "give a larger picture",
+        ),
+        ("--gt_path c.png", "c.png: exemplar of 8x8: the shorter side must have 16 pixels or more"),
+    ],
+)
+def test_what_is_too_small_is_named(flags, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, side in (("a", 64), ("b", 32), ("c", 8)):
+        Image.open(TEXTURES / "pebbles.png").crop((0, 0, side, side)).save(f"{name}.png")
+    with pytest.raises(UserError, match=told):
+        plan(parse([*flags.split(), "--size", "64", "--model", "vgg16-caffe"]))
+
+
+def test_copies_for_which_there_is_no_memory(monkeypatch):
+    """256x256 with 12 bytes a pixel are 0.8 MB, and twenty a hundred times as large 1.6 GB."""
+    flags = ["--method", "cnnmrf", "--patch_scales", *["10"] * 20]
+    monkeypatch.setattr(planning, "available_bytes", lambda device: 3.0e9)
+    monkeypatch.setattr(planning, "exemplar_of", lambda *_: pytest.fail("made"))
+    with pytest.raises(UserError, match=r"copies takes 3\.1 GB, 3\.0 are free"):
+        planned("--gt_path", "pebbles.png", *flags)

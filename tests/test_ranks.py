@@ -141,7 +141,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     monkeypatch.setattr(Synthesis, "place", lambda: Place(rank, 2, rank))
     monkeypatch.setattr(Synthesis, "team_of", lambda own, device: Team(rank, 2))
     monkeypatch.setattr(Synthesis, "make_in_blocks", lambda *others: made)
-    monkeypatch.setattr(Synthesis, "show", lambda request, results, quiet: shown.append(results))
+    monkeypatch.setattr(Synthesis, "show", lambda request, results, *_: shown.append(results))
     flags = ["--split", "--device", "cpu", "--size", "32", "--save_path", str(path)]
     outcomes = list(Synthesis.run(parse(["--gt_path", "pebbles.png", *flags])))
     assert outcomes == [made] * told and shown == [[path] * told]

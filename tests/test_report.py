@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from command import report
 from command.arguments import parse
@@ -43,7 +43,8 @@ def data_of(page):
 def test_a_page_of_a_folder(folder, capsys):
     assert main(["--report", str(folder), "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
-    one, gone = data_of(folder / "report.html")
+    one, broken, gone = data_of(folder / "report.html")
+    assert broken["name"] == "broken.png" and "an empty file" in broken["failed"]
     assert (one["name"], one["exemplar"], gone["name"]) == ("a<b>.png", "a<b>.png", "gone.png")
     assert one["picture"].startswith("data:image/jpeg;base64,") and one["exemplar_picture"]
     assert one["error"] == read_record(folder / "a<b>.png")["error"]
@@ -142,3 +143,103 @@ def test_the_page_works_with_500_results(tmp_path, monkeypatch):
     assert "CONSOLE" not in done.stderr
     seen = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1])
     assert seen == [500, 0, 0.998, 5, False, "r143.png", 1, "r000.png", True]
+
+
+@pytest.fixture
+def unscored(monkeypatch):
+    """Where scores, a second each, are not what a test is about."""
+    monkeypatch.setattr(report, "SCORES", {})
+
+
+def entries(folder):
+    """What the page of a folder has, by name."""
+    assert main(["--report", str(folder), "--quiet"]) == 0
+    return {one["name"]: one for one in data_of(folder / "report.html")}
+
+
+def test_repeats_and_maps_are_no_results(tmp_path, unscored, monkeypatch, narrow_net, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
+    command = "--gt_path a.png --device cpu --quiet --epoch 2 --size 64 --maps a.png --count 2"
+    flags = "--save_every 1 --sheet out/all.png --save_path"
+    for tile in ("x", "y", "xy"):
+        out = f"out/{tile}_tiled.png"  # a result may have such a name, too
+        assert main([*command.split(), "--tile", tile, *flags.split(), out]) == 0
+        (tmp_path / "out" / "all.png").unlink()
+    assert len(list((tmp_path / "out").iterdir())) == 3 * 2 * 5
+    assert set(entries(tmp_path / "out")) == {
+        f"{tile}_tiled_{seed}.png" for tile in ("x", "y", "xy") for seed in (0, 1)
+    }
+
+
+def test_a_result_that_cannot_be_read_is_on_the_page(folder, unscored, capsys):
+    whole = (folder / "a<b>.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "a<b>_000002.png").write_bytes((folder / "a<b>_000002.png").read_bytes()[:-300])
+    found = entries(folder)
+    assert set(found) == {"a<b>.png", "half.png", "broken.png", "gone.png"}
+    assert "half.png: cannot be read" in found["half.png"]["failed"]
+    assert found["half.png"]["picture"] is None and found["a<b>.png"]["failed"] == ""
+    assert [step for step, _ in found["a<b>.png"]["snapshots"]] == [4]
+
+
+DEEP = 900  # lists, which a record may nest
+
+
+def nested(depth):
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"error": 10**400},
+        {"error": 10**400, CURVE: [[1, 1, 10**400], [2, 1, 0.5]]},
+        {"gt_path": "/proc/self/mem", "inputs": {"/proc/self/mem": "0" * 64}},
+        {"gt_path": "/proc/kmsg", "inputs": {"/proc/kmsg": "0" * 64}},
+        {"gt_path": "a\0.png", "inputs": {"a\0.png": "0" * 64}, "exemplar": "a\0.png"},
+        {"gt_path": "\ud800.png", "inputs": {"\ud800.png": "0"}, "exemplar": "\ud800"},
+        {"mix": nested(DEEP), "layers": nested(DEEP), "tile": [1], "size": 10**400},
+        {"tile": "xyxy", "guide": [["\0", "\udfff"]], "seed": 10**400, "preset": {"a": 1}},
+    ],
+)
+def test_no_record_stops_the_page(change, folder, unscored, capsys):
+    record = read_record(folder / "gone.png") | change
+    save_picture(torch.rand(1, 3, 64, 64), folder / "changed.png", record)
+    found = entries(folder)
+    assert set(found) == {"a<b>.png", "broken.png", "changed.png", "gone.png"}
+    changed = found["changed.png"]
+    assert changed["picture"] and (changed["error"] is None) == ("error" in change)
+    assert [point[0] for point in changed["curve"]] == ([2] if CURVE in change else [1, 2, 3, 4])
+
+
+def test_a_record_nested_too_deep_is_none(folder, unscored, capsys):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("synthesis", '{"error": ' + "[" * 20_000 + "]" * 20_000 + "}")
+    Image.new("RGB", (64, 64)).save(folder / "deep.png", pnginfo=chunks)
+    assert "deep.png" not in entries(folder)
+
+
+def test_what_failed_is_on_the_page_of_its_run(tmp_path, unscored, monkeypatch, narrow_net, capfd):
+    monkeypatch.chdir(tmp_path)
+    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
+    command = "--gt_path a.png b.png --device cpu --epoch 2 --size 64 --save_path out --report out"
+    assert main(command.split()) == 1
+    failed, made = data_of(tmp_path / "out" / "report.html")
+    assert (failed["name"], made["name"]) == ("b.png", "a.png")
+    assert "b.png: cannot be read" in failed["failed"] and made["failed"] == ""
+    assert "report: scores 1 pictures" in capfd.readouterr().err
+
+
+def test_of_many_snapshots_some_are_shown(folder, unscored, capsys, monkeypatch):
+    monkeypatch.setattr(report, "MOST_SNAPSHOTS", 2)
+    record = read_record(folder / "a<b>.png")
+    for step in (1, 3):
+        save_picture(
+            torch.rand(1, 3, 64, 64), folder / f"a<b>_00000{step}.png", record | {"step": step}
+        )
+    assert [step for step, _ in entries(folder)["a<b>.png"]["snapshots"]] == [2, 4]

@@ -230,6 +230,12 @@ def test_a_moved_exemplar_is_found_and_another_refused(folder, capfd):
         ({"inputs": {}, "gt_path": "a.png", "size": {"a": 1}}, "--from"),
         ({"inputs": {}, "gt_path": "a.png", "mix": [[1, 2, 3]]}, "--from"),
         ({"inputs": {"a.png": "0" * 64}, "gt_path": "a.png"}, "not here as it was"),
+        ({"inputs": {"a\0.png": "0" * 64}, "gt_path": "a\0.png"}, "not here as it was"),
+        ({"inputs": {"\ud800": "0" * 64}, "gt_path": "\ud800"}, "not here as it was"),
+        ({"inputs": {"/proc/self/mem": "0"}, "gt_path": "/proc/self/mem"}, "not here as it was"),
+        ({"inputs": {}, "gt_path": "a\0.png"}, "null byte"),
+        ({"inputs": {}, "gt_path": "\ud800.png"}, "surrogates not allowed"),
+        ({"inputs": {}, "gt_path": "a.png", "epoch": 10**400}, "1 to 1000000000"),
         ({"inputs": {}, "gt_path": "a.png", "model": "vgg16-hed"}, "no longer there; --model"),
     ],
 )
@@ -268,7 +274,16 @@ def test_a_file_of_flags(folder):
         ("epoch = 0", "'0'"),
         ("[epoch]\nmost = 3", "--config"),
         ('gt_path = ["--overwrite"]', "a flag"),
+        ('overwrite = "no"', "--overwrite: 'no', allowed are true and false"),
         (b"\xff", "c.toml"),
+        ("", "an empty file"),
+        ("epoch = " + "[" * 20_000 + "]" * 20_000, "nested too deep"),
+        (".".join(["epoch"] * 2000) + " = 1", "nested too deep"),
+        ("#" * 2**20 + "\n", "larger than 1048576 bytes"),
+        ('config = "other.toml"', "config is for the command line alone"),
+        ('help = "all"', "help is for the command line alone"),
+        ("benchmark = true\nsize = 64", "--size: --benchmark makes no picture"),
+        ('benchmark = true\ngt_path = ["a.png", "b.png"]', "takes one exemplar, --gt_path has 2"),
         (None, "No such file"),
     ],
 )
@@ -278,6 +293,22 @@ def test_files_of_flags_that_are_none(text, told, folder, capfd):
     assert run("--config c.toml") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert told in line
+
+
+def test_a_file_that_asks_for_no_picture(folder):
+    (folder / "c.toml").write_text('benchmark = true\nmodel = "vgg16-caffe"')
+    assert parse("--config c.toml --json".split()).benchmark
+    with pytest.raises(UserError, match="--epoch: --benchmark makes no picture"):
+        parse("--config c.toml --epoch 3".split())
+    (folder / "c.toml").write_text('report = "out"')
+    assert parse("--config c.toml".split()).page_alone
+    assert not parse("--config c.toml --epoch 3".split()).page_alone
+
+
+def test_a_file_of_windows(folder):
+    (folder / "c.toml").write_bytes('epoch = 7\r\ninit = "ä.png"\r\n'.encode("utf-8-sig"))
+    said = parse("--config c.toml".split())
+    assert (said.epoch, said.init) == (7, "ä.png")
 
 
 def test_flags_come_back_as_they_were(folder):

@@ -1,12 +1,17 @@
 """Results as one image, as an animation, and while they are made."""
 
+import os
+import sys
+
 import pytest
 import torch
 from PIL import Image
 
 import Synthesis
 from command import display
+from command.arguments import parse
 from command.pictures import read_record
+from command.plan import orders_of
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
 from engine.blocks import Parts
 from Synthesis import main
@@ -78,10 +83,19 @@ def test_an_animation(suffix, kind, exemplar, tmp_path):
         ("--count 2 --save_every 1 --animate w.gif", "of one picture"),
         ("--save_every 1 --animate a.png/w.gif", "cannot be saved there"),
         ("--sheet s.txt", ".txt"),
-        ("--sheet a.png", "exemplar"),
+        ("--epoch 2001 --save_every 2 --animate w.gif", None),
+        ("--epoch 2002 --save_every 2 --animate w.gif", "1001 snapshots, at most 1000 are shown"),
+        ("--epoch 998 --save_every 1 --sheet s.png", None),
+        ("--epoch 999 --save_every 1 --sheet s.png", "2 pictures and 999 snapshots, at most 1000"),
+        ("--count 1000 --sheet s.png", "1001 pictures, at most 1000"),
+        ("--save_every 5 --animate w.gif", "--save_every"),
+        ("--sheet a.png", "the same file as --gt_path a.png"),
     ],
 )
 def test_what_is_refused(flags, told, exemplar, tmp_path, capfd):
+    if told is None:  # as much as is shown
+        orders_of(parse(["--gt_path", "a.png", "--save_path", "r.png", *flags.split()]))
+        return
     assert run("--gt_path", "a.png", "--save_path", "r.png", *flags.split()) == 2
     assert not (tmp_path / "r.png").exists()
     (line,) = capfd.readouterr().err.splitlines()
@@ -104,6 +118,22 @@ def test_what_lies_beside_a_result_is_replaced_only_where_it_is_ours(
     assert path.read_bytes() == (tmp_path / "b.png").read_bytes()
     assert run(*MADE, film, "--overwrite") == 0
     assert run(*MADE, film) == 0  # it is there, and ours
+
+
+def test_snapshots_of_another_run_are_not_shown(exemplar, tmp_path):
+    flags = "--gt_path a.png --save_path r.png".split()
+    assert run(*flags, "--save_every", "1") == 0
+    assert run(*flags, "--save_every", "2", "--seed", "1", "--overwrite") == 0
+    assert [step for step, _ in snapshots_of(tmp_path / "r.png")] == [2, 4]
+    (tmp_path / "r_000002.png").write_bytes(b"")
+    assert [step for step, _ in snapshots_of(tmp_path / "r.png")] == [4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names may be any bytes")
+def test_a_sheet_of_a_name_in_no_alphabet(exemplar, tmp_path):
+    name = os.fsdecode(b"r\xff.png")
+    assert run("--gt_path", "a.png", "--save_path", name, "--sheet", "s.png") == 0
+    assert cells(Image.open(tmp_path / "s.png"))[:3] == [True] * 3
 
 
 def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypatch):

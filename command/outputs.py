@@ -1,0 +1,171 @@
+"""The files that a run writes: how they are named, and that none of them replaces what the run
+reads, or another one that it writes."""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from command.arguments import Request
+from command.kinds import typed
+from command.pictures import FLOAT_SUFFIXES, find_picture
+from command.sheet import PAGE
+from utils import UserError, check_writable, open_regular, reason_of
+
+LOG_LINE = b'{"time": '  # how every line of a log begins
+PAGE_TITLE = b"<title>Textures</title>"  # what every page has in its head
+HEAD = 4096  # bytes of a file that are looked at to know what it is
+Identity = tuple[object, object]  # device and inode of a file; of what is missing: folder and name
+
+
+def tiled_path(result: Path) -> Path:
+    """Where the repeat of a picture that tiles goes."""
+    return result.with_stem(f"{result.stem}_tiled")
+
+
+def checkpoint_path(result: Path) -> Path:
+    """Where the state goes that a stopped run continues from."""
+    return result.with_name(f"{result.name}.checkpoint")
+
+
+def preview_path(result: Path) -> Path:
+    """Where the unfinished picture goes while it is made."""
+    return result.with_name(f"{result.stem}.preview.png")
+
+
+def map_path(result: Path, path: Path, suffix: str = ".png") -> Path:
+    """Where the map goes that was carried along from that file."""
+    return result.with_name(f"{result.stem}_{path.stem}{suffix}")
+
+
+def snapshot_path(result: Path, step: int) -> Path:
+    """Where the picture after a step goes."""
+    return result.with_stem(f"{result.stem}_{step:06d}")
+
+
+def snapshot_of(path: Path, request: Request) -> Path | None:
+    """The result of which a run would save a snapshot under that name; None: of no result."""
+    found = re.fullmatch(r"(.+)_(\d{6,18})", path.stem, re.ASCII)
+    if found is None or request.save_every is None:
+        return None
+    result, step = path.with_stem(found[1]), int(found[2])
+    saved = 0 < step <= request.epoch and step % request.save_every == 0
+    return result if saved and snapshot_path(result, step) == path else None
+
+
+def check_outputs(request: Request, exemplars: Iterable[Path], results: Collection[Path]) -> None:
+    """See that every file that a run writes is another one than all that it reads and writes.
+
+    Raises:
+        UserError: it is not.
+    """
+    identity = _identities()
+    read = {identity(path): (flag, path) for flag, path in _read(request, exemplars)}
+    written: dict[Identity, tuple[str, Path]] = {}
+    folders: set[Path] = set()
+    for flag, path in _written(request, results):
+        key = identity(path)
+        if other := read.get(key) or written.get(key):
+            raise UserError(f"{flag} {path}: the same file as {_told(other)}, give another name")
+        written[key] = flag, path
+        folders.add(path.parent)
+    for above in {one for folder in folders for one in (folder, *folder.parents)}:
+        if other := written.get(identity(above)):
+            raise UserError(f"{_told(other)}: other files go into a folder of that name")
+    pictures = {identity(path) for path in results} if request.save_every else ()
+    for other in (*read.values(), *written.values()) if pictures else ():
+        result = snapshot_of(other[1], request)
+        if result is not None and identity(result) in pictures:
+            raise UserError(f"--save_every: a snapshot would replace {_told(other)}")
+
+
+def _told(file: tuple[str, Path]) -> str:
+    return f"{file[0]} {file[1]}"
+
+
+def check_log(path: Path) -> None:
+    """Raise UserError where lines cannot be appended to a log, or another file is there."""
+    try:
+        check_writable(path)
+    except UserError as error:
+        raise UserError(f"--log {error}") from error
+    if (head := _head(path)) and not head.startswith(LOG_LINE):
+        raise UserError(f"--log {path}: another file is there, give another name")
+
+
+def check_page(path: Path) -> None:
+    """Raise UserError where a page cannot be saved, or another file is there."""
+    check_writable(path)
+    if (head := _head(path)) and PAGE_TITLE not in head:
+        raise UserError(f"{path}: another file is there, rename it")
+
+
+def _head(path: Path) -> bytes:
+    """How a file begins; nothing where there is none, or an empty one."""
+    try:
+        if not path.exists() or path.stat().st_size == 0:
+            return b""
+        with open_regular(path) as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
+
+
+def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Every file that a run reads, with the flag that names it."""
+    yield from (("--gt_path", path) for path in exemplars)
+    named = [
+        *(("--style_image", request.style_image), ("--init", request.init)),
+        *(("--mask", request.mask), ("--orientation", request.orientation)),
+        *(("--weights", request.weights), ("--config", request.config)),
+        ("--from", request.from_picture),
+        *(("--guide", name) for pair in request.guide for name in pair),
+        *(("--mix", name) for name, _ in request.mix),
+        *(("--maps", typed(name)[1]) for name in request.maps),
+    ]
+    for flag, name in named:
+        try:
+            if name is not None and name not in request.pictures:
+                yield flag, find_picture(name)
+        except UserError:  # no file, as `noise`, or it is refused where it is read
+            continue
+
+
+def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Every file that a run writes but snapshots, with the flag that asks for it."""
+    for result in results:
+        yield "--save_path", result
+        if request.tile:
+            yield "--tile", tiled_path(result)
+        if request.preview:
+            yield "--preview", preview_path(result)
+        if request.resume:
+            yield "--resume", checkpoint_path(result)
+        for name in request.maps:
+            source = Path(typed(name)[1])
+            # A map of floats keeps its suffix, and which those are is known when it is read.
+            for suffix in {".png", ".tif", source.suffix} & {".png", *FLOAT_SUFFIXES}:
+                yield "--maps", map_path(result, source, suffix)
+    page = request.report and request.report / PAGE
+    flags = ("--sheet", request.sheet), ("--animate", request.animate), ("--log", request.log)
+    for flag, path in (*flags, ("--report", page)):
+        if path is not None:
+            yield flag, path
+
+
+def _identities() -> Callable[[Path], Identity]:
+    """A function that says which file a path is, however it is spelled."""
+    real = cache(os.path.realpath)  # of folders, most of which are the same
+
+    def identity(path: Path) -> Identity:
+        with suppress(OSError, ValueError):  # missing, or a name that cannot be
+            known = os.stat(path)
+            return known.st_dev, known.st_ino
+        with suppress(ValueError):
+            link = os.path.islink(path)
+            return os.path.split(os.path.realpath(path)) if link else (real(path.parent), path.name)
+        return path.parent, path.name
+
+    return identity
