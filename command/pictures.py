@@ -645,6 +645,7 @@ def as_saved(image: Tensor, path: Path, bits: int = 8) -> Tensor:
     held = bits_held(path)
     if max((one for one in held if one <= bits), default=held[0]) > 8:
         return image.expand(-1, 3, -1, -1)  # what rounding changes is too little to be told
+    Image.init()
     opener: Any = Image.OPEN[_FORMATS[path.suffix.lower()][0]][0]  # of any size
     with opener(BytesIO(encoded(image, path, {}, bits)), "") as picture, _libraries_silent():
         levels = np.array(picture.convert("RGB"))

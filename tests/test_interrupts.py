@@ -95,7 +95,7 @@ def test_a_signal_while_a_picture_is_saved_ends_the_batch_with_it(
 def test_a_picture_that_cannot_be_saved_is_told_of_beside_a_signal(
     exemplar, tmp_path, monkeypatch, capfd
 ):
-    def full(image, path, record):
+    def full(image, path, *others):
         send(signal.SIGINT)
         raise results.UserError(f"{path}: cannot be saved (No space left on device)")
 

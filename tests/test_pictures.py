@@ -1155,3 +1155,17 @@ def test_same_picture_same_bytes(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", pictures.SUFFIXES)
+def test_what_will_be_read_is_known_before_it_is_saved(suffix, channels, bits, tmp_path):
+    """JPEG's losses too; where a file has more than 8 bits, but for their rounding."""
+    path = tmp_path / f"a{suffix}"
+    image = torch.rand(1, channels, 12, 10, generator=torch.Generator().manual_seed(0))
+    found = pictures.as_saved(image, path, bits)
+    pictures.save_picture(image, path, {}, bits)
+    read = pictures.read_picture(path)
+    atol = 0 if read.bits == 8 else 1e-3 if read.bits == 32 else 0.51 / 65535
+    torch.testing.assert_close(found, read.pixels, atol=atol, rtol=0)
