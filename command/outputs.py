@@ -114,13 +114,13 @@ def _head(path: Path) -> bytes:
 
 
 def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Every file that a run reads, with the flag that names it."""
+    """Every file that a run reads, with the flag that names it; but that of --from, which is a
+    picture like any other that is there already."""
     yield from (("--gt_path", path) for path in exemplars)
     named = [
         *(("--style_image", request.style_image), ("--init", request.init)),
         *(("--mask", request.mask), ("--orientation", request.orientation)),
         *(("--weights", request.weights), ("--config", request.config)),
-        ("--from", request.from_picture),
         *(("--guide", name) for pair in request.guide for name in pair),
         *(("--mix", name) for name, _ in request.mix),
         *(("--maps", typed(name)[1]) for name in request.maps),
@@ -145,8 +145,9 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
             yield "--resume", checkpoint_path(result)
         for name in request.maps:
             source = Path(typed(name)[1])
-            # A map of floats keeps its suffix, and which those are is known when it is read.
-            for suffix in {".png", ".tif", source.suffix} & {".png", *FLOAT_SUFFIXES}:
+            # A map of floats is saved as floats; whether it is one is known when it is read.
+            floats = source.suffix if source.suffix.lower() in FLOAT_SUFFIXES else ".tif"
+            for suffix in (".png", floats):
                 yield "--maps", map_path(result, source, suffix)
     page = request.report and request.report / PAGE
     flags = ("--sheet", request.sheet), ("--animate", request.animate), ("--log", request.log)

@@ -303,7 +303,6 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
     (folder / "r_000002.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "r_tiled.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "r_c.png").write_bytes((folder / "c.png").read_bytes())
-    save_picture(torch.zeros(1, 3, 8, 8), folder / "ours.png", {"gt_path": "a.png", "inputs": {}})
     (folder / "link.png").symlink_to("a.png")
     (folder / "c.toml").write_text("epoch = 2")
     (folder / "report.html").write_text("<title>mine</title>")
@@ -323,7 +322,6 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
         "--gt_path a.png --mix d.jpg c.png --save_path c.png --overwrite",
         "--gt_path a.png --maps c.png --save_path c.png --overwrite",
         "--gt_path a.png --orientation c.png --method cnnmrf --save_path c.png --overwrite",
-        "--gt_path a.png --from ours.png --save_path ours.png --overwrite",
         "--gt_path a.png --save_path r.png --sheet a.png --overwrite",
         "--gt_path a.png --save_path r.png --sheet ../in/a.png --overwrite",
         "--gt_path a.png --save_path r.png --sheet link.png --overwrite",

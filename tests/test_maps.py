@@ -527,7 +527,7 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     for name in ("a_rough.png", "a:b.png", "normal:c.png"):
         save(name, label.expand(1, 3, 48, 48))
     assert material("id:a_rough.png", "a:b.png", "./normal:c.png", "data:./normal:c.png") == 2
-    assert "o_normal:c.png: two pictures" in capfd.readouterr().err
+    assert "o_normal:c.png: the same file as --maps" in capfd.readouterr().err
     assert material("id:a_rough.png", "a:b.png", "./normal:c.png") == 0
     told = capfd.readouterr().err
     assert "a_rough.png: taken for labels by id:" in told

@@ -151,7 +151,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
 def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, written, tmp_path):
     flags = "--gt_path pebbles.png --size 32 --save_every 2 --preview --save_path".split()
     request = parse([*flags, str(tmp_path / "new.png")])
-    job, _, _ = Synthesis.planned(request, orders_of(request)[0], 1e12, Team(rank, 2))
+    job, _, _ = Synthesis.planned(request, orders_of(request)[0][0], 1e12, Team(rank, 2))
     assert (job.save_every, job.preview) == written
 
 
