@@ -77,6 +77,7 @@ EXAMPLES = {
     "orientation": "--gt_path wood.png --orientation circular --method cnnmrf",
     "mix": "--gt_path pebbles.png --mix leaf.jpg:0.3",
     "maps": "--gt_path pebbles.png --maps height.png normal.png --method cnnmrf",
+    "alpha": "--gt_path leaves.png --alpha --preset best",
     "content_layers": "--image_path photo.jpg --style_image leaf.jpg --content_layers conv3_1",
     "content_weight": "--image_path photo.jpg --style_image leaf.jpg --content_weight 0.1",
     "keep_color": "--image_path photo.jpg --style_image leaf.jpg --keep_color",
@@ -398,6 +399,14 @@ class Request:
         default=(),
         told="none",
         **several(metavar="[KIND:]PICTURE"),
+    )
+    alpha: bool = flag(
+        CONTROL,
+        "carry the alpha of the exemplar along: the result is transparent where it would be, and "
+        "all of the exemplar is texture; without it, what is transparent is none",
+        default=False,
+        told="off",
+        action="store_true",
     )
     init: str | None = flag(
         CONTROL,

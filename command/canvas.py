@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from command.arguments import Request
 from command.memory import Held
-from command.pictures import Picture, find_picture, read_picture, read_vectors
+from command.pictures import Picture, find_picture, holds_alpha, read_picture, read_vectors
 from command.settings import digest, named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
@@ -49,8 +49,19 @@ class Pictures:
             self.notes += [x for x in self.seen[path, kind].notes if x not in self.notes]
         return self.seen[path, kind]
 
+    def over_mean(self, name: str | Path) -> Tensor:
+        """(1, 3, H, W) of a picture for a net, which sees no alpha."""
+        picture = self.read(name)
+        if picture.alpha is not None and picture.alpha.min() < 1:
+            self._tell(f"{self.find(name).name}: transparent pixels are taken for the mean colour")
+        return picture.over_mean
+
+    def _tell(self, note: str) -> None:
+        self.notes += [] if note in self.notes else [note]
+
     def opaque(self, name: str | Path) -> Tensor | None:
-        """(1, 1, H, W) of bool: the pixels of a picture that are opaque; None where all are.
+        """(1, 1, H, W) of bool: the pixels of a picture that are opaque, which alone are texture;
+        None where all are.
 
         Raises:
             UserError: none is.
@@ -60,6 +71,7 @@ class Pictures:
             return None
         if not (alpha == 1).any():
             raise UserError(f"{name}: no pixel is opaque, so there is no texture to take")
+        self._tell(f"{self.find(name).name}: transparent pixels are no texture")
         return alpha == 1
 
 
@@ -125,7 +137,7 @@ def canvas_of(
             raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
     if mask is not None and size_of(mask) != size:
         flag = "--expand" if request.expand else f"--mask {request.mask}"
-        if mask is _hole(request, pictures):
+        if not request.mask and not request.expand:
             flag = f"--init {request.init}, parts of which are transparent,"
         raise UserError(
             f"--size {told(size)}: {flag} keeps pixels of {told(size_of(mask))} to the bit, "
@@ -143,7 +155,7 @@ def canvas_of(
 
 def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
     given = None if request.init in (None, "content", "noise") else request.init
-    return None if given is None else pictures.read(given).pixels
+    return None if given is None else pictures.over_mean(given)
 
 
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
@@ -169,8 +181,28 @@ def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
     return expanded(picture, size)
 
 
+def kept_of(
+    request: Request, path: Path, canvas: Canvas, save_path: Path, pictures: Pictures
+) -> Tensor | None:
+    """(1, 4, H, W), colours and alpha of the photo that is styled, or of the picture parts of which
+    are kept; None where that has no alpha, or the result's format holds none."""
+    if not (request.style_image or request.expand or request.mask):
+        return None
+    init = None if request.init in (None, "content", "noise") else request.init
+    picture = pictures.read(path if request.style_image or init is None else init)
+    if picture.alpha is None or bool((picture.alpha == 1).all()):
+        return None
+    if not holds_alpha(save_path):
+        pictures.notes.append(f"{save_path}: saved without alpha; .png, .tif and .webp hold it")
+        return None
+    channels = torch.cat((picture.pixels, picture.alpha), 1)
+    if request.expand:
+        channels, _ = expanded(channels, canvas.size)
+    return resize(channels, canvas.size)
+
+
 def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """(1, 3, h, w) in the middle of a canvas of (H, W), and (1, 1, H, W) of bool: what is new."""
+    """(1, C, h, w) in the middle of a canvas of (H, W), and (1, 1, H, W) of bool: what is new."""
     spare = [new - old for new, old in zip(size, size_of(image), strict=True)]
     pads = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
     mask = torch.ones(1, 1, *size, dtype=torch.bool)

@@ -11,7 +11,7 @@ from torch import Tensor
 from command.canvas import Pictures, channels_of
 from command.kinds import GIVEN, green_up_by_name, kind_by_name, typed
 from command.outputs import map_path
-from command.pictures import FLOAT_SUFFIXES, check_save_path, save_picture
+from command.pictures import FLOAT_SUFFIXES, check_save_path, holds_alpha, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
@@ -104,6 +104,21 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     channels = found.of_file(channels)
     copies = maps.rotated(channels, exemplar.rotations, exemplar.factors, kind)
     return replace(found, copies=[channels, *copies])
+
+
+def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
+    """The exemplar's alpha as one more map, which becomes that of the result.
+
+    Raises:
+        UserError: all of it is opaque, or the result's format holds no alpha.
+    """
+    picture = pictures.read(path)
+    if picture.alpha is None or bool((picture.alpha == 1).all()):
+        raise UserError(f"--alpha: {path} has no transparent pixel")
+    if not holds_alpha(save_path):
+        raise UserError(f"--alpha: {save_path} holds none; .png, .tif and .webp do")
+    copies = maps.rotated(picture.alpha, exemplar.rotations, exemplar.factors, DATA)
+    return CarriedMap(save_path, DATA, [picture.alpha, *copies], picture.bits)
 
 
 def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:

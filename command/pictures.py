@@ -193,11 +193,21 @@ def _some(files: list[Path]) -> str:
 class Picture(NamedTuple):
     """A picture as it was read from a file."""
 
-    pixels: Tensor  # (1, 3, H, W) in [0, 1]: sRGB if it is of COLOUR, else the file's own values
+    pixels: Tensor  # (1, 3, H, W) in [0, 1]: sRGB if it is of COLOUR, else the file's own values;
+    # of what is transparent those under the alpha
     alpha: Tensor | None  # (1, 1, H, W) in [0, 1]; None where all of it is opaque
     bits: int  # of a channel in the file: 8, 16, or 32 for floats
     grey: bool  # whether the file has one channel for all three
     notes: list[str]  # what had to be done to it, one line each, beginning with the file's name
+
+    @property
+    def over_mean(self) -> Tensor:
+        """(1, 3, H, W): the pixels composited over their own mean colour, weighted by alpha."""
+        if self.alpha is None:
+            return self.pixels
+        alpha = self.alpha.double()
+        mean = (self.pixels * alpha).sum((2, 3), True) / alpha.sum().clamp(min=1e-12)
+        return (self.pixels * alpha + mean * (1 - alpha)).float()
 
 
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
@@ -227,11 +237,8 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
         values, alpha, bits = read
         if not np.isfinite(values).all():
             raise ValueError("holds values that are not finite")
-    if kind == COLOUR and alpha is not None and alpha.min() < 1:
-        if alpha.max() == 0:
-            raise UserError(f"{path}: every pixel is transparent")
-        values = _over_mean(values, alpha)
-        notes.append("transparent pixels painted over the mean colour")
+    if kind == COLOUR and alpha is not None and alpha.max() == 0:
+        raise UserError(f"{path}: every pixel is transparent")
     image = torch.from_numpy(values).permute(2, 0, 1)[None].expand(1, 3, -1, -1).contiguous()
     whole = None if alpha is None else torch.from_numpy(alpha)[None, None]
     notes = [f"{path.name}: {note}" for note in notes]
@@ -240,7 +247,7 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
 
 def read_levels(path: Path) -> Image.Image:
     """What `read_picture` reads, at 8 bits, to be looked at; raises as that does."""
-    return Image.fromarray(_levels_of(read_picture(path).pixels, 8))
+    return Image.fromarray(_levels_of(read_picture(path).over_mean, 8))
 
 
 def read_vectors(path: Path) -> Tensor:
@@ -526,13 +533,6 @@ def _through(picture: Image.Image, profile: Any) -> Image.Image:
     return managed
 
 
-def _over_mean(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Composite (H, W, 3) by alpha (H, W) over the picture's own alpha-weighted mean colour."""
-    alpha = alpha[..., None]
-    mean = (pixels * alpha).sum((0, 1), np.float64) / alpha.sum(dtype=np.float64)
-    return (pixels * alpha + mean * (1 - alpha)).astype(np.float32)
-
-
 # -------------------------------------------------------------------------------------- saving
 
 
@@ -619,6 +619,11 @@ def check_bits(path: Path, bits: int) -> None:
     held = bits_held(path)
     if bits not in held:
         raise UserError(f"--bits {bits}: {path} has {held[0]}; .png and .tif have 8 or 16")
+
+
+def holds_alpha(path: Path) -> bool:
+    """Return whether a file of that suffix can have an alpha channel."""
+    return _FORMATS[path.suffix.lower()] is not _JPEG
 
 
 def bits_held(path: Path) -> tuple[int, ...]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from command import outputs
 from command.arguments import MOST_PICTURES, NOT_RECORDED, VERSION, Request, paired, recorded_flags
-from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, output_size
+from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, kept_of, output_size
 from command.effects import check_effects
-from command.maps import CarriedMap, read_map
+from command.maps import CarriedMap, alpha_map, read_map
 from command.outputs import check_log, check_outputs, check_page, snapshot_of
 from command.pictures import (
     bits_held,
@@ -45,7 +45,7 @@ from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import DEFAULT_NET, least_side, likely_net, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
-from terms.valid import in_one_piece
+from terms.valid import filled, in_one_piece
 from utils import Size, UserError, available_bytes, rotated_and_resized, scaled, size_of, told
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
@@ -96,6 +96,8 @@ class Job:
     resume: bool  # whether there are checkpoints
     preview: bool  # whether the picture as it stands is kept up to date
     maps: list[CarriedMap]
+    kept: Tensor | None  # (1, 4, H, W), colours and alpha of what stays as it is
+    alpha: CarriedMap | None  # of the exemplar, where it is carried along
     bits: int  # of a channel of its file
     grey: bool  # whether its file has one channel
     record: dict[str, Any]  # kept inside the picture
@@ -347,11 +349,12 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
 def _job(
     request: Request, layers: Layers, path: Path, save_path: Path, pictures: Pictures, most: float
 ) -> Job:
-    exemplar, content, exemplar_name = pictures.read(path).pixels, None, path.name
-    valid = pictures.opaque(request.style_image or path)
+    source = request.style_image or path
+    exemplar_name, content = pictures.find(source).name, None
+    valid = None if request.alpha else pictures.opaque(source)
+    exemplar = pictures.read(source).pixels if valid is not None else pictures.over_mean(source)
     if request.style_image:
-        content, exemplar = exemplar, pictures.read(request.style_image).pixels
-        exemplar_name = pictures.find(request.style_image).name
+        content = pictures.over_mean(path)
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
     whole = size_of(exemplar)
@@ -388,6 +391,8 @@ def _job(
         request.resume,
         request.preview,
         [read_map(name, exemplars[0], save_path, pictures) for name in request.maps],
+        kept_of(request, path, canvas, save_path, pictures),
+        alpha_map(path, exemplars[0], save_path, pictures) if request.alpha else None,
         bits,
         grey,
         _record(request, spec, exemplar_name, path),
@@ -487,7 +492,8 @@ def _exemplars_and_canvas(
     shares = _shares(request.mix)
     others = [(pictures.read(name).pixels, pictures.opaque(name), share) for name, share in shares]
     rest = 1 - sum(share for _, share in shares)
-    canvas = canvas_of(request, size, exemplar, content, pictures)
+    grown = exemplar if valid is None else filled(exemplar, valid)
+    canvas = canvas_of(request, size, grown, content, pictures)
     valid = _without_hole(exemplar, valid, canvas)
     exemplars = (
         exemplar_of(exemplar, rotations, request.patch_scales, rest, valid),
@@ -506,7 +512,10 @@ def _without_hole(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Ten
     Raises:
         UserError: nothing is left.
     """
-    if canvas.mask is None or canvas.init is None or not torch.equal(canvas.init, exemplar):
+    if canvas.mask is None or canvas.init is None or canvas.init.shape != exemplar.shape:
+        return valid
+    seen = torch.ones_like(canvas.mask) if valid is None else valid
+    if not torch.equal(canvas.init.where(seen, 0), exemplar.where(seen, 0)):
         return valid
     valid = ~canvas.mask if valid is None else valid & ~canvas.mask
     if not valid.any():
@@ -689,6 +698,9 @@ def check_uses(request: Request) -> None:
         raise UserError("--resume: not with --split, whose processes would have to go on together")
     if request.workers and request.split:
         raise UserError("--workers: not with --split, whose processes make one picture at a time")
+    for flag in ("style_image", "mix", "init", "mask", "expand"):
+        if request.alpha and getattr(request, flag):
+            raise UserError(f"--alpha: the alpha of one exemplar, leave out --{flag}")
     if request.maps and request.mix:
         raise UserError("--maps: of one exemplar, leave out --mix")
     if request.weights_layout and not request.weights:

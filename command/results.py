@@ -1,5 +1,7 @@
 """What a job leaves behind: the picture with its record, its repeat, its maps, and one line."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -8,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +103,7 @@ class Failed:
     line: str
 
     @classmethod
-    def of(cls, exemplar: Path, error: Exception) -> "Failed":
+    def of(cls, exemplar: Path, error: Exception) -> Failed:
         """Of an error; that of a bug is shown as one, though the others go on."""
         line = line_of(error)
         if line is None:
@@ -218,20 +220,44 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = AL
     two. Where it cannot go, as a disk is full or a folder has vanished, all of it goes to the
     folder for temporary files, and the user is told: a night's work is not lost for that.
     """
-    image = made.image[:, :1] if job.grey else made.image  # grey stays grey under any method
-    path = job.save_path
+    path, colours = job.save_path, _colours(job, made.image)
+    carry = _carrier(job, made, net)
+    image = _with_alpha(job, colours, carry)
     try:
-        there = as_saved(image, path, job.bits)
+        # What is kept under an alpha is not seen.
+        visible = made.image[:, :1] if job.grey else made.image
+        there = as_saved(visible, path, job.bits)
         record = record | {"error": round(saved_error(there, job, net, team), 6)}
     finally:  # without its error where memory runs out
         path = _saved(image, path, record, job.bits)
     missing = []
-    for place, write in _beside(job, made, record, net):
+    for place, write in _beside(job, image, carry, record):
         try:
             write(place if path == job.save_path else path.with_name(place.name))
         except UserError as error:
             missing.append(str(error))
     return Saved(path, record, tuple(missing))
+
+
+def _colours(job: Job, image: Tensor) -> Tensor:
+    """(1, 3, H, W) -> (1, 1 or 3, H, W) of the file: what is kept is that of its picture, which may
+    be transparent there, and grey stays grey under any method."""
+    mask = job.spec.canvas.mask
+    if job.kept is not None and mask is not None:
+        image = torch.where(mask.to(image.device), image, job.kept[:, :3].to(image))
+    return image[:, :1] if job.grey else image
+
+
+def _with_alpha(job: Job, colours: Tensor, carry: Carry) -> Tensor:
+    """(1, C, H, W) -> the same, and the alpha that is kept or carried along as the last channel."""
+    if job.alpha is not None:
+        alpha = carry(job.alpha).clamp(0, 1)
+    elif job.kept is not None:
+        alpha, mask = job.kept[:, 3:].to(colours), job.spec.canvas.mask
+        alpha = alpha if mask is None else alpha.where(~mask.to(alpha.device), 1)
+    else:
+        return colours
+    return torch.cat((colours, alpha), 1)
 
 
 def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path:
@@ -277,43 +303,48 @@ def saved_error(saved: Tensor, job: Job, net: Net, team: Team = ALONE) -> float:
 
 
 Beside = tuple[Path, Callable[[Path], None]]  # where a file goes, and what saves it there
+Carry = Callable[[CarriedMap], Tensor]  # (1, C, H, W) of the output
 
 
-def _beside(job: Job, made: Made, record: dict[str, Any], net: Net) -> Iterator[Beside]:
-    """The files that go with the picture."""
+def _beside(job: Job, image: Tensor, carry: Carry, record: dict[str, Any]) -> Iterator[Beside]:
+    """The files that go with the picture, of which `image` has the channels in the file."""
     if tile := job.spec.canvas.tile:
         down, across = (2 if axis in tile else 1 for axis in "yx")
-        image = made.image[:, :1] if job.grey else made.image
         repeat = image.repeat(1, 1, down, across)
         yield job.tiled_path, lambda to: save_picture(repeat, to, record, job.bits)
-    if job.maps:
-        yield from carried_maps(job, made, record, net)
+    for one in job.maps:
+        yield one.path, partial(_save_map, one, carry(one), record)
 
 
-@torch.no_grad()
-def carried_maps(job: Job, made: Made, record: dict[str, Any], net: Net) -> Iterator[Beside]:
-    """The exemplar's other maps as they go with the picture, each place from the exemplar as it is
-    or as it was rotated and resized, whichever is nearer."""
+def _carrier(job: Job, made: Made, net: Net) -> Carry:
+    """What carries the exemplar's other maps along with the picture, each place from the exemplar
+    as it is or as it was rotated and resized, whichever is nearer. Where is looked for once, when
+    the first is asked for."""
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
     valid = [view.valid for view in views if view.valid is not None] or None
-    if made.painting is not None:
-        found = maps.painted_from(made.painting)
-        if valid:
-            valid = [stretch(one.float(), spec.seed) > NEARLY_ALL for one in valid]
-    else:
+    if made.painting is not None and valid:
+        valid = [stretch(one.float(), spec.seed) > NEARLY_ALL for one in valid]
+
+    @cache
+    def found() -> list[tuple[Tensor, Tensor]]:
+        if made.painting is not None:
+            return maps.painted_from(made.painting)
         trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
         output = trunk(made.image, tile)
-        found = [maps.correspondence(output, trunk(view.image), tile, view.valid) for view in views]
-    for one in job.maps:
+        return [maps.correspondence(output, trunk(one.image), tile, one.valid) for one in views]
+
+    @torch.no_grad()
+    def carry(one: CarriedMap) -> Tensor:
         copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
             copies = [stretch(copy, spec.seed, labels) for copy in copies]
-        carried = maps.carried(copies, found, one.kind, tile, valid)
+        carried = maps.carried(copies, found(), one.kind, tile, valid)
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
-        carried = maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
-        yield one.path, partial(_save_map, one, carried, record)
+        return maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
+
+    return carry
 
 
 def _save_map(one: CarriedMap, carried: Tensor, record: dict[str, Any], to: Path) -> None:

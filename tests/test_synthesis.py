@@ -772,7 +772,7 @@ def test_notes_are_said_once(tmp_path, result, capfd, narrow_net):
     picture.putalpha(Image.linear_gradient("L").resize((32, 32)).point(lambda v: min(255, 2 * v)))
     picture.save(exemplar)
     make(exemplar, result)
-    assert capfd.readouterr().err.count("painted over the mean colour") == 1
+    assert capfd.readouterr().err.count("transparent pixels are no texture") == 1
 
 
 def test_the_default_net_says_when_it_is_replaced(pebbles, result, capfd, monkeypatch, tmp_path):
@@ -1439,3 +1439,76 @@ def test_adam_starts_calmly_from_painted_detail(side, told, rates, tiny, monkeyp
     assert seen == pytest.approx(rates)
     help = " ".join(build_parser().format_help().split())
     assert "Adam starts the finest scale with 0.08 times this" in help and "below 14 px" in help
+
+
+# ------------------------------------------------------------------------- alpha of the result
+
+
+def channels(path):
+    """(H, W, C): the levels in a file."""
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """Noise of 64x64 with an alpha that is 0 on the left, 128 in the middle and 255 on the right,
+    and the levels in its file."""
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    levels[..., 3] = np.repeat((0, 128, 255), (16, 16, 32))
+    path = tmp_path / "cut.png"
+    Image.fromarray(levels).save(path)
+    return path, levels
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_what_is_kept_keeps_its_alpha_to_the_bit(
+    suffix, cut, pebbles, result, tmp_path, narrow_net
+):
+    path, levels = cut
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 24))
+    mask.save(tmp_path / "mask.png")
+    made = result.with_suffix(suffix)
+    make(pebbles, made, "--init", str(path), "--mask", str(tmp_path / "mask.png"), "--size", "64")
+    found, kept = channels(made), np.asarray(mask) == 0
+    assert (found[kept] == levels[kept]).all() and (found[~kept][:, 3] == 255).all()
+    make(path, made, "--expand", "80x72", "--size", "80x72")
+    found = channels(made)
+    assert (found[4:68, 8:72] == levels).all() and (found[:4, :, 3] == 255).all()
+
+
+def test_a_photo_that_is_styled_keeps_its_alpha(cut, pebbles, result, narrow_net, capfd):
+    path, levels = cut
+    make(path, result, "--style_image", str(pebbles), "--size", "64")
+    assert (channels(result)[..., 3] == levels[..., 3]).all()
+    make(path, result.with_suffix(".jpg"), "--style_image", str(pebbles), "--size", "64")
+    assert "result.jpg: saved without alpha; .png, .tif and .webp hold it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--preset", "best"], ["--method", "cnnmrf"]])
+def test_alpha_is_carried_along(options, pebbles, result, tmp_path, narrow_net):
+    """Dark is transparent, in the exemplar and in the result."""
+    levels = pixels(pebbles)
+    dark = levels.mean(2) < 90
+    with_alpha = tmp_path / "alpha.png"
+    Image.fromarray(np.dstack((levels, np.where(dark, 0, 255).astype(np.uint8)))).save(with_alpha)
+    make(with_alpha, result, "--alpha", "--tile", "x", "--size", "48", *options)
+    found = channels(result)
+    clear = found[..., 3] < 128
+    assert abs(clear.mean() - dark.mean()) < 0.15
+    tiled = channels(result.with_stem("result_tiled"))
+    assert (tiled[:, 48:] == found).all() and (tiled[:, :48] == found).all()
+
+
+def test_alpha_that_there_is_not(cut, pebbles, result, capfd):
+    path, _ = cut
+    for exemplar, to, more, told in (
+        (pebbles, result, [], "has no transparent pixel"),
+        (path, result.with_suffix(".jpg"), [], "result.jpg holds none; .png, .tif and .webp do"),
+        (path, result, ["--mix", str(pebbles)], "the alpha of one exemplar, leave out --mix"),
+    ):
+        arguments = ["--gt_path", str(exemplar), "--save_path", str(to), "--alpha", *TINY, *more]
+        assert main(arguments) == 2 and not to.exists()
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("Synthesis.py: --alpha: ") and told in line
