@@ -36,7 +36,7 @@ NOT_RECORDED = {
     *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
 NOT_LAID = NOT_RECORDED | {"terms", "device"}
-VERSION = "0.2.1"
+VERSION = "0.3.0"
 MOST_PICTURES = 100_000  # by one run
 MOST_STEPS = 10**9  # months, at a hundred steps a second
 MOST_WORKERS = 1024
