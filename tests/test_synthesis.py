@@ -35,7 +35,7 @@ from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from Synthesis import main
 from terms.base import Canvas, relative_error
-from terms.gram import GRAM_LAYERS
+from terms.gram import FIRST_LAYERS, GRAM_LAYERS, gram
 from utils import TEXTURES, UserError, resize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -413,6 +413,25 @@ def test_mix_is_between_its_exemplars(method, result, colours):
         make(red, result, *options, "--mix", f"{blue}:{share}")
         reds.append(pixels(result)[..., 0].mean())
     assert reds == pytest.approx([172, 88], abs=30)  # shares of 200 and 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, share", [("gram", 0.3), ("swd", 0.6)])
+def test_mixed_statistics_are_met_by_share(method, share, result, tmp_path):
+    """Along the line from the one's Gram matrix to the other's, in each layer."""
+    small = [tmp_path / f"{name}.png" for name in ("pebbles", "leaf")]
+    for path, name in zip(small, ("pebbles.png", "leaf.jpg"), strict=True):
+        Image.open(TEXTURES / name).convert("RGB").resize((96, 96)).save(path)
+    options = ["--mix", f"{small[1]}:{share}", "--size", "96", "--epoch", "50"]
+    make(small[0], result, *options, "--method", method, "--optimizer", "LBFGS")
+    layers = models.resolve_layers(FIRST_LAYERS, "vgg16-caffe")
+    found = models.load_weights("vgg16-caffe", None, layers)
+    trunk = models.Extractor(found.weights, found.net, layers)
+    pictures = [trunk(read_picture(path).pixels) for path in (*small, result)]
+    for layer in layers:
+        one, two, made = (gram(maps[layer]).mean for maps in pictures)
+        along = ((made - one) * (two - one)).sum() / (two - one).square().sum()
+        assert along.item() == pytest.approx(share, abs=0.05)
 
 
 @pytest.mark.parametrize("method", METHODS_SLOW)
