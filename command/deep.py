@@ -26,8 +26,8 @@ _BEGINNINGS = {
     b"\x76\x2f\x31\x01": "openexr",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "tiff"),
 }
-# Pillow's names of formats -> those of OpenImageIO.
-OF_PILLOW = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000"}
+# Names of formats in Pillow, and EXR, which it does not know -> names in OpenImageIO.
+FORMATS = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000", "EXR": "openexr"}
 FLOAT_BITS = 32
 PHOTOMETRIC, WHITE_IS_ZERO, PALETTE = "tiff:PhotometricInterpretation", 0, 3
 # Of the Exif tag, what is done to rows and columns to see the picture upright.
@@ -173,11 +173,11 @@ def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
     alpha = spec.alpha_channel
     others = [i for i in range(len(names)) if i != alpha]
     if not set("RGB") <= set(names):
-        told = ", ".join(names[i] for i in others[:8])
+        listed = ", ".join(names[i] for i in others[:8])
         if len(others) not in (1, 3) or "RY" in names:  # which is luminance and chroma
-            raise ValueError(f"channels {told}: needed is one of them, or R, G and B")
+            raise ValueError(f"channels {listed}: allowed is one channel, or R, G and B")
         if len(others) == 3:
-            notes.append(f"channels {told} are taken for red, green and blue")
+            notes.append(f"channels {listed} are taken for red, green and blue")
         return others
     if len(others) > 3:
         notes.append("more channels than R, G and B, which are used")

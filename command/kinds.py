@@ -23,9 +23,9 @@ _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # delimited by _ - . or as in NormalGL
 
 
-def typed(text: str) -> tuple[str | None, str]:
-    """Return 'normal:a.png' as ('normal', 'a.png') and 'a.png' as (None, 'a.png'); any other text
-    before a colon is part of the name."""
+def kind_and_name(text: str) -> tuple[str | None, str]:
+    """'normal:a.png' -> ('normal', 'a.png'); 'a.png' -> (None, 'a.png'). Text before a colon that
+    is not in GIVEN is part of the name."""
     word, colon, name = text.partition(":")
     return (word.lower(), name) if colon and word.lower() in GIVEN else (None, text)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from command.canvas import Pictures, channels_of
-from command.kinds import GIVEN, green_up_by_name, kind_by_name, typed
+from command.deep import FLOAT_BITS
+from command.kinds import GIVEN, green_up_by_name, kind_and_name, kind_by_name
 from command.outputs import map_path
-from command.pictures import FLOAT_SUFFIXES, check_save_path, holds_alpha, save_picture
+from command.pictures import check_save_path, holds_alpha, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
@@ -71,7 +72,7 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     Raises:
         UserError: a file that there is not, of another size than the exemplar, or grey normals.
     """
-    word, name = typed(text)
+    word, name = kind_and_name(text)
     path = pictures.find(name)
     kind, by = _kind_of(word, name, pictures)
     picture = pictures.read(name, kind)
@@ -82,10 +83,7 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
         )
     if kind == NORMALS and picture.grey:
         raise UserError(f"--maps {text}: grey, but normals have two or three channels")
-    suffix = ".png"
-    if picture.bits == 32:
-        suffix = path.suffix if path.suffix.lower() in FLOAT_SUFFIXES else ".tif"
-    goes = map_path(save_path, path, suffix)
+    goes = map_path(save_path, path, floats=picture.bits == FLOAT_BITS)
     check_save_path(goes)
     channels = channels_of(picture)
     line = f"taken for {TOLD[kind]} by {by}"
@@ -134,7 +132,7 @@ def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]
         return NORMALS, BY_PIXELS
     if _count_of_tuples(channels) <= MOST_REGIONS:
         return LABELS, BY_PIXELS
-    return DATA if picture.grey or picture.bits == 32 else COLOUR, BY_PIXELS
+    return DATA if picture.grey or picture.bits == FLOAT_BITS else COLOUR, BY_PIXELS
 
 
 def _count_of_tuples(channels: Tensor) -> int:

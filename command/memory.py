@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from command.deep import FLOAT_BITS
 from command.pictures import Picture, find_picture, read_picture
-from utils import UserError
+from utils import LEVELS, LEVELS_16_BIT, UserError
 
 ARRAY = "array@"  # how records name such a picture; the first figures of its SHA-256 follow
 PICTURE_FLAGS = {"gt_path", "image_path", "style_image", "init", "mask", "guide", "mix", "maps"}
-WHITE = {"uint8": 255, "uint16": 65535, "bool": 1}  # by dtype; that of floats is 1
-BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # floats have 32
+WHITE = {"uint8": LEVELS, "uint16": LEVELS_16_BIT, "bool": 1}  # by dtype; that of floats is 1
+BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # by dtype; floats have FLOAT_BITS
 AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # modes of PIL that PNG keeps
 AS_TIFF = ("I", "F", "CMYK")  # and TIFF
 
@@ -112,7 +113,7 @@ def _of_numbers(value: np.ndarray | Tensor) -> Picture:
             f"a picture with values of {pixels.min():g} to {pixels.max():g}, floats are in [0, 1]"
         )
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).contiguous()
-    return Picture(image, None, BITS.get(kind, 32), value.shape[2] == 1, [])
+    return Picture(image, None, BITS.get(kind, FLOAT_BITS), value.shape[2] == 1, [])
 
 
 def _of_pil(image: Image.Image) -> Picture:

@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from command.arguments import Request
-from command.kinds import typed
+from command.kinds import kind_and_name
 from command.pictures import FLOAT_SUFFIXES, find_picture
-from command.sheet import PAGE
 from utils import UserError, check_writable, open_regular, reason_of
 
+PAGE = "report.html"  # the name of the page in a folder of results
 LOG_LINE = b'{"time": '  # how every line of a log begins
 PAGE_TITLE = b"<title>Textures</title>"  # what every page has in its head
 HEAD = 4096  # bytes of a file that are looked at to know what it is
@@ -35,8 +35,12 @@ def preview_path(result: Path) -> Path:
     return result.with_name(f"{result.stem}.preview.png")
 
 
-def map_path(result: Path, path: Path, suffix: str = ".png") -> Path:
-    """Where the map goes that was carried along from that file."""
+def map_path(result: Path, path: Path, floats: bool) -> Path:
+    """Where the map from that file is saved: floats with its suffix if that holds them, else as
+    .tif; all others as .png."""
+    suffix = ".png"
+    if floats:
+        suffix = path.suffix if path.suffix.lower() in FLOAT_SUFFIXES else ".tif"
     return result.with_name(f"{result.stem}_{path.stem}{suffix}")
 
 
@@ -47,12 +51,18 @@ def snapshot_path(result: Path, step: int) -> Path:
 
 def snapshot_of(path: Path, request: Request) -> Path | None:
     """The result of which a run would save a snapshot under that name; None: of no result."""
-    found = re.fullmatch(r"(.+)_(\d{6,18})", path.stem, re.ASCII)
-    if found is None or request.save_every is None:
+    result = path.with_stem(path.stem.rpartition("_")[0] or path.stem)
+    step = step_of(path, result)
+    if step is None or request.save_every is None:
         return None
-    result, step = path.with_stem(found[1]), int(found[2])
-    saved = 0 < step <= request.epoch and step % request.save_every == 0
-    return result if saved and snapshot_path(result, step) == path else None
+    return result if 0 < step <= request.epoch and step % request.save_every == 0 else None
+
+
+def step_of(path: Path, result: Path) -> int | None:
+    """The step whose snapshot of a result has that path; None: it is no path of one."""
+    found = re.fullmatch(r".+_(\d{6,18})", path.stem, re.ASCII)
+    step = int(found[1]) if found else None
+    return None if step is None or snapshot_path(result, step) != path else step
 
 
 def check_outputs(request: Request, exemplars: Iterable[Path], results: Collection[Path]) -> None:
@@ -123,7 +133,7 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
         *(("--weights", request.weights), ("--config", request.config)),
         *(("--guide", name) for pair in request.guide for name in pair),
         *(("--mix", name) for name, _ in request.mix),
-        *(("--maps", typed(name)[1]) for name in request.maps),
+        *(("--maps", kind_and_name(name)[1]) for name in request.maps),
     ]
     for flag, name in named:
         try:
@@ -144,11 +154,9 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
         if request.resume:
             yield "--resume", checkpoint_path(result)
         for name in request.maps:
-            source = Path(typed(name)[1])
-            # A map of floats is saved as floats; whether it is one is known when it is read.
-            floats = source.suffix if source.suffix.lower() in FLOAT_SUFFIXES else ".tif"
-            for suffix in (".png", floats):
-                yield "--maps", map_path(result, source, suffix)
+            source = Path(kind_and_name(name)[1])
+            for floats in (False, True):  # which of the two is known when it is read
+                yield "--maps", map_path(result, source, floats)
     page = request.report and request.report / PAGE
     flags = ("--sheet", request.sheet), ("--animate", request.animate), ("--log", request.log)
     for flag, path in (*flags, ("--report", page)):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from command.deep import (
     FLOAT_BITS,
-    OF_PILLOW,
+    FORMATS,
     deep_record,
     deep_size,
     encoded_deep,
@@ -79,7 +79,6 @@ SUFFIXES = tuple(_FORMATS)
 FLOAT_SUFFIXES = (".tif", ".tiff", ".exr")
 _RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
 _BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # others hold 8 alone
-_IN_OIIO = {"EXR": "openexr", **OF_PILLOW}
 # px; PNG's are larger
 MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
 _ANY_SIZE = ("JPEG", "PNG")  # of others Pillow looks at the size once more when it decodes them
@@ -366,8 +365,8 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
     }
     name = picture.format or ""
     if name == "JPEG2000":  # of which Pillow does not say
-        return OF_PILLOW[name] if has_more_than_8_bits(path, OF_PILLOW[name]) else ""
-    return OF_PILLOW[name] if is_deep.get(name) else ""
+        is_deep[name] = has_more_than_8_bits(path, FORMATS[name])
+    return FORMATS[name] if is_deep.get(name) else ""
 
 
 def _bits_of_tiff(picture: Image.Image) -> int:
@@ -592,8 +591,7 @@ def encoded(
     if not image.isfinite().all():
         raise ValueError("the picture holds values that are not finite")
     format, options = _FORMATS[path.suffix.lower()]
-    held = bits_held(path)
-    bits = max((one for one in held if one <= bits), default=held[0])
+    bits = bits_saved(path, bits)
     levels = _levels_of(image, bits)
     try:
         if bits == 8:
@@ -609,16 +607,16 @@ def encoded(
         in_exif = {"Software": _RECORD_KEY, "ImageDescription": text}
         texts = {_RECORD_KEY: text} if format == "PNG" else in_exif
         with _libraries_silent():
-            return encoded_deep(levels, _IN_OIIO[format], texts)
+            return encoded_deep(levels, FORMATS[format], texts)
     except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
         raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
 
 
 def check_bits(path: Path, bits: int) -> None:
     """Raise UserError where a file of that suffix cannot have so many bits of a channel."""
-    held = bits_held(path)
-    if bits not in held:
-        raise UserError(f"--bits {bits}: {path} has {held[0]}; .png and .tif have 8 or 16")
+    if bits_saved(path, bits) != bits:
+        held = bits_saved(path, 8)
+        raise UserError(f"--bits {bits}: {path} holds {held}; .png and .tif hold 8 or 16")
 
 
 def holds_alpha(path: Path) -> bool:
@@ -626,9 +624,11 @@ def holds_alpha(path: Path) -> bool:
     return _FORMATS[path.suffix.lower()] is not _JPEG
 
 
-def bits_held(path: Path) -> tuple[int, ...]:
-    """The bits of a channel that a file of that suffix may have, least first."""
-    return _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
+def bits_saved(path: Path, bits: int) -> int:
+    """The bits that a channel gets in a file of that suffix: as many as asked for or, where the
+    format does not hold them, the most below that it holds, or its least."""
+    held = _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
+    return max((one for one in held if one <= bits), default=held[0])
 
 
 def _levels_of(image: Tensor, bits: int) -> np.ndarray:
@@ -647,8 +647,7 @@ def _levels_of(image: Tensor, bits: int) -> np.ndarray:
 def as_saved(image: Tensor, path: Path, bits: int = 8) -> Tensor:
     """(1, 1 or 3, H, W) in [0, 1] -> (1, 3, H, W), what will be read from the file that
     `save_picture` saves; raises as `encoded` does."""
-    held = bits_held(path)
-    if max((one for one in held if one <= bits), default=held[0]) > 8:
+    if bits_saved(path, bits) > 8:
         return image.expand(-1, 3, -1, -1)  # what rounding changes is too little to be told
     Image.init()
     opener: Any = Image.OPEN[_FORMATS[path.suffix.lower()][0]][0]  # of any size

@@ -23,9 +23,9 @@ from command.arguments import MOST_PICTURES, NOT_RECORDED, VERSION, Request, pai
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, kept_of, output_size
 from command.effects import check_effects
 from command.maps import CarriedMap, alpha_map, read_map
-from command.outputs import check_log, check_outputs, check_page, snapshot_of
+from command.outputs import PAGE, check_log, check_outputs, check_page, snapshot_of
 from command.pictures import (
-    bits_held,
+    bits_saved,
     check_bits,
     check_format,
     check_save_path,
@@ -34,7 +34,7 @@ from command.pictures import (
     record_at,
 )
 from command.settings import ASKED, named
-from command.sheet import ANIMATION, PAGE, SHEET, check_animation, check_sheet
+from command.sheet import ANIMATION, SHEET, check_animation, check_sheet
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
@@ -408,8 +408,7 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     found = {name: pictures.read(name) for name in names}
     deepest = max(found, key=lambda name: found[name].bits)
     wanted = int(request.bits or min(16, found[deepest].bits))
-    held = bits_held(save_path)
-    bits = max((one for one in held if one <= wanted), default=held[0])
+    bits = bits_saved(save_path, wanted)
     if bits < wanted:
         name = Path(deepest).name
         pictures.notes.append(

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from command.kinds import typed
+from command.kinds import kind_and_name
 from command.memory import ARRAY
 from command.pictures import find_picture, read_record, record_at
 from losses import TERMS
-from utils import TEXTURES, UserError, open_regular
+from utils import TEXTURES, UserError, open_regular, reason_of
 
 Flags = dict[str, Any]
 # In a record: the flags that were typed, and what else tells the picture: exemplar, seed, net and
@@ -52,10 +52,10 @@ def digest(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        told = path.stat()
-        return _digest(path, told.st_mtime_ns, told.st_size)
+        known = path.stat()
+        return _digest(path, known.st_mtime_ns, known.st_size)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 @cache
@@ -108,7 +108,7 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
         return [_located(one, inputs, picture) for one in value]
     if not isinstance(value, str):
         return value
-    kind, name = typed(value) if value not in inputs else (None, value)
+    kind, name = kind_and_name(value) if value not in inputs else (None, value)
     if name.startswith(ARRAY):
         raise UserError(f"--from {picture}: {name} was a picture in memory, no file, give it anew")
     if name not in inputs:
@@ -160,7 +160,7 @@ def of_file(path: Path) -> Flags:
     except RecursionError as error:
         raise UserError(f"--config {path}: nested too deep") from error
     except (OSError, ValueError) as error:  # both TOML's and UTF-8's errors are ValueErrors
-        raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"--config {path}: {reason_of(error)}") from error
     for name in TYPED_ONLY & found.keys():
         raise UserError(f"--config {path}: {name} is for the command line alone")
     return found

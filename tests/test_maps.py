@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from command.canvas import Pictures
-from command.kinds import green_up_by_name, kind_by_name, typed
+from command.kinds import green_up_by_name, kind_and_name, kind_by_name
 from command.maps import CarriedMap, read_map
 from command.pictures import Picture, read_picture, save_picture
 from engine import maps
@@ -379,10 +379,10 @@ def test_green_by_name():
 
 
 def test_only_kinds_may_be_before_a_colon():
-    assert typed("normal_dx:a/b.png") == ("normal_dx", "a/b.png")
-    assert typed("ID:b.png") == ("id", "b.png")
+    assert kind_and_name("normal_dx:a/b.png") == ("normal_dx", "a/b.png")
+    assert kind_and_name("ID:b.png") == ("id", "b.png")
     for name in ("./normal:b.png", "a:b.png", "C:/b.png", "height:b.png", "b.png"):
-        assert typed(name) == (None, name)
+        assert kind_and_name(name) == (None, name)
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def test_normals_are_read_as_they_are(text, files, told, tmp_path):
         "bare": torch.cat((x, green, torch.zeros_like(blue)), 1),
         "signed": 2 * plain - 1,
     }[files]
-    path = tmp_path / typed(text)[1]
+    path = tmp_path / kind_and_name(text)[1]
     save(path, plain)
     pictures = Pictures()
     for kind in (DATA, NORMALS):
