@@ -70,7 +70,7 @@ class Pictures:
         if alpha is None or bool((alpha == 1).all()):
             return None
         if not (alpha == 1).any():
-            raise UserError(f"{name}: no pixel is opaque, so there is no texture to take")
+            raise UserError(f"{name}: no pixel is opaque, so nothing of it can be used")
         self._tell(f"{self.find(name).name}: transparent pixels are no texture")
         return alpha == 1
 
@@ -138,7 +138,7 @@ def canvas_of(
     if mask is not None and size_of(mask) != size:
         flag = "--expand" if request.expand else f"--mask {request.mask}"
         if not request.mask and not request.expand:
-            flag = f"--init {request.init}, parts of which are transparent,"
+            flag = f"--init {request.init}, which is partly transparent,"
         raise UserError(
             f"--size {told(size)}: {flag} keeps pixels of {told(size_of(mask))} to the bit, "
             "which is the only size allowed"
@@ -226,11 +226,11 @@ def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
         try:
             drawn = pictures.read(spec, AXES)
         except UserError as error:
-            allowed = f"neither -360 to 360 degrees nor {', '.join(FIELDS)} nor a file"
-            raise UserError(f"--orientation: {allowed} ({error})") from error
+            allowed = f"allowed are -360 to 360 degrees, {', '.join(FIELDS)} or a file"
+            raise UserError(f"--orientation {spec}: {allowed} ({error})") from error
         found = axes_of_hue(drawn.pixels).where(shown(drawn), 0)
     if not found.any():
-        raise UserError(f"--orientation {spec}: no place of it has an axis")
+        raise UserError(f"--orientation {spec}: no pixel has an axis")
     return found
 
 

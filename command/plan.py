@@ -233,7 +233,9 @@ def _check_beside(request: Request, results: list[Path], exemplars: int) -> None
     if request.report:
         folders = sorted({str(path.parent) for path in results})
         if not any(Path(folder).resolve() == request.report.resolve() for folder in folders):
-            raise UserError(f"--report {request.report}: pictures are saved in {folders[0]}")
+            raise UserError(
+                f"--report {request.report}: this run saves pictures in {folders[0]}, give that"
+            )
         check_page(request.report / PAGE)
     if request.animate:
         check_animation(request.animate, several, snapshots)
@@ -379,7 +381,7 @@ def _job(
         )
     bits, grey = _depth(request, path, save_path, pictures)
     if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
-        pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
+        pictures.notes.append(f"{save_path}: JPEG changes the pixels that are kept, .png does not")
     return Job(
         path,
         spec,
@@ -694,14 +696,14 @@ def _layers_in(net: str, request: Request) -> Layers:
 def check_uses(request: Request) -> None:
     """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
     if request.resume and request.split:
-        raise UserError("--resume: not with --split, whose processes would have to go on together")
+        raise UserError("--resume: not with --split, whose processes keep no checkpoints")
     if request.workers and request.split:
         raise UserError("--workers: not with --split, whose processes make one picture at a time")
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
             raise UserError(f"--alpha: the alpha of one exemplar, leave out --{flag}")
     if request.maps and request.mix:
-        raise UserError("--maps: of one exemplar, leave out --mix")
+        raise UserError("--maps: belong to one exemplar, leave out --mix")
     if request.weights_layout and not request.weights:
         raise UserError("--weights_layout: requires --weights PATH")
     for flag, given in (
@@ -711,7 +713,7 @@ def check_uses(request: Request) -> None:
         ("content_layers", request.content_layers is not None),
     ):
         if given and not request.style_image:
-            raise UserError(f"--{flag}: of use with --style_image only, which is missing")
+            raise UserError(f"--{flag}: no effect without --style_image")
     if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
         raise UserError("--mix: exemplars are mixed as they are, not rotated or resized")
     if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
@@ -722,7 +724,7 @@ def check_uses(request: Request) -> None:
                 f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
             )
     if request.mask and request.init in (None, "content", "noise"):
-        raise UserError(f"--mask {request.mask}: say what is masked, --init PICTURE")
+        raise UserError(f"--mask {request.mask}: requires --init PICTURE, which it masks")
     if request.mask and request.expand:
         raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")
     if request.style_image and (request.mask or request.expand):

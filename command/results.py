@@ -163,7 +163,7 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     ours = _says(found, record)
     if there and not ours and not overwrite:
         raise UserError(
-            f"{there[0]}: another picture is there, give --overwrite or another --save_path"
+            f"{there[0]}: another file is there, give --overwrite or another --save_path"
         )
     whole = len(there) == len(job.written()) and INTERRUPTED not in found
     return ours and whole and finite(found.get("error")) is not None  # which is what is known last

@@ -110,11 +110,11 @@ def check_sheet(path: Path, pictures: int, snapshots: int) -> None:
 def check_animation(path: Path, several: bool, snapshots: int) -> None:
     """Raise UserError for a file that cannot be an animation or saved, or a run that has none."""
     if path.suffix.lower() not in ANIMATED:
-        raise UserError(f"--animate {path}: use one of {' '.join(ANIMATED)}")
+        raise UserError(f"--animate {path}: unknown suffix, use one of {' '.join(ANIMATED)}")
     if several:
-        raise UserError(f"--animate {path}: of one picture, there are several")
+        raise UserError(f"--animate {path}: shows one picture, but this run makes several")
     if not snapshots:
-        raise UserError(f"--animate {path}: of snapshots, give --save_every STEPS")
+        raise UserError(f"--animate {path}: shows snapshots, give --save_every STEPS")
     if snapshots > MOST_SHOWN:
         raise UserError(
             f"--animate {path}: {snapshots} snapshots, at most {MOST_SHOWN} are shown, give a "
