@@ -1,4 +1,4 @@
-"""The output's size, decided by one rule, and all that is said of its places, in that size."""
+"""The output's size, by one rule, and all masks, guides and axes in that size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, 
 
 
 class Pictures:
-    """Reads pictures, each once, and remembers what the user should hear of them."""
+    """Reads each picture once, and keeps the lines on them for the user."""
 
     def __init__(self, given: Mapping[str, Held] | None = None) -> None:
         """
         Args:
-            given: pictures that Python holds, by their names.
+            given: names -> pictures in memory.
         """
         self.given = given or {}
         self.seen: dict[tuple[Path, str], Picture] = {}
@@ -31,16 +31,16 @@ class Pictures:
         self.notes: list[str] = []
 
     def find(self, name: str | Path) -> Path:
-        """Where a picture is, as `find_picture` has it; of one that Python holds its name."""
+        """The path of a picture, by `find_picture`; of one in memory its name."""
         return Path(name) if str(name) in self.given else find_picture(name)
 
     def sha256(self, path: Path) -> str:
-        """Of a file, or of the values of a picture that Python holds."""
+        """SHA-256 of a file, or of the values of a picture in memory."""
         held = self.given.get(str(path))
         return digest(path) if held is None else held.sha256
 
     def read(self, name: str | Path, kind: str = COLOUR) -> Picture:
-        """A picture looked up as `find_picture` does, read as a kind, a name in `utils.KINDS`."""
+        """The picture of that name, by `find_picture`, read as a kind, a name in `utils.KINDS`."""
         path = self.find(name)
         self.inputs[named(name) if isinstance(name, Path) else name] = path
         if (path, kind) not in self.seen:

@@ -61,7 +61,7 @@ def test_without_a_path_nothing_is_written_and_nothing_is_said(folder, capfd):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ({"maps": "b.png"}, "--maps: writes beside the result, give save_path"),
+        ({"maps": "b.png"}, "--maps: writes files beside the result, give save_path"),
         ({"save_every": 1}, "--save_every"),
         ({"resume": True}, "--resume"),
         ({"score": "b.png", **dict.fromkeys(QUICK)}, "--score: makes no picture"),

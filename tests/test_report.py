@@ -70,7 +70,7 @@ def test_a_run_ends_with_its_page(tmp_path, monkeypatch, narrow_net, capfd):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert main([*command.replace("b.png", "c.png").split(), "out"]) == 2
-    assert "give it alone afterwards" in capfd.readouterr().err
+    assert "run --report alone afterwards" in capfd.readouterr().err
     assert not (tmp_path / "out" / "c.png").exists()
 
 
