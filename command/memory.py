@@ -112,7 +112,7 @@ def _of_numbers(value: np.ndarray | Tensor) -> Picture:
     pixels = value.astype(np.float32) / np.float32(WHITE.get(kind, 1))
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused
         raise UserError(
-            f"a picture of values from {pixels.min():g} to {pixels.max():g}, allowed are 0 to 1"
+            f"a picture of floats from {pixels.min():g} to {pixels.max():g}, allowed are 0 to 1"
         )
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).contiguous()
     return Picture(image, None, BITS.get(kind, FLOAT_BITS), value.shape[2] == 1, [])

@@ -80,7 +80,7 @@ def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Fl
     inputs = record.get("inputs")
     if "gt_path" not in record or not isinstance(inputs, dict):
         raise UserError(
-            f"--from {path}: no record of how it was made in it, as pictures of this program have"
+            f"--from {path}: holds no record of this program, so it cannot be made again"
         )
     return _located(flags_of(record, names, typed), inputs, path)
 
@@ -112,7 +112,9 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
         return value
     kind, name = kind_and_name(value) if value not in inputs else (None, value)
     if name.startswith(ARRAY):
-        raise UserError(f"--from {picture}: made from {name}, a picture in memory: give that again")
+        raise UserError(
+            f"--from {picture}: made from {name}, a picture in memory: give that picture again"
+        )
     if name not in inputs:
         return value
     path = found_input(name, inputs[name], picture)
