@@ -402,8 +402,8 @@ class Request:
     )
     alpha: bool = flag(
         CONTROL,
-        "carry the alpha of the exemplar along: the result is transparent where it would be, and "
-        "all of the exemplar is texture; without it, what is transparent is none",
+        "make an alpha for the result from that of the exemplar, all of which is texture then; "
+        "otherwise transparent pixels are no texture, and the result is opaque",
         default=False,
         told="off",
         action="store_true",
@@ -709,11 +709,11 @@ class Request:
         type=Path,
     )
     page_alone: bool = False  # nothing is to be made for the report
-    # Flags by name with their values: all that were typed, now or for the picture of --from, and of
-    # these the names of those that were typed now. A preset is one flag. A file is typed as well.
+    # Names of flags -> values: those typed now and those typed for the picture of --from; and the
+    # names of the former. A preset counts as one flag, and flags of --config count as typed.
     asked: dict[str, Any] = field(default_factory=dict, compare=False)
     typed: frozenset[str] = field(default=frozenset(), compare=False)
-    # Pictures that Python holds, by the names that flags have for them.
+    # Names in flags -> pictures in memory.
     pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
     benchmark: bool = flag(
         INSTEAD,
@@ -730,6 +730,11 @@ class Request:
         told="off",
         action="store_true",
     )
+
+    @property
+    def init_picture(self) -> str | None:
+        """The picture of --init; None where it names none."""
+        return None if self.init in ("noise", "content") else self.init
 
 
 class _Weight(argparse.Action):

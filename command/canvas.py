@@ -154,19 +154,18 @@ def canvas_of(
 
 
 def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
-    given = None if request.init in (None, "content", "noise") else request.init
+    given = request.init_picture
     return None if given is None else pictures.over_mean(given)
 
 
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
-    """(1, 1, H, W) of bool: what is transparent of --init, where nothing else says what is made
-    anew."""
+    """(1, 1, H, W) of bool: the transparent pixels of --init, where no other flag says what is made
+    anew; else None."""
     if request.mask or request.expand or request.style_image:
         return None
-    if _init_picture(request, pictures) is None:
+    if request.init_picture is None:
         return None
-    assert request.init is not None
-    opaque = pictures.opaque(request.init)
+    opaque = pictures.opaque(request.init_picture)
     return None if opaque is None else ~opaque
 
 
@@ -188,8 +187,8 @@ def kept_of(
     are kept; None where that has no alpha, or the result's format holds none."""
     if not (request.style_image or request.expand or request.mask):
         return None
-    init = None if request.init in (None, "content", "noise") else request.init
-    picture = pictures.read(path if request.style_image or init is None else init)
+    init = None if request.style_image else request.init_picture
+    picture = pictures.read(init or path)
     if picture.alpha is None or bool((picture.alpha == 1).all()):
         return None
     if not holds_alpha(save_path):

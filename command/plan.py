@@ -406,7 +406,7 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     made of."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
-    names += [] if request.init in (None, "content", "noise") else [request.init]
+    names += [request.init_picture] if request.init_picture else []
     found = {name: pictures.read(name) for name in names}
     deepest = max(found, key=lambda name: found[name].bits)
     wanted = int(request.bits or min(16, found[deepest].bits))
@@ -701,7 +701,7 @@ def check_uses(request: Request) -> None:
         raise UserError("--workers: not with --split, whose processes make one picture at a time")
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
-            raise UserError(f"--alpha: the alpha of one exemplar, leave out --{flag}")
+            raise UserError(f"--alpha: belongs to one exemplar, leave out --{flag}")
     if request.maps and request.mix:
         raise UserError("--maps: belong to one exemplar, leave out --mix")
     if request.weights_layout and not request.weights:
@@ -723,7 +723,7 @@ def check_uses(request: Request) -> None:
             raise UserError(
                 f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
             )
-    if request.mask and request.init in (None, "content", "noise"):
+    if request.mask and request.init_picture is None:
         raise UserError(f"--mask {request.mask}: requires --init PICTURE, which it masks")
     if request.mask and request.expand:
         raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")

@@ -49,12 +49,7 @@ class Net:
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
 RECORDED = 60  # points of the loss curve
-AFTERWARDS = {
-    "steps",
-    "error",
-    INTERRUPTED,
-    CURVE,
-}  # of a record, what is known when a picture is there
+AFTERWARDS = {"steps", "error", INTERRUPTED, CURVE}  # keys of a record known only when all is made
 
 
 class Course(NamedTuple):
