@@ -88,24 +88,25 @@ def synthesize(
     `python Synthesis.py --gt_path leaf.jpg --size 512x256 --epoch 300 --save_path wide.png`.
 
     Args:
-        gt_path: exemplar: a path, a folder, a pattern, or a picture in memory, which is an array of
-            shape (H, W, 3), a tensor of shape (1, 3, H, W) or (3, H, W), of uint8 or of floats in
-            [0, 1], or a PIL picture; or a list of these. Default: as at the command line.
-        save_path: where the picture is saved. Default: nothing is written.
-        quiet: whether notes and progress on stderr are left out. Default: True.
-        flags: all other flags of the command by name, with values of Python or text as there. Sizes
-            are (height, width). style_image, init, mask, guide, mix and maps take pictures in
-            memory as well.
+        gt_path: exemplar: a path, a folder, a pattern or a picture in memory, or a list of these. A
+            picture in memory is a PIL picture, an array of shape (H, W, 3) or (H, W), or a tensor
+            of shape (1, 3, H, W) or (3, H, W), of uint8, uint16 or floats in [0, 1]. Default: as at
+            the command line.
+        save_path: path of the result. Default: nothing is written.
+        quiet: whether notes and progress are left out on stderr. Default: True.
+        flags: all other flags of the command by name, as Python values or text. Sizes are
+            (height, width). style_image, init, mask, guide, mix and maps also take pictures in
+            memory.
 
     Returns:
-        (1, 3, height, width) in [0, 1], on the CPU, before it is rounded to the levels of a file.
-        A list of these, in the order of the exemplars and seeds, where several are asked for: by a
-        list, a folder or a pattern, or `count` of 2 or more. Each call makes its pictures anew.
+        (1, 3, height, width) in [0, 1], on the CPU, before it is rounded to the levels of a file;
+        for a list, a folder, a pattern, or `count` of 2 or more, a list of these, in the order of
+        exemplars and seeds. Each call makes its pictures anew.
 
     Raises:
-        UserError: what the command would say in one line; of several pictures at the first that
-            cannot be made.
-        KeyboardInterrupt: once the picture as it stands is saved, where there is a save_path.
+        UserError: an error that the command would print in one line; of several pictures, that of
+            the first that cannot be made.
+        KeyboardInterrupt: after the unfinished picture is saved, where there is a save_path.
     """
     named, pictures = in_memory({"gt_path": gt_path, **flags})
     request = request_of(save_path=save_path, quiet=quiet, **named)
@@ -113,13 +114,13 @@ def synthesize(
     instead = {"score": request.score, "benchmark": request.benchmark, "json": request.json}
     for flag, given in (instead | {"report": request.page_alone}).items():
         if given:
-            raise UserError(f"--{flag}: makes no picture, run it as a command")
+            raise UserError(f"--{flag}: makes no picture, use the command line")
     if "save_path" in request.typed:
         made = _images(request)
     else:
         for flag in ("save_every", "preview", "resume", "maps", "report"):
             if getattr(request, flag):
-                raise UserError(f"--{flag}: writes beside the result, give save_path")
+                raise UserError(f"--{flag}: writes files beside the result, give save_path")
         with TemporaryDirectory() as folder:  # the error is that of a saved file
             made = _images(replace(request, save_path=Path(folder) / "{stem}_{seed}.png"))
     one = len(request.gt_path) == 1 and request.count == 1 and not isinstance(gt_path, list | tuple)
@@ -161,8 +162,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
     team = team_of(own, device) if request.split else ALONE
     if request.report and own.count > 1 and not request.split:
         raise UserError(
-            "--report: pictures of several processes are not made at one time, give it "
-            "alone afterwards"
+            "--report: several processes end at different times, run --report alone afterwards"
         )
     precision = pick_precision(request.precision, device)
     orders, left_out = orders_of(request)

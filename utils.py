@@ -31,7 +31,7 @@ TEXTURES = ROOT / "textures"
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**31 - 1}
 TIGHT_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
-# What a file holds, which decides how it is read, resized, carried and saved.
+# Kinds of pictures, which decide how they are read, resized, carried along and saved.
 COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
 KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
@@ -53,10 +53,10 @@ def in_one_line(text: str) -> str:
 
 
 class UserError(Exception):
-    """What the user can fix: main prints it as one line on stderr and exits 2.
+    """An error that the user can fix: main prints it as one line on stderr and exits 2.
 
-    Of a value, one word or what is quoted, of more than VALUE characters the middle is left out,
-    and of a line of more than LINE characters.
+    The middle of words and quoted values of more than VALUE characters is left out, and that of a
+    line of more than LINE characters.
     """
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class UserError(Exception):
 
 
 def _cut(text: str, most: int) -> str:
-    """The same if it has so many characters at most, else its beginning and its end."""
+    """The text, without its middle where it has more than `most` characters."""
     if len(text) <= most:
         return text
     end = most // 3
@@ -82,8 +82,12 @@ def reason_of(error: Exception) -> str:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading; a pipe, a device, a file of /proc or an empty file, from which
-    nothing may ever come, is an OSError, as what is missing is."""
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a device, a file of /proc or empty, so that
+            reading may never end or gives nothing.
+    """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))
     known, reason = os.fstat(file.fileno()), ""
     if not stat.S_ISREG(known.st_mode):
@@ -238,8 +242,10 @@ def peak_bytes(device: torch.device) -> float:
 
 
 def _group_bytes() -> float:
-    """Return the least that the control group of this process and those above it leave: versions
-    2, 1. The limit of a job or a session (Slurm, systemd) is set above the process's own group."""
+    """Return the least memory that the control groups of this process, of version 2 or 1, leave.
+
+    The limit of a job or session (Slurm, systemd) is set in a group above the process's own.
+    """
     try:
         own = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
     except OSError:
@@ -283,8 +289,8 @@ def told(size: Sequence[int]) -> str:
 
 
 def resize(image: Tensor, size: Size, tile: str = "", labels: bool = False) -> Tensor:
-    """Return (B, C, H, W) resized to (height, width), antialiased, within [0, 1] or, of values
-    beyond that, within their own range; labels, which have no mean, by the nearest pixel.
+    """Return (B, C, H, W) resized to (height, width), antialiased, within [0, 1] or the range of
+    the values if that is larger; labels by the nearest pixel.
 
     A picture that repeats along the axes in `tile`, "x", "y" or "xy", does so afterwards. The very
     same tensor comes back when it has that size already.
@@ -303,7 +309,8 @@ def resize(image: Tensor, size: Size, tile: str = "", labels: bool = False) -> T
 
 
 def _in_range_of(image: Tensor, found: Tensor) -> Tensor:
-    """What bicubic interpolation makes of an image, without its overshoots at edges."""
+    """Clamp what bicubic interpolation makes of an image, which overshoots at edges, to [0, 1] or
+    the image's range if that is larger."""
     known = image.detach()
     return found.clamp(known.amin().clamp(max=0), known.amax().clamp(min=1))
 

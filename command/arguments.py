@@ -309,7 +309,7 @@ class Request:
 
     gt_path: Sequence[str] = flag(
         PICTURES,
-        "exemplar(s), looked up as given, then in textures/; folders and patterns (*) as well",
+        "exemplars: files, looked up as given and then in textures/, folders or patterns (*)",
         "--gt_path",
         "--image_path",
         default=("leaf.jpg",),
@@ -322,8 +322,8 @@ class Request:
     )
     from_picture: Path | None = flag(
         PICTURES,
-        "make that picture again, by the record inside it, or another by flags that are laid over "
-        "those that were typed for it",
+        "make that picture again, by the flags in its record; flags that are given beside it "
+        "replace those",
         "--from",
         told="none",
         metavar="PICTURE",
@@ -394,30 +394,30 @@ class Request:
     )
     maps: Sequence[str] = flag(
         CONTROL,
-        "other maps of the exemplar's material, carried along and saved as NAME_MAP.png; what each "
-        f"is, {', '.join(GIVEN)}, else its name says (a_rough.png), else its pixels",
+        "other maps of the exemplar's material, made for the result as well, as NAME_MAP.png; KIND "
+        f"is one of {', '.join(GIVEN)}; without it the name (a_rough.png), or else the pixels tell",
         default=(),
         told="none",
         **several(metavar="[KIND:]PICTURE"),
     )
     alpha: bool = flag(
         CONTROL,
-        "carry the alpha of the exemplar along: the result is transparent where it would be, and "
-        "all of the exemplar is texture; without it, what is transparent is none",
+        "make an alpha for the result from that of the exemplar, all of which is texture then; "
+        "otherwise transparent pixels are no texture, and the result is opaque",
         default=False,
         told="off",
         action="store_true",
     )
     init: str | None = flag(
         CONTROL,
-        "what the output starts from; what is transparent of a picture is made anew",
+        "what the output starts from; transparent pixels of a picture are made anew",
         told="content with --style_image, else noise",
         metavar="noise|content|PICTURE",
     )
     mask: str | None = flag(
         CONTROL,
         "with --init PICTURE: white is made anew, black or transparent stays, to the bit",
-        told="what is transparent of --init, or all",
+        told="the transparent pixels of --init, or all",
         metavar="PICTURE",
     )
     expand: tuple[int, int] | None = flag(
@@ -624,13 +624,13 @@ class Request:
 
     bits: str | None = flag(
         OUTPUT,
-        "of a channel of the result; .png and .tif hold 16 of them, .exr holds floats alone",
+        "bits a channel of the result; .png and .tif hold 8 or 16, .exr holds floats alone",
         told="as the exemplar came, where the format holds it",
         choices=("8", "16"),
     )
     count: int = flag(
         OUTPUT,
-        "so many pictures of each exemplar, of this seed and those that follow",
+        "number of pictures of each exemplar, with --seed and the seeds that follow",
         default=1,
         type=number(int, 1, "a number of pictures", MOST_PICTURES),
         metavar="N",
@@ -709,11 +709,11 @@ class Request:
         type=Path,
     )
     page_alone: bool = False  # nothing is to be made for the report
-    # Flags by name with their values: all that were typed, now or for the picture of --from, and of
-    # these the names of those that were typed now. A preset is one flag. A file is typed as well.
+    # Names of flags -> values: those typed now and those typed for the picture of --from; and the
+    # names of the former. A preset counts as one flag, and flags of --config count as typed.
     asked: dict[str, Any] = field(default_factory=dict, compare=False)
     typed: frozenset[str] = field(default=frozenset(), compare=False)
-    # Pictures that Python holds, by the names that flags have for them.
+    # Names in flags -> pictures in memory.
     pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
     benchmark: bool = flag(
         INSTEAD,
@@ -730,6 +730,11 @@ class Request:
         told="off",
         action="store_true",
     )
+
+    @property
+    def init_picture(self) -> str | None:
+        """The picture of --init; None where it names none."""
+        return None if self.init in ("noise", "content") else self.init
 
 
 class _Weight(argparse.Action):
@@ -757,7 +762,7 @@ def build_parser() -> Parser:
         nargs="?",
         action=_Help,
         metavar="all|FLAG",
-        help="the first screen; with all this; with the name of a flag what that does",
+        help="one screen; with all: every flag; with the name of a flag: what that does",
     )
     parser.add_argument(
         "--version", action="version", version=f"{VERSION}, PyTorch {torch.__version__}"

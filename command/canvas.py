@@ -1,4 +1,4 @@
-"""The output's size, decided by one rule, and all that is said of its places, in that size."""
+"""The output's size, by one rule, and all masks, guides and axes in that size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, 
 
 
 class Pictures:
-    """Reads pictures, each once, and remembers what the user should hear of them."""
+    """Reads each picture once, and keeps the lines on them for the user."""
 
     def __init__(self, given: Mapping[str, Held] | None = None) -> None:
         """
         Args:
-            given: pictures that Python holds, by their names.
+            given: names -> pictures in memory.
         """
         self.given = given or {}
         self.seen: dict[tuple[Path, str], Picture] = {}
@@ -31,16 +31,16 @@ class Pictures:
         self.notes: list[str] = []
 
     def find(self, name: str | Path) -> Path:
-        """Where a picture is, as `find_picture` has it; of one that Python holds its name."""
+        """The path of a picture, by `find_picture`; of one in memory its name."""
         return Path(name) if str(name) in self.given else find_picture(name)
 
     def sha256(self, path: Path) -> str:
-        """Of a file, or of the values of a picture that Python holds."""
+        """SHA-256 of a file, or of the values of a picture in memory."""
         held = self.given.get(str(path))
         return digest(path) if held is None else held.sha256
 
     def read(self, name: str | Path, kind: str = COLOUR) -> Picture:
-        """A picture looked up as `find_picture` does, read as a kind, a name in `utils.KINDS`."""
+        """The picture of that name, by `find_picture`, read as a kind, a name in `utils.KINDS`."""
         path = self.find(name)
         self.inputs[named(name) if isinstance(name, Path) else name] = path
         if (path, kind) not in self.seen:
@@ -70,7 +70,7 @@ class Pictures:
         if alpha is None or bool((alpha == 1).all()):
             return None
         if not (alpha == 1).any():
-            raise UserError(f"{name}: no pixel is opaque, so there is no texture to take")
+            raise UserError(f"{name}: no pixel is opaque, so nothing of it can be used")
         self._tell(f"{self.find(name).name}: transparent pixels are no texture")
         return alpha == 1
 
@@ -138,7 +138,7 @@ def canvas_of(
     if mask is not None and size_of(mask) != size:
         flag = "--expand" if request.expand else f"--mask {request.mask}"
         if not request.mask and not request.expand:
-            flag = f"--init {request.init}, parts of which are transparent,"
+            flag = f"--init {request.init}, which is partly transparent,"
         raise UserError(
             f"--size {told(size)}: {flag} keeps pixels of {told(size_of(mask))} to the bit, "
             "which is the only size allowed"
@@ -154,19 +154,18 @@ def canvas_of(
 
 
 def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
-    given = None if request.init in (None, "content", "noise") else request.init
+    given = request.init_picture
     return None if given is None else pictures.over_mean(given)
 
 
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
-    """(1, 1, H, W) of bool: what is transparent of --init, where nothing else says what is made
-    anew."""
+    """(1, 1, H, W) of bool: the transparent pixels of --init, where no other flag says what is made
+    anew; else None."""
     if request.mask or request.expand or request.style_image:
         return None
-    if _init_picture(request, pictures) is None:
+    if request.init_picture is None:
         return None
-    assert request.init is not None
-    opaque = pictures.opaque(request.init)
+    opaque = pictures.opaque(request.init_picture)
     return None if opaque is None else ~opaque
 
 
@@ -188,8 +187,8 @@ def kept_of(
     are kept; None where that has no alpha, or the result's format holds none."""
     if not (request.style_image or request.expand or request.mask):
         return None
-    init = None if request.init in (None, "content", "noise") else request.init
-    picture = pictures.read(path if request.style_image or init is None else init)
+    init = None if request.style_image else request.init_picture
+    picture = pictures.read(init or path)
     if picture.alpha is None or bool((picture.alpha == 1).all()):
         return None
     if not holds_alpha(save_path):
@@ -226,11 +225,11 @@ def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
         try:
             drawn = pictures.read(spec, AXES)
         except UserError as error:
-            allowed = f"neither -360 to 360 degrees nor {', '.join(FIELDS)} nor a file"
-            raise UserError(f"--orientation: {allowed} ({error})") from error
+            allowed = f"allowed are -360 to 360 degrees, {', '.join(FIELDS)} or a file"
+            raise UserError(f"--orientation {spec}: {allowed} ({error})") from error
         found = axes_of_hue(drawn.pixels).where(shown(drawn), 0)
     if not found.any():
-        raise UserError(f"--orientation {spec}: no place of it has an axis")
+        raise UserError(f"--orientation {spec}: no pixel has an axis")
     return found
 
 

@@ -368,10 +368,10 @@ def is_tight(run: Run, allowed: float) -> bool:
 
 
 def cost_note(name: str, run: Run, allowed: float) -> str | None:
-    """One line where a run needs much of the memory, else None.
+    """A line where a run needs much of the memory, else None.
 
     Args:
-        name: of the exemplar.
+        name: name of the exemplar.
         allowed: the bytes that the run's peak may have.
 
     Raises:
@@ -392,7 +392,7 @@ def cost_note(name: str, run: Run, allowed: float) -> str | None:
 
 
 def time_note(run: Run, count: int, device: torch.device) -> str | None:
-    """One line where so many runs like this one take long, else None."""
+    """A line where that many runs like this one take long, else None."""
     flops = count * estimated_flops(run)
     if flops <= LONG * SLOWEST:
         return None

@@ -1,7 +1,7 @@
-"""Pictures of more than 8 bits a channel in files, by OpenImageIO: PNG, TIFF, EXR and their kin.
+"""Picture files of more than 8 bits a channel, read and written by OpenImageIO.
 
-Pillow has modes of 16 bits and of floats for grey alone, and does not tell when a JPEG is damaged.
-OpenImageIO is imported where a picture needs it, as it takes a tenth of a second.
+Pillow has 16 bits and floats for grey pictures alone, and reports no damage within a JPEG.
+OpenImageIO is imported when a picture needs it, as the import takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from utils import LEVELS, LEVELS_16_BIT, open_regular, told
 if TYPE_CHECKING:
     from OpenImageIO import ImageInput, ImageSpec
 
-# How files begin that Pillow may not know, and the names of formats there.
+# First bytes of files that Pillow may not know -> names of their formats in OpenImageIO.
 _BEGINNINGS = {
     b"\x76\x2f\x31\x01": "openexr",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "tiff"),
 }
-# Pillow's names of formats -> those of OpenImageIO.
-OF_PILLOW = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000"}
+# Names of formats in Pillow, and EXR, which it does not know -> names in OpenImageIO.
+FORMATS = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000", "EXR": "openexr"}
 FLOAT_BITS = 32
 PHOTOMETRIC, WHITE_IS_ZERO, PALETTE = "tiff:PhotometricInterpretation", 0, 3
-# Of the Exif tag, what is done to rows and columns to see the picture upright.
+# Values of the Exif tag Orientation -> what turns rows and columns upright.
 _TURNS = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -43,23 +43,26 @@ _TURNS = {
 
 
 class Deep(NamedTuple):
-    """A picture as it is in its file, upright."""
+    """The values of a picture file, upright."""
 
-    values: np.ndarray  # (H, W, 1) or (H, W, 3), float32: integers over their white, floats as is
+    values: (
+        np.ndarray
+    )  # (H, W, 1) or (H, W, 3), float32: integers divided by their white, floats unchanged
     alpha: np.ndarray | None  # (H, W) in [0, 1]
-    bits: int  # 8, 16 or 32, which are floats
+    bits: int  # of a channel: 8, 16, or 32 for floats
     profile: bytes | None  # ICC
-    space: Space | None  # of light, that an EXR names
+    space: Space | None  # linear, by the chromaticities of an EXR; None: it has none
 
 
 def format_of(path: Path) -> str | None:
-    """The name in OpenImageIO of a format that Pillow may not know, by how the file begins."""
+    """The format of a file that Pillow may not know, by its first bytes, as OpenImageIO names it;
+    None for other files."""
     with open_regular(path) as file:
         return _BEGINNINGS.get(file.read(4))
 
 
 def _library() -> ModuleType:
-    """OpenImageIO, without threads, which would not outlive a fork, and without output."""
+    """Import OpenImageIO, without threads, which would not survive a fork, and without output."""
     import OpenImageIO
 
     OpenImageIO.attribute("threads", 1)
@@ -70,19 +73,23 @@ def _library() -> ModuleType:
 
 @contextmanager
 def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
-    """Open a file; OSError where it cannot be."""
+    """Open a file of a format, a name in OpenImageIO.
+
+    Raises:
+        OSError: it cannot be opened, or is of another format.
+    """
     oiio = _library()
     hints = oiio.ImageSpec()
-    hints["oiio:UnassociatedAlpha"] = 1  # what lies under the alpha stays as it is
+    hints["oiio:UnassociatedAlpha"] = 1  # colours are not multiplied by alpha
     try:
         file = oiio.ImageInput.open(str(path), hints)
     except TypeError as error:
-        raise OSError("its name is not UTF-8, rename it") from error
+        raise OSError("its name is not UTF-8: rename it") from error
     if file is None:
         raise OSError(oiio.geterror().partition("\n")[0])
     try:
         if file.format_name() != format:
-            raise OSError(f"damaged, or not of the kind {format} after all")
+            raise OSError(f"damaged, or not of the format {format}")
         yield file, file.spec()
     finally:
         file.close()
@@ -92,11 +99,13 @@ def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep
     """Read a picture.
 
     Args:
-        notes: what the user should hear of is added to it.
-        straight: whether colours that were multiplied by alpha are divided by it.
+        format: its format, a name in OpenImageIO.
+        notes: lines for the user are appended to it.
+        straight: whether colours that the file has multiplied by alpha are divided by it.
 
     Raises:
-        OSError, ValueError: it cannot be read, or holds what is no picture.
+        OSError: the file cannot be read.
+        ValueError: its channels or values are not those of a picture.
     """
     with opened(path, format) as (file, spec):
         channels = _channels(spec, notes)
@@ -106,7 +115,7 @@ def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep
         if levels is None or file.has_error:
             raise OSError(file.geterror().partition("\n")[0])
         if file.seek_subimage(1, 0):
-            notes.append("several pictures, only the first is used")
+            notes.append("holds several pictures, only the first is used")
     photometric = spec.get_int_attribute(PHOTOMETRIC, 1)
     turn = _TURNS.get(spec.get_int_attribute("Orientation"), lambda a: a)
     values, bits = values_of(levels[..., [i - first for i in channels]], photometric)
@@ -146,21 +155,21 @@ def deep_size(path: Path, format: str) -> tuple[int, int]:
 
 
 def has_more_than_8_bits(path: Path, format: str) -> bool:
-    """Whether a file that Pillow reads has; False, too, of one that OpenImageIO does not read."""
+    """Whether a channel has more than 8 bits; False, too, where OpenImageIO cannot read it."""
     with suppress(OSError), opened(path, format) as (_, spec):
         return str(spec.format) != "uint8"
     return False
 
 
 def deep_record(path: Path, format: str) -> tuple[str, str]:
-    """Software and ImageDescription of a file; OSError where it cannot be read."""
+    """(Software, ImageDescription) of a file; OSError where it cannot be read."""
     with opened(path, format) as (_, spec):
         return spec.get_string_attribute("Software"), spec.get_string_attribute("ImageDescription")
 
 
 def lacks_data(path: Path) -> bool:
-    """Whether a JPEG ends before its pixels do, which Pillow then fills with grey and does not
-    tell; False, too, of one that OpenImageIO does not read."""
+    """Whether data of a JPEG are missing at its end, where Pillow fills in grey without an error;
+    False, too, where OpenImageIO cannot read the file."""
     with suppress(OSError), opened(path, "jpeg") as (file, _):
         file.read_image("uint8")
         return "premature end" in file.geterror().lower()
@@ -168,57 +177,68 @@ def lacks_data(path: Path) -> bool:
 
 
 def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
-    """Which channels are the picture: red, green and blue, or the one that there is."""
+    """The indices of the channels that are used: red, green and blue, or the only one.
+
+    Raises:
+        ValueError: there are two, or several without R, G and B.
+    """
     names = list(spec.channelnames)
     alpha = spec.alpha_channel
     others = [i for i in range(len(names)) if i != alpha]
     if not set("RGB") <= set(names):
-        told = ", ".join(names[i] for i in others[:8])
+        listed = ", ".join(names[i] for i in others[:8])
         if len(others) not in (1, 3) or "RY" in names:  # which is luminance and chroma
-            raise ValueError(f"channels {told}: needed is one of them, or R, G and B")
+            raise ValueError(f"channels {listed}: allowed is one channel, or R, G and B")
         if len(others) == 3:
-            notes.append(f"channels {told} are taken for red, green and blue")
+            notes.append(f"channels {listed} are taken for red, green and blue")
         return others
     if len(others) > 3:
-        notes.append("more channels than R, G and B, which are used")
+        notes.append("has more channels than R, G and B, only these are used")
     return [names.index(name) for name in "RGB"]
 
 
 def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int]:
-    """Levels as they are in a file -> float32, and the bits that they have there.
+    """Levels of a file -> the same divided by their white, float32, and their bits in the file.
 
     Args:
-        photometric: what TIFF's tag of that name says.
+        photometric: TIFF's tag PhotometricInterpretation.
 
     Raises:
-        ValueError: they are of no kind that is read.
+        ValueError: their type or range is not read.
     """
     if photometric > PALETTE:
-        raise ValueError(f"colours of kind {photometric} in {levels.dtype}, which are not read")
-    if levels.dtype == np.uint8:  # OpenImageIO has inverted what is to be
+        raise ValueError(
+            f"{levels.dtype} of TIFF's PhotometricInterpretation {photometric}, which is not read"
+        )
+    if levels.dtype == np.uint8:  # which OpenImageIO has inverted already
         return levels.astype(np.float32) / LEVELS, 8
     inverted = photometric == WHITE_IS_ZERO
     if levels.dtype.kind == "f":
         if inverted:
-            raise ValueError("floats with white as 0, which are not read")
+            raise ValueError("floats whose 0 is white, which are not read")
         with np.errstate(over="ignore"):
             return levels.astype(np.float32), FLOAT_BITS
-    # Of wider and of signed integers white is not known, but where they fit into 16 bits.
+    # The white of wider and of signed integers is unknown unless all values fit into 16 bits.
     if levels.dtype == np.int8:
         raise ValueError("signed integers of 8 bits, which are not read")
     if not (levels.min() >= 0 and levels.max() <= LEVELS_16_BIT):
         least, most = levels.min(), levels.max()
-        raise ValueError(f"values {least} to {most}, allowed are 0 to {LEVELS_16_BIT}")
+        raise ValueError(f"values from {least} to {most}, allowed are 0 to {LEVELS_16_BIT}")
     values = levels.astype(np.float32) / LEVELS_16_BIT
     return 1 - values if inverted else values, 16
 
 
 def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memoryview:
-    """The bytes of a file of uint16 or float32 of (H, W, C), with texts by name inside: C is 1 for
-    grey, 3 for colours, and one more for alpha.
+    """The bytes of a picture file.
+
+    Args:
+        levels: uint16 or float32 of shape (H, W, C): C is 1 for grey, 3 for colours, and one more
+            with alpha.
+        format: a name in OpenImageIO.
+        texts: names -> texts that are stored in the file.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: OpenImageIO cannot write it.
     """
     oiio = _library()
     height, width, channels = levels.shape
@@ -226,8 +246,8 @@ def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memo
     spec = oiio.ImageSpec(width, height, channels, kind)
     spec.channelnames = tuple({1: "Y", 2: "YA", 3: "RGB", 4: "RGBA"}[channels])
     spec.alpha_channel = channels - 1 if channels in (2, 4) else -1
-    # Nothing is multiplied by alpha, no time makes two files differ, and colours are not told, as
-    # in files of 8 bits.
+    # Colours are not multiplied by alpha, no time of writing makes two files differ, and no colour
+    # space is named, as in files of 8 bits.
     spec["oiio:UnassociatedAlpha"] = 1
     spec["DateTime"] = ""
     spec["oiio:ColorSpace"] = "data"

@@ -44,8 +44,8 @@ class Notes:
 
 
 def print_result(line: str) -> None:
-    """Print on stdout; one that is closed or that nobody reads costs no picture, nor does one that
-    is full, of which the user hears once."""
+    """Print on stdout. One that is closed or no longer read costs no picture; of one that is full
+    one line tells."""
     error = write(in_one_line(line) + "\n", sys.stdout)
     if error is not None and not isinstance(error, BrokenPipeError):
         say([f"Synthesis.py: stdout cannot be written ({reason_of(error)}), pictures are saved"])
@@ -92,7 +92,8 @@ class Display:
                 self.job.preview_path.unlink(missing_ok=True)
 
     def __call__(self, progress: Progress) -> None:
-        """After a step, or where the picture is painted after a round, which counts as several."""
+        """Called after each step, or where the picture is painted after each round, which counts as
+        several."""
         now, before = time.monotonic(), self.last
         since = self.curve[-1][0] if self.curve else 0  # what was resumed has a curve
         if before is not None:
@@ -119,7 +120,7 @@ class Display:
                 save_picture(self.picture(), self.job.preview_path, {PREVIEW: self.job.name})
 
     def resumes(self, fraction: float) -> None:
-        """Before the first step, where an earlier run has done that fraction of the work."""
+        """Called before the first step where an earlier run has done that fraction of the work."""
         self.before = self.bar.initial = self.bar.n = fraction
 
     @property

@@ -1,31 +1,34 @@
-"""Flags that change nothing beside others, which are never ignored in silence."""
+"""Flags that have no effect in combination with others: refused or told, never ignored."""
 
 from command.arguments import Request
 from engine.synthesis import steps_after_painting
 from losses import METHODS, TERMS
 from utils import UserError
 
-# What a step of an optimiser reads. A picture that is only painted takes none.
+# Flags of the optimisation. A picture that is only painted is not optimised.
 OF_STEPS = (
     *("method", "layers", "pool", "rescale", *TERMS, "match_every", "max_patches"),
     *("content_layers", "content_weight", "optimizer", "lr", "tolerance", "scales"),
 )
-COPIES = {"patch_rotations", "patch_scales"}  # flags that painting has a use for as well
-HOW = "--repaint 0.5 lets the model polish them, --repaint 0 is the model alone"
+COPIES = {"patch_rotations", "patch_scales"}  # flags that painting uses as well
+HOW = "--repaint 0.5 has the model polish them, --repaint 0 is the model alone"
 
 
 def only_painted(request: Request) -> bool:
-    """Whether no step of an optimiser follows painting."""
+    """Whether the picture is painted and no step of optimisation follows."""
     return request.repaint > 0 and steps_after_painting(request.epoch, request.repaint) == 0
 
 
 def without_effect(request: Request) -> dict[str, str]:
-    """The names of flags that change nothing about the picture or what is shown of it, each with
-    the reason and what would give it an effect. Not among them are flags that only say how a
-    picture is made, such as --device, --seed and --overwrite: shell loops give them to any."""
+    """Names of flags that have no effect on the picture or on what is shown of it -> the reason,
+    and what would give them one.
+
+    Flags that do not describe the picture, such as --device, --seed and --overwrite, are left out:
+    scripts give them to any run.
+    """
     found: dict[str, str] = {}
     if only_painted(request):
-        why = f"no effect where pictures are only painted (--repaint {request.repaint:g}); {HOW}"
+        why = f"no effect on pictures that are only painted (--repaint {request.repaint:g}): {HOW}"
         found = dict.fromkeys(OF_STEPS, why)
         if request.repaint == 1 and not request.save_every:  # whose snapshots it numbers
             found["epoch"] = why
@@ -34,17 +37,17 @@ def without_effect(request: Request) -> dict[str, str]:
     takers = {flag for method in METHODS.values() for flag in method.takes}
     for flag in takers - {*METHODS[request.method].takes, *(COPIES if request.repaint else ())}:
         told = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
-        found.setdefault(flag, f"--method {request.method} has no use for it, but {told}")
+        found.setdefault(flag, f"no effect with --method {request.method}, only with {told}")
     if (request.save_every or 0) > request.epoch:
-        found["save_every"] = f"no effect with only {request.epoch} steps, give a larger --epoch"
+        found["save_every"] = f"no effect with {request.epoch} steps, give at most as many"
     if request.quiet and request.progress == "json":
-        found["progress json"] = "no effect beside --quiet, which silences it, leave out one"
+        found["progress json"] = "no effect with --quiet, which silences it: leave out one"
     return found
 
 
 def check_effects(request: Request) -> None:
-    """Raise UserError for a flag that is typed now and changes nothing."""
-    # Copies would be painted with as detail, which is not what they were typed for.
+    """Raise UserError for a flag that was typed for this run and has no effect."""
+    # COPIES of --from are refused as well: the detail that is painted would be taken from them.
     refused = request.typed | (request.asked.keys() & COPIES)
     for name, why in without_effect(request).items():
         if name.split()[0] in refused:
@@ -52,18 +55,22 @@ def check_effects(request: Request) -> None:
 
 
 def effect_notes(request: Request, count: int) -> list[str]:
-    """What the user should hear of flags that change nothing but are not refused: those of the
-    picture of --from, which cannot be taken back, and those of how pictures are made.
+    """Lines on flags that have no effect but are not refused: those of the picture of --from, which
+    cannot be removed, and --resume and --workers.
 
     Args:
-        count: of pictures.
+        count: number of pictures.
     """
     notes = []
     if idle := sorted(without_effect(request).keys() & request.asked.keys() - request.typed):
         flags = ", ".join(f"--{name}" for name in idle)
-        notes.append(f"--from {request.from_picture}: its flags without an effect here: {flags}")
+        notes.append(
+            f"--from {request.from_picture}: flags of its record have no effect here: {flags}"
+        )
     if request.resume and only_painted(request):
-        notes.append("--resume: painting keeps no checkpoint, what is stopped begins anew")
+        notes.append(
+            "--resume: painting keeps no checkpoint, so a run that is stopped starts again"
+        )
     if count == 1 and (request.workers or 1) > 1:
-        notes.append(f"--workers {request.workers}: there is one picture, which takes one process")
+        notes.append(f"--workers {request.workers}: one picture is made by one process")
     return notes

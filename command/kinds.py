@@ -1,11 +1,11 @@
-"""What a map is, by the kind that is given before its name, or by the name."""
+"""The kind of a map, by the word before its file name or by the file name itself."""
 
 import re
 from collections.abc import Mapping
 
 from utils import COLOUR, DATA, LABELS, NORMALS
 
-# What may be given, as in normal:file.png, and the kind that it is.
+# Words allowed before a colon, as in normal:file.png -> kinds.
 GIVEN: Mapping[str, str] = {
     **{"color": COLOUR, "colour": COLOUR, "data": DATA, "id": LABELS},
     **dict.fromkeys(("normal", "normal_gl", "normal_dx"), NORMALS),
@@ -23,16 +23,16 @@ _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # delimited by _ - . or as in NormalGL
 
 
-def typed(text: str) -> tuple[str | None, str]:
-    """Return 'normal:a.png' as ('normal', 'a.png') and 'a.png' as (None, 'a.png'); any other text
-    before a colon is part of the name."""
+def kind_and_name(text: str) -> tuple[str | None, str]:
+    """'normal:a.png' -> ('normal', 'a.png'); 'a.png' -> (None, 'a.png'). Text before a colon that
+    is not in GIVEN is part of the name."""
     word, colon, name = text.partition(":")
     return (word.lower(), name) if colon and word.lower() in GIVEN else (None, text)
 
 
 def kind_by_name(stem: str) -> str | None:
-    """The kind that the last word says of those that say one, None where none does; -map may follow
-    each, and _n at the end stands for normals."""
+    """The kind by the last word of a file name that names one, which may end in "map"; None where
+    no word does. A name that ends in _n is one of normals."""
     if re.search(r"[_.\-][nN]$", stem):
         return NORMALS
     words = [word.lower() for word in _WORD.findall(stem)]
@@ -41,7 +41,8 @@ def kind_by_name(stem: str) -> str | None:
 
 
 def green_up_by_name(stem: str) -> bool | None:
-    """Whether normals have green up, as OpenGL, or down, as DirectX; None where no word says it."""
+    """Whether the green of normals points up (OpenGL) rather than down (DirectX), by a word of the
+    file name; None where no word tells."""
     words = [word.lower() for word in _WORD.findall(stem)]
     for up, end, whole in ((False, "dx", "directx"), (True, "gl", "opengl")):
         if whole in stem.lower() or any(

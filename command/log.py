@@ -11,7 +11,7 @@ import torch
 
 from command.display import say
 from command.results import CURVE, INTERRUPTED, Failed, Net, Result
-from utils import UserError
+from utils import UserError, reason_of
 
 POINTS = 200  # of a loss curve that are kept
 
@@ -28,7 +28,7 @@ class Log:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.open("a").close()
             except OSError as error:
-                raise UserError(f"--log {path}: cannot be written ({error.strerror})") from error
+                raise UserError(f"--log {path}: cannot be written ({reason_of(error)})") from error
 
     def begin(self, net: Net) -> None:
         """What every picture of the run has in common."""
@@ -48,7 +48,7 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, default=str) + "\n")
         except OSError as error:
-            say([f"--log {self.path}: cannot be written ({error.strerror})"])
+            say([f"--log {self.path}: cannot be written ({reason_of(error)})"])
 
 
 def _told(result: Result | Failed) -> dict[str, Any]:

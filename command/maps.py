@@ -1,4 +1,4 @@
-"""The other maps of an exemplar's material: what each is, read as such and saved as it came."""
+"""The other maps of an exemplar's material: their kinds, and how they are read and saved."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from command.canvas import Pictures, channels_of
-from command.kinds import GIVEN, green_up_by_name, kind_by_name, typed
+from command.deep import FLOAT_BITS
+from command.kinds import GIVEN, green_up_by_name, kind_and_name, kind_by_name
 from command.outputs import map_path
-from command.pictures import FLOAT_SUFFIXES, check_save_path, holds_alpha, save_picture
+from command.pictures import check_save_path, holds_alpha, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
 from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, told
 
-MOST_LABELS = 256  # colours of 4096 pixels; of labels that have more, loss has made most
+MOST_LABELS = 256  # colours of 4096 pixels; more come from compression with loss
 TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
 BY_PIXELS = "its pixels"
 
@@ -28,16 +29,16 @@ class CarriedMap:
 
     path: Path  # where it goes
     kind: str  # a name in `utils.KINDS`
-    # (1, C, h, w) each: as it is, and rotated and resized as the exemplar is. The file's channels,
-    # a grey one of which has one; normals in [0, 1] with green up and with a blue.
+    # (1, C, h, w) each, of the channels of the file: the map as it is, then rotated and resized as
+    # the exemplar is. Normals are in [0, 1], with green up and with blue.
     copies: list[Tensor]
-    bits: int  # of a channel in its file
-    green_down: bool = False  # in the file
-    blue: float | None = None  # that stands in a file of normals for the blue that it lacks
+    bits: int  # of a channel in the file
+    green_down: bool = False  # whether the green of normals points down in the file
+    blue: float | None = None  # what the file has in place of the blue of normals
     signed: bool = False  # whether the file has normals in [-1, 1]
 
     def of_file(self, channels: Tensor) -> Tensor:
-        """Channels of the file (1, C, H, W) -> as `copies` has them."""
+        """Channels of the file, (1, C, H, W) -> the same as in `copies`."""
         if self.signed:
             channels = _changed(channels, slice(0, 3), lambda x: (x + 1) / 2)
         if self.green_down:
@@ -45,7 +46,7 @@ class CarriedMap:
         return channels if self.blue is None else maps.with_blue(channels)
 
     def as_file(self, channels: Tensor) -> Tensor:
-        """The same the other way."""
+        """Channels as in `copies`, (1, C, H, W) -> the same as in the file."""
         if self.blue is not None:
             blue = self.blue
             channels = _changed(channels, slice(2, 3), lambda x: torch.full_like(x, blue))
@@ -54,25 +55,36 @@ class CarriedMap:
         return _changed(channels, slice(0, 3), lambda x: 2 * x - 1) if self.signed else channels
 
     def save(self, channels: Tensor, record: dict[str, Any]) -> None:
-        """Save channels as `copies` has them, (1, C, H, W), as the file of the map was."""
+        """Save channels as in `copies`, (1, C, H, W), as those of the file that was read."""
         save_picture(self.as_file(channels), self.path, record, self.bits, self.kind)
 
 
 def _changed(channels: Tensor, some: slice, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """(1, C, H, W), some of whose channels are changed."""
+    """(1, C, H, W) with some of its channels changed."""
     found = channels.clone()
     found[:, some] = change(channels[:, some])
     return found
 
 
 def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    """A map as --maps names it, KIND:FILE or FILE; what it was taken for is told in `pictures`.
+    """Read a map.
+
+    Args:
+        text: KIND:FILE or FILE, as given to --maps.
+        exemplar: the map is rotated and resized as this is.
+        save_path: path of the result.
+        pictures: reads the file; a line on what the map was taken for is appended to its notes.
 
     Raises:
-        UserError: a file that there is not, of another size than the exemplar, or grey normals.
+        UserError: the file is missing or has another size than the exemplar, or normals are grey.
     """
-    word, name = typed(text)
-    path = pictures.find(name)
+    word, name = kind_and_name(text)
+    try:
+        path = pictures.find(name)
+    except UserError as error:
+        if word or ":" not in text:
+            raise
+        raise UserError(f"--maps {error}; kinds before a colon: {', '.join(GIVEN)}") from error
     kind, by = _kind_of(word, name, pictures)
     picture = pictures.read(name, kind)
     if size_of(picture.pixels) != size_of(exemplar.image):
@@ -81,25 +93,24 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
             f"{told(size_of(exemplar.image))}"
         )
     if kind == NORMALS and picture.grey:
-        raise UserError(f"--maps {text}: grey, but normals have two or three channels")
-    suffix = ".png"
-    if picture.bits == 32:
-        suffix = path.suffix if path.suffix.lower() in FLOAT_SUFFIXES else ".tif"
-    goes = map_path(save_path, path, suffix)
+        raise UserError(
+            f"--maps {text}: a grey picture, but normals have red, green and maybe blue"
+        )
+    goes = map_path(save_path, path, floats=picture.bits == FLOAT_BITS)
     check_save_path(goes)
     channels = channels_of(picture)
     line = f"taken for {TOLD[kind]} by {by}"
     if kind == DATA and not word and _count_of_tuples(channels) <= MOST_REGIONS:
         # A mask of black and white, a number for each material.
-        kind, line = LABELS, f"{line}, of few values, carried as labels"
+        kind, line = LABELS, f"{line}, carried as labels as it has few values"
     found = CarriedMap(goes, kind, [], picture.bits)
     if kind == NORMALS:
         found, more = _normals(found, channels, word, path)
         line += more + ("; turned with the exemplar" if any(exemplar.rotations) else "")
     if kind == LABELS and _count_of_tuples(channels) > MOST_LABELS:
-        line += ", though of so many colours that it may have been saved with loss"
+        line += f", but has more than {MOST_LABELS} colours and may have been compressed with loss"
     if by == BY_PIXELS:
-        line += f"; if it is not: --maps KIND:{path.name}, KIND one of {', '.join(GIVEN)}"
+        line += f"; otherwise give --maps KIND:{path.name}, KIND one of {', '.join(GIVEN)}"
     pictures.notes.append(f"{path.name}: {line}")
     channels = found.of_file(channels)
     copies = maps.rotated(channels, exemplar.rotations, exemplar.factors, kind)
@@ -122,7 +133,7 @@ def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Picture
 
 
 def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:
-    """The kind of a map, and what it is known by: what is given, else the name, else the pixels."""
+    """(kind, what tells it): the word before the name, else the name, else the pixels."""
     if word:
         return GIVEN[word], f"{word}:"
     kind = kind_by_name(Path(name).stem)
@@ -134,11 +145,12 @@ def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]
         return NORMALS, BY_PIXELS
     if _count_of_tuples(channels) <= MOST_REGIONS:
         return LABELS, BY_PIXELS
-    return DATA if picture.grey or picture.bits == 32 else COLOUR, BY_PIXELS
+    return DATA if picture.grey or picture.bits == FLOAT_BITS else COLOUR, BY_PIXELS
 
 
 def _count_of_tuples(channels: Tensor) -> int:
-    """How many different pixels there are of (1, C, H, W), or that there are more than regions."""
+    """The number of different pixels of (1, C, H, W); of some 4096 pixels alone where these have
+    more than MOST_REGIONS."""
     flat = channels[0].flatten(1)
     some = len(flat[:, :: max(1, flat.shape[1] // 4096)].unique(dim=1)[0])
     return some if some > MOST_REGIONS else len(flat.unique(dim=1)[0])
@@ -147,7 +159,7 @@ def _count_of_tuples(channels: Tensor) -> int:
 def _normals(
     found: CarriedMap, channels: Tensor, word: str | None, path: Path
 ) -> tuple[CarriedMap, str]:
-    """A map of normals with what its file has otherwise, and what of that is told."""
+    """The map with how its file stores normals, and a line on that."""
     signed = channels[:, :3].min().item() < -0.1
     plain = replace(found, signed=signed).of_file(channels)
     lacks_blue = maps.lacks_blue(plain)
@@ -157,10 +169,10 @@ def _normals(
         up, by = word == "normal_gl", f"{word}:"
     if up is None:
         up, by = maps.green_up(maps.with_blue(plain) if lacks_blue else plain), BY_PIXELS
-    green = "green is assumed to be up as nothing says it (down is normal_dx:)"
+    green = "green is assumed to be up (normal_dx: if it is down)"
     if up is not None:
         green = f"green is {'up' if up else 'down'} by {by}"
-    line = f", {green}{'' if blue is None else ', blue is worked out'}"
+    line = f", {green}{'' if blue is None else ', blue is computed'}"
     if not maps.holds_normals(plain):
-        line += ", though most pixels have not length 1"
+        line += ", but most pixels have not length 1"
     return replace(found, green_down=up is False, blue=blue, signed=signed), line

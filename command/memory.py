@@ -1,4 +1,4 @@
-"""Pictures that Python holds, taken wherever a flag names one: arrays, tensors and PIL pictures."""
+"""Pictures in memory, given in place of paths: arrays, tensors and PIL pictures."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,35 +11,38 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from command.deep import FLOAT_BITS
 from command.pictures import Picture, find_picture, read_picture
-from utils import UserError
+from utils import LEVELS, LEVELS_16_BIT, UserError
 
-ARRAY = "array@"  # how records name such a picture; the first figures of its SHA-256 follow
+ARRAY = "array@"  # such a picture is named by this and the first digits of its SHA-256
 PICTURE_FLAGS = {"gt_path", "image_path", "style_image", "init", "mask", "guide", "mix", "maps"}
-WHITE = {"uint8": 255, "uint16": 65535, "bool": 1}  # by dtype; that of floats is 1
-BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # floats have 32
-AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # modes of PIL that PNG keeps
-AS_TIFF = ("I", "F", "CMYK")  # and TIFF
+WHITE = {"uint8": LEVELS, "uint16": LEVELS_16_BIT, "bool": 1}  # by dtype; that of floats is 1
+BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # by dtype; floats have FLOAT_BITS
+AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # PIL modes that PNG holds
+AS_TIFF = ("I", "F", "CMYK")  # PIL modes that TIFF holds
 
 
 class Held(NamedTuple):
-    """A picture that Python holds."""
+    """A picture in memory."""
 
     picture: Picture
     sha256: str  # of its values
 
     @property
     def name(self) -> str:
-        """That flags and records have for it."""
+        """Its name in flags and records."""
         return ARRAY + self.sha256[:12]
 
 
 def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
-    """The same flags with a name for every picture that is no path, and these pictures by name.
+    """Replace pictures among the values of flags by names.
+
+    Returns:
+        The flags, and the pictures by their names.
 
     Raises:
-        UserError: a picture of another shape, dtype or range than `held` takes, or given for a flag
-            that takes none.
+        UserError: `held` does not take a picture, or its flag takes none.
     """
     found: dict[str, Held] = {}
 
@@ -49,7 +52,7 @@ def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
         if not isinstance(value, np.ndarray | Tensor | Image.Image):
             return value
         if flag not in PICTURE_FLAGS:
-            raise UserError(f"--{flag}: takes no picture in memory, give text or numbers")
+            raise UserError(f"--{flag}: a picture in memory, allowed are text and numbers")
         try:
             one = held(value)
         except UserError as error:
@@ -109,14 +112,14 @@ def _of_numbers(value: np.ndarray | Tensor) -> Picture:
     pixels = value.astype(np.float32) / np.float32(WHITE.get(kind, 1))
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused
         raise UserError(
-            f"a picture with values of {pixels.min():g} to {pixels.max():g}, floats are in [0, 1]"
+            f"a picture of floats from {pixels.min():g} to {pixels.max():g}, allowed are 0 to 1"
         )
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).contiguous()
-    return Picture(image, None, BITS.get(kind, 32), value.shape[2] == 1, [])
+    return Picture(image, None, BITS.get(kind, FLOAT_BITS), value.shape[2] == 1, [])
 
 
 def _of_pil(image: Image.Image) -> Picture:
-    """What a file of the same content gives: its palette, alpha and colour profile count."""
+    """What `read_picture` reads from a file of it: palette, alpha and colour profile count."""
     if image.mode not in (*AS_PNG, *AS_TIFF):
         image = image.convert("RGB")
     with TemporaryDirectory() as folder:
@@ -125,6 +128,6 @@ def _of_pil(image: Image.Image) -> Picture:
             image.save(path, icc_profile=image.info.get("icc_profile"))
             return read_picture(path)
         except (OSError, ValueError) as error:
-            raise UserError(f"a picture of PIL that cannot be used ({error})") from error
+            raise UserError(f"a PIL picture that cannot be read ({error})") from error
         except UserError as error:
             raise UserError(str(error).removeprefix(f"{path}: ")) from error

@@ -1,5 +1,5 @@
-"""The files that a run writes: how they are named, and that none of them replaces what the run
-reads, or another one that it writes."""
+"""The files that a run writes: their names, and checks that none replaces an input or another
+output."""
 
 import os
 import re
@@ -9,57 +9,67 @@ from functools import cache
 from pathlib import Path
 
 from command.arguments import Request
-from command.kinds import typed
+from command.kinds import kind_and_name
 from command.pictures import FLOAT_SUFFIXES, find_picture
-from command.sheet import PAGE
 from utils import UserError, check_writable, open_regular, reason_of
 
+PAGE = "report.html"  # the name of the page in a folder of results
 LOG_LINE = b'{"time": '  # how every line of a log begins
 PAGE_TITLE = b"<title>Textures</title>"  # what every page has in its head
 HEAD = 4096  # bytes of a file that are looked at to know what it is
-Identity = tuple[object, object]  # device and inode of a file; of what is missing: folder and name
+Identity = tuple[object, object]  # device and inode; of a missing file its folder and name
 
 
 def tiled_path(result: Path) -> Path:
-    """Where the repeat of a picture that tiles goes."""
+    """The path of the repeat of a picture that tiles."""
     return result.with_stem(f"{result.stem}_tiled")
 
 
 def checkpoint_path(result: Path) -> Path:
-    """Where the state goes that a stopped run continues from."""
+    """The path of the checkpoint from which a stopped run continues."""
     return result.with_name(f"{result.name}.checkpoint")
 
 
 def preview_path(result: Path) -> Path:
-    """Where the unfinished picture goes while it is made."""
+    """The path of the unfinished picture while it is made."""
     return result.with_name(f"{result.stem}.preview.png")
 
 
-def map_path(result: Path, path: Path, suffix: str = ".png") -> Path:
-    """Where the map goes that was carried along from that file."""
+def map_path(result: Path, path: Path, floats: bool) -> Path:
+    """Where the map from that file is saved: floats with its suffix if that holds them, else as
+    .tif; all others as .png."""
+    suffix = ".png"
+    if floats:
+        suffix = path.suffix if path.suffix.lower() in FLOAT_SUFFIXES else ".tif"
     return result.with_name(f"{result.stem}_{path.stem}{suffix}")
 
 
 def snapshot_path(result: Path, step: int) -> Path:
-    """Where the picture after a step goes."""
+    """The path of the snapshot after a step."""
     return result.with_stem(f"{result.stem}_{step:06d}")
 
 
 def snapshot_of(path: Path, request: Request) -> Path | None:
-    """The result of which a run would save a snapshot under that name; None: of no result."""
-    found = re.fullmatch(r"(.+)_(\d{6,18})", path.stem, re.ASCII)
-    if found is None or request.save_every is None:
+    """The result of which the run would save a snapshot at that path; None: of no result."""
+    result = path.with_stem(path.stem.rpartition("_")[0] or path.stem)
+    step = step_of(path, result)
+    if step is None or request.save_every is None:
         return None
-    result, step = path.with_stem(found[1]), int(found[2])
-    saved = 0 < step <= request.epoch and step % request.save_every == 0
-    return result if saved and snapshot_path(result, step) == path else None
+    return result if 0 < step <= request.epoch and step % request.save_every == 0 else None
+
+
+def step_of(path: Path, result: Path) -> int | None:
+    """The step by the path of a snapshot of a result; None where it is no such path."""
+    found = re.fullmatch(r".+_(\d{6,18})", path.stem, re.ASCII)
+    step = int(found[1]) if found else None
+    return None if step is None or snapshot_path(result, step) != path else step
 
 
 def check_outputs(request: Request, exemplars: Iterable[Path], results: Collection[Path]) -> None:
-    """See that every file that a run writes is another one than all that it reads and writes.
+    """Check that every output is a file of its own.
 
     Raises:
-        UserError: it is not.
+        UserError: an output is the same file as an input or another output.
     """
     identity = _identities()
     read = {identity(path): (flag, path) for flag, path in _read(request, exemplars)}
@@ -73,7 +83,7 @@ def check_outputs(request: Request, exemplars: Iterable[Path], results: Collecti
         folders.add(path.parent)
     for above in {one for folder in folders for one in (folder, *folder.parents)}:
         if other := written.get(identity(above)):
-            raise UserError(f"{_told(other)}: other files go into a folder of that name")
+            raise UserError(f"{_told(other)}: a folder for other files has that name")
     pictures = {identity(path) for path in results} if request.save_every else ()
     for other in (*read.values(), *written.values()) if pictures else ():
         result = snapshot_of(other[1], request)
@@ -86,7 +96,7 @@ def _told(file: tuple[str, Path]) -> str:
 
 
 def check_log(path: Path) -> None:
-    """Raise UserError where lines cannot be appended to a log, or another file is there."""
+    """Raise UserError where a log cannot be appended to, or the file there is no log."""
     try:
         check_writable(path)
     except UserError as error:
@@ -96,14 +106,14 @@ def check_log(path: Path) -> None:
 
 
 def check_page(path: Path) -> None:
-    """Raise UserError where a page cannot be saved, or another file is there."""
+    """Raise UserError where a page cannot be saved, or the file there is no page."""
     check_writable(path)
     if (head := _head(path)) and PAGE_TITLE not in head:
-        raise UserError(f"{path}: another file is there, rename it")
+        raise UserError(f"{path}: another file is there, rename that")
 
 
 def _head(path: Path) -> bytes:
-    """How a file begins; nothing where there is none, or an empty one."""
+    """The first HEAD bytes of a file; none where it is missing or empty."""
     try:
         if not path.exists() or path.stat().st_size == 0:
             return b""
@@ -114,8 +124,8 @@ def _head(path: Path) -> bytes:
 
 
 def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Every file that a run reads, with the flag that names it; but that of --from, which is a
-    picture like any other that is there already."""
+    """Every file that a run reads, with the flag that names it; without that of --from, which the
+    run may replace as any picture that is there."""
     yield from (("--gt_path", path) for path in exemplars)
     named = [
         *(("--style_image", request.style_image), ("--init", request.init)),
@@ -123,7 +133,7 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
         *(("--weights", request.weights), ("--config", request.config)),
         *(("--guide", name) for pair in request.guide for name in pair),
         *(("--mix", name) for name, _ in request.mix),
-        *(("--maps", typed(name)[1]) for name in request.maps),
+        *(("--maps", kind_and_name(name)[1]) for name in request.maps),
     ]
     for flag, name in named:
         try:
@@ -134,7 +144,7 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
 
 
 def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Every file that a run writes but snapshots, with the flag that asks for it."""
+    """Every file that a run writes except snapshots, with the flag that asks for it."""
     for result in results:
         yield "--save_path", result
         if request.tile:
@@ -144,11 +154,9 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
         if request.resume:
             yield "--resume", checkpoint_path(result)
         for name in request.maps:
-            source = Path(typed(name)[1])
-            # A map of floats is saved as floats; whether it is one is known when it is read.
-            floats = source.suffix if source.suffix.lower() in FLOAT_SUFFIXES else ".tif"
-            for suffix in (".png", floats):
-                yield "--maps", map_path(result, source, suffix)
+            source = Path(kind_and_name(name)[1])
+            for floats in (False, True):  # which of the two is known when it is read
+                yield "--maps", map_path(result, source, floats)
     page = request.report and request.report / PAGE
     flags = ("--sheet", request.sheet), ("--animate", request.animate), ("--log", request.log)
     for flag, path in (*flags, ("--report", page)):
@@ -157,7 +165,7 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
 
 
 def _identities() -> Callable[[Path], Identity]:
-    """A function that says which file a path is, however it is spelled."""
+    """A function from a path, however it is spelled, to the identity of its file."""
     real = cache(os.path.realpath)  # of folders, most of which are the same
 
     def identity(path: Path) -> Identity:

@@ -1,4 +1,4 @@
-"""Pictures in files: found, read, saved, and the record inside them."""
+"""Picture files: how they are found, read and saved, and the record inside them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from command.deep import (
     FLOAT_BITS,
-    OF_PILLOW,
+    FORMATS,
     deep_record,
     deep_size,
     encoded_deep,
@@ -61,9 +61,9 @@ from utils import (
     told,
 )
 
-ROWS = 256  # of a picture that are rounded at a time
-# What each suffix means to Pillow, but for EXR, which it has not. JPEG keeps the full chroma:
-# halving it smears fine texture. WebP is lossless as its lossy mode always halves the chroma.
+ROWS = 256  # of a picture, rounded at a time
+# Suffixes -> formats and options of Pillow, which has no EXR. JPEG keeps full chroma, as halving
+# it smears fine texture. WebP is lossless, as its lossy mode always halves the chroma.
 _JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
 _TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"})
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,26 +78,26 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 SUFFIXES = tuple(_FORMATS)
 FLOAT_SUFFIXES = (".tif", ".tiff", ".exr")
 _RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
-_BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # others hold 8 alone
-_IN_OIIO = {"EXR": "openexr", **OF_PILLOW}
-# px; PNG's are larger
+_BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # of others: 8
+# px; a PNG could be larger
 MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
-_ANY_SIZE = ("JPEG", "PNG")  # of others Pillow looks at the size once more when it decodes them
+_ANY_SIZE = ("JPEG", "PNG")  # others Pillow checks against its limit once more on decoding
 MAX_SIDE = max(MAX_SIDES.values())
 # EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 0x0102, 0x0153, 2
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
-# What Pillow recognises, but reads by another program, on one system or not at all.
+# Formats that Pillow recognises but reads by another program, on one system or not at all.
 _NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC", "MPEG"}
-NAMED = 3  # files that a line names, of those that are left out of a folder
-MOST_BYTES = 2**30  # of a file, unless it is of a kind that may be of any size
-# A pixel at the peak of reading: as Pillow decodes and converts it, and as floats.
+NAMED = 3  # files left out of a folder that a line names
+MOST_BYTES = 2**30  # of a file, except in _ANY_SIZE
+# Bytes a pixel at the peak of reading, by Pillow and by OpenImageIO.
 READ_BYTES, DEEP_READ_BYTES = 24, 64
 JPEG_END = b"\xff\xd9"
-AVIF_HEAD = 2**16  # bytes before its pixels
+AVIF_HEAD = 2**16  # bytes in which the boxes before the pixels lie
 _UNUSABLE = "unusable colour profile, ignored"
+_NOT_FINITE = "holds values that are not finite"
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -124,11 +124,15 @@ def find_picture(name: str | Path) -> Path:
 
 
 def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
-    """Return the pictures of that name, in order: one, as `find_picture` has it, or those of a
-    folder or of a pattern with *, ? or [. And what the user should hear: what was left out, which
-    is what Pillow does not read, and what this program has made.
+    """Return the pictures of a name, in order, and a line on files that were left out.
 
-    Raises UserError when there is none.
+    Args:
+        name: a picture, looked up as by `find_picture`, a folder, or a pattern with *, ? or [. Of a
+            folder or pattern, files that Pillow does not read and pictures that this program made
+            are left out.
+
+    Raises:
+        UserError: there is no picture.
     """
     path, folders = Path(name), []
     if os.path.isdir(path):
@@ -152,9 +156,9 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
     left = [
         f"{_some(files)} ({why})"
         for files, why in (
-            (sorted(others), "not a kind of picture that is read"),
+            (sorted(others), "not a picture format that is read"),
             (ours, "made by this program; taken where named one by one"),
-            (folders, "a folder; '**' in a pattern takes folders too"),
+            (folders, "a folder; a pattern with '**' takes subfolders too"),
         )
         if files
     ]
@@ -166,7 +170,7 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return what is in a folder, in order, but what is hidden; UserError where it may not be
+    """Return the files in a folder, in order, without hidden ones; UserError where it cannot be
     read."""
     try:
         return sorted(one for one in folder.iterdir() if not one.name.startswith("."))
@@ -198,7 +202,7 @@ class Picture(NamedTuple):
     alpha: Tensor | None  # (1, 1, H, W) in [0, 1]; None where all of it is opaque
     bits: int  # of a channel in the file: 8, 16, or 32 for floats
     grey: bool  # whether the file has one channel for all three
-    notes: list[str]  # what had to be done to it, one line each, beginning with the file's name
+    notes: list[str]  # lines for the user, each beginning with the name of the file
 
     @property
     def over_mean(self) -> Tensor:
@@ -213,8 +217,8 @@ class Picture(NamedTuple):
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
     """Read a picture of a kind, a name in `utils.KINDS`; only COLOUR is colour managed.
 
-    Takes whatever Pillow reads: grey, palette, transparent, CMYK, rotated, with a colour profile;
-    and what has 16 bits or floats, EXR too, as OpenImageIO reads it.
+    Pillow reads pictures of 8 bits: grey, palette, transparent, CMYK, rotated, with a colour
+    profile. OpenImageIO reads those of 16 bits and of floats, EXR included.
 
     Raises UserError when the file cannot be read, is damaged, is beyond Pillow's limit on
     pixels or holds values that are not finite; of COLOUR also when it is wholly transparent or
@@ -236,7 +240,7 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
                 read = _shallow_values(path, picture, kind, notes)
         values, alpha, bits = read
         if not np.isfinite(values).all():
-            raise ValueError("holds values that are not finite")
+            raise ValueError(_NOT_FINITE)
     if kind == COLOUR and alpha is not None and alpha.max() == 0:
         raise UserError(f"{path}: every pixel is transparent")
     image = torch.from_numpy(values).permute(2, 0, 1)[None].expand(1, 3, -1, -1).contiguous()
@@ -273,8 +277,8 @@ def read_vectors(path: Path) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image | None]:
-    """Open a picture, None where OpenImageIO alone may read it; whatever is raised inside the
-    block becomes a UserError."""
+    """Open a picture; None where OpenImageIO alone reads it. Any error raised inside the block
+    becomes a UserError."""
     try:
         with warnings.catch_warnings():
             # Pillow grumbles about files that it then reads well; but between one and two times
@@ -287,7 +291,7 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
         limit = Image.MAX_IMAGE_PIXELS
         raise UserError(f"{path}: too large, at most {limit} pixels are read") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture of a kind that is read") from error
+        raise UserError(f"{path}: not a picture in a format that is read") from error
     except Exception as error:
         # Damaged bytes come back as OSError, SyntaxError, struct.error, IndexError and more.
         raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
@@ -295,7 +299,7 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
 
 @contextmanager
 def _libraries_silent() -> Iterator[None]:
-    """Without the lines that libtiff writes past Python to stderr: what matters is an error too."""
+    """Drop lines that libraries write to descriptor 2; what matters is raised as well."""
     stderr = copy_of_stderr()
     if stderr is None:
         yield
@@ -311,10 +315,11 @@ def _libraries_silent() -> Iterator[None]:
 
 
 def _of_any_size_of_ours(path: Path) -> Image.Image | None:
-    """Open a picture, beyond Pillow's limit on pixels too if its record says that it is ours, of
-    that very size, and there is memory for it: a few bytes may claim to be any picture.
+    """Open a picture; None where OpenImageIO alone reads it.
 
-    None where OpenImageIO alone may read it."""
+    One beyond Pillow's limit on pixels is opened only if its record has that size and there is
+    memory for it, as a few bytes may claim to be a picture of any size.
+    """
     kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
     with open_regular(path) as file:
         bytes_ = os.fstat(file.fileno()).st_size
@@ -353,8 +358,8 @@ def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
-    """The name in OpenImageIO of a file that it is to read, as Pillow would not read all of its
-    bits; "" of other files."""
+    """The format, as OpenImageIO names it, of a file whose bits Pillow does not read in full; "" of
+    other files."""
     if picture is None:
         return format_of(path) or ""
     tiles: Any = getattr(picture, "tile", [])
@@ -366,12 +371,12 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
     }
     name = picture.format or ""
     if name == "JPEG2000":  # of which Pillow does not say
-        return OF_PILLOW[name] if has_more_than_8_bits(path, OF_PILLOW[name]) else ""
-    return OF_PILLOW[name] if is_deep.get(name) else ""
+        is_deep[name] = has_more_than_8_bits(path, FORMATS[name])
+    return FORMATS[name] if is_deep.get(name) else ""
 
 
 def _bits_of_tiff(picture: Image.Image) -> int:
-    """Bits of a channel; 16 of signed ones, which Pillow takes for unsigned."""
+    """Bits of a channel of a TIFF; 16 of signed ones, which Pillow takes for unsigned."""
     tags: Any = getattr(picture, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     return 16 if signed else max(tags.get(_BITS_PER_SAMPLE, (8,)))
@@ -383,20 +388,20 @@ Values = tuple[np.ndarray, np.ndarray | None, int]  # (H, W, 1 or 3), alpha (H, 
 def _deep_values(
     path: Path, format: str, picture: Image.Image | None, kind: str, notes: list[str]
 ) -> Values:
-    """What OpenImageIO reads: the file's own values, or sRGB's where they are of COLOUR."""
+    """The values by OpenImageIO: those of the file or, of COLOUR, converted to sRGB."""
     deep = read_deep(path, format, notes, straight=kind == COLOUR)
     values, bits = deep.values, deep.bits
     if kind != COLOUR:
         return values, deep.alpha, bits
     if bits < FLOAT_BITS:
-        values = values.clip(0, 1)  # as what is divided by alpha may be above it
+        values = values.clip(0, 1)  # as division by alpha may exceed 1
     _check_floats_of_colours(values)
     space: Space | None = None
     if format == "openexr":
         space = deep.space or LINEAR  # its values are light
     elif picture is not None:
         space = _space_in(picture, path, bits, notes)
-    # libpng passes over profiles that it holds for wrong, which Pillow does not.
+    # Pillow also has the profiles that libpng drops as invalid.
     profile = picture.info.get("icc_profile") if picture else deep.profile
     if space is None and profile:
         try:
@@ -405,19 +410,21 @@ def _deep_values(
             notes.append(_UNUSABLE)
         else:
             if space is None:
-                notes.append("its colour profile is by tables, which are applied at 8 bits")
+                notes.append("its colour profile consists of tables, which are applied at 8 bits")
                 return _by_tables(values, profile, notes), deep.alpha, 8
     elif space is None and bits == FLOAT_BITS:
-        notes.append("floats without a colour profile, taken for values of sRGB")
+        notes.append("floats without a colour profile, read as sRGB")
     return values if space is None else converted(values, space), deep.alpha, bits
 
 
 def _check_floats_of_colours(values: np.ndarray) -> None:
     least, most = values.min(), values.max()
-    if not (least >= 0 and most <= 1):  # so that NaN is refused
+    if not np.isfinite((least, most)).all():
+        raise ValueError(_NOT_FINITE)
+    if least < 0 or most > 1:
         raise ValueError(
-            f"floats of {least:g} to {most:g}, those of colours are 0 to 1: scale them first; "
-            "those of a map, --maps, may be any"
+            f"floats from {least:.3g} to {most:.3g}, allowed for colours are 0 to 1: scale them "
+            "first; a map of --maps may have any"
         )
 
 
@@ -429,14 +436,14 @@ def _by_tables(values: np.ndarray, profile: bytes, notes: list[str]) -> np.ndarr
 
 
 def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str]) -> Values:
-    """What Pillow reads: the file's own values, or sRGB's where they are of COLOUR."""
+    """The values by Pillow: those of the file or, of COLOUR, converted to sRGB."""
     picture = _loaded(path, picture, notes)
     if getattr(picture, "is_animated", False):
         notes.append("several frames, only the first is used")
-    upright = _upright(picture, notes)  # which finds out first what EXIF cannot be read
+    upright = _upright(picture, notes)  # before _space_in, as this notes EXIF that cannot be read
     space = _space_in(picture, path, 8, notes) if kind == COLOUR else None
     if _bits_of_tiff(picture) > 8:
-        notes.append(f"{picture.mode} of more than 8 bits, read with 8")
+        notes.append(f"{picture.mode} of more than 8 bits a channel, read with 8")
     picture = upright
     if picture.mode[0] in "IF":
         values, bits = values_of(np.asarray(picture)[..., None])
@@ -457,7 +464,7 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
 
 
 def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
-    """The picture with its pixels; of a JPEG that lacks its end mark, and nothing else, as well."""
+    """The picture, decoded; also a JPEG that lacks its end mark but no pixels."""
     try:
         picture.load()
     except OSError:
@@ -474,13 +481,13 @@ def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
         picture.load()
     else:
         if picture.format == "JPEG" and lacks_data(path):
-            notes.append("damaged, data are missing before its end, where it is grey")
+            notes.append("damaged: data are missing at its end, where it is grey")
     return picture
 
 
 def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
-    """The colour space that a file names otherwise than by an ICC profile, which goes before all
-    but cICP; None where there is none."""
+    """The colour space that a file names by other means than an ICC profile, or None. Only cICP
+    takes precedence over an ICC profile."""
     if picture.format == "PNG":
         space = space_in_png(picture.info, _cicp(path), bits, notes)
         if space is not None or {"srgb", "gamma", "chromaticity"} & picture.info.keys():
@@ -494,7 +501,7 @@ def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> 
 
 
 def _cicp(path: Path) -> bytes | None:
-    """The chunk of a PNG that Pillow passes over: the content of cICP."""
+    """The content of the chunk cICP of a PNG, which Pillow does not read; None: there is none."""
     with open_regular(path) as file:
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
@@ -508,7 +515,7 @@ def _cicp(path: Path) -> bytes | None:
 def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     """Return an 8-bit picture as RGB in sRGB, through its own colour profile if it has one."""
     profile = picture.info.get("icc_profile")
-    if picture.mode == "LAB":  # what the profile says is of its printing
+    if picture.mode == "LAB":  # its profile describes printing
         lab = ImageCms.createProfile("LAB")
         return _through(picture, lab)
     if picture.mode not in ("L", "RGB", "CMYK"):
@@ -521,7 +528,7 @@ def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     except ImageCms.PyCMSError:
         notes.append(_UNUSABLE)
         return plain
-    # One level is rounding: the profile is sRGB under any of its names, so keep the exact pixels.
+    # A difference of one level is rounding: the profile is sRGB, so the exact pixels are kept.
     difference = np.asarray(ImageChops.difference(plain, managed))
     return managed if difference.max() > 1 else plain
 
@@ -543,15 +550,14 @@ def check_suffix(path: Path) -> None:
 
 
 def check_save_path(path: Path) -> None:
-    """See that a picture can be saved there: raises UserError when the suffix is not one of
-    SUFFIXES, or as `check_writable` does."""
+    """Raise UserError when the suffix is not one of SUFFIXES or the file cannot be written."""
     check_suffix(path)
     check_writable(path)
 
 
 def check_format(path: Path, size: Size) -> None:
-    """Raise UserError where the format cannot hold a picture of (height, width), or could not be
-    read again."""
+    """Raise UserError where the format cannot hold a picture of (height, width), or Pillow would
+    not read it again."""
     kind, _ = _FORMATS[path.suffix.lower()]
     if max(size) > MAX_SIDES[kind]:
         raise UserError(
@@ -559,7 +565,9 @@ def check_format(path: Path, size: Size) -> None:
         )
     most = Image.MAX_IMAGE_PIXELS
     if kind not in _ANY_SIZE and most is not None and math.prod(size) > most:
-        raise UserError(f"{path}: {told(size)}, at most {most} pixels of {kind} are read again")
+        raise UserError(
+            f"{path}: {told(size)}, a {kind} of more than {most} pixels cannot be read again"
+        )
 
 
 def save_picture(
@@ -575,14 +583,14 @@ def save_picture(
 def encoded(
     image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
 ) -> memoryview:
-    """The bytes of the file that `save_picture` saves, as the suffix says, `record` inside.
+    """The bytes of the file that `save_picture` saves, in the format of its suffix.
 
     Args:
         image: (1, C, H, W) in [0, 1]: C is 1 for grey, 3 for colours, and one more for alpha,
             which .png, .webp, .tif and .exr hold.
-        bits: of a channel: 8, 16 or 32, which are floats of any size; where the format does not
-            hold them, the most below that it holds.
-        kind: a name in `utils.KINDS`; of COLOUR an EXR has the light that values of sRGB stand for.
+        bits: of a channel: 8, 16, or 32 for floats, which may have any value. They are reduced to
+            what the format holds, as by `bits_saved`.
+        kind: a name in `utils.KINDS`; an EXR of COLOUR holds linear light.
 
     Raises UserError when the format cannot hold it, ValueError for another shape or for values
     that are not finite.
@@ -592,8 +600,7 @@ def encoded(
     if not image.isfinite().all():
         raise ValueError("the picture holds values that are not finite")
     format, options = _FORMATS[path.suffix.lower()]
-    held = bits_held(path)
-    bits = max((one for one in held if one <= bits), default=held[0])
+    bits = bits_saved(path, bits)
     levels = _levels_of(image, bits)
     try:
         if bits == 8:
@@ -609,16 +616,18 @@ def encoded(
         in_exif = {"Software": _RECORD_KEY, "ImageDescription": text}
         texts = {_RECORD_KEY: text} if format == "PNG" else in_exif
         with _libraries_silent():
-            return encoded_deep(levels, _IN_OIIO[format], texts)
+            return encoded_deep(levels, FORMATS[format], texts)
     except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
         raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
 
 
 def check_bits(path: Path, bits: int) -> None:
     """Raise UserError where a file of that suffix cannot have so many bits of a channel."""
-    held = bits_held(path)
-    if bits not in held:
-        raise UserError(f"--bits {bits}: {path} has {held[0]}; .png and .tif have 8 or 16")
+    if bits_saved(path, bits) != bits:
+        held = bits_saved(path, 8)
+        raise UserError(
+            f"--bits {bits}: {path} holds {held} bits a channel; .png and .tif hold 8 or 16"
+        )
 
 
 def holds_alpha(path: Path) -> bool:
@@ -626,13 +635,15 @@ def holds_alpha(path: Path) -> bool:
     return _FORMATS[path.suffix.lower()] is not _JPEG
 
 
-def bits_held(path: Path) -> tuple[int, ...]:
-    """The bits of a channel that a file of that suffix may have, least first."""
-    return _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
+def bits_saved(path: Path, bits: int) -> int:
+    """The bits that a channel gets in a file of that suffix: as many as asked for or, where the
+    format does not hold them, the most below that it holds, or its least."""
+    held = _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
+    return max((one for one in held if one <= bits), default=held[0])
 
 
 def _levels_of(image: Tensor, bits: int) -> np.ndarray:
-    """(1, C, H, W) in [0, 1] -> levels, (H, W, C); with 32 bits floats as they are."""
+    """(1, C, H, W) in [0, 1] -> levels (H, W, C): uint8, uint16 or, of 32 bits, float32."""
     pixels = image.detach()[0].movedim(0, 2)
     kind, most = {8: (np.uint8, LEVELS), 16: (np.uint16, LEVELS_16_BIT)}.get(bits, (np.float32, 0))
     levels = np.empty(pixels.shape, kind)
@@ -645,11 +656,12 @@ def _levels_of(image: Tensor, bits: int) -> np.ndarray:
 
 
 def as_saved(image: Tensor, path: Path, bits: int = 8) -> Tensor:
-    """(1, 1 or 3, H, W) in [0, 1] -> (1, 3, H, W), what will be read from the file that
+    """(1, 1 or 3, H, W) in [0, 1] -> (1, 3, H, W), as it will be read from the file that
     `save_picture` saves; raises as `encoded` does."""
-    held = bits_held(path)
-    if max((one for one in held if one <= bits), default=held[0]) > 8:
-        return image.expand(-1, 3, -1, -1)  # what rounding changes is too little to be told
+    if bits_saved(path, bits) > 8:
+        return image.expand(
+            -1, 3, -1, -1
+        )  # what rounding to 16 bits changes is too little to matter
     Image.init()
     opener: Any = Image.OPEN[_FORMATS[path.suffix.lower()][0]][0]  # of any size
     with opener(BytesIO(encoded(image, path, {}, bits)), "") as picture, _libraries_silent():
@@ -679,7 +691,7 @@ def read_size(path: Path) -> Size:
 
 
 def record_at(path: Path) -> dict[str, Any]:
-    """The record of a picture, {} where there is no picture."""
+    """The record of a picture; {} where there is no picture, or one without a record."""
     try:
         return read_record(path)
     except UserError:  # no picture

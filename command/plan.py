@@ -23,9 +23,9 @@ from command.arguments import MOST_PICTURES, NOT_RECORDED, VERSION, Request, pai
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, kept_of, output_size
 from command.effects import check_effects
 from command.maps import CarriedMap, alpha_map, read_map
-from command.outputs import check_log, check_outputs, check_page, snapshot_of
+from command.outputs import PAGE, check_log, check_outputs, check_page, snapshot_of
 from command.pictures import (
-    bits_held,
+    bits_saved,
     check_bits,
     check_format,
     check_save_path,
@@ -34,7 +34,7 @@ from command.pictures import (
     record_at,
 )
 from command.settings import ASKED, named
-from command.sheet import ANIMATION, PAGE, SHEET, check_animation, check_sheet
+from command.sheet import ANIMATION, SHEET, check_animation, check_sheet
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
@@ -233,7 +233,9 @@ def _check_beside(request: Request, results: list[Path], exemplars: int) -> None
     if request.report:
         folders = sorted({str(path.parent) for path in results})
         if not any(Path(folder).resolve() == request.report.resolve() for folder in folders):
-            raise UserError(f"--report {request.report}: pictures are saved in {folders[0]}")
+            raise UserError(
+                f"--report {request.report}: this run saves pictures in {folders[0]}, give that"
+            )
         check_page(request.report / PAGE)
     if request.animate:
         check_animation(request.animate, several, snapshots)
@@ -379,7 +381,7 @@ def _job(
         )
     bits, grey = _depth(request, path, save_path, pictures)
     if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
-        pictures.notes.append(f"{save_path}: JPEG changes what is kept, .png keeps it to the bit")
+        pictures.notes.append(f"{save_path}: JPEG changes the pixels that are kept, .png does not")
     return Job(
         path,
         spec,
@@ -404,12 +406,11 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     made of."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
-    names += [] if request.init in (None, "content", "noise") else [request.init]
+    names += [request.init_picture] if request.init_picture else []
     found = {name: pictures.read(name) for name in names}
     deepest = max(found, key=lambda name: found[name].bits)
     wanted = int(request.bits or min(16, found[deepest].bits))
-    held = bits_held(save_path)
-    bits = max((one for one in held if one <= wanted), default=held[0])
+    bits = bits_saved(save_path, wanted)
     if bits < wanted:
         name = Path(deepest).name
         pictures.notes.append(
@@ -695,14 +696,14 @@ def _layers_in(net: str, request: Request) -> Layers:
 def check_uses(request: Request) -> None:
     """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
     if request.resume and request.split:
-        raise UserError("--resume: not with --split, whose processes would have to go on together")
+        raise UserError("--resume: not with --split, whose processes keep no checkpoints")
     if request.workers and request.split:
         raise UserError("--workers: not with --split, whose processes make one picture at a time")
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
-            raise UserError(f"--alpha: the alpha of one exemplar, leave out --{flag}")
+            raise UserError(f"--alpha: belongs to one exemplar, leave out --{flag}")
     if request.maps and request.mix:
-        raise UserError("--maps: of one exemplar, leave out --mix")
+        raise UserError("--maps: belong to one exemplar, leave out --mix")
     if request.weights_layout and not request.weights:
         raise UserError("--weights_layout: requires --weights PATH")
     for flag, given in (
@@ -712,7 +713,7 @@ def check_uses(request: Request) -> None:
         ("content_layers", request.content_layers is not None),
     ):
         if given and not request.style_image:
-            raise UserError(f"--{flag}: of use with --style_image only, which is missing")
+            raise UserError(f"--{flag}: no effect without --style_image")
     if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
         raise UserError("--mix: exemplars are mixed as they are, not rotated or resized")
     if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
@@ -722,8 +723,8 @@ def check_uses(request: Request) -> None:
             raise UserError(
                 f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
             )
-    if request.mask and request.init in (None, "content", "noise"):
-        raise UserError(f"--mask {request.mask}: say what is masked, --init PICTURE")
+    if request.mask and request.init_picture is None:
+        raise UserError(f"--mask {request.mask}: requires --init PICTURE, which it masks")
     if request.mask and request.expand:
         raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")
     if request.style_image and (request.mask or request.expand):

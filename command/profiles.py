@@ -1,7 +1,7 @@
-"""Which colours the numbers of a picture are, as ICC profiles, chunks of PNG and EXIF say; to sRGB.
+"""Colour spaces of picture files, by ICC profile, PNG chunk, AVIF box or EXIF, converted to sRGB.
 
-A colour space is three primaries, a white and a curve. ICC profiles that are tables, of CMYK for
-example, are left to Little CMS, which Pillow has for 8 bits.
+A colour space is three primaries, a white and a curve for each channel. ICC profiles that consist
+of tables, such as those of CMYK, are left to Little CMS, which Pillow applies at 8 bits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 Curve = Callable[[np.ndarray], np.ndarray]  # values in [0, 1] -> light in [0, 1], by element
 Chromaticities = tuple[float, ...]  # x and y of white, red, green and blue
 
-ROWS = 256  # of a picture that are converted at a time
-NEARLY = 1 / 255  # what a space may differ by from sRGB and is still it, rounded: as 8 bits show it
+ROWS = 256  # of a picture, converted at a time
+NEARLY = 1 / 255  # a space that differs from sRGB by at most this counts as sRGB
 D65 = (0.3127, 0.3290)
 SRGB_PRIMARIES = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE_RGB_PRIMARIES = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_RGB_GAMMA = 563 / 256
-# ITU-T H.273, as cICP names them; what is left out is rare in pictures.
+# Numbers of ITU-T H.273, which cICP uses; those left out are rare in pictures.
 H273_PRIMARIES: dict[int, Chromaticities] = {
     1: SRGB_PRIMARIES,
     5: (*D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
@@ -35,7 +35,7 @@ H273_PRIMARIES: dict[int, Chromaticities] = {
 }
 H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 H273_SRGB, H273_UNSPECIFIED, H273_VIDEO = 13, 2, (1, 6, 14, 15)
-# Of gAMA and of the EXIF tags: the value that stands for sRGB in libpng, and an open one.
+# gAMA: the values that libpng takes for sRGB, and those that are usable.
 SRGB_GAMMAS = (0.45, 0.46)
 GAMMAS = (0.05, 20)
 EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
@@ -52,8 +52,8 @@ class Space(NamedTuple):
     most: float = 1.0
 
     def to_srgb(self, values: np.ndarray) -> np.ndarray:
-        """(..., 1) or (..., 3) of values in [0, 1] -> the same of sRGB; what sRGB has not is
-        clipped. Grey is along the line from black to white in any space."""
+        """(..., 1) or (..., 3) of values in [0, 1] -> the same in sRGB, colours beyond it clipped.
+        One channel is grey, the line from black to white."""
         values = np.clip((values - self.least) / (self.most - self.least), 0, 1)
         parts = np.split(values, values.shape[-1], axis=-1)
         curves = self.curves * (len(parts) // len(self.curves))
@@ -64,7 +64,7 @@ class Space(NamedTuple):
         return _srgb_encoded(np.clip(light, 0, 1))
 
     def is_srgb(self) -> bool:
-        """Whether it is sRGB to what 8 bits show, under another name."""
+        """Whether it differs from sRGB by at most NEARLY."""
         steps = np.linspace(0, 1, 9)
         cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
         ramp = np.repeat(np.linspace(0, 1, 256)[:, None], 3, 1)
@@ -73,7 +73,7 @@ class Space(NamedTuple):
 
 
 def converted(values: np.ndarray, space: Space) -> np.ndarray:
-    """(H, W, 1) or (H, W, 3) of values in [0, 1] of a space -> of sRGB, float32."""
+    """(H, W, 1) or (H, W, 3) of values of a space in [0, 1] -> the same in sRGB, float32."""
     if space.is_srgb():
         return values
     found = np.empty(values.shape, np.float32)
@@ -84,7 +84,7 @@ def converted(values: np.ndarray, space: Space) -> np.ndarray:
 
 
 def gamma_curve(gamma: float) -> Curve:
-    """Values to the power of gamma."""
+    """The curve that raises values to the power of gamma."""
     return lambda values: values**gamma
 
 
@@ -98,10 +98,13 @@ def _srgb_encoded(light: np.ndarray) -> np.ndarray:
 
 
 def space_of(primaries: Chromaticities, curve: Curve) -> Space:
-    """A space by x and y of its white, red, green and blue.
+    """The space of the given chromaticities and curve.
+
+    Args:
+        primaries: x and y of white, red, green and blue.
 
     Raises:
-        ValueError: no three primaries of light that add up to that white.
+        ValueError: the primaries do not add up to the white.
     """
     white, *colours = (_xyz(*pair) for pair in zip(primaries[::2], primaries[1::2], strict=True))
     matrix = np.stack(colours, 1)
@@ -120,7 +123,7 @@ def _xyz(x: float, y: float) -> np.ndarray:
 
 
 def _adapted_to_d50(white: np.ndarray) -> np.ndarray:
-    """What brings XYZ about a white to the one of ICC profiles (Bradford, as they have it)."""
+    """(3, 3): adapts XYZ from a white to D50, that of ICC profiles, by Bradford's method."""
     bradford = np.array(
         [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
     )
@@ -138,13 +141,14 @@ LINEAR = SRGB._replace(curves=(gamma_curve(1),))
 def space_in_png(
     info: Mapping[Any, Any], cicp: bytes | None, bits: int, notes: list[str]
 ) -> Space | None:
-    """The space that the chunks of a PNG name, but for its ICC profile, which a sound cICP goes
-    before and which goes before all others; None where there is none.
+    """The space that a PNG names by cICP, or else by gAMA and cHRM; None where it names none, or
+    has an ICC profile or sRGB instead, which come after cICP and before gAMA and cHRM.
 
     Args:
-        info: what Pillow found.
-        cicp: that chunk's content.
+        info: `Image.info` of Pillow.
+        cicp: the content of that chunk; None: there is none.
         bits: of a channel.
+        notes: lines for the user are appended to it.
     """
     if cicp is not None:
         space = _space_of_cicp(cicp, bits, notes)
@@ -172,7 +176,7 @@ def _space_of_cicp(chunk: bytes, bits: int, notes: list[str]) -> Space | None:
     primaries, transfer, matrix, full = chunk if len(chunk) == 4 else (0, 0, 0, 0)
     space = None if matrix or full > 1 else _space_of_h273(primaries, transfer, notes)
     if space is None:
-        notes.append(f"cICP {list(chunk)}, colours that are not read, ignored")
+        notes.append(f"cICP {list(chunk)}: a colour space that is not read, ignored")
         return None
     if full:
         return space
@@ -186,21 +190,22 @@ def _space_of_h273(primaries: int, transfer: int, notes: list[str]) -> Space | N
     if primaries not in H273_PRIMARIES or not known:
         return None
     if transfer in H273_VIDEO:
-        notes.append(f"colours with the curve of video, {transfer}, taken for that of sRGB")
+        notes.append(f"transfer function {transfer} of H.273, that of video, read as that of sRGB")
     gamma = H273_GAMMAS.get(transfer)
     return space_of(H273_PRIMARIES[primaries], gamma_curve(gamma) if gamma else srgb_curve)
 
 
 def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
-    """The space that an AVIF names by numbers, of which Pillow tells nothing; None where it names
-    none.
+    """The space that an AVIF names by numbers of H.273, which Pillow does not read; None where it
+    names none.
 
     Args:
-        head: how the file begins, with all that comes before the pixels.
+        head: the first bytes of the file, up to its pixels.
+        notes: lines for the user are appended to it.
     """
     bits = head.find(b"pixi") + 9  # after the version, flags and the number of channels
     if bits > 9 and max(head[bits : bits + 1], default=8) > 8:
-        notes.append(f"{head[bits]} bits, read with 8")
+        notes.append(f"{head[bits]} bits a channel, read with 8")
     named = head.find(b"colrnclx")
     if named < 0 or len(head) < named + 12:
         return None
@@ -209,12 +214,13 @@ def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
         return None
     space = _space_of_h273(primaries, transfer, notes)
     if space is None:
-        notes.append(f"colours by nclx {primaries}, {transfer}, which are not read, ignored")
+        notes.append(f"nclx {primaries}, {transfer}: a colour space that is not read, ignored")
     return space
 
 
 def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
-    """The space that EXIF names: Adobe RGB, as cameras do (DCF 2.0), or None for sRGB."""
+    """Adobe RGB where EXIF names it, as cameras do (DCF 2.0); None for sRGB. A line for the user is
+    appended to `notes` where it names another space."""
     with suppress(Exception):  # as many kinds as there are ways to write EXIF wrongly
         exif = picture.getexif()
         colour_space = exif.get_ifd(EXIF_IFD).get(COLOR_SPACE)
@@ -225,17 +231,20 @@ def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
         foreign = not np.allclose(told, SRGB_PRIMARIES[2:], rtol=0, atol=0.01)
         if colour_space == UNCALIBRATED or foreign:
             notes.append(
-                "EXIF says that its colours are not those of sRGB, but not wholly which they are, "
-                "and there is no profile: taken for sRGB"
+                "EXIF names a colour space other than sRGB that it does not describe, and there is "
+                "no colour profile: read as sRGB"
             )
     return None
 
 
 def space_of_icc(profile: bytes, channels: int) -> Space | None:
-    """The space of an ICC profile, None where it is a table.
+    """The space of an ICC profile; None where the profile consists of tables.
+
+    Args:
+        channels: of the picture, 1 or 3.
 
     Raises:
-        ValueError: a profile that is damaged, or not of so many channels, 1 or 3.
+        ValueError: the profile is damaged, or of another number of channels.
     """
     try:
         (count,) = struct.unpack_from(">I", profile, 128)
@@ -252,7 +261,7 @@ def space_of_icc(profile: bytes, channels: int) -> Space | None:
         columns = [np.array(struct.unpack_from(">3i", tags[c + b"XYZ"], 8)) for c in _RGB]
         curves = tuple(_icc_curve(tags[c + b"TRC"]) for c in _RGB)
     except (struct.error, KeyError) as error:
-        raise ValueError("a profile that lacks what it needs") from error
+        raise ValueError("a profile that lacks tags") from error
     return Space(curves, np.stack(columns, 1) / 65536)
 
 

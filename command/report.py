@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from command.arguments import Request, argv_of, recorded_flags
 from command.display import A_LINE, say
-from command.outputs import check_page
+from command.outputs import PAGE, check_page
 from command.pictures import SUFFIXES, files_in, read_levels, read_picture, read_record, read_size
 from command.results import AFTERWARDS, CURVE, Failed, finite
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import ASKED, exemplar_of, flags_of
-from command.sheet import PAGE, snapshots_of
+from command.sheet import snapshots_of
 from command.streams import put
 from command.verdict import faults, verdict
 from utils import Size, UserError, in_one_line, save_bytes, told

@@ -1,6 +1,6 @@
-"""Whether what the command stands on is there: asked before anything else is imported.
+"""Check Python's version and the packages that are needed, before anything else is imported.
 
-So this file has nothing that an old Python could not read.
+Old versions of Python must be able to parse this file.
 """
 
 import sys

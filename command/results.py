@@ -49,12 +49,7 @@ class Net:
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
 RECORDED = 60  # points of the loss curve
-AFTERWARDS = {
-    "steps",
-    "error",
-    INTERRUPTED,
-    CURVE,
-}  # of a record, what is known when a picture is there
+AFTERWARDS = {"steps", "error", INTERRUPTED, CURVE}  # keys of a record known only when all is made
 
 
 class Course(NamedTuple):
@@ -163,7 +158,7 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
     ours = _says(found, record)
     if there and not ours and not overwrite:
         raise UserError(
-            f"{there[0]}: another picture is there, give --overwrite or another --save_path"
+            f"{there[0]}: another file is there, give --overwrite or another --save_path"
         )
     whole = len(there) == len(job.written()) and INTERRUPTED not in found
     return ours and whole and finite(found.get("error")) is not None  # which is what is known last

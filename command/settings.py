@@ -1,7 +1,6 @@
-"""Settings that are read instead of typed: those of a picture's record, and those of a file.
+"""Flags that are read from a picture's record or from a file.
 
-Both become flags, which the command line's own parser then checks as if they had been typed: what
-a file says is no more trusted than what a user says.
+The parser of the command line checks them as if they had been typed: neither is trusted.
 """
 
 import hashlib
@@ -13,21 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from command.kinds import typed
+from command.kinds import kind_and_name
 from command.memory import ARRAY
 from command.pictures import find_picture, read_record, record_at
 from losses import TERMS
-from utils import TEXTURES, UserError, open_regular
+from utils import TEXTURES, UserError, open_regular, reason_of
 
 Flags = dict[str, Any]
-# In a record: the flags that were typed, and what else tells the picture: exemplar, seed, net and
-# precision. All beside it was decided: it is for the log, the report and whoever looks at it.
+# The key of a record that holds the flags that were typed, the exemplar, the seed, the net and the
+# precision, by which --from makes the picture again. All other keys hold what the program decided.
 ASKED = "asked"
-NET_FLAGS = {"model", "weights", "weights_layout"}  # say together which net it is
-# Flags -> those by which, typed now, they are another machine's, or another net's.
+NET_FLAGS = {"model", "weights", "weights_layout"}  # together they select the net
+# Flags of a record -> flags that, typed now, drop them.
 REPLACED = dict.fromkeys(NET_FLAGS, NET_FLAGS) | {"precision": {"device"}}
-# Records of 0.2.1 and older do not tell what was typed from what followed. All counts as typed but
-# what these flags, typed now, would make wrong.
+# The same for records of 0.2.1 and older, which do not tell flags that were typed from values that
+# followed from them: all count as typed.
 FOLLOWED = {
     **dict.fromkeys(TERMS, {"method", "preset"}),
     "spectrum": {"method", "preset", "gt_path", "style_image", "guide", "orientation", "repaint"},
@@ -37,11 +36,11 @@ FOLLOWED = {
     **dict.fromkeys(("repaint", "epoch", "optimizer"), {"preset"}),
 }
 MOST_BYTES = 2**20  # of a file of flags
-TYPED_ONLY = {"config", "help", "version"}  # what would be ignored, or end the run, in such a file
+TYPED_ONLY = {"config", "help", "version"}  # flags that are not allowed in a file
 
 
 def named(path: Path) -> str:
-    """As records and results name a file: ours by its name, others as they were given."""
+    """The name of a file in records: of one in textures/ its name alone, else its path."""
     return path.name if path.parent == TEXTURES else str(path)
 
 
@@ -52,10 +51,10 @@ def digest(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        told = path.stat()
-        return _digest(path, told.st_mtime_ns, told.st_size)
+        known = path.stat()
+        return _digest(path, known.st_mtime_ns, known.st_size)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 @cache
@@ -68,23 +67,26 @@ def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Fl
     """The flags that were typed for a picture, by its record.
 
     Args:
-        path: of the picture.
-        names: of flags that a record may give; others are ignored.
-        typed: names of flags that are typed now, which are not looked up.
+        path: path of the picture.
+        names: names of flags that may be taken from a record; others are ignored.
+        typed: names of flags that are typed now, which are left out.
 
     Raises:
-        UserError: no picture, no record of ours in it, or a file that it was made from is not here
-            as it was: where it was, in `textures/` or beside the picture.
+        UserError: there is no picture or no record in it, or a file that it was made from is
+            missing or has changed. Files are looked for at their old path, in `textures/` and
+            beside the picture.
     """
     record = read_record(path)
     inputs = record.get("inputs")
     if "gt_path" not in record or not isinstance(inputs, dict):
-        raise UserError(f"--from {path}: holds no record of how it was made")
+        raise UserError(
+            f"--from {path}: holds no record of this program, so it cannot be made again"
+        )
     return _located(flags_of(record, names, typed), inputs, path)
 
 
 def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ()) -> Flags:
-    """As `of_picture`, with files named as the record names them."""
+    """The same from a record, with files named as in the record."""
     asked, replaced = record.get(ASKED), REPLACED
     if not isinstance(asked, dict) or "gt_path" not in asked:
         asked, replaced = record, REPLACED | FOLLOWED
@@ -93,7 +95,7 @@ def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ())
 
 
 def made_by(path: Path, version: str) -> str | None:
-    """What the user should hear of a picture that another version of this program made."""
+    """A line where another version of this program made the picture; None where this one did."""
     found = record_at(path).get("version")
     if found == version:
         return None
@@ -101,27 +103,31 @@ def made_by(path: Path, version: str) -> str | None:
 
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
-    """A value with every name of an input as the path where that is now."""
+    """A value with the name of every input replaced by its present path."""
     if isinstance(value, dict):
         return {name: _located(one, inputs, picture) for name, one in value.items()}
     if isinstance(value, list):
         return [_located(one, inputs, picture) for one in value]
     if not isinstance(value, str):
         return value
-    kind, name = typed(value) if value not in inputs else (None, value)
+    kind, name = kind_and_name(value) if value not in inputs else (None, value)
     if name.startswith(ARRAY):
-        raise UserError(f"--from {picture}: {name} was a picture in memory, no file, give it anew")
+        raise UserError(
+            f"--from {picture}: made from {name}, a picture in memory: give that picture again"
+        )
     if name not in inputs:
         return value
     path = found_input(name, inputs[name], picture)
     if path is None:
-        raise UserError(f"--from {picture}: {name} is not here as it was, by its SHA-256")
+        raise UserError(
+            f"--from {picture}: made from {name}, which is missing or has changed (SHA-256)"
+        )
     return f"{kind}:{named(path)}" if kind else named(path)
 
 
 def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
-    """Where a file is now that a picture was made from: where it was, in `textures/` or beside the
-    picture; None if it is nowhere, or is another one."""
+    """The present path of a file that a picture was made from: its old one, in `textures/` or
+    beside the picture; None where it is missing or has changed."""
     for path in _candidates(name, picture):
         with suppress(UserError):  # it can be opened, but not read
             if digest(path) == sha256:
@@ -130,7 +136,7 @@ def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
 
 
 def exemplar_of(picture: Path, record: Flags) -> Path | None:
-    """The picture whose texture a result has, if it is still here as it was."""
+    """The exemplar of a result; None where it is missing or has changed."""
     name, inputs = record.get("style_image") or record.get("gt_path"), record.get("inputs")
     if not isinstance(name, str) or not isinstance(inputs, dict):
         return None
@@ -149,7 +155,7 @@ def of_file(path: Path) -> Flags:
     """The flags of a TOML file: `size = "512x256"`, `preset = "best"`.
 
     Raises:
-        UserError: it cannot be read, or says what only a command line can.
+        UserError: the file cannot be read, is not TOML, or has one of TYPED_ONLY.
     """
     try:
         with open_regular(path) as file:
@@ -160,7 +166,7 @@ def of_file(path: Path) -> Flags:
     except RecursionError as error:
         raise UserError(f"--config {path}: nested too deep") from error
     except (OSError, ValueError) as error:  # both TOML's and UTF-8's errors are ValueErrors
-        raise UserError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"--config {path}: {reason_of(error)}") from error
     for name in TYPED_ONLY & found.keys():
-        raise UserError(f"--config {path}: {name} is for the command line alone")
+        raise UserError(f"--config {path}: {name} is allowed on the command line only")
     return found

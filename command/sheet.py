@@ -2,7 +2,6 @@
 
 import glob
 import math
-import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from command.outputs import step_of
 from command.pictures import (
     check_save_path,
     read_levels,
@@ -25,11 +25,9 @@ from utils import LEVELS, UserError, check_writable, in_one_line, save_bytes
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
 ANIMATED = (".gif", ".webp")
-PAGE = "report.html"  # in a folder of results
 SHEET, ANIMATION = "sheet", "animation"  # what their records have, so that they are known again
 FRAME, LAST = 100, 1500  # ms
 REPEAT = "2x2 repeat"  # the title of it
-MOST_SHOWN = 1000  # pictures of a sheet or an animation
 MOST_SHOWN = 1000  # pictures of a sheet or an animation, all of which are in memory at once
 
 
@@ -87,9 +85,8 @@ def write_animation(result: Path, path: Path) -> None:
 def snapshots_of(result: Path) -> list[tuple[int, Path]]:
     """(step, path) of what `--save_every` has left beside a result, in order; that of another run,
     as its record says, is none."""
-    own = re.compile(re.escape(result.stem) + r"_(\d{6,})")
     beside = result.parent.glob(f"{glob.escape(result.stem)}_*{glob.escape(result.suffix)}")
-    found = [(int(m[1]), one) for one in beside if (m := own.fullmatch(one.stem))]
+    found = [(step, one) for one in beside if (step := step_of(one, result)) is not None]
     made = read_record(result)
     return sorted((step, one) for step, one in found if _is_of(record_at(one), made))
 
@@ -113,11 +110,11 @@ def check_sheet(path: Path, pictures: int, snapshots: int) -> None:
 def check_animation(path: Path, several: bool, snapshots: int) -> None:
     """Raise UserError for a file that cannot be an animation or saved, or a run that has none."""
     if path.suffix.lower() not in ANIMATED:
-        raise UserError(f"--animate {path}: use one of {' '.join(ANIMATED)}")
+        raise UserError(f"--animate {path}: unknown suffix, use one of {' '.join(ANIMATED)}")
     if several:
-        raise UserError(f"--animate {path}: of one picture, there are several")
+        raise UserError(f"--animate {path}: shows one picture, but this run makes several")
     if not snapshots:
-        raise UserError(f"--animate {path}: of snapshots, give --save_every STEPS")
+        raise UserError(f"--animate {path}: shows snapshots, give --save_every STEPS")
     if snapshots > MOST_SHOWN:
         raise UserError(
             f"--animate {path}: {snapshots} snapshots, at most {MOST_SHOWN} are shown, give a "

@@ -1,8 +1,7 @@
-"""What the command does before anything else: it opens standard streams that are closed, and lets
-signals end it by one line.
+"""The first steps of the command: open standard streams that are closed, and handle signals.
 
-It is imported before Python's version is checked, so it has nothing that an old Python could not
-read, and imports next to nothing, as a signal before that ends in a traceback.
+This module is imported before Python's version is checked, so old versions must be able to parse
+it, and it imports little, as a signal during its imports ends in a traceback.
 """
 
 import os
@@ -18,11 +17,11 @@ STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def open_streams() -> None:
-    """Open the null device as each of descriptors 0, 1 and 2 that is closed, for this process and
-    those that it starts.
+    """Open the null device on each of the descriptors 0, 1 and 2 that is closed, for this process
+    and those that it starts.
 
-    Else the next file that is opened gets that number, and what is meant for stderr is written
-    into it. Python has None in place of such a stream, and prints on stdout what is for stderr.
+    Otherwise the next file that is opened gets that number, and messages are written into it. For
+    a stream that is closed Python has None, and prints messages for stderr on stdout.
     """
     for descriptor, (name, mode) in enumerate(STREAMS):
         try:
@@ -37,16 +36,16 @@ def open_streams() -> None:
 
 
 def signals_exit() -> None:
-    """From here on signals end the process at once and by one line, until `signals_raise`: for
-    imports, which take seconds and would show their inside. A signal that is ignored, as nohup has
-    it, stays so."""
+    """Have signals end the process with one line, until `signals_raise` is called: imports take
+    seconds, and would end in a traceback. Signals that are ignored, as under nohup, stay ignored.
+    """
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, exit_at_once)
 
 
 def exit_at_once(number: int, frame: object) -> None:
-    """Handle a signal."""
+    """Handle a signal: write one line on stderr and end the process."""
     try:
         os.write(2, f"{NOTHING}\n".encode())
     except OSError:

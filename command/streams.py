@@ -1,4 +1,4 @@
-"""Standard output and error that are full, or that nobody reads any more."""
+"""Writing to stdout and stderr, which may be full, closed or no longer read."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from utils import UserError, reason_of
 
 
 def put(text: str) -> None:
-    """Write text on stdout, at once.
+    """Write text to stdout and flush it.
 
     Raises:
-        UserError: it cannot be written, as where a disk is full.
-        SystemExit: of code 0, where nobody reads it any more, so that there is nothing left to do.
+        UserError: it cannot be written, as on a full disk.
+        SystemExit: of code 0, where the reader of a pipe has ended.
     """
     error = write(text, sys.stdout)
     if isinstance(error, BrokenPipeError):
@@ -23,8 +23,11 @@ def put(text: str) -> None:
 
 
 def write(text: str, stream: TextIO | None) -> Exception | None:
-    """Write text at once, letters that the stream's alphabet lacks as "?"; returns why that could
-    not be done, if so. What is written after that is dropped, as on None."""
+    """Write text and flush it; characters that the stream's encoding lacks become "?".
+
+    Returns the error where it cannot be written, else None. After an error, and where `stream` is
+    None, text is dropped.
+    """
     if stream is None:
         return None
     try:
@@ -40,15 +43,15 @@ def write(text: str, stream: TextIO | None) -> Exception | None:
 
 
 def settle() -> None:
-    """Before the end: drop what is still to be written and cannot be. Else Python tells of it, and
-    exits with 120."""
+    """Drop text that is still buffered and cannot be written. Otherwise Python reports it at exit,
+    with code 120."""
     for stream in (sys.stdout, sys.stderr):
         write("", stream)
 
 
 def copy_of_stderr() -> int | None:
-    """A new descriptor of what descriptor 2 is; None where that is closed, or was when Python
-    began: then it may be any file that was opened since."""
+    """A duplicate of descriptor 2. None where it is closed, or was when Python started, so that it
+    may be any file that was opened since."""
     if sys.__stderr__ is None:
         return None
     try:
@@ -58,7 +61,7 @@ def copy_of_stderr() -> int | None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Lay the null device under a stream, which still holds what it could not write."""
+    """Redirect a stream to the null device, and flush what it could not write."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

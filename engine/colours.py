@@ -50,7 +50,7 @@ def _smooth(maps: Tensor, tile: str) -> Tensor:
 def matched_colours(style: Tensor, content: Tensor, valid: Tensor | None = None) -> Tensor:
     """The style moved linearly to the content's mean and covariance of colours.
 
-    Of the style those pixels are looked at that count, `valid`, (1, 1, H, W) of bool.
+    Only pixels of the style that count are used: `valid`, (1, 1, H, W) of bool; None: all.
 
     Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016, section 4, by the
     symmetric square root, which moves colours least. Along axes of colour in which the style

@@ -54,8 +54,8 @@ def read_guide(
     variants: Variants = lambda maps: [],
     size: Size | None = None,
 ) -> Guide:
-    """The guide that two control maps make, pictures (1, 3, H, W) of any two sizes; or (1, 4, H, W)
-    with 1, and 0 beside black where they are transparent.
+    """The guide by two control maps: pictures (1, 3, H, W) of any sizes, or (1, 4, H, W) whose last
+    channel is 1, or 0 where they are transparent, and black there.
 
     Maps of at most MOST_REGIONS colours in all are labels: each colour is a region, and so is what
     is transparent. Other ones are a progression, in grey. The output's map is brought to `size`,
@@ -93,7 +93,7 @@ def read_guide(
 def _progression(
     source: Tensor, output: Tensor, names: Sequence[str], variants: Variants, size: Size | None
 ) -> Guide:
-    """The guide of grey maps; where some of them is transparent, that is a region beside it."""
+    """The guide by grey maps; their transparent part, if any, is one more region."""
     pair = source, output
     if source.shape[1] == 4 and not all(picture[:, 3:].all() for picture in pair):
         shown = [picture[:, 3:] > 0 for picture in pair]
@@ -123,8 +123,8 @@ def _with_variants(
 def which_exemplar(
     exemplars: list[Tensor], output: Tensor, name: str, size: Size | None = None
 ) -> Guide:
-    """The guide whose regions are whole exemplars, by the colours of a map from dark to light,
-    what is transparent being the darkest; maps as `read_guide` has them.
+    """The guide whose regions are whole exemplars, in the order of the colours of a map, one as for
+    `read_guide`, from dark to light; transparent is the darkest.
 
     The map is brought to `size`, (height, width), None for its own.
 

@@ -17,25 +17,33 @@ from utils import LABELS, NORMALS, Size, padded, resize, rotated_and_resized, si
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px, side of the patches that are laid over each other
-HALVINGS = 12  # of what is dealt out: into cells of some hundred pixels, of a picture of 1024x1024
-# Of the lengths of normals in a file, which 8 bits change by 0.01 and JPEG by more, and the part of
-# the pixels that have such a length.
+HALVINGS = 12  # in `dealt`: into cells of 256 pixels in a picture of 1024x1024
+# By how much the length of normals may differ from 1, as 8 bits change it by 0.01 and JPEG by more,
+# and the share of pixels that must have such a length.
 LENGTH_OFF, MOST = 0.1, 0.9
-FLAT_BLUE = 0.04  # by how much blue may differ from 0 or 1 where it says nothing, by JPEG
-# By how much the curl of one reading of the green channel exceeds that of the other one.
+FLAT_BLUE = 0.04  # by how much JPEG may change a blue channel that is 0 or 1 throughout
+# The ratio of the curls of the two readings of green from which on the smaller one is right.
 DECISIVE = 3.0
 
 
 def correspondence(
     output: Features, source: Features, tile: str = "", valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(H, W) of int64: for every pixel of the output the pixel y * w + x of the source that has
-    the same surroundings, from features at `LAYERS`, (1, C, ., .); and (H, W), how near they are.
-    What is not `valid` of the source, (1, 1, h, w) of bool, is not found; None: all is.
+    """Find for each pixel of the output the pixel of the source with the most similar surroundings.
 
-    Nearest 3x3 patches of the deepest layer, then at each finer one the best of what a place and
-    its neighbours were found to be, and of the places next to that (PatchMatch, Barnes et al. 2009,
+    Nearest 3x3 patches of the deepest layer; then at each finer layer the best of the positions
+    found for a pixel and its neighbours, and of those next to them (PatchMatch, Barnes et al. 2009,
     without its random search).
+
+    Args:
+        output: features at `LAYERS`, (1, C, ., .).
+        source: the same of the source.
+        tile: axes along which the output repeats, "x", "y" or "xy".
+        valid: (1, 1, h, w) of bool, pixels of the source that may be found; None: all.
+
+    Returns:
+        (H, W) of int64, the pixel y * w + x of the source; and (H, W), the similarity, 0 for equal
+        features and less for others.
     """
     finest, *_, deepest = LAYERS
     maps = padded(output[deepest], tile, "replicate")
@@ -53,8 +61,8 @@ def correspondence(
 
 
 def painted_from(painting: Painting) -> list[tuple[Tensor, Tensor]]:
-    """What `correspondence` returns, for every view: 0 for how near the one is that a place was
-    painted from, and less for all others."""
+    """What `correspondence` returns, for every view: the similarity is 0 in the view that a pixel
+    was painted from, and -1 in all others."""
     found, top = [], 0
     across = painting.views.shape[1]
     rows, columns = painting.places // across, painting.places % across
@@ -101,8 +109,8 @@ def _refined(
 def _judged(
     place: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Places moved to where a patch fits in, and how near the features there are: 0 is equal, and
-    what is not `inside`, (h, w) of bool, is infinitely far."""
+    """Positions (2, H, W) moved to where a patch fits, and (H, W), the similarity of the features
+    there: 0 is equal; positions that are not `inside`, (h, w) of bool, have -inf."""
     margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
     place = torch.stack(
         [
@@ -124,14 +132,22 @@ def carried(
     tile: str = "",
     valid: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """A map of the exemplar, and of its copies rotated and resized, (1, C, h, w) each, and what
-    `correspondence` found for each -> (1, C, H, W) of the output.
+    """The map of the output by the maps of the exemplar.
 
-    At every place VOTE x VOTE patches overlap, those around the places that its neighbours
-    correspond to in the nearest copy. Labels have no mean: the one that most patches have is
-    taken. Of other kinds the mean is flatter than the map, so what the places themselves have is
-    `dealt` out as the mean asks for. Either way every place gets all its channels from one. What is
-    not `valid` of the copies, (1, 1, h, w) of bool each, has no vote; None: all has.
+    VOTE x VOTE patches overlap at every pixel, those around the positions that its neighbours
+    correspond to in the nearest copy. Labels get the value that most patches have. For other kinds
+    the mean of the patches would be flatter than the map, so the values of the corresponding
+    positions are `dealt` out to be near the mean. All channels of a pixel come from one position.
+
+    Args:
+        copies: (1, C, h, w) each, the map of the exemplar as it is, rotated and resized.
+        found: what `correspondence` returns for each copy.
+        kind: a name in `utils.KINDS`.
+        tile: axes along which the output repeats.
+        valid: (1, 1, h, w) of bool for each copy, the pixels that are used; None: all.
+
+    Returns:
+        (1, C, H, W)
     """
     places, near = zip(*found, strict=True)
     nearest = torch.stack(near).argmax(0)
@@ -151,11 +167,11 @@ def carried(
 
 
 def dealt(values: Tensor, wanted: Tensor) -> Tensor:
-    """(C, N) of values and of what is wanted -> the values in the order that brings every one near
-    to what is wanted of its place.
+    """(C, N) of values, (C, N) of wanted values -> the values, reordered so that each is near the
+    one that is wanted in its place.
 
-    By ranks where C is 1. Else both are sorted along one axis and halved, and so the halves, and
-    so on, a k-d tree each, always along the axis on which they are longest.
+    With C of 1, by rank. Else both are sorted along the principal axis of the largest extent and
+    halved, the halves likewise, and so on: a k-d tree of each.
     """
     C, N = values.shape
     spread, axes = torch.linalg.eigh(values.float().cpu().cov().view(C, C))
@@ -177,8 +193,9 @@ def dealt(values: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
-    """Places (copies, H, W) in copies and the copy that is nearest, (H, W) -> places of all copies
-    one after the other, so far from borders that a patch fits in, and the widths there, (H, W)."""
+    """Positions in each copy, (copies, H, W), and the index of the nearest copy, (H, W) -> the
+    position in the concatenated copies, moved to where a patch fits, and the width of the copy,
+    (H, W) each."""
     laid, before = [], 0
     for copy, place in zip(copies, places, strict=True):
         height, width = size_of(copy)
@@ -193,9 +210,9 @@ def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Te
 
 
 def _votes(starts: Tensor, strides: Tensor, rows: slice, tile: str) -> Tensor:
-    """(VOTE^2, h, W): the places that patches around `starts`, (H, W), have at every pixel of some
-    rows, the pixel's own patch first. Where the output ends, its last rows and columns vote more
-    than once, unless it goes on at the other side."""
+    """(VOTE^2, h, W): the positions that the patches around `starts`, (H, W), have at each pixel of
+    some rows, that of the pixel's own patch first. At borders that do not tile, the outermost rows
+    and columns vote more than once."""
     sides, reach = starts.shape, VOTE // 2
     own = torch.arange(sides[0], device=starts.device)[rows], torch.arange(sides[1]).to(starts)
     steps = sorted(range(-reach, reach + 1), key=abs)
@@ -213,7 +230,7 @@ def _votes(starts: Tensor, strides: Tensor, rows: slice, tile: str) -> Tensor:
 
 
 def _most_frequent(votes: Tensor) -> Tensor:
-    """(N, h, W) of int64 -> (h, W): what most of N are, the first where several are as frequent."""
+    """(N, h, W) of int64 -> (h, W): the most frequent of N, the first of equally frequent ones."""
     counts = torch.zeros_like(votes)
     for one in votes:
         counts += votes == one
@@ -226,8 +243,8 @@ def _most_frequent(votes: Tensor) -> Tensor:
 
 
 def normalized(maps: Tensor) -> Tensor:
-    """(1, C, H, W), of which the first three channels are normals in [0, 1] -> the same of length
-    1; what has no length points out of the picture."""
+    """(1, C, H, W) whose first three channels are normals in [0, 1] -> the same with length 1;
+    vectors of length 0 become normals to the picture."""
     vectors = 2 * maps[:, :3] - 1
     none = vectors.norm(dim=1, keepdim=True) < 1e-3
     out = torch.tensor([0.0, 0.0, 1.0]).to(maps).view(1, 3, 1, 1)
@@ -236,15 +253,14 @@ def normalized(maps: Tensor) -> Tensor:
 
 
 def with_blue(maps: Tensor) -> Tensor:
-    """(1, C, H, W) of normals whose blue says nothing -> with that of vectors of length 1."""
+    """(1, C, H, W) of normals -> the same with the blue of vectors of length 1."""
     z = (1 - (2 * maps[:, :2] - 1).square().sum(1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat((maps[:, :2], (z + 1) / 2, maps[:, 3:]), 1)
 
 
 def lacks_blue(maps: Tensor) -> bool:
-    """Whether (1, C, H, W) are normals of which only red and green are kept: blue is 0 or 1, which
-    does not make their length 1, and the others vary about the middle, within the circle that
-    vectors of length 1 allow."""
+    """Whether (1, C, H, W) are normals of which only red and green are stored: blue is 0 or 1
+    throughout and lengths are not 1, and red and green vary about 0.5 within the unit circle."""
     if maps.shape[1] < 3:
         return False
     low, high = (x.item() for x in maps[:, 2].aminmax())
@@ -257,8 +273,8 @@ def lacks_blue(maps: Tensor) -> bool:
 
 
 def holds_normals(maps: Tensor) -> bool:
-    """Whether (1, C, H, W) in [0, 1] are vectors of length 1 that point out of the picture, stored
-    as normal maps are, by JPEG or without blue too."""
+    """Whether (1, C, H, W) in [0, 1] are normals: vectors of length 1 that point out of the
+    picture, or normals that lack blue."""
     if maps.shape[1] < 3:
         return False
     unit = (_off_length_1(maps) < LENGTH_OFF) & (2 * maps[:, 2] - 1 > -LENGTH_OFF)
@@ -266,7 +282,7 @@ def holds_normals(maps: Tensor) -> bool:
 
 
 def _off_length_1(maps: Tensor) -> Tensor:
-    """(1, C, H, W) -> (1, H, W): by how much the lengths of normals differ from 1."""
+    """(1, C, H, W) of normals -> (1, H, W): the absolute difference of their lengths from 1."""
     return ((2 * maps[:, :3] - 1).norm(dim=1) - 1).abs()
 
 
@@ -275,17 +291,17 @@ def _share(places: Tensor) -> float:
 
 
 def green_up(maps: Tensor) -> bool | None:
-    """Whether normals (1, C, H, W) point up where green is more than the middle, as OpenGL has it,
-    and not down, as DirectX has it; None where that cannot be told.
+    """Whether green above 0.5 of normals (1, C, H, W) means up (OpenGL) and not down (DirectX).
+    None where that cannot be told.
 
-    Slopes of a surface have no curl: read the wrong way, they have. Of stripes, either way is a
-    surface.
+    The slopes of a surface have no curl, but have one if green is read the wrong way. Stripes are a
+    surface either way.
     """
     x, y, z = (2 * normalized(maps)[:, :3] - 1).unbind(1)
     slope_x, slope_y = (-side / z.clamp(min=0.1) for side in (x, y))  # to the right, and up
     along = slope_x[:, 2:, 1:-1] - slope_x[:, :-2, 1:-1]  # of x, downwards
     across = slope_y[:, 1:-1, 2:] - slope_y[:, 1:-1, :-2]
-    # Rows go down: of slopes up, the two have opposite signs.
+    # Rows go down, so the two have opposite signs for slopes up.
     up, down = (found.square().mean().item() for found in (along + across, along - across))
     if max(up, down) < DECISIVE * min(up, down) + 1e-4:
         return None
@@ -295,7 +311,7 @@ def green_up(maps: Tensor) -> bool | None:
 def rotated(
     maps: Tensor, degrees: Sequence[float], factors: Sequence[float], kind: str
 ) -> list[Tensor]:
-    """`utils.rotated_and_resized`, normals rotating along: red to the right, green up."""
+    """`utils.rotated_and_resized` of a map; normals, of which green is up, are turned as well."""
     found = rotated_and_resized(maps, degrees, factors, kind == LABELS)
     if kind != NORMALS:
         return found
@@ -309,15 +325,22 @@ def rotated(
 
 
 def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, tile: str) -> Tensor:
-    """(1, C, H, W) of a kind -> of another size, (height, width), then rolled by (down, right);
-    normals have length 1 afterwards."""
+    """(1, C, H, W) of a kind -> resized to (height, width), rolled by (down, right), and normals
+    scaled to length 1."""
     maps = resize(maps, size, tile, kind == LABELS).roll(shift, (2, 3))
     return normalized(maps) if kind == NORMALS else maps
 
 
 def with_kept(carried: Tensor, maps: Tensor, exemplar: View, canvas: Canvas) -> Tensor:
-    """What is carried, (1, C, H, W), and the exemplar's own map, (1, C, h, w), where the canvas
-    keeps the exemplar's own pixels: all of it or, at the canvas's size, what is not masked."""
+    """The carried map with the exemplar's own map where the canvas keeps pixels of the exemplar.
+
+    Args:
+        carried: (1, C, H, W).
+        maps: (1, C, h, w), the exemplar's map.
+
+    Returns:
+        (1, C, H, W)
+    """
     if canvas.mask is None or canvas.init is None:
         return carried
     kept, (height, width) = ~canvas.mask, size_of(exemplar.image)

@@ -191,10 +191,11 @@ class _Quilt:
         return found[: self.used.shape[0], : self.used.shape[1]]
 
     def neediest(self, laid: Tensor) -> int:
-        """Which exemplar a block is taken from: the one that lacks most of its share.
+        """The index of the exemplar that the next block is taken from: that which lacks most of its
+        share.
 
         Args:
-            laid: (N,) of int64, the exemplars of all pixels that are laid.
+            laid: (N,) of int64, the exemplar of each pixel that is laid.
         """
         found = laid.bincount(minlength=len(self.shares)) / max(1, len(laid))
         drawn = torch.rand(len(self.shares), generator=self.generator)

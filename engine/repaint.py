@@ -115,8 +115,8 @@ class _Source:
         return marks_of_windows(self.views, (PATCH, PATCH)) != UNKNOWN
 
     def with_middles(self, pixels: Places) -> Places:
-        """Where the patches begin that lie in the pictures of these pixels, their middles there or
-        next to it."""
+        """The first pixels of patches that lie within the pictures of these pixels, with their
+        middles there or next to it."""
         heights, widths = torch.tensor(self.sizes, device=pixels.y.device).T
         bottoms = heights.cumsum(0)
         view = torch.bucketize(pixels.y.contiguous(), bottoms, right=True)
@@ -152,7 +152,7 @@ def repainted(
         kind: of the exemplar; where it is regular, rows and columns stay straight.
         layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
             alone; None means that the layout is made as well, or is that of `canvas.init`.
-        tell: called after every layout that is tried, and after every round.
+        tell: called after each layout that is tried and each round.
         team: of processes that paint it together, all called alike.
 
     Raises:
@@ -212,7 +212,7 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
 
 
 def _piece(view: View) -> Size:
-    """Of what counts of a picture the size of the largest part in one piece."""
+    """The size of the largest rectangle of a picture whose pixels all count."""
     size = size_of(view.image)
     return size if view.valid is None else largest_rectangle(valid_at(view.valid, size))[1]
 
@@ -385,7 +385,7 @@ class _Painter:
         return self.source.with_middles(Places(y[rows, columns], x[rows, columns]))
 
     def _has_blocks(self, block: Size) -> bool:
-        """Whether each exemplar has a part of that size all of whose pixels count."""
+        """Whether each exemplar has a rectangle of that size whose pixels all count."""
         height, width = map(min, block, self.source.exemplars.shape)
         owners = marks_of_windows(self.source.exemplars, (height, width))
         return all((owners == k).any() for k in range(len(self.exemplars)))
@@ -573,8 +573,8 @@ def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...
 
 
 def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
-    """(1, C, H, W) -> the same, stretched as the seed says, the same for maps of the same size;
-    labels, which have no mean, by the nearest pixel.
+    """(1, C, H, W) -> the same, stretched at random by the seed, alike for all maps of one size;
+    labels by the nearest pixel.
 
     Straight rows and columns stay straight, and nothing moves by more than some two pixels: so that
     lines are not seen to waver, and tiles are equally wide.
@@ -582,7 +582,7 @@ def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(side) + _moved(side, generator) for side in (height, width))
-    # Of doubled maps pixel n of what was given is pixel 2 n, half a pixel further to the left.
+    # Pixel n of the maps is pixel 2 n of the doubled ones, half a pixel further to the left.
     middle = 1 if labels else 0.5
     y, x = (2 * y[:, None] + middle) / height - 1, (2 * x + middle) / width - 1
     grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)

@@ -65,7 +65,7 @@ class Exemplar:
 
     @property
     def valid(self) -> Tensor | None:
-        """(1, 1, h, w) of bool: the places of the picture as it is that count; None: all."""
+        """(1, 1, h, w) of bool: the pixels of the exemplar as it is that count; None: all."""
         return self.views[0].valid
 
     def views_for_statistics(self) -> tuple[View, ...]:
@@ -169,13 +169,13 @@ class Scene:
 
     @property
     def parts(self) -> list[tuple[float, View]]:
-        """The share of every exemplar, which add up to 1, and the picture as it is."""
+        """(share, view) of each exemplar as it is; the shares add up to 1."""
         total = sum(one.share for one in self.exemplars)
         return [(one.share / total, one.views[0]) for one in self.exemplars]
 
     def mixed(self, statistics: Callable[[Features], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Statistics of all exemplars, each weighed by its share: if they are means over positions,
-        those of a picture of which each exemplar has its share."""
+        """The statistics of the exemplars, weighed by their shares: of means over positions, those
+        of a picture in which each exemplar has its share."""
         found = [(share, statistics(view.features)) for share, view in self.parts]
         (first, one), *others = found
         total = {name: first * value.detach() for name, value in one.items()}
@@ -303,9 +303,9 @@ def resampled(ascending: Tensor, count: int) -> Tensor:
 
 
 class Samples:
-    """A mixture of distributions, each given by its share and values in ascending order, (..., n).
+    """A mixture of distributions, each a share and its values in ascending order, (..., n).
 
-    Of a distribution without values the others have the share.
+    The share of a distribution without values goes to the others.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Tensor]]) -> None:

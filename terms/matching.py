@@ -56,8 +56,8 @@ def nearest_patches(
     that correlation times the norm of the output patch.
 
     Guides of output and source patches, (G, H - patch + 1, W - patch + 1) and (G, h - patch + 1,
-    w - patch + 1), take their squared distance off the correlation. Source patches that are not
-    `usable`, (h - patch + 1, w - patch + 1) of bool, are not found; None means that all are.
+    w - patch + 1), take their squared distance off the correlation. Only source patches
+    that are `usable`, (h - patch + 1, w - patch + 1) of bool, are found; None: all.
 
     The correlation of two patches is a sum of products of positions, so the products are computed
     once per pair of positions and summed along the diagonals: a ninth of the arithmetic that

@@ -33,7 +33,7 @@ PATCH_SIDE = 42  # px; many directions pin a smaller picture, and the output bec
 
 
 class _Marks(NamedTuple):
-    """Which places of a picture are in which region, and which of them count."""
+    """The regions of a picture's pixels, and which of these count."""
 
     regions: Tensor  # (1, 1, ., .) of -1 ... count - 1; -1 is no region
     valid: Tensor | None = None  # (1, 1, ., .) of bool; None: all
@@ -97,8 +97,7 @@ class Patches(Term):
                 self.levels.append((factor, directions, wanted))
 
     def _divided(self, views: Sequence[View]) -> list[tuple[Tensor, _Marks | None]]:
-        """The picture of every view, and which places of it are in which region; None: all in
-        one."""
+        """The picture of every view and its marks; None: one region, of which all counts."""
         return [
             (
                 view.image.detach(),

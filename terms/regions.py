@@ -81,7 +81,7 @@ class Regional(Term):
     def _places(
         self, places: Places, features: Features, regions: Tensor, valid: Tensor | None = None
     ) -> Places:
-        """Where the positions of every region are, for every size of the features, found once."""
+        """`places` with the positions of every region for each size of the features."""
         for maps in features.values():
             size = size_of(maps)
             if size not in places:
@@ -101,14 +101,17 @@ def alone(kind: type[Term], scene: Scene, layers: LayerWeights) -> Term:
 
 
 def needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
-    """The layers, or "image", that such a term cannot look at part by part, where the output may be
-    divided into regions."""
+    """The layers, or "image", that a term of that kind cannot compute block by block.
+
+    Args:
+        divided: whether the output may be divided into regions.
+    """
     return kind.looks_at(layers) if kind.whole or (divided and kind.unordered) else []
 
 
 def regions_of(view: View) -> Tensor:
-    """(1, 1, h, w): the region of each place of a view; what nobody divided is one region, and what
-    does not count is in none."""
+    """(1, 1, h, w) of int64: the region of each pixel of a view; 0 where it is not divided, and -1
+    where the pixel does not count."""
     regions = view.regions
     if regions is None:
         regions = torch.zeros_like(view.image[:, :1], dtype=torch.int64)
@@ -122,7 +125,7 @@ def _outside_no_region(regions: Tensor, valid: Tensor) -> Tensor:
 
 
 def count_of_regions(views: list[View], asked: Tensor) -> int:
-    """How many regions there are, -1 not being one."""
+    """The number of regions in views and output; -1 is no region."""
     return 1 + int(max(x.max() for x in (asked, *(regions_of(view) for view in views))))
 
 
@@ -132,10 +135,10 @@ def one_hot(regions: Tensor, count: int) -> Tensor:
 
 
 def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
-    """(1, 1, H, W) of -1 ... count - 1 -> (count, h w) of bool: which positions of a layer are in.
+    """(1, 1, H, W) of -1 ... count - 1 -> (count, h w) of bool: the positions of each region.
 
-    Each position is in the region that has most of it, -1 being none; a region that has most of no
-    position gets the one of which it has most.
+    A position belongs to the region with the largest share of it, -1 being none. A region with the
+    largest share of no position gets the one of which its share is largest.
     """
     shares = one_hot(regions + 1, count + 1)
     shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
@@ -147,8 +150,8 @@ def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
 
 
 class _OfRegion(Features):
-    """(B, C, H, W) each -> (B, C, n, 1), the positions of region k, of the layers that are asked
-    for: a term may look at the pixels alone."""
+    """(B, C, H, W) each -> (B, C, n, 1), the positions of region k, computed for a layer when it is
+    asked for."""
 
     def __init__(self, features: Features, places: Places, k: int) -> None:
         super().__init__()
@@ -161,6 +164,6 @@ class _OfRegion(Features):
 
 
 def _gathered(pictures: list[tuple[Features, Places]], k: int) -> Features:
-    """The positions of region k in several pictures, side by side."""
+    """The positions of region k in several pictures, concatenated: (1, C, n, 1) of each layer."""
     parts = [_OfRegion(features, places, k) for features, places in pictures]
     return {layer: torch.cat([part[layer] for part in parts], 2) for layer in pictures[0][0]}

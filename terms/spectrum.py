@@ -27,8 +27,8 @@ class Spectrum(Term):
     with zeros, so that its spectrum is that of lags that do not wrap round: a period that does not
     divide the size is spread over several frequencies, whose phases wrapping leaves free.
 
-    Beside a mask the nearest picture is that of all pixels, which carries the order of what is kept
-    into what is made, but distances count only where a region is asked for: Hirani and Totsuka,
+    With a mask the nearest picture is computed from all pixels, so that the order of the kept ones
+    continues in the new ones, but only new ones count in the distance: Hirani and Totsuka,
     "Combining Frequency and Spatial Domain Information for Fast Interactive Image Noise Removal",
     1996.
     """
@@ -53,8 +53,8 @@ class Spectrum(Term):
         return {"distance": distance / energy}
 
     def _measured(self, source: _Source, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> (B,), the mean squared distance of its windows, and the energy of the
-        source's."""
+        """(B, 3, H, W) -> the mean squared distance of its windows, (B,), and the energy of the
+        source's window."""
         image = image - source.mean
         size = height, width = source.window(size_of(image))
         spectrum, energy = source.spectrum_at(size)
@@ -72,8 +72,8 @@ class Spectrum(Term):
         return _windows(wrapped(maps, self.tile, height // 2, width // 2), height, width)
 
     def _asked(self, counts: Tensor, size: Size, window: Size) -> tuple[dict[int, Tensor], Tensor]:
-        """Which windows of a picture of that size have anything that counts, and what; and the sum
-        of their shares that do. Found once."""
+        """The windows of a picture of that size in which pixels count, by index, with 1 where they
+        do and 0 elsewhere; and the sum of the shares of these pixels. Kept for the next call."""
         if (size, window) not in self.asked:
             windows = self._windows(F.adaptive_max_pool2d(counts, size), *window)
             asked = {i: part for i, part in enumerate(windows) if part.any()}
@@ -96,12 +96,12 @@ class _Source:
         self.spectra: dict[Size, tuple[Tensor, Tensor]] = {}
 
     def window(self, size: Size) -> Size:
-        """As large as fits into the exemplar and into a picture of that size."""
+        """The largest window that fits into the exemplar and into a picture of that size."""
         height, width = map(min, size, size_of(self.image))
         return height, width
 
     def spectrum_at(self, size: Size) -> tuple[Tensor, Tensor]:
-        """(1, 3, 2 H, W + 1), that of the middle window, and its energy. Found once."""
+        """(1, 3, 2 H, W + 1), the spectrum of the middle window, and its energy. Kept."""
         if size not in self.spectra:
             sources = _windows(self.image, *size)
             source = sources[len(sources) // 2]
@@ -118,8 +118,8 @@ def _one_phase_distance(image: Tensor, wanted: Tensor, counts: Tensor | None = N
     """
     height, width = image.shape[2:]
     shape = _padded(height, width)
-    # Of the whole distance the gradient by the nearest picture is 0, as it is the nearest one; of a
-    # part of the pixels it is not.
+    # The gradient of the distance with respect to the nearest picture is 0, as that minimises it,
+    # but not of the distance of part of the pixels.
     with torch.set_grad_enabled(counts is not None and torch.is_grad_enabled()):
         common = (torch.fft.rfft2(image, shape) * wanted.conj()).sum(1, keepdim=True)
         phase = torch.polar(torch.ones_like(common.abs()), common.angle())

@@ -1,4 +1,4 @@
-"""Places of an exemplar that do not count: what is transparent, or what a mask makes anew."""
+"""Pixels of an exemplar that do not count: transparent ones, and those that a mask makes anew."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from terms.base import Exemplar, View
 from utils import Size, size_of
 
 RECTANGLE_SIDE = 512  # px
-NEARLY_ALL = 0.99  # of a pixel that was interpolated, for it to count
+NEARLY_ALL = 0.99  # share of an interpolated pixel that must count for the pixel to count
 
 
 def valid_at(valid: Tensor, size: Size) -> Tensor:
-    """(1, 1, H, W) of bool -> (1, 1, h, w): the positions of a layer that count.
+    """(1, 1, H, W) of bool -> (1, 1, h, w) of bool: the positions of a layer that count.
 
-    All pixels of a position and of its eight neighbours count, as a convolution sees these too.
+    A position counts if all its pixels and those of its eight neighbours do, as a convolution sees
+    these too.
     """
     missing = F.adaptive_max_pool2d((~valid).float(), size)
     return F.max_pool2d(missing, 3, 1, 1) == 0
 
 
 def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
-    """(1, 1, H, W) of bool -> (h - patch + 1, w - patch + 1): patches of a layer all of whose
-    positions count; where there is none, those of which most counts."""
+    """(1, 1, H, W) of bool -> (h - patch + 1, w - patch + 1) of bool: the patches of a layer whose
+    positions all count; if there is none, those with the largest share that counts."""
     shares = F.avg_pool2d(valid_at(valid, size).float(), patch, 1)[0, 0]
     if shares.max() == 0:
         shares = F.avg_pool2d(F.adaptive_avg_pool2d(valid.float(), size), patch, 1)[0, 0]
@@ -35,8 +36,8 @@ def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
 
 
 def in_one_piece(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """(1, C, h, w) -> its largest part whose positions all count, a view; all of it if there is
-    none or if `valid`, (1, 1, H, W) of bool, is None."""
+    """(1, C, h, w) -> a view of its largest rectangle whose positions all count; all of it if there
+    is none, or if `valid`, (1, 1, H, W) of bool, is None."""
     if valid is None:
         return maps
     (top, left), (height, width) = largest_rectangle(valid_at(valid, size_of(maps)))
@@ -45,7 +46,7 @@ def in_one_piece(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
     """(1, 1, H, W) of bool -> (top, left) and (height, width) of the largest rectangle of True,
-    zeros where there is none; of a picture larger than RECTANGLE_SIDE to some pixels.
+    zeros where there is none. Sides above RECTANGLE_SIDE are searched in steps of several pixels.
 
     For each row, the largest rectangle below a histogram: Morgan, "Programming from
     Specifications", 1994, section 21.
@@ -57,7 +58,7 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
     heights = np.zeros(inside.shape[3], dtype=np.int64)
     for y, row in enumerate(inside[0, 0].cpu().numpy()):
         heights = np.where(row, heights + 1, 0)
-        bars: list[tuple[int, int]] = []  # that go on: where they begin, and heights that rise
+        bars: list[tuple[int, int]] = []  # open ones: left end, and height, ascending
         for x, height in enumerate([*heights.tolist(), 0]):
             first = x
             while bars and bars[-1][1] > height:
@@ -71,8 +72,8 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
 
 
 def counted(exemplar: Exemplar) -> Exemplar:
-    """The exemplar for statistics that do not see where things are: of the picture as it is, the
-    positions that count, (1, C, n, 1) of each layer."""
+    """The exemplar for statistics that do not depend on positions: one view, whose layers hold the
+    positions that count, (1, C, n, 1); the same exemplar if all count."""
     valid = exemplar.views[0].valid
     if valid is None:
         return exemplar
@@ -81,8 +82,8 @@ def counted(exemplar: Exemplar) -> Exemplar:
 
 
 def valid_positions(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """(1, C, h, w) -> (1, C, n, 1): the positions that count; where there is none, those of which
-    most does. The maps themselves if `valid`, (1, 1, H, W) of bool, is None."""
+    """(1, C, h, w) -> (1, C, n, 1): the positions that count; if there is none, those with the
+    largest share that counts. The same maps if `valid`, (1, 1, H, W) of bool, is None."""
     if valid is None:
         return maps
     inside = usable_patches(valid, size_of(maps), 1)
@@ -90,18 +91,18 @@ def valid_positions(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def filled(image: Tensor, valid: Tensor) -> Tensor:
-    """(1, C, H, W), (1, 1, H, W) of bool -> the image, smoothly filled where it does not count.
+    """(1, C, H, W), (1, 1, H, W) of bool -> the image, filled smoothly where it does not count.
 
-    What a net sees beside a place that counts then depends on those alone. By means over ever
-    larger parts (pull-push: Gortler et al., "The Lumigraph", 1996, section 3.4).
+    So features of pixels that count depend on no others. By means over increasing areas (pull-push:
+    Gortler et al., "The Lumigraph", 1996, section 3.4).
     """
     weight = valid.to(image)
     return torch.where(valid, image, _pulled(image * weight, weight))
 
 
 def _pulled(total: Tensor, weight: Tensor) -> Tensor:
-    """Sums (1, C, H, W) of what counts and how much of that there is -> their quotient, that of the
-    next larger parts where there is nothing."""
+    """Sums over areas, (1, C, H, W), and their weights, (1, 1, H, W) -> means (1, C, H, W); where
+    the weight is 0, that of larger areas."""
     mean = total / weight.clamp(min=1e-6)
     if min(size_of(total)) == 1 or bool((weight > 0).all()):
         return mean
@@ -113,14 +114,14 @@ def _pulled(total: Tensor, weight: Tensor) -> Tensor:
 
 
 def positions_of_regions(masks: Tensor, inside: Tensor | None) -> list[Tensor]:
-    """Positions of regions that count.
+    """The positions that count of each region.
 
     Args:
-        masks: (count, N) of bool, which positions each region has.
-        inside: (N,) of bool, which positions count; None: all.
+        masks: (count, N) of bool, the positions of each region.
+        inside: (N,) of bool, the positions that count; None: all.
 
     Returns:
-        (n,) of int64 for each region; all positions of a region none of which counts.
+        (n,) of int64 for each region; all positions of a region of which none counts.
     """
     if inside is not None:
         both = masks & inside

@@ -175,9 +175,9 @@ def test_a_folder_is_taken_but_for_what_is_no_picture(folder):
     found, (line,) = find_pictures(folder)
     assert [path.name for path in found] == expected
     assert line == (
-        f"'{folder}': left out f.eps, gone.png, notes.txt (not a kind of picture that is read)"
-        ", ours.jpg (made by this program; taken where named one by one), sub (a folder; '**' in a "
-        "pattern takes folders too)"
+        f"'{folder}': left out f.eps, gone.png, notes.txt (not a picture format that is read)"
+        ", ours.jpg (made by this program; taken where named one by one), sub (a folder; a "
+        "pattern with '**' takes subfolders too)"
     )
     found, _ = find_pictures(f"{folder}/**")
     assert {path.relative_to(folder) for path in found} == {*map(Path, expected), Path("sub/a.png")}
@@ -237,7 +237,7 @@ def test_a_changed_exemplar_makes_another_picture(exemplar, tmp_path, capfd):
     assert run_main(*command) == 0
     Image.open(exemplar).rotate(90).save(exemplar)
     assert run_main(*command) == 2
-    assert "another picture" in capfd.readouterr().err
+    assert "another file is there" in capfd.readouterr().err
 
 
 def test_what_was_interrupted_or_is_not_whole_is_made_again(exemplar, tmp_path, capfd):
@@ -341,7 +341,7 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
     [
         ("--save_path o.png --sheet o.png", "--sheet o.png: the same file as --save_path o.png"),
         ("--save_path o.png --log ./o.png", "--log o.png: the same file as --save_path o.png"),
-        ("--save_path o.png --log o.png/log", "--save_path o.png: other files go into a folder"),
+        ("--save_path o.png --log o.png/log", "--save_path o.png: a folder for other files"),
         ("--save_path o.png --tile x --sheet o_tiled.png", "as --tile o_tiled.png"),
         ("--save_path o.png --preview --sheet o.preview.png", "as --preview o.preview.png"),
         ("--save_path o.png --resume --log o.png.checkpoint", "as --resume o.png.checkpoint"),

@@ -294,10 +294,10 @@ def test_what_is_transparent_has_no_axis(tmp_path):
     assert found.norm(dim=1)[0, 0].tolist() == pytest.approx([1, 0, 0])  # as JPEG tints grey
     for name, colour in (("clear.png", (255, 0, 0, 0)), ("grey.png", (90, 90, 90, 255))):
         path = drawn(tmp_path / name, colour, colour)
-        with pytest.raises(UserError, match=f"{name}: no place of it has an axis"):
+        with pytest.raises(UserError, match=f"{name}: no pixel has an axis"):
             drawn_axes(path, Pictures())
     np.save(tmp_path / "none.npy", np.zeros((2, 4, 4)))
-    with pytest.raises(UserError, match="none.npy: no place of it has an axis"):
+    with pytest.raises(UserError, match="none.npy: no pixel has an axis"):
         drawn_axes(str(tmp_path / "none.npy"), Pictures())
 
 

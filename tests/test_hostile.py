@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from command import pictures
 from command.pictures import find_picture, read_picture, read_vectors
-from command.settings import of_file
+from command.settings import digest, of_file
 from models import BUNDLE, load_weights, resolve_layers
 from Synthesis import main
 from utils import TEXTURES, UserError, in_one_line
@@ -66,7 +66,7 @@ def test_files_of_the_system_are_not_read(read, name, at_once):
         read(path)
 
 
-@pytest.mark.parametrize("read", [*READERS, of_file])
+@pytest.mark.parametrize("read", [*READERS, of_file, digest])
 def test_empty_files_are_not_read(read, tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match=r"/a\.png'?: .*an empty file"):

@@ -61,12 +61,12 @@ def test_without_a_path_nothing_is_written_and_nothing_is_said(folder, capfd):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ({"maps": "b.png"}, "--maps: writes beside the result, give save_path"),
+        ({"maps": "b.png"}, "--maps: writes files beside the result, give save_path"),
         ({"save_every": 1}, "--save_every"),
         ({"resume": True}, "--resume"),
         ({"score": "b.png", **dict.fromkeys(QUICK)}, "--score: makes no picture"),
         ({"json": True}, "--json: makes no picture"),
-        ({"size": np.zeros(2)}, "--size: takes no picture in memory"),
+        ({"size": np.zeros(2)}, "--size: a picture in memory"),
         ({"sise": 3}, "--sise: no such flag"),
         ({"lr": 0.1, "preset": "best", "epoch": None}, "--lr: no effect"),
     ],
@@ -82,7 +82,7 @@ def test_a_second_call_returns_the_pixels_of_the_first(folder):
     first, second = (synthesize("a.png", save_path="r.jpg", **QUICK) for _ in range(2))
     assert torch.equal(first, second) and torch.equal(first, synthesize("a.png", **QUICK))
     assert not torch.equal(first, read_picture(folder / "r.jpg")[0])
-    with pytest.raises(UserError, match="another picture is there"):
+    with pytest.raises(UserError, match="another file is there"):
         synthesize("b.png", save_path="r.jpg", **QUICK)
 
 
@@ -136,8 +136,8 @@ def test_values_are_those_of_files():
         (torch.zeros(8, 9, 3), r"shape \(8, 9, 3\), allowed are tensors of \(1, 3, H, W\)"),
         (torch.zeros(2, 3, 8, 8), r"\(2, 3, 8, 8\)"),
         (np.zeros((8, 0, 3)), r"\(8, 0, 3\)"),
-        (np.full((8, 8, 3), 200.0), "values of 200 to 200, floats are in"),
-        (np.full((8, 8, 3), np.nan), "values of nan"),
+        (np.full((8, 8, 3), 200.0), "floats from 200 to 200, allowed are 0 to 1"),
+        (np.full((8, 8, 3), np.nan), "floats from nan"),
         (np.zeros((8, 8, 3), np.int64), "a picture of int64"),
         (Image.new("RGBA", (8, 8)), "^--gt_path: every pixel is transparent"),
     ],
@@ -178,7 +178,7 @@ def test_the_record_names_a_picture_in_memory_by_its_digest(folder):
     assert (
         json.dumps(record["asked"]) and (folder / "out" / f"{value.name}_{value.name}.png").exists()
     )
-    with pytest.raises(UserError, match=f"{value.name} was a picture in memory, no file"):
+    with pytest.raises(UserError, match=f"made from {value.name}, a picture in memory"):
         synthesize(from_picture=path)
     again = synthesize(
         levels(), from_picture=path, maps=[levels()], save_path="again.png", device="cpu"

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from command.canvas import Pictures
-from command.kinds import green_up_by_name, kind_by_name, typed
+from command.kinds import green_up_by_name, kind_and_name, kind_by_name
 from command.maps import CarriedMap, read_map
 from command.pictures import Picture, read_picture, save_picture
 from engine import maps
@@ -379,10 +379,10 @@ def test_green_by_name():
 
 
 def test_only_kinds_may_be_before_a_colon():
-    assert typed("normal_dx:a/b.png") == ("normal_dx", "a/b.png")
-    assert typed("ID:b.png") == ("id", "b.png")
+    assert kind_and_name("normal_dx:a/b.png") == ("normal_dx", "a/b.png")
+    assert kind_and_name("ID:b.png") == ("id", "b.png")
     for name in ("./normal:b.png", "a:b.png", "C:/b.png", "height:b.png", "b.png"):
-        assert typed(name) == (None, name)
+        assert kind_and_name(name) == (None, name)
 
 
 @pytest.fixture
@@ -463,9 +463,9 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     for line in (
         "a_normal.png: taken for normals by its name, green is",
         "b.jpg: taken for normals by its pixels",
-        "which.png: taken for labels by its pixels; if it is not: --maps KIND:which.png",
+        "which.png: taken for labels by its pixels; otherwise give --maps KIND:which.png",
         "rough.png: taken for data by its name",
-        "few_mask.png: taken for data by its name, of few values, carried as labels",
+        "few_mask.png: taken for data by its name, carried as labels as it has few values",
     ):
         assert line in told
     assert told.count("turned with the exemplar") == (3 if "--patch_rotations" in more else 0)
@@ -495,7 +495,7 @@ def test_normals_are_read_as_they_are(text, files, told, tmp_path):
         "bare": torch.cat((x, green, torch.zeros_like(blue)), 1),
         "signed": 2 * plain - 1,
     }[files]
-    path = tmp_path / typed(text)[1]
+    path = tmp_path / kind_and_name(text)[1]
     save(path, plain)
     pictures = Pictures()
     for kind in (DATA, NORMALS):
@@ -533,17 +533,22 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     assert "a_rough.png: taken for labels by id:" in told
     assert "a:b.png: taken for a colour map by its pixels" in told
     assert "normal:c.png: taken for normals by its name, green is" in told
-    assert "though most pixels have not length 1" in told
-    assert "of so many colours" not in told
+    assert "but most pixels have not length 1" in told
+    assert "more than 256 colours" not in told
     save("many_id.png", torch.rand(1, 3, 48, 48))
     assert material("many_id.png") == 0
-    assert "labels by its name, though of so many colours" in capfd.readouterr().err
+    assert "labels by its name, but has more than 256 colours" in capfd.readouterr().err
     save("grey.png", label)
     assert material("normal:grey.png") == 2
-    assert "normal:grey.png: grey, but normals" in capfd.readouterr().err
+    assert "normal:grey.png: a grey picture, but normals" in capfd.readouterr().err
     save("grey_normal.png", label)
     assert material("grey_normal.png") == 0
     assert "grey_normal.png: taken for data by its pixels" in capfd.readouterr().err
+    assert material("rough:grey.png") == 2
+    told = capfd.readouterr().err
+    assert (
+        "--maps 'rough:grey.png': no such picture" in told and "kinds before a colon: color" in told
+    )
 
 
 def test_a_picture_is_made_again_with_its_kinds_of_maps(material, narrow_net, capfd):
@@ -556,7 +561,7 @@ def test_a_picture_is_made_again_with_its_kinds_of_maps(material, narrow_net, ca
     assert (opened("again_x.png")[1] == first).all()
     save("x.png", torch.rand(1, 3, 48, 48))
     assert main("--from o.png --save_path third.png --device cpu".split()) == 2
-    assert "x.png is not here as it was" in capfd.readouterr().err
+    assert "made from x.png, which is missing or has changed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [(), ("--size", "60x40")])

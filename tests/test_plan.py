@@ -135,7 +135,7 @@ WITHOUT_EFFECT = [
 @pytest.mark.parametrize("painted", ["--repaint 1", "--preset best", "--preset draft"])
 def test_what_painting_has_no_use_for_is_refused(flag, painted):
     name = flag.split()[0]
-    with pytest.raises(UserError, match=rf"^{name}: no effect where .*--repaint 1.*--repaint 0\.5"):
+    with pytest.raises(UserError, match=rf"^{name}: no effect on .*--repaint 1.*--repaint 0\.5"):
         orders_of(parse([*painted.split(), *flag.split()]))
 
 
@@ -145,20 +145,20 @@ def test_what_painting_has_no_use_for_is_refused(flag, painted):
         ("--repaint 0.999 --lr 0.1 --epoch 100", "--lr: no effect"),  # no step of 100 is left
         ("--style_image leaf.jpg --preset best --content_weight 1", "--content_weight: no effect"),
         ("--style_image leaf.jpg --preset best --init brick.png", "--init: no effect"),
-        ("--epoch 50 --save_every 51", "--save_every: no effect with only 50 steps"),
+        ("--epoch 50 --save_every 51", "--save_every: no effect with 50 steps"),
         (
             "--match_every 3",
-            "--match_every: --method gram has no use for it, but swd, cnnmrf, guided",
+            "--match_every: no effect with --method gram, only with swd, cnnmrf, guided",
         ),
         (
             "--max_patches 9 --method swd",
-            "--max_patches: --method swd has no use for it, but guided",
+            "--max_patches: no effect with --method swd, only with guided",
         ),
         (
             "--patch_scales 0.8",
-            "--patch_scales: --method gram has no use for it, but cnnmrf, guided",
+            "--patch_scales: no effect with --method gram, only with cnnmrf, guided",
         ),
-        ("--progress json --quiet", "--progress json: no effect beside --quiet"),
+        ("--progress json --quiet", "--progress json: no effect with --quiet"),
     ],
 )
 def test_other_flags_without_an_effect_are_refused(flags, told):
@@ -216,7 +216,7 @@ def test_what_is_not_refused_is_told():
     request = parse("--preset best --resume --workers 3".split())
     resume, workers = effect_notes(request, 1)
     assert resume.startswith("--resume: painting keeps no checkpoint")
-    assert workers.startswith("--workers 3: there is one picture")
+    assert workers.startswith("--workers 3: one picture is made by")
     assert effect_notes(parse("--resume --workers 3".split()), 2) == []
 
 
@@ -227,16 +227,16 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
     request = parse(["--from", str(tmp_path / "one.png"), "--preset", "best"])
     assert orders_of(request)
     (note,) = effect_notes(request, 1)
-    assert note.endswith("its flags without an effect here: --lr, --tv")
+    assert note.endswith("flags of its record have no effect here: --lr, --tv")
     record["asked"] |= {"method": "cnnmrf", "match_every": 3}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
     request = parse(["--from", str(tmp_path / "one.png"), "--method", "gram"])
     assert orders_of(request)
     (note,) = effect_notes(request, 1)
-    assert note.endswith("its flags without an effect here: --match_every")
+    assert note.endswith("flags of its record have no effect here: --match_every")
     record["asked"] |= {"patch_scales": [0.8]}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
-    with pytest.raises(UserError, match="--patch_scales: --method gram has no use for it"):
+    with pytest.raises(UserError, match="--patch_scales: no effect with --method gram"):
         orders_of(parse(["--from", str(tmp_path / "one.png"), "--method", "gram"]))
 
 

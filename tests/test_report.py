@@ -64,11 +64,13 @@ def test_a_run_ends_with_its_page(tmp_path, monkeypatch, narrow_net, capfd):
     assert "report: out/report.html" in capfd.readouterr().err
     # What cannot end so is refused before anything is made.
     assert main([*command.replace("b.png", "c.png").split(), "."]) == 2
-    assert capfd.readouterr().err.endswith("--report .: pictures are saved in out\n")
+    assert capfd.readouterr().err.endswith(
+        "--report .: this run saves pictures in out, give that\n"
+    )
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert main([*command.replace("b.png", "c.png").split(), "out"]) == 2
-    assert "give it alone afterwards" in capfd.readouterr().err
+    assert "run --report alone afterwards" in capfd.readouterr().err
     assert not (tmp_path / "out" / "c.png").exists()
 
 

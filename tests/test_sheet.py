@@ -80,7 +80,7 @@ def test_an_animation(suffix, kind, exemplar, tmp_path):
     [
         ("--save_every 1 --animate w.png", ".gif"),
         ("--animate w.gif", "--save_every"),
-        ("--count 2 --save_every 1 --animate w.gif", "of one picture"),
+        ("--count 2 --save_every 1 --animate w.gif", "shows one picture"),
         ("--save_every 1 --animate a.png/w.gif", "cannot be saved there"),
         ("--sheet s.txt", ".txt"),
         ("--epoch 2001 --save_every 2 --animate w.gif", None),

@@ -1525,7 +1525,7 @@ def test_alpha_that_there_is_not(cut, pebbles, result, capfd):
     for exemplar, to, more, told in (
         (pebbles, result, [], "has no transparent pixel"),
         (path, result.with_suffix(".jpg"), [], "result.jpg holds none; .png, .tif and .webp do"),
-        (path, result, ["--mix", str(pebbles)], "the alpha of one exemplar, leave out --mix"),
+        (path, result, ["--mix", str(pebbles)], "belongs to one exemplar, leave out --mix"),
     ):
         arguments = ["--gt_path", str(exemplar), "--save_path", str(to), "--alpha", *TINY, *more]
         assert main(arguments) == 2 and not to.exists()
