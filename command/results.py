@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from command.display import say
+from command.maps import CarriedMap
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
-from command.plan import CarriedMap, Job, state_of
+from command.plan import Job, state_of
 from command.settings import ASKED
 from engine import maps
 from engine.blocks import Blocks

@@ -8,9 +8,9 @@ from PIL import Image
 
 import Synthesis
 from command import interrupts, results, workers
-from command.interrupts import SIGNALS, Stopped, signals_held, signals_raise
+from command.interrupts import Stopped, signals_held, signals_raise
 from command.pictures import read_record
-from command.start import signals_exit
+from command.start import SIGNALS, signals_exit
 from engine import repaint
 from utils import TEXTURES
 
