@@ -23,7 +23,7 @@ from terms.base import (
     squared_wasserstein,
 )
 from terms.regions import count_of_regions, region_masks, regions_of
-from terms.valid import in_one_piece, positions_of_regions, valid_at
+from terms.valid import in_one_piece, middles_of_valid, positions_of_regions
 from utils import Size, size_of, surrounded
 
 PATCH = 7  # px
@@ -187,9 +187,7 @@ class Patches(Term):
             masks = region_masks(marks.regions, size, self.count).view(-1, h, w)[:, *middles]
             inside = None
             if marks.valid is not None:
-                missing = (~valid_at(marks.valid, size)).float()
-                missing = F.max_pool2d(missing, PATCH, 1, PATCH // 2)
-                inside = (missing == 0)[0, 0][middles].flatten()
+                inside = middles_of_valid(marks.valid, size, PATCH)[middles].flatten()
             self.places[known] = positions_of_regions(masks.flatten(1), inside)
         return self.places[known]
 

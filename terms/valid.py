@@ -35,6 +35,13 @@ def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
     return shares == shares.max()
 
 
+def middles_of_valid(valid: Tensor, size: Size, patch: int) -> Tensor:
+    """(1, 1, H, W) of bool -> (h, w): positions in the middle of patches whose positions all count;
+    beyond the border, which is mirrored, none is missing."""
+    missing = (~valid_at(valid, size)).float()
+    return F.max_pool2d(missing, patch, 1, patch // 2)[0, 0] == 0
+
+
 def in_one_piece(maps: Tensor, valid: Tensor | None) -> Tensor:
     """(1, C, h, w) -> a view of its largest rectangle whose positions all count; all of it if there
     is none, or if `valid`, (1, 1, H, W) of bool, is None."""
