@@ -255,7 +255,7 @@ class _Scale:
 def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0) -> Tensor:
     """An optimised picture, from white noise, coarse to fine.
 
-    The first scale starts from noise with the exemplar's mean and covariance of colours, every
+    The first scale starts from noise with the exemplars' mean and covariance of colours, every
     other one from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart
     from them in that detail is added to it. That of the scales in between is noise like what the
     exemplar gains there: from a smooth start, fine structure grows along the net's pooling grid,
@@ -272,7 +272,7 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
     canvas, exemplar, valid = spec.canvas, spec.exemplars[0].image, spec.exemplars[0].valid
     scales = _scales(spec, trunk, end)
     generator = torch.Generator().manual_seed(spec.seed)
-    image = noise_like(valid_positions(exemplar, valid), scales[0].size, generator).clamp(0, 1)
+    image = noise_like(_pixels(spec.exemplars), scales[0].size, generator).clamp(0, 1)
     if not _all_grey(spec):
         image = image.expand(-1, 3, -1, -1)
     before = resize(exemplar, scales[0].source_size)
@@ -293,6 +293,22 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         tell.known = {"scale": scale.number, "start": image, "generator": generator.get_state()}
         image = _optimised(spec, trunk, scale, image, tell)
     return image
+
+
+def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
+    """(1, 3, n, m): the pixels that count; of several exemplars as many as their shares ask for."""
+    found = [valid_positions(one.image, one.valid) for one in exemplars]
+    if len(found) == 1:
+        return found[0]
+    flat = [pixels.flatten(2) for pixels in found]
+    shares = [one.share for one in exemplars]
+    most = min(pixels.shape[2] / share for pixels, share in zip(flat, shares, strict=True))
+    counts = [max(1, int(share * most)) for share in shares]
+    every = (
+        pixels[..., torch.linspace(0, pixels.shape[2] - 1, count).long()]
+        for pixels, count in zip(flat, counts, strict=True)
+    )
+    return torch.cat(list(every), 2)[..., None]
 
 
 def _with_painted_detail(spec: Spec, image: Tensor) -> Tensor:

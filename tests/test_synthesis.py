@@ -651,6 +651,20 @@ def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
 
 
 @pytest.mark.slow
+def test_noise_has_the_colours_of_the_mixture(tiny):
+    """Of 64 pixels of 0.2 and 36 of 0.8, a quarter being the latter: 0.35."""
+    spec = Spec(
+        (
+            exemplar_of(torch.full((1, 3, 8, 8), 0.2), share=0.75),
+            exemplar_of(torch.full((1, 3, 6, 6), 0.8), share=0.25),
+        ),
+        Canvas((64, 64)),
+        steps=0,
+        scales=1,
+    )
+    assert new_texture(spec, tiny).image.mean().item() == pytest.approx(0.35, abs=0.01)
+
+
 def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
     make("brick.png", result, "--mix", f"{pebbles}:0.9", "--optimizer", "LBFGS", "--epoch", "20")
     assert np.ptp(pixels(result).astype(int), 2).mean() > 5
