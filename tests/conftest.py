@@ -174,7 +174,14 @@ def checkerboard():
 
 
 @pytest.fixture
-def narrow_net(monkeypatch):
+def brief_painting(monkeypatch):
+    """One layout and two rounds, where no picture's quality decides."""
+    monkeypatch.setattr(repaint, "LAYOUTS", 1)
+    monkeypatch.setattr(repaint, "_rounds", lambda *_: 2)
+
+
+@pytest.fixture
+def narrow_weights(monkeypatch):
     """In the command the bundled net with a few random filters a layer, for tests of the program
     that no picture's quality decides: as many layers, and next to no time."""
     generator, weights, channels = torch.Generator().manual_seed(0), {}, 3
@@ -186,3 +193,8 @@ def narrow_net(monkeypatch):
             channels = WIDTH
     found = Found(weights, "vgg16-caffe")
     monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: found)
+
+
+@pytest.fixture
+def narrow_net(narrow_weights, brief_painting):
+    """The same, and painting in next to no time."""

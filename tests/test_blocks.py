@@ -78,8 +78,10 @@ def test_spans_by_hand():
     assert spans(64, 24, 24, 8, True) == [Span(0, 64, 0, 0, 64)]
 
 
-@pytest.mark.parametrize("side", [8, 24])
-@pytest.mark.parametrize(("pool", "tile"), [("avg", ""), ("max", "x"), ("avg", "y"), ("max", "xy")])
+@pytest.mark.parametrize(
+    ("pool", "tile", "side"),
+    [("avg", "", 24), ("max", "", 8), ("max", "x", 24), ("avg", "y", 8), ("max", "xy", 8)],
+)
 def test_gradient_by_blocks_is_that_of_the_whole(pool, tile, side):
     spec = spec_of(SIZE, "gram", dict.fromkeys(TERMS, 0.5), tile)
     assert_same(*both(narrow("vgg16-caffe", pool=pool), spec, SIZE, side))

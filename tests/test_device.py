@@ -192,7 +192,7 @@ SLOW_COMMANDS = [
 @pytest.mark.parametrize(
     "command", COMMANDS + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW_COMMANDS]
 )
-def test_all_is_computed_on_the_device(command, far, tmp_path):
+def test_all_is_computed_on_the_device(command, far, tmp_path, narrow_net):
     saved = run_far(tmp_path, f"--epoch 2 {command}")
     assert read_picture(saved)[0].std() > 0.02
 

@@ -90,7 +90,9 @@ def brightness():
 @pytest.mark.parametrize(
     "flags", ["--brightness 100 --epoch 30 --optimizer LBFGS", "--method bright --epoch 90"]
 )
-def test_a_term_and_a_method_from_outside_run_through_the_command(flags, brightness, tmp_path):
+def test_a_term_and_a_method_from_outside_run_through_the_command(
+    flags, brightness, tmp_path, narrow_net
+):
     """One class and one line each: the flag, its help, the record and the picture follow."""
     exemplar, result = tmp_path / "light.png", tmp_path / "result.png"
     Image.new("RGB", (32, 32), (250, 200, 150)).save(exemplar)

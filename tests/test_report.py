@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,18 +20,27 @@ from utils import TEXTURES
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, narrow_net):
-    """A result with a snapshot, one whose exemplar is gone, and pictures that are not ours."""
+def folder(tmp_path, tmp_path_factory, monkeypatch, narrow_net):
+    """A result with snapshots, one whose exemplar is gone, and pictures that are not ours."""
+    made_once = tmp_path_factory.getbasetemp() / "of a report"
+    if not made_once.exists():
+        made_once.mkdir()
+        monkeypatch.chdir(made_once)
+        _make_folder()
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    return tmp_path / "out"
+
+
+def _make_folder():
     for i, name in enumerate(("a<b>.png", "gone.png")):
         box = (70 * i, 0, 70 * i + 70, 66)
-        Image.open(TEXTURES / "pebbles.png").crop(box).save(tmp_path / name)
+        Image.open(TEXTURES / "pebbles.png").crop(box).save(name)
     command = "--device cpu --quiet --epoch 4 --size 64 --seed 3 --save_every 2 --save_path out/"
     assert main(["--gt_path", "a<b>.png", "gone.png", "--tv", "0.5", *command.split()]) == 0
-    (tmp_path / "gone.png").unlink()
-    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "other.png")
-    (tmp_path / "out" / "broken.png").write_bytes(b"")
-    return tmp_path / "out"
+    Path("gone.png").unlink()
+    Image.new("RGB", (8, 8)).save(Path("out", "other.png"))
+    Path("out", "broken.png").write_bytes(b"")
 
 
 def data_of(page):
@@ -55,7 +65,7 @@ def test_a_page_of_a_folder(folder, capsys):
     assert "<b>" not in (folder / "report.html").read_text()  # no name is taken for HTML
 
 
-def test_a_run_ends_with_its_page(tmp_path, monkeypatch, narrow_net, capfd):
+def test_a_run_ends_with_its_page(tmp_path, unscored, monkeypatch, narrow_net, capfd):
     monkeypatch.chdir(tmp_path)
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
     command = "--gt_path a.png --device cpu --epoch 2 --size 64 --save_path out/b.png --report"
@@ -74,7 +84,7 @@ def test_a_run_ends_with_its_page(tmp_path, monkeypatch, narrow_net, capfd):
     assert not (tmp_path / "out" / "c.png").exists()
 
 
-def test_the_command_makes_it_again(folder, capsys):
+def test_the_command_makes_it_again(folder, unscored, capsys):
     assert main(["--report", str(folder), "--quiet"]) == 0
     command = shlex.split(data_of(folder / "report.html")[0]["command"])
     assert command[:2] == ["python", "Synthesis.py"]
@@ -95,7 +105,7 @@ def test_the_command_makes_it_again(folder, capsys):
         {"mix": [[1, 2, 3]], "guide": 7},
     ],
 )
-def test_records_are_not_trusted(change, folder, capsys):
+def test_records_are_not_trusted(change, folder, unscored, capsys):
     path = folder / "a<b>.png"
     save_picture(torch.zeros(1, 3, 64, 64), path, read_record(path) | change)
     assert main(["--report", str(folder), "--quiet"]) == 0

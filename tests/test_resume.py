@@ -54,15 +54,15 @@ OTHERS = {
     "change, optimizer, moments",
     [
         *(("gram", "Adam", 2), ("cnnmrf", "LBFGS", 2), ("polished", "Adam", 2)),
-        ("four scales", "Adam", 4),
+        ("four scales", "Adam", 3),
         *(
-            pytest.param(change, optimizer, 10, marks=pytest.mark.slow)
+            pytest.param(change, optimizer, 5, marks=pytest.mark.slow)
             for optimizer, changes in (("Adam", (*METHODS, *OTHERS)), ("LBFGS", METHODS))
             for change in changes
         ),
     ],
 )
-def test_at_any_moment(change, optimizer, moments, spec, tiny):
+def test_at_any_moment(change, optimizer, moments, spec, tiny, brief_painting):
     spec = replace(spec, optimizer=optimizer, **OTHERS.get(change, {"method": change}))
     if change not in ("one scale", "four scales", "polished"):
         spec = replace(spec, scales=2)

@@ -105,8 +105,13 @@ def test_what_is_refused(flags, told, exemplar, tmp_path, capfd):
 MADE = "--gt_path a.png --save_path r.png --save_every 2 --sheet s.png --preview --animate".split()
 
 
-@pytest.mark.parametrize("film", ["w.gif", "w.webp"])
-@pytest.mark.parametrize("name", ["s.png", "film", "r_000002.png", "r.preview.png"])
+@pytest.mark.parametrize(
+    "name, film",
+    [
+        *(("s.png", "w.gif"), ("film", "w.gif"), ("film", "w.webp")),
+        *(("r_000002.png", "w.gif"), ("r.preview.png", "w.webp")),
+    ],
+)
 def test_what_lies_beside_a_result_is_replaced_only_where_it_is_ours(
     name, film, exemplar, tmp_path, capfd
 ):

@@ -127,9 +127,8 @@ def test_the_picture_is_saved_from_any_thread(pebbles, result, narrow_net):
     assert read_record(result)["error"] > 0  # the last that is written
 
 
-@pytest.mark.parametrize(
-    "method, most", [("gram", 6), pytest.param("swd", 4.5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method, most", [("gram", 6), ("swd", 4.5)])
 def test_methods_of_statistics_keep_the_colours(method, most, result, tmp_path):
     """The histogram that goes with them halves what colours of brick are off, and more."""
     corner = tmp_path / "bricks.png"
@@ -179,7 +178,8 @@ def test_order_beyond_the_net_switches_the_spectrum_on(
     assert styled["spectrum"] == 0
 
 
-@pytest.mark.parametrize("method", METHODS_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_tile_has_no_border(method, monkeypatch):
     """Moved round by whole patches and windows, the noise gives the same texture, moved round, up
     to detail that is painted, which is drawn by lot."""
@@ -407,7 +407,8 @@ def colours(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_mix_is_between_its_exemplars(method, result, colours):
     red, blue = map(str, colours)
-    options = ["--size", "32", "--epoch", "30", "--optimizer", "LBFGS", "--method", method]
+    steps = "120" if method == "gram" else "30"  # from red to nearly all blue is a long way
+    options = ["--size", "32", "--epoch", steps, "--optimizer", "LBFGS", "--method", method]
     reds = []
     for share in ("0.2", "0.8"):
         make(red, result, *options, "--mix", f"{blue}:{share}")
@@ -496,8 +497,10 @@ def upright(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("spec", ["30", "vectors.npy"])
+@pytest.mark.parametrize(
+    "method, spec",
+    [("gram", "30"), ("swd", "vectors.npy"), ("cnnmrf", "vectors.npy"), ("guided", "30")],
+)
 def test_orientation_turns_the_texture(method, spec, result, upright, tmp_path):
     # Right and up: 45 degrees.
     np.save(tmp_path / "vectors.npy", np.stack((np.ones((64, 64)), -np.ones((64, 64)))))
@@ -576,8 +579,16 @@ def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer, steps", [("Adam", "200"), ("LBFGS", "100")])
-@pytest.mark.parametrize("exemplar", EXEMPLARS)
+@pytest.mark.parametrize(
+    "exemplar, optimizer, steps",
+    [
+        ("hubble.jpg", "LBFGS", "100"),  # the hardest of them, by both
+        *(
+            (name, *(("Adam", "200") if i % 2 or "hubble" in name else ("LBFGS", "100")))
+            for i, name in enumerate(EXEMPLARS)
+        ),
+    ],
+)
 def test_every_exemplar_converges(optimizer, steps, exemplar, result):
     size = ["--size", "128", "--epoch", steps, "--optimizer", optimizer]
     # Against divergence only: after so few steps Adam is at 0.03, and noise at 0.7 and more.
@@ -720,7 +731,7 @@ def test_flags_change_the_picture(pebbles, tmp_path):
     same = tmp_path / "same.png"
     for options in ("--rescale", "--rescale True", "--pool avg", "--optimizer adam --lr 0.05"):
         make(pebbles, same, *options.split())
-        assert same.read_bytes() == plain.read_bytes()
+        assert (pixels(same) == pixels(plain)).all(), options  # the record says what was typed
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
@@ -758,8 +769,13 @@ def test_snapshots(pebbles, result, narrow_net):
     assert read_record(result.with_name(names[1]))["step"] == 4
 
 
-@pytest.mark.parametrize("flags", ["--repaint 1", "--repaint 0.5", "--repaint 0"])
-@pytest.mark.parametrize("every", [1, 7, 10])
+@pytest.mark.parametrize(
+    "flags, every",
+    [
+        *(("--repaint 1", 1), ("--repaint 1", 7), ("--repaint 0.5", 1), ("--repaint 0.5", 7)),
+        ("--repaint 0", 10),
+    ],
+)
 def test_every_multiple_has_its_snapshot(flags, every, pebbles, result, narrow_net):
     """Though a round of painting counts as several steps; 25 steps have 25, 3 and 2 multiples."""
     make(pebbles, result, *flags.split(), "--save_every", f"{every}", "--epoch", "25")
@@ -862,6 +878,7 @@ def test_weights_are_named_in_the_record(pebbles, result):
     assert record["pixel_mean"] == [123.675, 116.28, 103.53]
 
 
+@pytest.mark.slow
 def test_caffes_weights_make_the_bundled_nets_picture(pebbles, result, tmp_path, capfd):
     """The bundled net is Caffe's VGG-16, so its weights in Caffe's layout compute the same."""
     bundled = torch.load(models.BUNDLE, weights_only=True)

@@ -229,9 +229,14 @@ def test_squared_wasserstein_by_hand():
     assert sorted(values.grad[1, 0].tolist()) == pytest.approx([2 / 3, 8 / 3, 8 / 3])
 
 
-@pytest.mark.parametrize("kind", [Sliced, Patches])
-@pytest.mark.parametrize("build", [built, regional])
-@pytest.mark.parametrize("count", [2, 80])  # of fewer directions than 80 each sorts all
+@pytest.mark.parametrize(
+    "kind, build, count",
+    [
+        *((kind, build, 2) for kind in (Sliced, Patches) for build in (built, regional)),
+        # Of fewer directions than 80 each sorts all.
+        *((Sliced, built, 80), (Patches, regional, 80)),
+    ],
+)
 def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkeypatch):
     source, output = tiny(noise(1, 3, 24, 24, seed=1)), noise(1, 3, 24, 20, seed=2)
     halves = torch.zeros(1, 1, 24, 24, dtype=torch.int64)
@@ -569,7 +574,13 @@ def test_period_of_a_large_picture_is_in_its_own_pixels():
     assert min(abs(abs(y) - 40) + abs(x), abs(y) + abs(abs(x) - 80)) <= 3
 
 
-@pytest.mark.parametrize("name", ["pebbles", "grass", "gravel", "wood", "lichen"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wood",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in "pebbles grass gravel lichen".split()),
+    ],
+)
 def test_a_shade_of_light_is_no_period(name):
     whole = exemplar(f"{name}.png")
     for image in (whole, whole[..., 64:192, 64:192]):
