@@ -1,6 +1,7 @@
 """A net small enough to check by hand, terms built in few words, and the slow marker."""
 
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from terms.regions import Regional
 from terms.team import ALONE, Team
 
 WIDTH = 4  # filters a layer of the narrow net
+
+
+def pytest_configure(config):
+    """Have the processes that tests start take Ctrl-C, also where whatever started pytest ignores
+    it, as shells have it for what runs in the background: children inherit what is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
