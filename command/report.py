@@ -66,7 +66,7 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
     entries = [_failure(one.exemplar, one.line) for one in failed]
     exemplars: dict[Path, str | None] = {}
     lines = not sys.stderr.isatty()
-    say([f"report: scores {len(results)} pictures"] * lines, quiet)
+    say([f"report: scores pictures, {len(results)} in all"] * lines, quiet)
     said = time.monotonic()
     for i, (path, record) in enumerate(tqdm(results, "report", leave=False, disable=quiet or None)):
         if lines and time.monotonic() - said >= A_LINE:
