@@ -52,7 +52,7 @@ class Pictures:
     def over_mean(self, name: str | Path) -> Tensor:
         """(1, 3, H, W) of a picture for a net, which sees no alpha."""
         picture = self.read(name)
-        if picture.alpha is not None and picture.alpha.min() < 1:
+        if not picture.opaque:
             self._tell(f"{self.find(name).name}: transparent pixels are taken for the mean colour")
         return picture.over_mean
 
@@ -66,13 +66,14 @@ class Pictures:
         Raises:
             UserError: none is.
         """
-        alpha = self.read(name).alpha
-        if alpha is None or bool((alpha == 1).all()):
+        picture = self.read(name)
+        if picture.alpha is None or picture.opaque:
             return None
-        if not (alpha == 1).any():
+        opaque = picture.alpha == 1
+        if not opaque.any():
             raise UserError(f"{name}: no pixel is opaque, so nothing of it can be used")
         self._tell(f"{self.find(name).name}: transparent pixels are no texture")
-        return alpha == 1
+        return opaque
 
 
 def channels_of(picture: Picture) -> Tensor:
@@ -189,7 +190,7 @@ def kept_of(
         return None
     init = None if request.style_image else request.init_picture
     picture = pictures.read(init or path)
-    if picture.alpha is None or bool((picture.alpha == 1).all()):
+    if picture.alpha is None or picture.opaque:
         return None
     if not holds_alpha(save_path):
         pictures.notes.append(f"{save_path}: saved without alpha; .png, .tif and .webp hold it")

@@ -124,7 +124,7 @@ def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Picture
         UserError: all of it is opaque, or the result's format holds no alpha.
     """
     picture = pictures.read(path)
-    if picture.alpha is None or bool((picture.alpha == 1).all()):
+    if picture.alpha is None or picture.opaque:
         raise UserError(f"--alpha: {path} has no transparent pixel")
     if not holds_alpha(save_path):
         raise UserError(f"--alpha: {save_path} holds none; .png, .tif and .webp do")

@@ -205,6 +205,11 @@ class Picture(NamedTuple):
     notes: list[str]  # lines for the user, each beginning with the name of the file
 
     @property
+    def opaque(self) -> bool:
+        """Whether no pixel is transparent, even in part."""
+        return self.alpha is None or bool((self.alpha == 1).all())
+
+    @property
     def over_mean(self) -> Tensor:
         """(1, 3, H, W): the pixels composited over their own mean colour, weighted by alpha."""
         if self.alpha is None:

@@ -216,15 +216,13 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = AL
     two. Where it cannot go, as a disk is full or a folder has vanished, all of it goes to the
     folder for temporary files, and the user is told: a night's work is not lost for that.
     """
-    path, colours = job.save_path, _colours(job, made.image)
-    carry = _carrier(job, made, net)
-    image = _with_alpha(job, colours, carry)
+    path, carry = job.save_path, _carrier(job, made, net)
+    image = visible = _of_file(job, made.image)
     try:
-        # What is kept under an alpha is not seen.
-        visible = made.image[:, :1] if job.grey else made.image
         there = as_saved(visible, path, job.bits)
         record = record | {"error": round(saved_error(there, job, net, team), 6)}
-    finally:  # without its error where memory runs out
+        image = _with_alpha(job, made.image, carry)
+    finally:  # without its error or its alpha where memory runs out
         path = _saved(image, path, record, job.bits)
     missing = []
     for place, write in _beside(job, image, carry, record):
@@ -235,25 +233,24 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = AL
     return Saved(path, record, tuple(missing))
 
 
-def _colours(job: Job, image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (1, 1 or 3, H, W) of the file: what is kept is that of its picture, which may
-    be transparent there, and grey stays grey under any method."""
-    mask = job.spec.canvas.mask
-    if job.kept is not None and mask is not None:
-        image = torch.where(mask.to(image.device), image, job.kept[:, :3].to(image))
+def _of_file(job: Job, image: Tensor) -> Tensor:
+    """(1, 3, H, W) -> the channels of the file: grey stays grey under any method."""
     return image[:, :1] if job.grey else image
 
 
-def _with_alpha(job: Job, colours: Tensor, carry: Carry) -> Tensor:
-    """(1, C, H, W) -> the same, and the alpha that is kept or carried along as the last channel."""
+def _with_alpha(job: Job, image: Tensor, carry: Carry) -> Tensor:
+    """(1, 3, H, W) -> the channels of the file, the last one the alpha that is kept or carried
+    along, if there is one. Kept pixels have the colours under their alpha, which are not seen."""
     if job.alpha is not None:
         alpha = carry(job.alpha).clamp(0, 1)
     elif job.kept is not None:
-        alpha, mask = job.kept[:, 3:].to(colours), job.spec.canvas.mask
-        alpha = alpha if mask is None else alpha.where(~mask.to(alpha.device), 1)
+        kept, alpha = job.kept.to(image).split((3, 1), 1)
+        if job.spec.canvas.mask is not None:
+            mask = job.spec.canvas.mask.to(image.device)
+            image, alpha = torch.where(mask, image, kept), alpha.where(~mask, 1)
     else:
-        return colours
-    return torch.cat((colours, alpha), 1)
+        return _of_file(job, image)
+    return torch.cat((_of_file(job, image), alpha), 1)
 
 
 def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path:
@@ -318,9 +315,13 @@ def _carrier(job: Job, made: Made, net: Net) -> Carry:
     the first is asked for."""
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
-    valid = [view.valid for view in views if view.valid is not None] or None
-    if made.painting is not None and valid:
-        valid = [stretch(one.float(), spec.seed) > NEARLY_ALL for one in valid]
+
+    @cache
+    def valid() -> list[Tensor] | None:
+        found = [view.valid for view in views if view.valid is not None] or None
+        if made.painting is None or found is None:
+            return found
+        return [stretch(one.float(), spec.seed) > NEARLY_ALL for one in found]
 
     @cache
     def found() -> list[tuple[Tensor, Tensor]]:
@@ -335,7 +336,7 @@ def _carrier(job: Job, made: Made, net: Net) -> Carry:
         copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
             copies = [stretch(copy, spec.seed, labels) for copy in copies]
-        carried = maps.carried(copies, found(), one.kind, tile, valid)
+        carried = maps.carried(copies, found(), one.kind, tile, valid())
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
         return maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)

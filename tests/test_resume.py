@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,20 +157,27 @@ def test_what_is_no_checkpoint_is_refused(exemplar, narrow_net, capfd):
         assert "is no checkpoint" in capfd.readouterr().err and path.read_bytes() == content
 
 
-def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
-    assert run(exemplar, "whole.png") == 0
+@contextmanager
+def ended_by(error, monkeypatch):
+    """After step 9 of a picture."""
     make = Synthesis.new_texture
 
-    def stopped(spec, trunk, report, *others):
+    def ended(spec, trunk, report, *others):
         def on_step(progress):
             report(progress)
             if progress.step == 9:
-                raise KeyboardInterrupt
+                raise error
 
         return make(spec, trunk, on_step, *others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Synthesis, "new_texture", stopped)
+        patched.setattr(Synthesis, "new_texture", ended)
+        yield
+
+
+def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
+    assert run(exemplar, "whole.png") == 0
+    with ended_by(KeyboardInterrupt, monkeypatch):
         assert run(exemplar, "r.png") == 130
     assert "interrupted at step" in read_record(exemplar.parent / "r.png")
     assert run(exemplar, "r.png") == 0
@@ -179,18 +187,7 @@ def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
 
 def test_what_goes_on_saves_the_snapshots_that_are_left(exemplar, narrow_net, monkeypatch):
     """Not those before, of a picture that stands at another step."""
-    make = Synthesis.new_texture
-
-    def killed(spec, trunk, report, *others):
-        def on_step(progress):
-            report(progress)
-            if progress.step == 9:
-                raise ConnectionError
-
-        return make(spec, trunk, on_step, *others)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Synthesis, "new_texture", killed)
+    with ended_by(ConnectionError, monkeypatch):
         with pytest.raises(ConnectionError):
             run(exemplar, "r.png", "--save_every", "2")
     snapshots = exemplar.parent.glob("r_*.png")
