@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,14 +109,14 @@ class Killed(BaseException):
     """Nothing of ours ends it in order."""
 
 
-def killed_after(steps, monkeypatch):
+def killed_after(steps, monkeypatch, error=Killed):
     make = Synthesis.new_texture
 
     def killed(spec, trunk, report, *others):
         def on_step(progress):
             report(progress)
             if progress.step >= steps:
-                raise Killed
+                raise error
 
         return make(spec, trunk, on_step, *others)
 
@@ -157,27 +156,10 @@ def test_what_is_no_checkpoint_is_refused(exemplar, narrow_net, capfd):
         assert "is no checkpoint" in capfd.readouterr().err and path.read_bytes() == content
 
 
-@contextmanager
-def ended_by(error, monkeypatch):
-    """After step 9 of a picture."""
-    make = Synthesis.new_texture
-
-    def ended(spec, trunk, report, *others):
-        def on_step(progress):
-            report(progress)
-            if progress.step == 9:
-                raise error
-
-        return make(spec, trunk, on_step, *others)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Synthesis, "new_texture", ended)
-        yield
-
-
 def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
     assert run(exemplar, "whole.png") == 0
-    with ended_by(KeyboardInterrupt, monkeypatch):
+    with monkeypatch.context() as patched:
+        killed_after(9, patched, KeyboardInterrupt)
         assert run(exemplar, "r.png") == 130
     assert "interrupted at step" in read_record(exemplar.parent / "r.png")
     assert run(exemplar, "r.png") == 0
@@ -187,7 +169,8 @@ def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
 
 def test_what_goes_on_saves_the_snapshots_that_are_left(exemplar, narrow_net, monkeypatch):
     """Not those before, of a picture that stands at another step."""
-    with ended_by(ConnectionError, monkeypatch):
+    with monkeypatch.context() as patched:
+        killed_after(9, patched, ConnectionError)
         with pytest.raises(ConnectionError):
             run(exemplar, "r.png", "--save_every", "2")
     snapshots = exemplar.parent.glob("r_*.png")
