@@ -577,9 +577,9 @@ class Request:
     lr: float | None = flag(
         OPTIMISATION,
         "step size; that of Adam is in units of the range [0, 1] and decays to 0 over each scale. "
-        f"Adam starts the finest scale with {CALMER:g} times this, as it starts from painted "
-        f"detail there; with all of it where the exemplar or the output has a side below "
-        f"{LEAST_SIDE} px, as no detail is painted then",
+        f"Adam starts the finest scale with {CALMER:g} times this, because it starts from "
+        f"painted detail; with exemplars or outputs that have a side below {LEAST_SIDE} px no "
+        "detail is painted, and the full value is used",
         told=_rates,
         type=number(float, 1e-12, "a step size"),
         metavar="RATE",
@@ -819,10 +819,11 @@ def parse(argv: list[str] | None = None) -> Request:
     3. the preset: the one that is typed now, else the one that was typed then, never both
     4. the default
 
-    Its net and its precision, which a machine may decide, count as typed then.
+    The net and the precision of the picture of --from count as typed for it, because their defaults
+    depend on the machine.
 
-    What followed from other flags then (the step size of an optimiser, the layers of a method,
-    the size of an exemplar) is not laid under what is typed now: it follows anew.
+    Values that were derived from other flags (the step size of an optimiser, the layers of a
+    method, the size of an exemplar) are not reused: they are derived again.
 
     Raises:
         UserError: a flag that there is not, or a value that it does not take.
@@ -864,8 +865,8 @@ def recorded_flags() -> set[str]:
 
 
 def _namespace(argv: list[str] | None) -> dict[str, Any]:
-    """What is said, and nothing else but the weights of terms; UserError for what is empty, as a
-    shell makes it of a variable that is not set."""
+    """The flags that are on the command line alone, and the weights of terms; UserError for an
+    empty value, which a shell makes of a variable that is not set."""
     flag = ""
     for word in sys.argv[1:] if argv is None else argv:
         flag = word.partition("=")[0] if word.startswith("--") else flag

@@ -51,7 +51,7 @@ SHARPNESS = 2.0  # patches count by distance to the power of minus this
 LEAST_DISTANCE = 1e-4  # mean square; what is nearer than this is as good
 GUIDE = 1.0  # of the mean squared difference of guides, beside that of pixels
 FINE = 0.49  # of full size: from where on a given layout is painted
-SMALL_EXEMPLAR = 0.5  # of the shorter side of the smallest exemplar, which a block has at most
+SMALL_EXEMPLAR = 0.5  # of the shorter side of the smallest exemplar: the maximum side of a block
 STRAIN = 0.12  # by how much the exemplar is stretched, root mean square
 WAVE = 32  # px, from stretched to squeezed and back; longer ones make tiles unequal
 LANCZOS = 6  # px to both sides, from which a pixel is interpolated
@@ -115,8 +115,8 @@ class _Source:
         return marks_of_windows(self.views, (PATCH, PATCH)) != UNKNOWN
 
     def with_middles(self, pixels: Places) -> Places:
-        """The first pixels of patches that lie within the pictures of these pixels, with their
-        middles there or next to it."""
+        """The first pixels of the patches around these pixels; a patch that crosses the border of
+        its picture is moved inside."""
         heights, widths = torch.tensor(self.sizes, device=pixels.y.device).T
         bottoms = heights.cumsum(0)
         view = torch.bucketize(pixels.y.contiguous(), bottoms, right=True)
@@ -360,7 +360,7 @@ class _Painter:
         alone = guide is None and sum(len(one.views) for one in self.exemplars) == 1
         kind = self.kind if alone else STOCHASTIC
         height, width = (round(side * (ALONG if axis == kind.axis else BLOCK)) for axis in "yx")
-        if len(self.exemplars) > 1:  # a block larger than an exemplar would never be of that
+        if len(self.exemplars) > 1:  # a block larger than an exemplar could never be taken from it
             least = min(side for one in self.exemplars for side in _piece(one.views[0]))
             most = max(PATCH, round(SMALL_EXEMPLAR * factor * least))
             height, width = min(height, most), min(width, most)
@@ -378,7 +378,7 @@ class _Painter:
             (height, width),
             kind,
         ).to(source.device)
-        # A patch goes where its middle goes, as far as the picture that it is of allows.
+        # The middle of a patch has the source of its pixel, unless the patch is moved inside.
         middle = PATCH // 2
         y, x = (z.roll((-middle, -middle), (0, 1)) for z in (pixels.y, pixels.x))
         rows, columns = (slice(count) for count in patches)

@@ -92,7 +92,7 @@ class Regional(Term):
 
 
 def alone(kind: type[Term], scene: Scene, layers: LayerWeights) -> Term:
-    """A term of that kind, for each region alone where it does not tell them apart."""
+    """A term of that kind; if it cannot distinguish regions itself, one for each region."""
     if scene.canvas.asked is not None and kind.unordered:
         return Regional(kind, scene, layers)
     if any(one.views[0].valid is not None for one in scene.exemplars) and kind.unordered:
@@ -137,8 +137,8 @@ def one_hot(regions: Tensor, count: int) -> Tensor:
 def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
     """(1, 1, H, W) of -1 ... count - 1 -> (count, h w) of bool: the positions of each region.
 
-    A position belongs to the region with the largest share of it, -1 being none. A region with the
-    largest share of no position gets the one of which its share is largest.
+    A position belongs to the region with the largest share of it, -1 being none. A region that is
+    the largest at no position gets the position where its share is highest.
     """
     shares = one_hot(regions + 1, count + 1)
     shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)

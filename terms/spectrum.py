@@ -118,8 +118,8 @@ def _one_phase_distance(image: Tensor, wanted: Tensor, counts: Tensor | None = N
     """
     height, width = image.shape[2:]
     shape = _padded(height, width)
-    # The gradient of the distance with respect to the nearest picture is 0, as that minimises it,
-    # but not of the distance of part of the pixels.
+    # The nearest picture minimises the distance, so the gradient with respect to it is 0; that of
+    # the distance of some of the pixels is not.
     with torch.set_grad_enabled(counts is not None and torch.is_grad_enabled()):
         common = (torch.fft.rfft2(image, shape) * wanted.conj()).sum(1, keepdim=True)
         phase = torch.polar(torch.ones_like(common.abs()), common.angle())

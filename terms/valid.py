@@ -37,7 +37,7 @@ def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
 
 def middles_of_valid(valid: Tensor, size: Size, patch: int) -> Tensor:
     """(1, 1, H, W) of bool -> (h, w): positions in the middle of patches whose positions all count;
-    beyond the border, which is mirrored, none is missing."""
+    the border is mirrored, so that positions beyond it count."""
     missing = (~valid_at(valid, size)).float()
     return F.max_pool2d(missing, patch, 1, patch // 2)[0, 0] == 0
 
