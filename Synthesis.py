@@ -47,6 +47,7 @@ from command.interrupts import exit_code, signals_end, signals_held, signals_rai
 from command.log import Log
 from command.memory import in_memory, names_one
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
+from command.processes import keep_freed_memory, peak_bytes, pick_device
 from command.ranks import Place, leave, place, team_of, tell_launcher
 from command.results import (
     CURVE,
@@ -70,13 +71,14 @@ from command.resume import checkpoints_of
 from command.settings import made_by
 from command.sheet import write_animation, write_sheet
 from command.start import LINE, NOTHING
+from command.weights import load_weights
 from command.workers import AT_ONCE, MANY, Workers, is_small
 from engine.blocks import Parts
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
-from models import FILTER, LAYER, Extractor, load_weights
+from models import FILTER, LAYER, Extractor
 from terms.team import ALONE, Team
-from utils import UserError, give_back_freed_memory, keep_freed_memory, peak_bytes, pick_device
+from utils import UserError, give_back_freed_memory
 
 
 def synthesize(

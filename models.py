@@ -1,36 +1,25 @@
 """A picture in [0, 1] -> named VGG features: the nets, their weights, the trunk, the extractor."""
 
 import difflib
-import os
-import re
-import socket
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
-from http.client import HTTPException
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils import (
-    NOWHERE,
+    NO_SIDES,
     Sides,
     UserError,
-    folded,
-    inside,
-    layout_on,
-    open_regular,
-    padded,
+    crop,
+    memory_format_for,
+    pad,
+    pad_backward,
     resize,
-    scaled,
-    sweep,
-    temporary_of,
+    scaled_size,
 )
+from weights import winograd
 
 Weights = dict[str, Tensor]
 Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> the pixels, (B, 3, H, W)
@@ -49,23 +38,8 @@ NETS = {
     "vgg16": Net((2, 2, 3, 3, 3), "https://download.pytorch.org/models/vgg16-397923af.pth"),
     "vgg16-caffe": Net((2, 2, 3, 3, 3), deepest="relu5_1"),
 }
-DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
-BUNDLE = Path(__file__).resolve().parent / "weights" / "vgg16_caffe.pth"
 WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue from 0 to 255
-CAFFE, TORCHVISION = "caffe", "torchvision"
-# Layout -> the mean that is subtracted from the pixels: red, green, blue from 0 to 255.
-LAYOUTS = {CAFFE: CAFFE_MEAN, TORCHVISION: tuple(round(255 * x, 3) for x in IMAGENET_MEAN)}
-# How the first kernels of the authors' VGG-16 and VGG-19 begin, and the hashes that the names of
-# these files carry in PyTorch's format.
-CAFFE_KERNELS = ((0.42947057, 0.373467, -0.06136011), (0.341195, 0.339992, -0.0448442))
-CAFFE_HASHES = ("00b39a1b", "d01eb7cb")
-KERNEL_TOLERANCE = 1e-3  # relative: float16 rounds by 5e-4
-ZIP_MAGIC = b"PK\x03\x04"
-MOST_WEIGHT = 1000.0  # nets have none above 100, and features would overflow
-STALE = 3600  # s, since anything came of a download that is not going on any more
-NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
 LAYER, FILTER = "layer", "filter"  # what is scaled to unit mean activation
 RESCALE_SIDE = 256  # px, shorter side on which means are taken; a photograph's need no more
 RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its layer's mean
@@ -153,417 +127,6 @@ def _until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
     return table[: [layer for layer, _ in table].index(deepest) + 1]
 
 
-# ------------------------------------------------------------------------------------- weights
-
-
-class Found(NamedTuple):
-    """The weights of a net."""
-
-    weights: Weights  # in torchvision's layout
-    net: str  # a name in NETS
-    layout: str = TORCHVISION  # a name in LAYOUTS: that of the file
-    notes: list[str] = []  # what the user should hear
-
-
-def load_weights(
-    model: str | None,
-    path: Path | None,
-    layers: list[str],
-    progress: bool = False,
-    layout: str | None = None,
-) -> Found:
-    """Return the weights of a net's convolutions.
-
-    With a `path` its file is read: a state dict of a VGG, whole or features only, whose names tell
-    which net it is. Otherwise torchvision's weights come from its cache, into which they are
-    downloaded once, and from then on from a features-only copy beside them. With neither path nor
-    model, the bundled net stands in where `DEFAULT_NET` cannot be had.
-
-    Args:
-        layout: a name in `LAYOUTS`: which pixels the net at `path` expects; None recognises it.
-
-    Raises:
-        UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
-            a model that was asked for can be neither found nor downloaded.
-    """
-    if path is not None:
-        found = _read_file(path, layout)
-        net_name = model or found.net
-        _check(found.weights, net_name, layers, path)
-        return found._replace(net=net_name)
-    net_name = model or DEFAULT_NET
-    try:
-        return _find_weights(net_name, layers, progress)
-    except _Unreachable as error:
-        if model is not None:
-            raise UserError(
-                f"{error}: connect to the network once, or give --weights PATH, "
-                f"or --model {BUNDLED_NET}, which is bundled"
-            ) from error
-        try:
-            found = _find_weights(BUNDLED_NET, layers, progress)
-        except UserError as missing:
-            raise UserError(f"{error}; bundled {missing}") from error
-        return found._replace(notes=[f"{error}: using the bundled {BUNDLED_NET}"])
-
-
-def likely_net(model: str | None, path: Path | None, layout: str | None = None) -> str:
-    """Predict, without a download, which net `load_weights` returns for the same arguments.
-
-    Raises:
-        UserError: the file at `path` cannot be read, or holds no VGG.
-    """
-    if model is not None:
-        return model
-    if path is not None:
-        return _read_file(path, layout).net
-    cached = any(os.path.exists(file) for file in _cached(DEFAULT_NET))
-    return DEFAULT_NET if cached else BUNDLED_NET
-
-
-class _Unreachable(UserError):
-    """Weights that the cache does not hold whole and that cannot be downloaded now."""
-
-
-def _cached(model: str) -> tuple[Path, Path]:
-    """Where torchvision keeps the weights of a net, and the features-only copy beside them."""
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / str(NETS[model].url).rsplit("/")[-1]
-    return cache, cache.with_suffix(".features.pth")
-
-
-def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
-    """Return the weights of a net that is bundled, cached or downloaded.
-
-    A file of the cache that is damaged or lacks a layer is passed over and replaced: the copy by
-    one of the whole file, the whole file by a download, which leaves it alone unless it succeeds.
-    """
-    url = NETS[model].url
-    if url is None:
-        return _read_layers(BUNDLE, model, layers)
-    cache, copy = _cached(model)
-    passed_over: list[str] = []
-    for path in (copy, cache):
-        if not os.path.exists(path):
-            continue
-        try:
-            found = _read_layers(path, model, layers)
-        except UserError as error:
-            passed_over.append(str(error))
-            continue
-        if path is cache and found.layout == TORCHVISION:  # a copy says nothing of its layout
-            _write_copy(found.weights, copy)
-        notes = [f"{told}: using {cache.name} instead" for told in passed_over]
-        return found._replace(notes=notes + found.notes)
-    told = "; ".join(passed_over)
-    try:
-        _download(url, cache, progress)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
-        reason = getattr(error, "reason", None) or error
-        raise _Unreachable(
-            f"{told}; {model} cannot be downloaded again now ({reason})"
-            if told
-            else f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
-        ) from error
-    found = _read_layers(cache, model, layers)
-    _write_copy(found.weights, copy)
-    return found._replace(notes=[f"{told}: downloaded again"] if told else [])
-
-
-def _download(url: str, cache: Path, progress: bool) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    for half in cache.parent.glob(f"{cache.name}.*.partial"):
-        with suppress(OSError):
-            if time.time() - half.stat().st_mtime > STALE:
-                half.unlink()
-    with _network_timeout():
-        # Checks the hash that the file's name carries; a half download never gets the name.
-        torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
-
-
-def _write_copy(weights: Weights, copy: Path) -> None:
-    """Keep the features alone beside torchvision's file, whose 548 MB would cost every run of a
-    loop; where nothing may be written there, the run does without."""
-    temporary = temporary_of(copy)
-    with suppress(OSError, RuntimeError):
-        sweep(copy.parent)
-        torch.save(weights, temporary)
-        os.replace(temporary, copy)
-    with suppress(OSError):
-        temporary.unlink()
-
-
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _read_layers(path: Path, net_name: str, layers: list[str]) -> Found:
-    weights, layout, notes = _read_weights(path)
-    _check(weights, net_name, layers, path)
-    return Found(weights, net_name, layout, notes)
-
-
-def _read_file(path: Path, layout: str | None) -> Found:
-    """Return the weights of a file that the user gives, and what is known of them."""
-    with suppress(OSError, ValueError):
-        told = os.stat(path)
-        return _read_version(path, layout, told.st_mtime_ns, told.st_size)
-    return _read_version(path, layout, 0, 0)  # which says what is wrong
-
-
-@lru_cache(maxsize=1)  # read once to learn which net it is, and once more for its weights
-def _read_version(path: Path, layout: str | None, changed: int, size: int) -> Found:
-    weights, layout, notes = _read_weights(path, layout)
-    return Found(weights, _guess_net(weights, path), layout, notes)
-
-
-def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, list[str]]:
-    """Return the convolutions of a state dict in torchvision's layout, the file's own layout, and
-    what the user should hear of it."""
-    weights, renamed = _read_state(path)
-    notes: list[str] = []
-    if layout is None:
-        layout, sure = _recognised(path, weights, renamed)
-        if not sure:
-            (other,) = LAYOUTS.keys() - {layout}
-            note = f"assumed {layout}'s layout; if that is wrong, give --weights_layout {other}"
-            notes = [f"weights {path}: {note}"]
-        elif layout == CAFFE:
-            notes = [f"weights {path}: Caffe's layout (BGR, 0 to 255 less the mean), converted"]
-    return (_from_caffe(weights) if layout == CAFFE else weights), layout, notes
-
-
-def _read_state(path: Path) -> tuple[Weights, bool]:
-    """Return the convolutions of a state dict under torchvision's names, and whether they had
-    others. Tensors are copied, so that the rest of the file is freed.
-
-    Both formats of `torch.save`: zip archives are mapped into memory, so that the rest is never
-    read; files from before PyTorch 1.6, torchvision's VGG among them, can only be read whole.
-    """
-    try:
-        with open_regular(path) as file:
-            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        names = {name: key for key in state if (name := _torchvision_name(key, state))}
-        weights = {name: state[key].clone() for name, key in names.items()}
-    except Exception as error:  # as many kinds as there are ways to damage a file
-        reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
-        if isinstance(error, OSError) and error.strerror is None:
-            reason = str(error)
-        raise UserError(f"weights {path}: {reason}") from error
-    for name, tensor in weights.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise UserError(f"weights {path}: {name} is not a plain tensor")
-        if not tensor.is_floating_point() or not (tensor.float().abs() <= MOST_WEIGHT).all():
-            raise UserError(
-                f"weights {path}: {name} holds numbers beyond -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
-            )
-    return weights, any(key.startswith("conv") for key in names.values())
-
-
-def _torchvision_name(key: str, state: Mapping[str, Tensor]) -> str | None:
-    """Torchvision's name for a tensor of a state dict; None if it belongs to no convolution.
-
-    Known are `features.0.weight`; `0.weight`, of the features alone; and `conv1_1.weight`, as Gatys
-    et al. name them.
-    """
-    if match := re.fullmatch(r"(?:features\.)?(\d+)\.(weight|bias)", key):
-        return f"features.{match[1]}.{match[2]}"
-    if match := re.fullmatch(r"conv(\d_\d)\.(weight|bias)", key):
-        deep = any(f"conv{block}_4.weight" in state for block in (3, 4, 5))
-        index = layer_table(NETS["vgg19" if deep else "vgg16"]).get(f"relu{match[1]}")
-        return None if index is None else f"features.{index}.{match[2]}"
-    return None
-
-
-def _recognised(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]:
-    """Return the layout of a file's weights, and whether that is sure."""
-    first = weights.get("features.0.weight", torch.zeros(0)).flatten()[:3].tolist()
-    if any(
-        np.allclose(first, kernel, KERNEL_TOLERANCE, 0)
-        for kernel in CAFFE_KERNELS
-        if len(first) == len(kernel)
-    ) or any(name in path.name for name in CAFFE_HASHES):
-        return CAFFE, True
-    published = (Path(net.url).stem for net in NETS.values() if net.url)
-    if path.resolve() == BUNDLE or any(name in path.name for name in published):
-        return TORCHVISION, True
-    return (CAFFE if renamed else TORCHVISION), False
-
-
-def _from_caffe(weights: Weights) -> Weights:
-    """Fold Caffe's preprocessing (BGR from 0 to 255, less `CAFFE_MEAN`) into the first convolution,
-    so that it takes pixels as torchvision's do.
-
-    Exact, since both are affine in the pixels: no border is padded with zeros.
-    """
-    weight, bias = (weights.get(f"features.0.{kind}") for kind in ("weight", "bias"))
-    if weight is None or bias is None or weight.shape != (bias.numel(), 3, 3, 3):
-        return weights  # `_check` says what is missing or has another shape
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    weight = weight.float().flip(1)
-    shift = (weight * (255 * mean - torch.tensor(CAFFE_MEAN)).view(1, 3, 1, 1)).sum((1, 2, 3))
-    return weights | {
-        "features.0.weight": weight * (255 * std).view(1, 3, 1, 1),
-        "features.0.bias": bias.float() + shift,
-    }
-
-
-def _guess_net(weights: Weights, path: Path) -> str:
-    for name, net in NETS.items():
-        table = {f"features.{i}.weight" for i in layer_table(net).values() if i is not None}
-        if weights and {k for k in weights if k.endswith(".weight")} <= table:
-            return name
-    raise UserError(
-        f"weights {path}: no VGG-19 or VGG-16 under the names features.0.weight, 0.weight or "
-        "conv1_1.weight"
-    )
-
-
-def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> None:
-    deepest = resolve_layers(layers, net_name)[-1]
-    channels = 3
-    for layer, index in layer_table(NETS[net_name]).items():
-        if index is not None:
-            wide = WIDTHS[int(layer[4]) - 1]
-            for kind, shape in (("weight", (wide, channels, 3, 3)), ("bias", (wide,))):
-                tensor = weights.get(f"features.{index}.{kind}")
-                if tensor is None or tensor.shape != shape:
-                    found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-                    raise UserError(
-                        f"weights {path}: features.{index}.{kind} {found}, "
-                        f"{net_name} needs {shape} for {layer}"
-                    )
-            channels = wide
-        if layer == deepest:
-            return
-
-
-# ------------------------------------------------------------ convolution by Winograd's method
-
-# 3x3 convolution by a quarter of the multiplications: minimal filtering F(4x4, 3x3).
-#
-# Winograd 1980, as Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, use
-# it: Y = A' [(G w G') * (B' d B)] A makes a block of 4x4 outputs of a window of 6x6 inputs. Every
-# factor is a matrix product here, over all channels of many windows at once, so that the arithmetic
-# runs at the processor's full rate. The way back is the same steps transposed, in reverse.
-#
-# Relative errors are 1.3e-6 in float32, those of a direct convolution 0.6e-6. Blocks of 2x2 and 3x3
-# are as exact as that, but save half as much: a step through conv4_1 takes 0.87 and 0.85 of its
-# time by direct convolutions, with 4x4 0.74.
-
-BLOCK, WINDOW = 4, 6  # px, sides of what is computed at once and of what that depends on
-# Where the polynomials are evaluated, beside infinity. Barabasz et al. 2020, "Error analysis and
-# improving the accuracy of Winograd convolution": 1.5 times as exact as 0, 1, -1, 2, -2.
-POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
-WINDOWS_AT_ONCE = 256  # enough for products at full rate; what they hold stays in a cache
-
-
-def _powers(columns: int) -> Tensor:
-    """(6, columns): the powers 0, 1, ... of each point; of infinity the highest is all there is."""
-    powers = torch.tensor(POINTS, dtype=torch.float64)[:, None] ** torch.arange(columns)
-    infinity = torch.zeros(1, columns, dtype=torch.float64)
-    infinity[0, -1] = 1
-    return torch.cat((powers, infinity))
-
-
-def _winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """A' (16, 36), B' (36, 36) and G (36, 9), of windows, blocks and filters row by row.
-
-    Multiplying polynomials is multiplying their values at six points (Toom and Cook); filtering
-    is the transpose of that. Rows of B' are brought near to 1 by powers of two, which G takes back.
-    """
-    values, filters, inputs = _powers(BLOCK), _powers(3), torch.linalg.inv(_powers(WINDOW)).T
-    scale = inputs.abs().sum(1, keepdim=True).log2().round().exp2()
-    inputs, filters = inputs / scale, filters * scale
-    a, b, g = (torch.kron(matrix, matrix) for matrix in (values, inputs, filters))
-    return a.T.contiguous(), b, g
-
-
-OF_PRODUCTS, OF_INPUTS, OF_FILTERS = _winograd_matrices()
-
-
-def winograd_filters(weight: Tensor) -> Tensor:
-    """The filters of a convolution, (K, C, 3, 3) -> (36, C, K)."""
-    filters = weight.double().permute(2, 3, 1, 0).flatten(0, 1)
-    return (OF_FILTERS @ filters.flatten(1)).view(-1, *filters.shape[1:]).to(weight.dtype)
-
-
-def winograd(bordered: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
-    """(B, C, H + 2, W + 2) -> (B, K, H, W), channels_last, as `F.conv2d` without padding.
-
-    Args:
-        filters: (36, C, K), from `winograd_filters`.
-        bias: (K,).
-    """
-    B, C, height, width = bordered.shape
-    down, across = _blocks_over(height - 2, width - 2)
-    to_inputs, to_outputs = OF_INPUTS.to(bordered.dtype), OF_PRODUCTS.to(bordered.dtype)
-    output = bordered.new_empty(B, down, BLOCK, across, BLOCK, len(bias))
-    for rows in _rows_at_once(down, across):
-        part = _rows_of(bordered, rows, BLOCK * across + 2, 2)
-        windows = part.unfold(1, WINDOW, BLOCK).unfold(2, WINDOW, BLOCK).permute(4, 5, 0, 1, 2, 3)
-        inputs = to_inputs @ windows.reshape(WINDOW**2, -1)
-        products = torch.bmm(inputs.view(WINDOW**2, -1, C), filters)
-        blocks = to_outputs @ products.view(WINDOW**2, -1)
-        blocks = blocks.view(BLOCK, BLOCK, B, -1, across, len(bias)).permute(2, 3, 0, 4, 1, 5)
-        torch.add(blocks, bias, out=output[:, rows])
-    maps = output.view(B, BLOCK * down, BLOCK * across, -1).permute(0, 3, 1, 2)
-    return maps[..., : height - 2, : width - 2].contiguous(memory_format=torch.channels_last)
-
-
-def winograd_back(gradient: Tensor, filters: Tensor) -> Tensor:
-    """The gradient by what `winograd` was given: (B, K, H, W) -> (B, C, H + 2, W + 2)."""
-    B, K, height, width = gradient.shape
-    down, across = _blocks_over(height, width)
-    C = filters.shape[1]
-    of_outputs, of_inputs = (m.to(gradient.dtype).T for m in (OF_PRODUCTS, OF_INPUTS))
-    # Windows overlap: by two rows and columns they reach into the blocks below and to the right.
-    # From the last rows up, what they add to is there already.
-    total = gradient.new_empty(B, down + 1, BLOCK, across + 1, BLOCK, C)
-    total[:, -1], total[..., -1, :, :] = 0, 0
-    for rows in reversed(_rows_at_once(down, across)):
-        part = _rows_of(gradient, rows, BLOCK * across)
-        blocks = part.reshape(B, -1, BLOCK, across, BLOCK, K).permute(2, 4, 0, 1, 3, 5)
-        products = of_outputs @ blocks.reshape(BLOCK**2, -1)
-        inputs = torch.bmm(products.view(WINDOW**2, -1, K), filters.mT)
-        windows = (of_inputs @ inputs.view(WINDOW**2, -1)).view(WINDOW, WINDOW, B, -1, across, C)
-        windows = windows.permute(2, 3, 0, 4, 1, 5)
-        below = slice(rows.start + 1, rows.stop + 1)
-        total[:, rows, :, :-1] = windows[:, :, :BLOCK, :, :BLOCK]
-        total[:, rows, :, 1:, :2] += windows[:, :, :BLOCK, :, BLOCK:]
-        total[:, below, :2, :-1] += windows[:, :, BLOCK:, :, :BLOCK]
-        total[:, below, :2, 1:, :2] += windows[:, :, BLOCK:, :, BLOCK:]
-    maps = total.view(B, BLOCK * (down + 1), BLOCK * (across + 1), C).permute(0, 3, 1, 2)
-    return maps[..., : height + 2, : width + 2]
-
-
-def _blocks_over(height: int, width: int) -> tuple[int, int]:
-    """How many blocks, down and across, cover outputs of that size."""
-    return -(-height // BLOCK), -(-width // BLOCK)
-
-
-def _rows_at_once(down: int, across: int) -> list[slice]:
-    """Rows of windows that are taken at once."""
-    step = -(-WINDOWS_AT_ONCE // across)
-    return [slice(top, min(top + step, down)) for top in range(0, down, step)]
-
-
-def _rows_of(maps: Tensor, rows: slice, width: int, more: int = 0) -> Tensor:
-    """(B, C, h, w) -> (B, ., width, C): rows of blocks, and some more below them. With zeros below
-    and to the right where sides are no multiples of a block, in these few rows alone."""
-    height = BLOCK * (rows.stop - rows.start) + more
-    part = maps[:, :, BLOCK * rows.start : BLOCK * rows.start + height]
-    if part.shape[2:] != (height, width):
-        part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
-    return part.permute(0, 2, 3, 1)
-
-
 # --------------------------------------------------------------------------------------- trunk
 
 # One differentiable unit, its way back written by hand. Autograd keeps the input and the output of
@@ -593,26 +156,26 @@ class Convolution(nn.Module):
         self.border = "replicate" if weight.shape[1] == 3 else "reflect"
         self._ready: dict[tuple[Prepare, torch.dtype], tuple[object, Tensor]] = {}
 
-    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NOWHERE) -> Tensor:
+    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W), less a row or column on every side that is open."""
-        x, bias = padded(x, tile, self.border, open_sides), self.bias.to(x.dtype)
+        x, bias = pad(x, tile, self.border, open_sides), self.bias.to(x.dtype)
         if self._transforms(x):
-            return winograd(x, self._weights(winograd_filters, x), bias).relu_()
+            return winograd.conv2d(x, self._weights(winograd.transform_filters, x), bias).relu_()
         return F.conv2d(x, self._weights(_laid_out, x), bias).relu_()
 
     def back(
-        self, gradient: Tensor, output: Tensor, tile: str, open_sides: Sides = NOWHERE
+        self, gradient: Tensor, output: Tensor, tile: str, open_sides: Sides = NO_SIDES
     ) -> Tensor:
         """The gradient by the input, (B, C, H, W), from that by the output, which is used up, and
         the output."""
         torch.ops.aten.threshold_backward(gradient, output, 0, grad_input=gradient)
         if self._transforms(gradient):
-            weights = self._weights(winograd_filters, gradient)
-            gradient = winograd_back(gradient, weights)
+            weights = self._weights(winograd.transform_filters, gradient)
+            gradient = winograd.conv2d_input(gradient, weights)
         else:
-            gradient = gradient.contiguous(memory_format=layout_on(gradient.device))
+            gradient = gradient.contiguous(memory_format=memory_format_for(gradient.device))
             gradient = F.conv2d(gradient, self._weights(_flipped, gradient), padding=2)
-        return folded(gradient, tile, self.border, open_sides)
+        return pad_backward(gradient, tile, self.border, open_sides)
 
     def _transforms(self, x: Tensor) -> bool:
         """Whether to convolve by Winograd's method: on a GPU cuDNN chooses its own, and halves of
@@ -631,7 +194,7 @@ class Convolution(nn.Module):
 
 
 def _laid_out(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=layout_on(weight.device))
+    return weight.contiguous(memory_format=memory_format_for(weight.device))
 
 
 def _flipped(weight: Tensor) -> Tensor:
@@ -642,10 +205,10 @@ def _flipped(weight: Tensor) -> Tensor:
 class AveragePool(nn.Module):
     """The mean of 2x2 features; a last odd row or column is left out."""
 
-    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NOWHERE) -> Tensor:
+    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         return F.avg_pool2d(x, 2)
 
-    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NOWHERE) -> Tensor:
+    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NO_SIDES) -> Tensor:
         """The gradient by the input, x, from that by the output."""
         return torch.ops.aten.avg_pool2d_backward(
             gradient, x, (2, 2), (2, 2), (0, 0), False, True, None
@@ -655,10 +218,10 @@ class AveragePool(nn.Module):
 class MaxPool(nn.Module):
     """The largest of 2x2 features; a last odd row or column is left out."""
 
-    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NOWHERE) -> Tensor:
+    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         return F.max_pool2d(x, 2)
 
-    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NOWHERE) -> Tensor:
+    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NO_SIDES) -> Tensor:
         """The gradient by the input, x: where the largest were is found again, not kept, which
         costs a hundredth of a convolution and would be twice as many bytes as they are."""
         _, where = F.max_pool2d(x, 2, return_indices=True)
@@ -680,7 +243,7 @@ class Cut(NamedTuple):
     stage that follows has to know.
     """
 
-    around: Sides = NOWHERE  # px that lie around it: the halo, or all up to where the picture ends
+    around: Sides = NO_SIDES  # px that lie around it: the halo, or all up to where the picture ends
     halos: Mapping[str, int] = {}
     exchange: Exchange | None = None
     exchanged_after: str = ""  # the layer whose halo is had by an exchange, above and below
@@ -697,7 +260,7 @@ class Cut(NamedTuple):
             *(self.halos[layer] if is_open else px // stride([layer]) for px, is_open in sides)
         )
 
-    def surrounded(self, maps: Tensor, layer: str) -> Tensor:
+    def exchange_halo(self, maps: Tensor, layer: str) -> Tensor:
         """What a stage gives of the part, with the halo that others know."""
         if self.exchange is None or layer != self.exchanged_after:
             return maps
@@ -705,12 +268,11 @@ class Cut(NamedTuple):
         above, below = self.exchange(maps[:, :, :halo], maps[:, :, -halo:])
         return torch.cat([x for x in (above, maps, below) if x.shape[2]], 2)
 
-    def gathered(self, gradient: Tensor, layer: str) -> Tensor:
-        """The gradient by what `surrounded` was given, from that by what it returned, of which it
-        becomes a part: what was given has gradients where it went."""
+    def reduce_halo(self, gradient: Tensor, layer: str) -> Tensor:
+        """Backward of `exchange_halo`: add the gradients of halos to the rows that they copy."""
         if self.exchange is None or layer != self.exchanged_after:
             return gradient
-        own = inside(gradient, self.beyond(layer))
+        own = crop(gradient, self.beyond(layer))
         halo = self.halos[layer]
         above, below = self.exchange(gradient[:, :, :halo], gradient[:, :, -halo:])
         own[:, :, : above.shape[2]] += above
@@ -759,14 +321,14 @@ class Trunk(nn.ModuleDict):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The layers asked for, and with `keep` what every stage needs on the way back."""
         features, kept, given = [], [], x.dtype
-        x = x.to(dtype, memory_format=layout_on(x.device))
+        x = x.to(dtype, memory_format=memory_format_for(x.device))
         for layer, stage in self.items():
             y = stage(x, tile, cut.open_sides)
             if keep:
                 kept.append(y if isinstance(stage, Convolution) else x)
-            x = cut.surrounded(y, layer)
+            x = cut.exchange_halo(y, layer)
             if layer in layers:
-                features.append(inside(x, cut.beyond(layer)).to(given))
+                features.append(crop(x, cut.beyond(layer)).to(given))
         return features, kept
 
 
@@ -803,9 +365,9 @@ class _Pass(torch.autograd.Function):
                 borders = beyond.left, beyond.right, beyond.top, beyond.bottom
                 gradient = F.pad(added.to(kept.dtype), borders)  # a copy: what follows changes it
             elif gradient is not None and added is not None:
-                inside(gradient, beyond).add_(added)
+                crop(gradient, beyond).add_(added)
             if gradient is not None:
-                gradient = ctx.cut.gathered(gradient, layer)
+                gradient = ctx.cut.reduce_halo(gradient, layer)
                 gradient = stage.back(gradient, kept, ctx.tile, ctx.cut.open_sides)
         return (None if gradient is None else gradient.to(ctx.given)), *[None] * 5
 
@@ -854,7 +416,7 @@ class Extractor(nn.Module):
         image: Tensor,
         tile: str = "",
         dtype: torch.dtype | None = None,
-        around: Sides = NOWHERE,
+        around: Sides = NO_SIDES,
         exchange: Exchange | None = None,
     ) -> Features:
         """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
@@ -875,7 +437,7 @@ class Extractor(nn.Module):
         if exchange is not None:
             cut = Cut(around, self.halos_exchanged, exchange, self.exchanged_after)
         features = self.trunk(self._normalize(image), self.layers, tile, dtype, cut)
-        return {"image": inside(image, around), **features}
+        return {"image": crop(image, around), **features}
 
     @torch.no_grad()
     def rescale(self, exemplar: Tensor, per: str = LAYER) -> None:
@@ -897,7 +459,7 @@ class Extractor(nn.Module):
         `RESCALE_SIDE`: the means hardly differ, and all of their features would fill the memory.
         """
         factor = min(1, RESCALE_SIDE / min(exemplar.shape[2:]))
-        x = self._normalize(resize(exemplar, scaled(exemplar, factor)))
+        x = self._normalize(resize(exemplar, scaled_size(exemplar, factor)))
         gain_in = torch.ones(3, device=x.device)
         for stage in self.trunk.values():
             x = stage(x)

@@ -7,42 +7,26 @@ WIDTHxHEIGHT for the user. Nothing here prints: what the user should hear is ret
 from __future__ import annotations
 
 import ctypes
-import glob
 import math
 import os
-import platform
 import re
-import stat
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parent
-TEXTURES = ROOT / "textures"
-# Trim threshold, top pad, mmap threshold; where it is tight, what is large goes back to the system.
-MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**31 - 1}
-TIGHT_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}
 LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
 # Kinds of pictures, which decide how they are read, resized, carried along and saved.
 COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
 KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
-OWN_STATUS = Path("/proc/self/status")
 GROUPS = Path("/sys/fs/cgroup")
-PROCESSES = "/proc"
 VALUE, LINE = 200, 1000  # characters of a value and of a line that tells of an error, at most
-_TEMPORARY = ".synthesis-"  # how the names of files begin that are not whole yet
-ROOM = 2**16  # bytes that a folder must have room for, before slow work begins
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # whatever opens a pipe waits
 
 
 def in_one_line(text: str) -> str:
@@ -78,136 +62,13 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-# ------------------------------------------------------------------------------------- reading
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading.
-
-    Raises:
-        OSError: it cannot be opened, or is a pipe, a device, a file of /proc or empty, so that
-            reading may never end or gives nothing.
-    """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))
-    known, reason = os.fstat(file.fileno()), ""
-    if not stat.S_ISREG(known.st_mode):
-        reason = "a device or a pipe, not a file"
-    elif os.path.ismount(PROCESSES) and known.st_dev == os.stat(PROCESSES).st_dev:
-        reason = f"a file of {PROCESSES}, which the system makes up"
-    elif known.st_size == 0:
-        reason = "an empty file"
-    if reason:
-        file.close()
-        raise OSError(reason)
-    return file
-
-
-# -------------------------------------------------------------------------------------- saving
-
-
-def check_writable(path: Path) -> None:
-    """See that a file can be saved there, so that slow work does not end in an error; folders that
-    are missing are created when it is. What runs that were killed have left there goes.
-
-    Raises UserError when the path is a folder or no file, or its folder cannot be created or
-    written to.
-    """
-    try:
-        if path.is_dir():
-            raise UserError(f"{path}: a folder, not a file to save to")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: a device or a pipe, not a file to save to")
-        folder = _real(path).parent
-        there = next(one for one in (folder, *folder.parents) if one.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(ROOM))
-        sweep(there)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be saved there ({reason_of(error)})") from error
-
-
-def temporary_of(path: Path) -> Path:
-    """Where a file is written until it is whole: beside it, named by the process."""
-    # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
-    return path.with_name(f"{_TEMPORARY}{platform.node()}-{os.getpid()}-{uuid4().hex[:8]}.tmp")
-
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this machine that are no more."""
-    own = f"{_TEMPORARY}{platform.node()}-"
-    for path in folder.glob(f"{glob.escape(own)}*-*.tmp"):
-        with suppress(OSError, ValueError):
-            try:
-                os.kill(int(path.name[len(own) :].partition("-")[0]), 0)
-            except ProcessLookupError:
-                path.unlink()
-
-
-def save_bytes(content: bytes | memoryview, path: Path) -> None:
-    """Write a file that appears whole or not at all; raises UserError when it cannot be written."""
-    temporary = temporary_of(_real(path))
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, _real(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _real(path: Path) -> Path:
-    # Replacing a link would leave the file that it points to as it was.
-    return Path(os.path.realpath(path))
-
-
 # ------------------------------------------------------------------------------------- devices
 
 
-def pick_device(name: str | None, local: int = 0) -> tuple[torch.device, str | None]:
-    """Return the device of that name; None means a GPU, or the CPU and a note that says so.
-
-    Of several GPUs it is cuda:0, and for the processes that share a machine one after the other.
-
-    Raises UserError when a device that was asked for is not on this machine.
-    """
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    if name is None:
-        if "cuda:0" in devices:
-            return torch.device(f"cuda:{local % torch.cuda.device_count()}"), None
-        return torch.device("cpu"), "no CUDA device on this machine, running on the CPU"
-    # Compared with names, never parsed: torch.device takes 'meta', 'cuda:7' and a dozen more.
-    wanted = name.strip().lower()
-    wanted = "cuda:0" if wanted == "cuda" else wanted
-    if wanted not in devices:
-        raise UserError(f"no device {name!r} on this machine, which has {', '.join(devices)}")
-    return torch.device(wanted), None
-
-
-def layout_on(device: torch.device) -> torch.memory_format:
+def memory_format_for(device: torch.device) -> torch.memory_format:
     """The layout in which a device convolves the fastest; on Apple's GPUs the way back takes ten
     times as long in channels_last."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
-def keep_freed_memory(tight: bool = False) -> None:
-    """Have this process keep what it frees, where the C library is glibc.
-
-    A step takes and frees the same large tensors over and over. By default glibc hands them back
-    to the system, which clears every page of them before it hands them out again: a third of the
-    time of a step at 1024x1024 on a virtual machine. What is kept has holes, though, up to a third
-    of it where a picture is made block by block; where memory is `tight`, whatever has a value a
-    pixel of a large picture goes back.
-    """
-    with suppress(OSError, TypeError, AttributeError):  # no such library, or another one
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, number in (TIGHT_MALLOC_OPTIONS if tight else MALLOC_OPTIONS).items():
-            mallopt(option, number)
 
 
 def give_back_freed_memory() -> None:
@@ -230,15 +91,6 @@ def available_bytes(device: torch.device) -> float:
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return math.inf
-
-
-def peak_bytes(device: torch.device) -> float:
-    """The most memory that this process has had so far, NaN where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Not the peak that `resource` knows, which starts from that of the process before.
-    peak = re.search(r"VmHWM:\s*(\d+) kB", OWN_STATUS.read_text() if OWN_STATUS.exists() else "")
-    return 1024 * int(peak[1]) if peak else math.nan
 
 
 def _group_bytes() -> float:
@@ -283,7 +135,7 @@ def size_of(maps: Tensor) -> Size:
     return height, width
 
 
-def told(size: Sequence[int]) -> str:
+def size_text(size: Sequence[int]) -> str:
     """Return (height, width) as the user writes it, WIDTHxHEIGHT."""
     return f"{size[1]}x{size[0]}"
 
@@ -341,7 +193,7 @@ def wrapped(maps: Tensor, tile: str, height: int, width: int) -> Tensor:
     return F.pad(maps, (0, width * ("x" in tile), 0, height * ("y" in tile)), "circular")
 
 
-def surrounded(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
+def pad_axes(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
     """Return (B, C, H, W) with `reach` more rows or columns on either side of the axes named: of
     "x", "y" or "xy", its own from the other end, or mirrored ones, the outermost coming twice.
 
@@ -365,18 +217,18 @@ class Sides(NamedTuple):
     right: int = 0
 
 
-NOWHERE = Sides()
+NO_SIDES = Sides()
 
 
-def inside(maps: Tensor, beyond: Sides) -> Tensor:
+def crop(maps: Tensor, beyond: Sides) -> Tensor:
     """(B, C, H, W) without so many rows and columns on its sides, a view."""
-    if beyond == NOWHERE:
+    if beyond == NO_SIDES:
         return maps
     rows = slice(beyond.top, maps.shape[2] - beyond.bottom)
     return maps[..., rows, beyond.left : maps.shape[3] - beyond.right]
 
 
-def padded(x: Tensor, tile: str, mode: str, open_sides: Sides = NOWHERE) -> Tensor:
+def pad(x: Tensor, tile: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
     """Return (B, C, H, W) with one more row or column on every side: its own from the other end
     along the axes in `tile`, else what `F.pad` makes of the mode, "reflect" or "replicate"; none on
     sides that are open, where 1 is given.
@@ -389,18 +241,18 @@ def padded(x: Tensor, tile: str, mode: str, open_sides: Sides = NOWHERE) -> Tens
     more = _borders(open_sides)
     shape = B, C, H + more.top + more.bottom, W + more.left + more.right
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    inside(result, more).copy_(x)
+    crop(result, more).copy_(x)
     for dim, border, source in _border_sources(result, tile, mode, open_sides):
         result.select(dim, border).copy_(result.select(dim, source))
     return result
 
 
-def folded(gradient: Tensor, tile: str, mode: str, open_sides: Sides = NOWHERE) -> Tensor:
+def pad_backward(gradient: Tensor, tile: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
     """The gradient by what `padded` was given, (B, C, H, W), from that by what it returned, of
     which it becomes a part: every pixel gathers the gradients of its copies."""
     for dim, border, source in reversed(_border_sources(gradient, tile, mode, open_sides)):
         gradient.select(dim, source).add_(gradient.select(dim, border))
-    return inside(gradient, _borders(open_sides))
+    return crop(gradient, _borders(open_sides))
 
 
 def _borders(open_sides: Sides) -> Sides:
@@ -429,7 +281,7 @@ def _border_sources(
     return found
 
 
-def scaled(maps: Tensor, factor: float) -> Size:
+def scaled_size(maps: Tensor, factor: float) -> Size:
     """Return the size of (B, C, H, W) resized by a factor."""
     height, width = (max(1, round(factor * side)) for side in maps.shape[2:])
     return height, width
@@ -449,7 +301,7 @@ def rotated_and_resized(
     for angle in (0, *degrees):
         for factor in (1, *factors):
             rotated = _rotated(image, angle, labels)
-            found.append(resize(rotated, scaled(rotated, factor), labels=labels))
+            found.append(resize(rotated, scaled_size(rotated, factor), labels=labels))
     return found[1:]
 
 

@@ -17,13 +17,14 @@ from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.settings import of_file, of_picture
 from command.streams import put
+from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
 from engine.precision import AUTO, PRECISIONS
 from engine.repaint import LEAST_SIDE
 from engine.synthesis import CALMER
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, PRESETS, TERMS
-from models import BUNDLED_NET, DEFAULT_NET, FILTER, LAYOUTS, NETS, POOLS
+from models import FILTER, NETS, POOLS
 from terms.base import MAX_PATCHES
 from utils import UserError
 

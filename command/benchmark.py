@@ -19,14 +19,17 @@ import torch
 
 from command.arguments import Request, parse
 from command.costs import trunk_flops
+from command.files import ROOT
 from command.pictures import find_picture, read_picture, save_picture
 from command.plan import plan
+from command.processes import keep_freed_memory, peak_bytes, pick_device
 from command.results import Result
 from command.streams import put
+from command.weights import BUNDLED_NET, load_weights
 from engine.precision import AUTO, ROUGH, pick_precision, usable
 from engine.synthesis import Progress, new_texture
-from models import BUNDLED_NET, Extractor, load_weights
-from utils import ROOT, keep_freed_memory, peak_bytes, pick_device, resize
+from models import Extractor
+from utils import resize
 
 SIDES = (256, 512, 1024)  # px
 TIMED = 12  # steps at one size, of which the last third are timed: those after painting

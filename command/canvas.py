@@ -14,7 +14,7 @@ from command.settings import digest, named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
 from terms.base import Canvas
-from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, told
+from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, size_text
 
 
 class Pictures:
@@ -131,8 +131,8 @@ def canvas_of(
         mask = drawn.pixels.mean(1, keepdim=True) * visible >= 0.5
         if size_of(mask) != size_of(init):
             raise UserError(
-                f"--mask {request.mask}: {told(size_of(mask))}, but --init {request.init} is "
-                f"{told(size_of(init))}"
+                f"--mask {request.mask}: {size_text(size_of(mask))}, but --init {request.init} is "
+                f"{size_text(size_of(init))}"
             )
         if not mask.any():
             raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
@@ -141,8 +141,8 @@ def canvas_of(
         if not request.mask and not request.expand:
             flag = f"--init {request.init}, which is partly transparent,"
         raise UserError(
-            f"--size {told(size)}: {flag} keeps pixels of {told(size_of(mask))} to the bit, "
-            "which is the only size allowed"
+            f"--size {size_text(size)}: {flag} keeps pixels of {size_text(size_of(mask))} to the "
+            "bit, which is the only size allowed"
         )
     return Canvas(
         size,
@@ -173,11 +173,13 @@ def _hole(request: Request, pictures: Pictures) -> Tensor | None:
 def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
     if any(new < old for new, old in zip(size, size_of(picture), strict=True)):
         raise UserError(
-            f"--expand {told(size)}: smaller than the picture, {told(size_of(picture))}, that it "
-            "is to hold"
+            f"--expand {size_text(size)}: smaller than the picture, {size_text(size_of(picture))}, "
+            "that it is to hold"
         )
     if size == size_of(picture):
-        raise UserError(f"--expand {told(size)}: that is the picture's own size, nothing is new")
+        raise UserError(
+            f"--expand {size_text(size)}: that is the picture's own size, nothing is new"
+        )
     return expanded(picture, size)
 
 
@@ -265,8 +267,8 @@ def guide_of(
         source, output = (_labels(name, pictures) for name in names)
         if size_of(source) != size_of(exemplars[0]):
             raise UserError(
-                f"--guide {names[0]}: {told(size_of(source))}, but the exemplar that it "
-                f"describes is {told(size_of(exemplars[0]))}"
+                f"--guide {names[0]}: {size_text(size_of(source))}, but the exemplar that it "
+                f"describes is {size_text(size_of(exemplars[0]))}"
             )
         guides.append(read_guide(source, output, names, variants, size))
     if axes is not None:

@@ -20,7 +20,7 @@ from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, layers_needed_whole
-from models import NETS, WIDTHS, WINDOW, halos, layer_table, resolve_layers
+from models import NETS, WIDTHS, halos, layer_table, resolve_layers
 from terms.base import AT_ONCE, MAX_PATCHES, evenly
 from terms.cnnmrf import CNNMRF
 from terms.gram import FIRST_LAYERS
@@ -29,7 +29,8 @@ from terms.matching import CHUNK_BYTES
 from terms.patches import PATCH_DIRECTIONS, PATCH_LEVELS
 from terms.sliced import Sliced
 from terms.spectrum import SPECTRUM_PADDING
-from utils import Size, UserError, available_bytes, told
+from utils import Size, UserError, available_bytes, size_text
+from weights.winograd import WINDOW
 
 FLOAT = 4  # bytes
 PROGRAM_BYTES = 750e6  # interpreter, libraries, their scratch and the weights, before any picture
@@ -381,7 +382,7 @@ def cost_note(name: str, run: Run, allowed: float) -> str | None:
     exemplar, output = run.scales[-1]
     blocks = "" if run.block is None else f" in blocks of {run.block} px"
     needed = (
-        f"{name}: {told(output)} from an exemplar of {told(exemplar)} needs about "
+        f"{name}: {size_text(output)} from an exemplar of {size_text(exemplar)} needs about "
         f"{_told_bytes(size)} of memory{blocks}, {_told_bytes(allowed)} are allowed"
     )
     if size > allowed:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from command.files import open_regular
 from command.profiles import Space, gamma_curve, space_of
-from utils import LEVELS, LEVELS_16_BIT, open_regular, told
+from utils import LEVELS, LEVELS_16_BIT, size_text
 
 if TYPE_CHECKING:
     from OpenImageIO import ImageInput, ImageSpec
@@ -261,5 +262,5 @@ def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memo
         written = file.open(str(path), spec) and file.write_image(levels)
         if not (file.close() and written):
             reason = file.geterror().partition("\n")[0]
-            raise OSError(f"{told((height, width))} as {format}: {reason}")
+            raise OSError(f"{size_text((height, width))} as {format}: {reason}")
         return memoryview(path.read_bytes())

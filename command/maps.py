@@ -16,7 +16,7 @@ from command.pictures import check_save_path, holds_alpha, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
-from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, told
+from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, size_text
 
 MOST_LABELS = 256  # colours of 4096 pixels; more come from compression with loss
 TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
@@ -89,8 +89,8 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     picture = pictures.read(name, kind)
     if size_of(picture.pixels) != size_of(exemplar.image):
         raise UserError(
-            f"--maps {text}: {told(size_of(picture.pixels))}, but the exemplar is "
-            f"{told(size_of(exemplar.image))}"
+            f"--maps {text}: {size_text(size_of(picture.pixels))}, but the exemplar is "
+            f"{size_text(size_of(exemplar.image))}"
         )
     if kind == NORMALS and picture.grey:
         raise UserError(

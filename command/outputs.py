@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 from command.arguments import Request
+from command.files import check_writable, open_regular
 from command.kinds import kind_and_name
 from command.pictures import FLOAT_SUFFIXES, find_picture
-from utils import UserError, check_writable, open_regular, reason_of
+from utils import UserError, reason_of
 
 PAGE = "report.html"  # the name of the page in a folder of results
 LOG_LINE = b'{"time": '  # how every line of a log begins

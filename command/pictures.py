@@ -35,6 +35,7 @@ from command.deep import (
     read_deep,
     values_of,
 )
+from command.files import TEXTURES, check_writable, open_regular, save_bytes
 from command.profiles import (
     LINEAR,
     Space,
@@ -50,15 +51,11 @@ from utils import (
     COLOUR,
     LEVELS,
     LEVELS_16_BIT,
-    TEXTURES,
     Size,
     UserError,
     available_bytes,
-    check_writable,
-    open_regular,
     reason_of,
-    save_bytes,
-    told,
+    size_text,
 )
 
 ROWS = 256  # of a picture, rounded at a time
@@ -347,7 +344,7 @@ def _of_any_size_of_ours(path: Path) -> Image.Image | None:
         Image.init()
         opener: Any = Image.OPEN[kind][0]  # which does not look
         picture: Image.Image = opener(path, path.name)
-        ours = _record_of(picture).get("size") == told(picture.size[::-1])
+        ours = _record_of(picture).get("size") == size_text(picture.size[::-1])
         if ours and READ_BYTES * math.prod(picture.size) <= available_bytes(torch.device("cpu")):
             return picture
         picture.close()
@@ -566,12 +563,12 @@ def check_format(path: Path, size: Size) -> None:
     kind, _ = _FORMATS[path.suffix.lower()]
     if max(size) > MAX_SIDES[kind]:
         raise UserError(
-            f"{path}: {told(size)}, sides of {kind} have at most {MAX_SIDES[kind]} pixels"
+            f"{path}: {size_text(size)}, sides of {kind} have at most {MAX_SIDES[kind]} pixels"
         )
     most = Image.MAX_IMAGE_PIXELS
     if kind not in _ANY_SIZE and most is not None and math.prod(size) > most:
         raise UserError(
-            f"{path}: {told(size)}, a {kind} of more than {most} pixels cannot be read again"
+            f"{path}: {size_text(size)}, a {kind} of more than {most} pixels cannot be read again"
         )
 
 

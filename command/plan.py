@@ -35,6 +35,7 @@ from command.pictures import (
 )
 from command.settings import ASKED, named
 from command.sheet import ANIMATION, SHEET, check_animation, check_sheet
+from command.weights import DEFAULT_NET, likely_net
 from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
@@ -42,11 +43,19 @@ from engine.orientation import missing_turns
 from engine.repaint import check_sides
 from engine.synthesis import Spec, exemplar_of, sizes_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
-from models import DEFAULT_NET, least_side, likely_net, resolve_layers
+from models import least_side, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
 from terms.valid import filled, in_one_piece
-from utils import Size, UserError, available_bytes, rotated_and_resized, scaled, size_of, told
+from utils import (
+    Size,
+    UserError,
+    available_bytes,
+    rotated_and_resized,
+    scaled_size,
+    size_of,
+    size_text,
+)
 
 LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # of a field in --save_path
@@ -369,7 +378,7 @@ def _job(
     if request.repaint:
         notes.append(f"{exemplar_name} is {kind.name}: {_painted(request, kind)}")
     if size_of(exemplar) != whole:
-        size = told(size_of(exemplar))
+        size = size_text(size_of(exemplar))
         notes.append(f"{exemplar_name}: all of it would not fit, its middle of {size} is used")
     pictures.notes += notes
     spec = _spec(request, layers, exemplars, canvas, weights, kind)
@@ -377,7 +386,7 @@ def _job(
     made_at = sizes_of(spec, layers.trunk)[-1][1]
     if made_at != canvas.size:
         pictures.notes.append(
-            f"{path.name}: made at {told(made_at)}, then resized, to tile exactly"
+            f"{path.name}: made at {size_text(made_at)}, then resized, to tile exactly"
         )
     bits, grey = _depth(request, path, save_path, pictures)
     if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
@@ -552,8 +561,8 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
         | (spec.weights or {})
         | {
             "gt_path": named(path),
-            "exemplar_size": told(size_of(spec.exemplars[0].image)),
-            "size": told(spec.canvas.size),
+            "exemplar_size": size_text(size_of(spec.exemplars[0].image)),
+            "size": size_text(spec.canvas.size),
             "layers": [
                 paired(layer, None if weight == 1 else weight)
                 for layer, weight in (spec.layers or {}).items()
@@ -584,13 +593,13 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
     for name, other in zip(names[1:], others, strict=True):
         named += [(f"--mix {name}: it", view) for view in other.views]
     for name, view in named:
-        whole, size = size_of(view.image), scaled(view.image, factor)
+        whole, size = size_of(view.image), scaled_size(view.image, factor)
         if min(size) < least:
             helps = factor < 1 and min(whole) >= least
-            then = f"--scales 1, where it has {told(whole)}" if helps else "a larger picture"
+            then = f"--scales 1, where it has {size_text(whole)}" if helps else "a larger picture"
             raise UserError(
-                f"{name} becomes {told(size)} at the coarsest scale, allowed are sides of {least} "
-                f"or more: give {then}"
+                f"{name} becomes {size_text(size)} at the coarsest scale, allowed are sides of "
+                f"{least} or more: give {then}"
             )
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from command.arguments import Request, argv_of, recorded_flags
 from command.display import A_LINE, say
+from command.files import save_bytes
 from command.outputs import PAGE, check_page
 from command.pictures import SUFFIXES, files_in, read_levels, read_picture, read_record, read_size
 from command.results import AFTERWARDS, CURVE, Failed, finite
@@ -25,7 +26,7 @@ from command.settings import ASKED, exemplar_of, flags_of
 from command.sheet import snapshots_of
 from command.streams import put
 from command.verdict import faults, verdict
-from utils import Size, UserError, in_one_line, save_bytes, told
+from utils import Size, UserError, in_one_line, size_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
@@ -100,7 +101,8 @@ def _is_repeat(record: dict[str, Any], size: Size) -> bool:
     tile, (height, width) = record.get("tile"), size
     if tile not in ("x", "y", "xy"):
         return False
-    return record.get("size") == told((height // (1 + ("y" in tile)), width // (1 + ("x" in tile))))
+    repeat = height // (1 + ("y" in tile)), width // (1 + ("x" in tile))
+    return record.get("size") == size_text(repeat)
 
 
 def _entry_or_failure(

@@ -23,12 +23,13 @@ from command.maps import CarriedMap
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
 from command.plan import Job, state_of
 from command.settings import ASKED
+from command.weights import LAYOUTS, TORCHVISION
 from engine import maps
 from engine.blocks import Blocks
 from engine.repaint import stretch
 from engine.synthesis import Made
 from losses import Criterion
-from models import LAYOUTS, TORCHVISION, Extractor, Weights, least_side, resolve_layers
+from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, Scene, View, evenly
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE, Team

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from command.display import Display, say
+from command.files import open_regular, save_bytes
 from command.plan import Job
 from engine.checkpoints import Checkpoints
-from utils import UserError, open_regular, save_bytes
+from utils import UserError
 
 FORMAT = 2  # of the file; another one is refused
 EVERY = 30.0  # s

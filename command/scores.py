@@ -19,7 +19,7 @@ from terms.autocorrelation import PERIODIC, period, self_correlation, without_sh
 from terms.base import resampled
 from terms.matching import patches_at
 from terms.patches import PATCH, PATCH_LEVELS, unit_directions
-from utils import LEVELS, resize, scaled
+from utils import LEVELS, resize, scaled_size
 
 DIRECTIONS = 128
 LEAST_SIDE = 64  # px, so that a half of the exemplar still has three pyramid levels of patches
@@ -230,7 +230,7 @@ def _small(output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     """
     least = min(*output.shape[2:], *source.shape[2:])
     factor = max(SMALL_SIDE / math.sqrt(math.prod(source.shape[2:])), 2 * OBJECT / least)
-    return resize(output, scaled(output, factor)), resize(source, scaled(source, factor))
+    return resize(output, scaled_size(output, factor)), resize(source, scaled_size(source, factor))
 
 
 def _mean_distance(image: Tensor, searched: Tensor) -> float:

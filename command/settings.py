@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from command.files import TEXTURES, open_regular
 from command.kinds import kind_and_name
 from command.memory import ARRAY
 from command.pictures import find_picture, read_record, record_at
 from losses import TERMS
-from utils import TEXTURES, UserError, open_regular, reason_of
+from utils import UserError, reason_of
 
 Flags = dict[str, Any]
 # The key of a record that holds the flags that were typed, the exemplar, the seed, the net and the

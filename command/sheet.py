@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from command.files import check_writable, save_bytes
 from command.outputs import step_of
 from command.pictures import (
     check_save_path,
@@ -20,7 +21,7 @@ from command.pictures import (
     save_picture,
 )
 from command.settings import exemplar_of
-from utils import LEVELS, UserError, check_writable, in_one_line, save_bytes
+from utils import LEVELS, UserError, in_one_line
 
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)

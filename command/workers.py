@@ -19,12 +19,13 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from command.files import ROOT
 from command.interrupts import signals_held, signals_raise
 from command.plan import Job
+from command.processes import keep_freed_memory
 from command.results import Failed, Result
 from command.start import signals_exit
 from command.streams import copy_of_stderr
-from utils import ROOT, keep_freed_memory
 
 # By Python's -P nothing of the folder that the user is in is taken for one of our files.
 PROGRAM = f"""import sys

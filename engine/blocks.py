@@ -26,7 +26,7 @@ from losses import Criterion, Measured
 from models import Exchange, Extractor, Features, stride
 from terms.base import Statistics, Sums, added_up, rebuilt, sums_of
 from terms.team import ALONE, Team
-from utils import Sides, Size, layout_on, size_of
+from utils import Sides, Size, memory_format_for, size_of
 
 
 class Span(NamedTuple):
@@ -194,7 +194,7 @@ class _Look:
             if layer not in maps:
                 height, width = (side // _step(layer) for side in self.size)
                 maps[layer] = inside.new_zeros(*inside.shape[:2], height, width).contiguous(
-                    memory_format=layout_on(inside.device)
+                    memory_format=memory_format_for(inside.device)
                 )
             seen.part.place(maps[layer], _step(layer)).copy_(inside)
         before, more = self.statistics, seen.statistics

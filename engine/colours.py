@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from terms.base import resampled
 from terms.valid import valid_positions
-from utils import surrounded
+from utils import pad_axes
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMOOTH = 9  # px, odd; what is fine is smaller
@@ -43,7 +43,7 @@ def with_fine_detail(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
 def _smooth(maps: Tensor, tile: str) -> Tensor:
     """(B, C, H, W) -> the means of SMOOTH x SMOOTH px around each pixel."""
     mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    maps = surrounded(maps, tile, mirrors, SMOOTH // 2)
+    maps = pad_axes(maps, tile, mirrors, SMOOTH // 2)
     return F.avg_pool2d(F.avg_pool2d(maps, (SMOOTH, 1), 1), (1, SMOOTH), 1)
 
 

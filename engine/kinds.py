@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from engine.colours import luma
 from terms.autocorrelation import PERIODIC, luminance_autocorrelation, period
-from utils import Size, resize, scaled
+from utils import Size, resize, scaled_size
 
 # Measured on 32 exemplars: brick walls have 0.34 to 0.65, everything without courses at most 0.28,
 # but for wood, whose gradients are one axis to 0.68 and more (walls: 0.55 at most).
@@ -46,7 +46,7 @@ def kind_of(image: Tensor) -> Kind:
         return PERIODICAL._replace(period=(y, x))
     shorter = min(image.shape[2:])
     if shorter > SIDE:
-        image = resize(image, scaled(image, SIDE / shorter))
+        image = resize(image, scaled_size(image, SIDE / shorter))
     along_rows_and_columns, along_one_axis, steepest = _directions(image)
     if along_one_axis > DIRECTIONAL:
         grain = "y" if steepest < HALFWAY / 2 else "x" if steepest > 90 - HALFWAY / 2 else ""

@@ -13,7 +13,7 @@ from models import Features
 from terms.base import Canvas, View
 from terms.matching import chunk_rows, more_similar, nearest_patches, strips
 from terms.valid import usable_patches
-from utils import LABELS, NORMALS, Size, padded, resize, rotated_and_resized, size_of
+from utils import LABELS, NORMALS, Size, pad, resize, rotated_and_resized, size_of
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px, side of the patches that are laid over each other
@@ -46,7 +46,7 @@ def correspondence(
         features and less for others.
     """
     finest, *_, deepest = LAYERS
-    maps = padded(output[deepest], tile, "replicate")
+    maps = pad(output[deepest], tile, "replicate")
     usable = None if valid is None else usable_patches(valid, size_of(source[deepest]), 3)
     pair = maps[0].contiguous(), source[deepest][0].contiguous()
     start, _ = nearest_patches(*pair, 3, usable=usable)
@@ -93,7 +93,7 @@ def _refined(
     """The best of each place's candidates, by 5x5 patches: (2, H, W) -> the same and (H, W)."""
     steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
-    around = padded(found[None].float(), "", "replicate")[0].long()
+    around = pad(found[None].float(), "", "replicate")[0].long()
     height, width = found.shape[1:]
     for y, x in steps:
         # What the neighbour at (y, x) found, seen from here.

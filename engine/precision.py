@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import UserError, layout_on
+from utils import UserError, memory_format_for
 
 AUTO, EXACT = "auto", "fp32"
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}  # what it computes in
@@ -60,7 +60,7 @@ def _made_for(device: torch.device) -> str:
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
     """Of a 3x3 convolution of features of that shape to as many, and its gradient: the fastest of
     three."""
-    dtype, layout = ROUGH.get(name) or torch.float32, layout_on(device)
+    dtype, layout = ROUGH.get(name) or torch.float32, memory_format_for(device)
     features = torch.rand(shape).to(device, dtype, memory_format=layout).requires_grad_()
     weight = torch.rand(shape[1], shape[1], 3, 3).to(device, dtype).contiguous(memory_format=layout)
     with convolving(name):

@@ -40,7 +40,7 @@ from terms.base import Canvas, Exemplar, View
 from terms.matching import guide_at, strips
 from terms.team import ALONE, Team
 from terms.valid import NEARLY_ALL, largest_rectangle, valid_at
-from utils import Size, UserError, resize, scaled, size_of, told
+from utils import Size, UserError, resize, scaled_size, size_of, size_text
 
 FACTOR = math.sqrt(2)  # from scale to scale
 BLOCK = 0.31  # of the exemplar's shorter side: a side of a quilted block
@@ -91,7 +91,7 @@ class _Source:
     @classmethod
     def of(cls, exemplars: tuple[Exemplar, ...], factor: float) -> _Source:
         views = [(i, view) for i, one in enumerate(exemplars) for view in one.views]
-        pictures = [resize(view.image, scaled(view.image, factor)) for _, view in views]
+        pictures = [resize(view.image, scaled_size(view.image, factor)) for _, view in views]
         sizes = [size_of(picture) for picture in pictures]
         guides = [
             guide_at(view.guide, size)
@@ -207,7 +207,7 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
     for name, sides in (*named, ("output", size)):
         if min(sides) < LEAST_SIDE:
             raise UserError(
-                f"--repaint: {name} of {told(sides)}, sides of {LEAST_SIDE} or more are needed"
+                f"--repaint: {name} of {size_text(sides)}, sides of {LEAST_SIDE} or more are needed"
             )
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from utils import Size, UserError, told
+from utils import Size, UserError, size_text
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 FEWER = 0.7  # ratio of a scale's steps to those of the next coarser scale
@@ -22,7 +22,7 @@ def pyramid(
     for name, size in (("exemplar", exemplar), ("output", output)):
         if min(size) < least:
             raise UserError(
-                f"{name} of {told(size)}: the shorter side must have {least} pixels or more"
+                f"{name} of {size_text(size)}: the shorter side must have {least} pixels or more"
             )
     most = 1 + math.floor(math.log2(min(*exemplar, *output) / least))
     if scales is None:

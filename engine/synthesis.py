@@ -29,7 +29,7 @@ from terms.base import MAX_PATCHES, Canvas, Exemplar, LayerWeights, Options, Sce
 from terms.content import Content
 from terms.team import ALONE, Team
 from terms.valid import NEARLY_ALL, filled, valid_positions
-from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled, size_of
+from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled_size, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
 PAINTING = 4  # steps at the finest scale that take about as long: 6 of gram, 3 of guided
@@ -431,7 +431,7 @@ def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) ->
 def _seen_by(trunk: Extractor, exemplar: Exemplar, factor: float) -> Exemplar:
     """An exemplar of pictures, resized, as one of features."""
     views = [
-        replace(view, features=trunk(resize(view.image, scaled(view.image, factor))))
+        replace(view, features=trunk(resize(view.image, scaled_size(view.image, factor))))
         for view in exemplar.views
     ]
     return replace(exemplar, views=tuple(views))

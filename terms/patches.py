@@ -24,7 +24,7 @@ from terms.base import (
 )
 from terms.regions import count_of_regions, region_masks, regions_of
 from terms.valid import in_one_piece, middles_of_valid, positions_of_regions
-from utils import Size, size_of, surrounded
+from utils import Size, pad_axes, size_of
 
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
@@ -167,7 +167,7 @@ class Patches(Term):
         """
         smaller, reach = F.avg_pool2d(image, factor), PATCH // 2
         mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
-        projected = F.conv2d(surrounded(smaller, wraps, mirrors, reach), directions)
+        projected = F.conv2d(pad_axes(smaller, wraps, mirrors, reach), directions)
         projected = projected.flatten(2)
         if marks is None:
             return [projected]

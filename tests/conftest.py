@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import Synthesis
+from command.weights import Found
 from engine import repaint
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
-from models import NETS, Found, layer_table
+from models import NETS, layer_table
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View, evenly
 from terms.regions import Regional
 from terms.team import ALONE, Team

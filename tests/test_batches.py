@@ -15,11 +15,12 @@ from PIL import Image
 import Synthesis
 from command import display, pictures, results, sheet
 from command.arguments import parse, request_of
+from command.files import TEXTURES
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
 from command.plan import orders_of, plan, told_apart
 from Synthesis import main, run_one
-from utils import TEXTURES, UserError
+from utils import UserError
 
 TINY = ["--device", "cpu", "--epoch", "3", "--size", "32", "--quiet"]
 
@@ -470,7 +471,7 @@ def test_room_is_tried_with_bytes(tmp_path, monkeypatch):
         def write(self, content):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.tempfile.TemporaryFile", lambda dir: Full())
+    monkeypatch.setattr("command.files.tempfile.TemporaryFile", lambda dir: Full())
     with pytest.raises(UserError, match="No space left"):
         check_save_path(tmp_path / "a.png")
 

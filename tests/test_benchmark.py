@@ -9,7 +9,7 @@ from PIL import Image
 
 import Synthesis
 from command import benchmark
-from utils import TEXTURES
+from command.files import TEXTURES
 
 
 class Here:

@@ -12,7 +12,7 @@ from engine.colours import colours, luma, matched_colours, with_chroma, with_col
 from engine.orientation import axis_bins
 from engine.synthesis import _started, cut, finished
 from terms.base import Canvas
-from utils import UserError, resize, scaled
+from utils import UserError, resize, scaled_size
 
 
 def noise(*shape, seed=0):
@@ -94,10 +94,10 @@ def test_what_the_mask_keeps_is_init_at_every_scale():
 
 def test_mixed_exemplars_are_resized_as_the_exemplar_is():
     board = torch.tensor([[0.0, 1], [1, 0]]).repeat(10, 15).expand(1, 3, 20, 30)
-    half = resize(board, scaled(board, 0.5))
+    half = resize(board, scaled_size(board, 0.5))
     assert half.shape == (1, 3, 10, 15)
     assert (half[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.1  # antialiased
-    assert scaled(board, 0.01) == (1, 1)
+    assert scaled_size(board, 0.01) == (1, 1)
 
 
 def test_finish_puts_back_what_is_kept():

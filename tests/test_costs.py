@@ -23,12 +23,14 @@ from command.costs import (
     fitting,
     time_note,
 )
+from command.files import TEXTURES
 from command.pictures import read_picture, read_record, save_picture
 from command.plan import can_be_cut, job_of, orders_of, plan
+from command.weights import load_weights
 from losses import METHODS
-from models import Extractor, load_weights, resolve_layers
+from models import Extractor, resolve_layers
 from terms.gram import FIRST_LAYERS
-from utils import TEXTURES, UserError, resize
+from utils import UserError, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(FIRST_LAYERS, "vgg19")

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import Synthesis
+from command.files import TEXTURES
 from command.pictures import read_picture
 from engine import optimizers, repaint
 from losses import METHODS, TERMS
-from utils import TEXTURES
 
 DEVICE = torch.device("meta")
 ACROSS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # copies go across

@@ -16,11 +16,13 @@ import torch
 from PIL import Image, ImageFile
 
 from command import pictures
+from command.files import TEXTURES
 from command.pictures import find_picture, read_picture, read_vectors
 from command.settings import digest, of_file
-from models import BUNDLE, load_weights, resolve_layers
+from command.weights import BUNDLE, load_weights
+from models import resolve_layers
 from Synthesis import main
-from utils import TEXTURES, UserError, in_one_line
+from utils import UserError, in_one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(["conv1_1"], "vgg16-caffe")

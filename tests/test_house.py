@@ -12,13 +12,13 @@ from PIL import Image
 
 import losses
 import Synthesis
+from command.files import TEXTURES
 from command.pictures import read_picture, read_record
 from terms.base import Sums, Term
-from utils import TEXTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a room may import those before it, and files of its own.
-ROOMS = ["utils", "models", "terms", "losses", "engine", "command", "Synthesis"]
+ROOMS = ["utils", "weights", "models", "terms", "losses", "engine", "command", "Synthesis"]
 
 
 def files_of(room: str) -> list[Path]:

@@ -8,11 +8,11 @@ from PIL import Image
 
 import Synthesis
 from command import interrupts, results, workers
+from command.files import TEXTURES
 from command.interrupts import Stopped, signals_held, signals_raise
 from command.pictures import read_record
 from command.start import SIGNALS, signals_exit
 from engine import repaint
-from utils import TEXTURES
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 

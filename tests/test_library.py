@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 import Synthesis
+from command.files import TEXTURES
 from command.memory import held
 from command.pictures import read_picture, read_record
 from engine.synthesis import Progress
 from Synthesis import synthesize
-from utils import TEXTURES, UserError
+from utils import UserError
 
 QUICK = {"epoch": 2, "size": 32, "device": "cpu"}
 

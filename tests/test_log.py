@@ -10,13 +10,13 @@ from PIL import Image
 from command import display
 from command.arguments import parse
 from command.display import Display, _duration
+from command.files import TEXTURES
 from command.log import POINTS
 from command.pictures import read_record
 from command.plan import plan
 from command.results import Course
 from engine.synthesis import Progress
 from Synthesis import main
-from utils import TEXTURES
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from conftest import TinyExtractor, built, criterion_of
 from torch.nn import functional as F
 
 import utils
+from command.weights import BUNDLED_NET, load_weights
 from losses import METHODS, TERMS
-from models import BUNDLED_NET, FILTER, LAYER, Extractor, load_weights, resolve_layers
+from models import FILTER, LAYER, Extractor, resolve_layers
 from terms import cnnmrf
 from terms.autocorrelation import Autocorrelation
 from terms.cnnmrf import CNNMRF

@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 import models
-from models import BUNDLE, NETS, Extractor, layer_table, load_weights, resolve_layers
+from command.weights import BUNDLE, CAFFE_KERNELS, likely_net, load_weights
+from models import NETS, Extractor, layer_table, resolve_layers
 from utils import UserError, resize
 
 LAYERS = ["relu1_1", "relu2_1", "pool2", "relu3_1"]
@@ -450,7 +451,7 @@ def caffe_weights(dtype=torch.float32) -> dict[str, torch.Tensor]:
     weights = small_weights("vgg16", 2)
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(64, 3, 3, 3, generator=generator)
-    first[0, 0, 0] = torch.tensor(models.CAFFE_KERNELS[0])
+    first[0, 0, 0] = torch.tensor(CAFFE_KERNELS[0])
     weights["features.0.weight"] = first
     weights["features.0.bias"] = torch.randn(64, generator=generator)
     return {name: tensor.to(dtype) for name, tensor in weights.items()}
@@ -543,7 +544,7 @@ def test_a_file_is_read_once_for_its_net_and_its_weights(layout, tmp_path, monke
     path, reads, load = tmp_path / "w.pth", [], torch.load
     torch.save(small_weights("vgg19", 34), path)
     monkeypatch.setattr(models.torch, "load", lambda *a, **k: reads.append(a) or load(*a, **k))
-    assert models.likely_net(None, path, layout) == "vgg19"
+    assert likely_net(None, path, layout) == "vgg19"
     assert load_weights(None, path, ["relu1_1"], layout=layout).net == "vgg19"
     assert len(reads) == 1
 
@@ -551,17 +552,17 @@ def test_a_file_is_read_once_for_its_net_and_its_weights(layout, tmp_path, monke
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(small_weights("vgg19", 34), path)
-    assert models.likely_net(None, path) == "vgg19"
+    assert likely_net(None, path) == "vgg19"
     torch.save(small_weights("vgg16", 28), path)
-    assert models.likely_net(None, path) == "vgg16"
+    assert likely_net(None, path) == "vgg16"
 
 
 def test_the_likely_net(cache):
-    assert models.likely_net("vgg16", None) == "vgg16"
-    assert models.likely_net(None, None) == "vgg16-caffe"  # the other one is not here
+    assert likely_net("vgg16", None) == "vgg16"
+    assert likely_net(None, None) == "vgg16-caffe"  # the other one is not here
     cache.mkdir()
     torch.save(small_weights("vgg19", 34), cache / "vgg19-dcbb9e9d.pth")
-    assert models.likely_net(None, None) == "vgg19"
+    assert likely_net(None, None) == "vgg19"
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", BUNDLE.read_bytes()[:5000]])

@@ -17,8 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, features
 
-import utils
-from command import pictures, profiles
+from command import files, pictures, profiles
 from utils import COLOUR, DATA, KINDS, UserError
 
 
@@ -973,7 +972,7 @@ def test_check_save_path_refusals(tmp_path, monkeypatch):
     def forbidden(dir):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(utils.tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", forbidden)
     assert "Permission denied" in refusal(pictures.check_save_path, tmp_path / "a.png")
 
 
@@ -1072,7 +1071,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, fai
         raise error
 
     owner, name = {"encoder": (Image.Image, "save"), "disk": (pictures.Path, "write_bytes")}.get(
-        failing, (utils.os, "replace")
+        failing, (files.os, "replace")
     )
     monkeypatch.setattr(owner, name, half_then_fail)
     with pytest.raises(KeyboardInterrupt if failing == "Ctrl-C" else UserError) as caught:
@@ -1088,7 +1087,7 @@ def test_side_beyond_the_format_is_the_users_to_fix(tmp_path):
 
 def test_two_runs_use_different_temporary_files(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(utils.os, "replace", lambda source, path: used.append(source))
+    monkeypatch.setattr(files.os, "replace", lambda source, path: used.append(source))
     for _ in range(2):
         pictures.save_picture(GREY, tmp_path / "a.png", {})
     assert used[0] != used[1] and used[0].parent == used[1].parent == tmp_path.resolve()

@@ -10,11 +10,12 @@ from PIL import Image
 from command import plan as planning
 from command.arguments import parse
 from command.effects import OF_STEPS, effect_notes
+from command.files import TEXTURES
 from command.pictures import save_picture
 from command.plan import orders_of, plan
 from engine.synthesis import new_texture
 from losses import PRESETS, TERMS
-from utils import TEXTURES, UserError
+from utils import UserError
 
 
 def planned(*options):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
+from command.files import TEXTURES
 from command.pictures import read_record
 from engine import precision
 from engine.precision import offered, pick_precision
 from Synthesis import main
-from utils import TEXTURES, UserError
+from utils import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 

@@ -275,12 +275,14 @@ from command.ranks import leave, place, team_of
 from engine.blocks import Blocks
 from engine.optimizers import optimize
 from engine.synthesis import Spec, criterion_at, exemplar_of
-from models import Extractor, load_weights, resolve_layers
+from command.weights import load_weights
+from models import Extractor, resolve_layers
 from terms.base import Canvas
 from terms.gram import FIRST_LAYERS
 from terms.team import ALONE
 from command.pictures import read_picture
-from utils import TEXTURES, resize
+from command.files import TEXTURES
+from utils import resize
 
 method, tile, out = sys.argv[1:]
 own, size = place(), (128, 72)

@@ -17,7 +17,7 @@ from engine.quilting import quilted
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
 from terms.matching import strips
-from utils import UserError, surrounded
+from utils import UserError, pad_axes
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -556,7 +556,7 @@ def test_fewer_layouts_are_tried_of_what_is_large(monkeypatch):
 @pytest.mark.parametrize("tile", ["", "x", "xy"])
 def test_what_is_smooth_is_the_mean_around_it(tile):
     maps = torch.rand(1, 3, 14, 17, dtype=torch.float64)
-    around = surrounded(maps, tile, "".join(axis for axis in "yx" if axis not in tile), 4)
+    around = pad_axes(maps, tile, "".join(axis for axis in "yx" if axis not in tile), 4)
     torch.testing.assert_close(colours._smooth(maps, tile), F.avg_pool2d(around, 9, 1))
 
 

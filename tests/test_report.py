@@ -13,10 +13,10 @@ from PIL import Image, PngImagePlugin
 
 from command import report
 from command.arguments import parse
+from command.files import TEXTURES
 from command.pictures import read_record, save_picture
 from command.results import CURVE
 from Synthesis import main
-from utils import TEXTURES
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from PIL import Image
 import Synthesis
 from command import resume
 from command.display import Display
+from command.files import TEXTURES
 from command.pictures import read_picture, read_record
 from engine.checkpoints import Checkpoints
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import METHODS
 from Synthesis import main
 from terms.base import Canvas
-from utils import TEXTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,6 +10,7 @@ from conftest import built
 from torch.nn import functional as F
 
 from command import scores
+from command.files import TEXTURES
 from command.pictures import read_picture, save_picture
 from command.scores import SCORES, score
 from command.verdict import FAULTS, verdict
@@ -17,7 +18,6 @@ from docs.agreement import agreement, preferences
 from engine.repaint import stretch
 from Synthesis import main
 from terms.patches import Patches
-from utils import TEXTURES
 
 
 @pytest.fixture(scope="module")

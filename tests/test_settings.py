@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from command.arguments import argv_of, parse, request_of
+from command.files import TEXTURES
 from command.pictures import read_record, save_picture
 from command.plan import plan
 from command.settings import digest
+from command.weights import BUNDLE
 from losses import LONG_RANGE_WEIGHT
-from models import BUNDLE
 from Synthesis import main
-from utils import TEXTURES, UserError
+from utils import UserError
 
 TINY = "--device cpu --quiet"
 

@@ -10,12 +10,12 @@ from PIL import Image
 import Synthesis
 from command import display
 from command.arguments import parse
+from command.files import TEXTURES
 from command.pictures import read_record
 from command.plan import orders_of
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
 from engine.blocks import Parts
 from Synthesis import main
-from utils import TEXTURES
 
 
 @pytest.fixture

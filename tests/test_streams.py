@@ -11,10 +11,10 @@ from PIL import Image
 
 from command import benchmark, verdict
 from command.display import say
+from command.files import TEXTURES
 from command.pictures import read_record
 from command.streams import put, write
 from Synthesis import main
-from utils import TEXTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAMS = [">&-", "2>&-", "<&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", "| head -0"]

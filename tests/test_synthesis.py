@@ -23,8 +23,10 @@ import models
 import Synthesis
 from command import canvas, scores, verdict
 from command.arguments import VERSION, Request, build_parser, parse
+from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.pictures import SUFFIXES, read_picture, read_record, save_picture
+from command.weights import BUNDLE, CAFFE_MEAN, load_weights
 from engine import synthesis
 from engine.colours import noise_like
 from engine.optimizers import LEARNING_RATES
@@ -36,7 +38,7 @@ from losses import METHODS, TERMS
 from Synthesis import main
 from terms.base import Canvas, relative_error
 from terms.gram import FIRST_LAYERS, GRAM_LAYERS, gram
-from utils import TEXTURES, UserError, resize
+from utils import UserError, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
@@ -186,7 +188,7 @@ def test_tile_has_no_border(method, monkeypatch):
     monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
     layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-caffe")
-    weights = models.load_weights("vgg16-caffe", None, layers).weights
+    weights = load_weights("vgg16-caffe", None, layers).weights
     net = models.Extractor(weights, "vgg16-caffe", layers)
     terms = {"histogram": 0.5, "spectrum": 0.1, "patches": 10.0, "tv": 1.0}
     noise = noise_like(exemplar, (64, 64), torch.Generator().manual_seed(0))
@@ -215,7 +217,7 @@ def test_the_outermost_rows_have_no_beads(method, terms):
     leaf = read_picture(TEXTURES / "leaf.jpg")[0][..., 104:152, 104:152]
     exemplar = resize(leaf, (96, 96))  # smooth
     layers = models.resolve_layers(GRAM_LAYERS, "vgg16-caffe")
-    weights = models.load_weights("vgg16-caffe", None, layers).weights
+    weights = load_weights("vgg16-caffe", None, layers).weights
     net = models.Extractor(weights, "vgg16-caffe", layers)
     net.rescale(exemplar)
     options = {"method": method, "weights": terms, "optimizer": "LBFGS", "steps": 40}
@@ -322,7 +324,7 @@ def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd, narrow_n
 @pytest.mark.slow
 def test_style_transfer_keeps_the_layout(result, pebbles):
     """The more it weighs, the nearer is the content; the result has its size."""
-    weights = models.load_weights("vgg16-caffe", None, ["relu4_1"]).weights
+    weights = load_weights("vgg16-caffe", None, ["relu4_1"]).weights
     net = models.Extractor(weights, "vgg16-caffe", ["relu4_1"])
     content = net(read_picture(pebbles)[0])["relu4_1"]
     errors = []
@@ -425,7 +427,7 @@ def test_mixed_statistics_are_met_by_share(method, share, result, tmp_path):
     options = ["--mix", f"{small[1]}:{share}", "--size", "96", "--epoch", "50"]
     make(small[0], result, *options, "--method", method, "--optimizer", "LBFGS")
     layers = models.resolve_layers(FIRST_LAYERS, "vgg16-caffe")
-    found = models.load_weights("vgg16-caffe", None, layers)
+    found = load_weights("vgg16-caffe", None, layers)
     trunk = models.Extractor(found.weights, found.net, layers)
     pictures = [trunk(read_picture(path).pixels) for path in (*small, result)]
     for layer in layers:
@@ -599,7 +601,7 @@ def test_every_exemplar_converges(optimizer, steps, exemplar, result):
 
 def test_error_is_that_of_the_saved_file(pebbles, result):
     record = make(pebbles, result.with_suffix(".jpg"))
-    weights = models.load_weights("vgg16-caffe", None, ["relu4_1"]).weights
+    weights = load_weights("vgg16-caffe", None, ["relu4_1"]).weights
     net = models.Extractor(weights, "vgg16-caffe", ["relu1_1", "relu2_1", "relu3_1", "relu4_1"])
     source, saved = (net(read_picture(p)[0]) for p in (pebbles, result.with_suffix(".jpg")))
     errors = []
@@ -870,7 +872,7 @@ def test_weights_of_layers_are_recorded_and_made_again(pebbles, result, tmp_path
 
 def test_weights_are_named_in_the_record(pebbles, result):
     arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--epoch", "2"]
-    assert main([*arguments, "--weights", str(models.BUNDLE)]) == 0
+    assert main([*arguments, "--weights", str(BUNDLE)]) == 0
     record = read_record(result)
     assert record["net"] == "vgg16 from vgg16_caffe.pth"
     assert record["weights_layout"] == "torchvision"
@@ -880,12 +882,10 @@ def test_weights_are_named_in_the_record(pebbles, result):
 @pytest.mark.slow
 def test_caffes_weights_make_the_bundled_nets_picture(pebbles, result, tmp_path, capfd):
     """The bundled net is Caffe's VGG-16, so its weights in Caffe's layout compute the same."""
-    bundled = torch.load(models.BUNDLE, weights_only=True)
+    bundled = torch.load(BUNDLE, weights_only=True)
     mean, std = torch.tensor(models.IMAGENET_MEAN), torch.tensor(models.IMAGENET_STD)
     weight = bundled["features.0.weight"].float() / (255 * std).view(1, 3, 1, 1)
-    shift = (weight * (255 * mean - torch.tensor(models.CAFFE_MEAN)).view(1, 3, 1, 1)).sum(
-        (1, 2, 3)
-    )
+    shift = (weight * (255 * mean - torch.tensor(CAFFE_MEAN)).view(1, 3, 1, 1)).sum((1, 2, 3))
     bundled["features.0.weight"] = weight.flip(1)
     bundled["features.0.bias"] = bundled["features.0.bias"].float() - shift
     path = tmp_path / "mine.pth"
@@ -906,7 +906,7 @@ def test_caffes_weights_make_the_bundled_nets_picture(pebbles, result, tmp_path,
     assert main([*arguments, "--weights", str(path), "--save_path", str(converted)]) == 0
     assert sum("Caffe's layout" in line for line in capfd.readouterr().err.splitlines()) == 1
     record = read_record(converted)
-    assert record["weights_layout"] == "caffe" and record["pixel_mean"] == list(models.CAFFE_MEAN)
+    assert record["weights_layout"] == "caffe" and record["pixel_mean"] == list(CAFFE_MEAN)
     apart = pixels(result).astype(int) - pixels(converted).astype(int)
     # Rounding may change which patch is painted here and there; with layouts mixed up it is 24.
     assert np.percentile(abs(apart), 90) <= 1

@@ -8,6 +8,7 @@ import torch
 from conftest import TinyExtractor, built, in_threads, regional
 from torch.nn import functional as F
 
+from command.files import TEXTURES
 from command.pictures import read_picture
 from losses import TERMS
 from terms import base
@@ -30,7 +31,6 @@ from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.team import ALONE
 from terms.variation import TotalVariation
-from utils import TEXTURES
 
 
 def noise(*shape, seed=0):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import models
-from models import POOLS, Convolution, Trunk, winograd, winograd_back, winograd_filters
+from models import POOLS, Convolution, Trunk
+from weights import winograd
 
 CHANNELS = {"relu1_1": (3, 5), "relu1_2": (5, 6), "relu2_1": (6, 8), "relu3_1": (8, 7)}
 STAGES = ["relu1_1", "relu1_2", "pool1", "relu2_1", "pool2", "relu3_1"]
@@ -57,9 +58,7 @@ def gradient_of(features: dict[str, Tensor], x: Tensor) -> Tensor:
 @pytest.fixture(params=["direct", "by Winograd"])
 def convolving(request, monkeypatch):
     monkeypatch.setattr(models, "LEAST_CHANNELS", 1 if request.param == "by Winograd" else 1000)
-    monkeypatch.setattr(
-        models, "WINDOWS_AT_ONCE", 7
-    )  # so that small maps are taken in several goes
+    monkeypatch.setattr(winograd, "WINDOWS_AT_ONCE", 7)  # so that small maps take several passes
 
 
 @pytest.mark.parametrize("layers", [*[[layer] for layer in STAGES], STAGES, ["pool1", "relu3_1"]])
@@ -83,7 +82,7 @@ def test_another_layout_changes_nothing(tile, monkeypatch):
     net, x = small_trunk(), random(2, 3, *SIDES).requires_grad_()
     wanted = net(x, STAGES, tile)
     gradient = gradient_of(wanted, x)
-    monkeypatch.setattr(models, "layout_on", lambda device: torch.contiguous_format)
+    monkeypatch.setattr(models, "memory_format_for", lambda device: torch.contiguous_format)
     monkeypatch.setattr(models.Convolution, "_transforms", lambda *_: False)  # as on a GPU
     net = small_trunk()
     found, kept = net.run(x.detach(), STAGES, tile, torch.float64, keep=True)
@@ -96,10 +95,10 @@ def test_another_layout_changes_nothing(tile, monkeypatch):
 @pytest.mark.parametrize("height, width", [(4, 8), (5, 3), (10, 23), (1, 1)])
 def test_winograds_method_is_a_convolution(height, width, convolving):
     padded, weight, bias = random(2, 5, height + 2, width + 2), random(7, 5, 3, 3), random(7)
-    filters = winograd_filters(weight)
-    found = winograd(padded, filters, bias)
+    filters = winograd.transform_filters(weight)
+    found = winograd.conv2d(padded, filters, bias)
     torch.testing.assert_close(found, F.conv2d(padded, weight, bias), rtol=1e-10, atol=1e-10)
-    found = winograd_back(found, filters)
+    found = winograd.conv2d_input(found, filters)
     expected = F.conv_transpose2d(F.conv2d(padded, weight, bias), weight)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -108,7 +107,7 @@ def test_winograds_method_is_as_exact_as_float32_allows():
     """Relative errors of 256 channels: 1.3e-6, and half of that directly."""
     padded, weight = random(1, 256, 18, 18).relu(), random(256, 256, 3, 3) / 48
     expected, bias = F.conv2d(padded, weight), torch.zeros(256)
-    found = winograd(padded.float(), winograd_filters(weight.float()), bias)
+    found = winograd.conv2d(padded.float(), winograd.transform_filters(weight.float()), bias)
     assert (found - expected).norm() < 3e-6 * expected.norm()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import utils
+from command import processes
 from utils import UserError
 
 
@@ -23,34 +24,34 @@ def gpus(request, monkeypatch):
 
 
 def test_device_by_default(gpus):
-    device, note = utils.pick_device(None)
+    device, note = processes.pick_device(None)
     assert device == torch.device("cuda:0" if gpus else "cpu")
     assert (note is None) if gpus else ("CPU" in note and "\n" not in note)
 
 
 def test_device_by_name(gpus):
-    assert utils.pick_device("CPU") == (torch.device("cpu"), None)
+    assert processes.pick_device("CPU") == (torch.device("cpu"), None)
     for name, device in (("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")):
         if gpus:
-            assert utils.pick_device(name) == (torch.device(device), None)
+            assert processes.pick_device(name) == (torch.device(device), None)
         else:
             with pytest.raises(UserError, match=re.escape(repr(name))):
-                utils.pick_device(name)
+                processes.pick_device(name)
 
 
 def test_apples_gpu_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    device, _ = utils.pick_device("MPS")
-    assert device == torch.device("mps") and utils.pick_device(None)[0].type == "cpu"
-    assert utils.layout_on(device) == torch.contiguous_format
-    assert utils.layout_on(torch.device("cpu")) == torch.channels_last
+    device, _ = processes.pick_device("MPS")
+    assert device == torch.device("mps") and processes.pick_device(None)[0].type == "cpu"
+    assert utils.memory_format_for(device) == torch.contiguous_format
+    assert utils.memory_format_for(torch.device("cpu")) == torch.channels_last
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:7", "cuda:x", "cuda:-1", "meta", "mps", "xpu", ""])
 def test_device_that_is_not_there(gpus, name):
     with pytest.raises(UserError) as raised:
-        utils.pick_device(name)
+        processes.pick_device(name)
     line = str(raised.value)
     assert repr(name) in line and line.endswith("cpu, cuda:0, cuda:1" if gpus else "has cpu")
 
@@ -114,11 +115,11 @@ def test_padded_is_what_pytorch_makes_and_folded_its_gradient(tile, mode, layout
     x = x.contiguous(memory_format=layout)
     expected = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else mode)
     expected = F.pad(expected, (0, 0, 1, 1), "circular" if "y" in tile else mode)
-    found = utils.padded(x, tile, mode)
+    found = utils.pad(x, tile, mode)
     assert torch.equal(found, expected) and found.is_contiguous(memory_format=layout)
     upstream = torch.rand(2, 3, 4, 7, dtype=torch.float64, generator=generator)
     (gradient,) = torch.autograd.grad(expected, x, upstream)
-    torch.testing.assert_close(utils.folded(upstream.clone(), tile, mode), gradient)
+    torch.testing.assert_close(utils.pad_backward(upstream.clone(), tile, mode), gradient)
 
 
 def test_wrapped_by_hand():
@@ -136,16 +137,16 @@ def test_surrounded_by_hand():
         ("", "x", [2, 1, 1, 2, 3, 4, 4, 3]),
         ("x", "y", [3, 4, 1, 2, 3, 4, 1, 2]),
     ):
-        found = utils.surrounded(maps, wraps, mirrors, 2)
+        found = utils.pad_axes(maps, wraps, mirrors, 2)
         assert found.shape[2] == (6 if mirrors == "y" else 2)
         assert all(line == row for line in found[0, 0].tolist())
-    assert utils.surrounded(maps.mT, "y", "", 2)[0, 0, :, 1].tolist() == [3, 4, 1, 2, 3, 4, 1, 2]
+    assert utils.pad_axes(maps.mT, "y", "", 2)[0, 0, :, 1].tolist() == [3, 4, 1, 2, 3, 4, 1, 2]
 
 
 @pytest.mark.parametrize("wraps, mirrors", [("", "xy"), ("x", "y"), ("y", "x"), ("xy", "")])
 def test_every_pixel_is_in_as_many_windows_of_what_is_surrounded(wraps, mirrors):
     image = torch.zeros(1, 1, 8, 9, requires_grad=True)
-    F.avg_pool2d(utils.surrounded(image, wraps, mirrors, 3), 7, 1).sum().backward()
+    F.avg_pool2d(utils.pad_axes(image, wraps, mirrors, 3), 7, 1).sum().backward()
     torch.testing.assert_close(image.grad, torch.ones(1, 1, 8, 9))
 
 
@@ -261,7 +262,8 @@ def group(folder, limit: dict[str, str], used: str) -> None:
 
 
 FAULTS = """
-import resource, numpy, utils
+import resource, numpy
+from command import processes
 
 def faults():
     numpy.ones(2**23)  # 64 MB: 16384 pages, which are freed again
@@ -271,7 +273,7 @@ def faults():
 
 print(faults())
 for tight in (True, False):
-    utils.keep_freed_memory(tight)
+    processes.keep_freed_memory(tight)
     print(faults())
 """
 

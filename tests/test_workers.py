@@ -16,12 +16,12 @@ from PIL import Image
 import Synthesis
 from command import workers
 from command.arguments import parse
+from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.plan import plan
 from command.ranks import Place
 from command.results import Failed, Result
 from command.workers import Worker, Workers
-from utils import TEXTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--device", "cpu", "--epoch", "3", "--size", "32", "--quiet"]

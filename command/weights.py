@@ -1,0 +1,324 @@
+"""Weight files: how they are found, downloaded, cached, read and recognised."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from command.files import ROOT, open_regular, sweep, temporary_of
+from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, resolve_layers
+from utils import UserError
+
+DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
+BUNDLE = ROOT / "weights" / "vgg16_caffe.pth"
+CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue from 0 to 255
+CAFFE, TORCHVISION = "caffe", "torchvision"
+# Layout -> the mean that is subtracted from the pixels: red, green, blue from 0 to 255.
+LAYOUTS = {CAFFE: CAFFE_MEAN, TORCHVISION: tuple(round(255 * x, 3) for x in IMAGENET_MEAN)}
+# How the first kernels of the authors' VGG-16 and VGG-19 begin, and the hashes that the names of
+# these files carry in PyTorch's format.
+CAFFE_KERNELS = ((0.42947057, 0.373467, -0.06136011), (0.341195, 0.339992, -0.0448442))
+CAFFE_HASHES = ("00b39a1b", "d01eb7cb")
+KERNEL_TOLERANCE = 1e-3  # relative: float16 rounds by 5e-4
+ZIP_MAGIC = b"PK\x03\x04"
+MOST_WEIGHT = 1000.0  # nets have none above 100, and features would overflow
+STALE = 3600  # s, since anything came of a download that is not going on any more
+NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
+
+
+class Found(NamedTuple):
+    """The weights of a net."""
+
+    weights: Weights  # in torchvision's layout
+    net: str  # a name in NETS
+    layout: str = TORCHVISION  # a name in LAYOUTS: that of the file
+    notes: list[str] = []  # what the user should hear
+
+
+def load_weights(
+    model: str | None,
+    path: Path | None,
+    layers: list[str],
+    progress: bool = False,
+    layout: str | None = None,
+) -> Found:
+    """Return the weights of a net's convolutions.
+
+    With a `path` its file is read: a state dict of a VGG, whole or features only, whose names tell
+    which net it is. Otherwise torchvision's weights come from its cache, into which they are
+    downloaded once, and from then on from a features-only copy beside them. With neither path nor
+    model, the bundled net stands in where `DEFAULT_NET` cannot be had.
+
+    Args:
+        layout: a name in `LAYOUTS`: which pixels the net at `path` expects; None recognises it.
+
+    Raises:
+        UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
+            a model that was asked for can be neither found nor downloaded.
+    """
+    if path is not None:
+        found = _read_file(path, layout)
+        net_name = model or found.net
+        _check(found.weights, net_name, layers, path)
+        return found._replace(net=net_name)
+    net_name = model or DEFAULT_NET
+    try:
+        return _find_weights(net_name, layers, progress)
+    except _Unreachable as error:
+        if model is not None:
+            raise UserError(
+                f"{error}: connect to the network once, or give --weights PATH, "
+                f"or --model {BUNDLED_NET}, which is bundled"
+            ) from error
+        try:
+            found = _find_weights(BUNDLED_NET, layers, progress)
+        except UserError as missing:
+            raise UserError(f"{error}; bundled {missing}") from error
+        return found._replace(notes=[f"{error}: using the bundled {BUNDLED_NET}"])
+
+
+def likely_net(model: str | None, path: Path | None, layout: str | None = None) -> str:
+    """Predict, without a download, which net `load_weights` returns for the same arguments.
+
+    Raises:
+        UserError: the file at `path` cannot be read, or holds no VGG.
+    """
+    if model is not None:
+        return model
+    if path is not None:
+        return _read_file(path, layout).net
+    cached = any(os.path.exists(file) for file in _cached(DEFAULT_NET))
+    return DEFAULT_NET if cached else BUNDLED_NET
+
+
+class _Unreachable(UserError):
+    """Weights that the cache does not hold whole and that cannot be downloaded now."""
+
+
+def _cached(model: str) -> tuple[Path, Path]:
+    """Where torchvision keeps the weights of a net, and the features-only copy beside them."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / str(NETS[model].url).rsplit("/")[-1]
+    return cache, cache.with_suffix(".features.pth")
+
+
+def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
+    """Return the weights of a net that is bundled, cached or downloaded.
+
+    A file of the cache that is damaged or lacks a layer is passed over and replaced: the copy by
+    one of the whole file, the whole file by a download, which leaves it alone unless it succeeds.
+    """
+    url = NETS[model].url
+    if url is None:
+        return _read_layers(BUNDLE, model, layers)
+    cache, copy = _cached(model)
+    passed_over: list[str] = []
+    for path in (copy, cache):
+        if not os.path.exists(path):
+            continue
+        try:
+            found = _read_layers(path, model, layers)
+        except UserError as error:
+            passed_over.append(str(error))
+            continue
+        if path is cache and found.layout == TORCHVISION:  # a copy says nothing of its layout
+            _write_copy(found.weights, copy)
+        notes = [f"{told}: using {cache.name} instead" for told in passed_over]
+        return found._replace(notes=notes + found.notes)
+    told = "; ".join(passed_over)
+    try:
+        _download(url, cache, progress)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
+        reason = getattr(error, "reason", None) or error
+        raise _Unreachable(
+            f"{told}; {model} cannot be downloaded again now ({reason})"
+            if told
+            else f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
+        ) from error
+    found = _read_layers(cache, model, layers)
+    _write_copy(found.weights, copy)
+    return found._replace(notes=[f"{told}: downloaded again"] if told else [])
+
+
+def _download(url: str, cache: Path, progress: bool) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    for half in cache.parent.glob(f"{cache.name}.*.partial"):
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > STALE:
+                half.unlink()
+    with _network_timeout():
+        # Checks the hash that the file's name carries; a half download never gets the name.
+        torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
+
+
+def _write_copy(weights: Weights, copy: Path) -> None:
+    """Keep the features alone beside torchvision's file, whose 548 MB would cost every run of a
+    loop; where nothing may be written there, the run does without."""
+    temporary = temporary_of(copy)
+    with suppress(OSError, RuntimeError):
+        sweep(copy.parent)
+        torch.save(weights, temporary)
+        os.replace(temporary, copy)
+    with suppress(OSError):
+        temporary.unlink()
+
+
+@contextmanager
+def _network_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read_layers(path: Path, net_name: str, layers: list[str]) -> Found:
+    weights, layout, notes = _read_weights(path)
+    _check(weights, net_name, layers, path)
+    return Found(weights, net_name, layout, notes)
+
+
+def _read_file(path: Path, layout: str | None) -> Found:
+    """Return the weights of a file that the user gives, and what is known of them."""
+    with suppress(OSError, ValueError):
+        told = os.stat(path)
+        return _read_version(path, layout, told.st_mtime_ns, told.st_size)
+    return _read_version(path, layout, 0, 0)  # which says what is wrong
+
+
+@lru_cache(maxsize=1)  # read once to learn which net it is, and once more for its weights
+def _read_version(path: Path, layout: str | None, changed: int, size: int) -> Found:
+    weights, layout, notes = _read_weights(path, layout)
+    return Found(weights, _guess_net(weights, path), layout, notes)
+
+
+def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, list[str]]:
+    """Return the convolutions of a state dict in torchvision's layout, the file's own layout, and
+    what the user should hear of it."""
+    weights, renamed = _read_state(path)
+    notes: list[str] = []
+    if layout is None:
+        layout, sure = _recognised(path, weights, renamed)
+        if not sure:
+            (other,) = LAYOUTS.keys() - {layout}
+            note = f"assumed {layout}'s layout; if that is wrong, give --weights_layout {other}"
+            notes = [f"weights {path}: {note}"]
+        elif layout == CAFFE:
+            notes = [f"weights {path}: Caffe's layout (BGR, 0 to 255 less the mean), converted"]
+    return (_from_caffe(weights) if layout == CAFFE else weights), layout, notes
+
+
+def _read_state(path: Path) -> tuple[Weights, bool]:
+    """Return the convolutions of a state dict under torchvision's names, and whether they had
+    others. Tensors are copied, so that the rest of the file is freed.
+
+    Both formats of `torch.save`: zip archives are mapped into memory, so that the rest is never
+    read; files from before PyTorch 1.6, torchvision's VGG among them, can only be read whole.
+    """
+    try:
+        with open_regular(path) as file:
+            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        names = {name: key for key in state if (name := _torchvision_name(key, state))}
+        weights = {name: state[key].clone() for name, key in names.items()}
+    except Exception as error:  # as many kinds as there are ways to damage a file
+        reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
+        if isinstance(error, OSError) and error.strerror is None:
+            reason = str(error)
+        raise UserError(f"weights {path}: {reason}") from error
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"weights {path}: {name} is not a plain tensor")
+        if not tensor.is_floating_point() or not (tensor.float().abs() <= MOST_WEIGHT).all():
+            raise UserError(
+                f"weights {path}: {name} holds numbers beyond -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            )
+    return weights, any(key.startswith("conv") for key in names.values())
+
+
+def _torchvision_name(key: str, state: Mapping[str, Tensor]) -> str | None:
+    """Torchvision's name for a tensor of a state dict; None if it belongs to no convolution.
+
+    Known are `features.0.weight`; `0.weight`, of the features alone; and `conv1_1.weight`, as Gatys
+    et al. name them.
+    """
+    if match := re.fullmatch(r"(?:features\.)?(\d+)\.(weight|bias)", key):
+        return f"features.{match[1]}.{match[2]}"
+    if match := re.fullmatch(r"conv(\d_\d)\.(weight|bias)", key):
+        deep = any(f"conv{block}_4.weight" in state for block in (3, 4, 5))
+        index = layer_table(NETS["vgg19" if deep else "vgg16"]).get(f"relu{match[1]}")
+        return None if index is None else f"features.{index}.{match[2]}"
+    return None
+
+
+def _recognised(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]:
+    """Return the layout of a file's weights, and whether that is sure."""
+    first = weights.get("features.0.weight", torch.zeros(0)).flatten()[:3].tolist()
+    if any(
+        np.allclose(first, kernel, KERNEL_TOLERANCE, 0)
+        for kernel in CAFFE_KERNELS
+        if len(first) == len(kernel)
+    ) or any(name in path.name for name in CAFFE_HASHES):
+        return CAFFE, True
+    published = (Path(net.url).stem for net in NETS.values() if net.url)
+    if path.resolve() == BUNDLE or any(name in path.name for name in published):
+        return TORCHVISION, True
+    return (CAFFE if renamed else TORCHVISION), False
+
+
+def _from_caffe(weights: Weights) -> Weights:
+    """Fold Caffe's preprocessing (BGR from 0 to 255, less `CAFFE_MEAN`) into the first convolution,
+    so that it takes pixels as torchvision's do.
+
+    Exact, since both are affine in the pixels: no border is padded with zeros.
+    """
+    weight, bias = (weights.get(f"features.0.{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or weight.shape != (bias.numel(), 3, 3, 3):
+        return weights  # `_check` says what is missing or has another shape
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    weight = weight.float().flip(1)
+    shift = (weight * (255 * mean - torch.tensor(CAFFE_MEAN)).view(1, 3, 1, 1)).sum((1, 2, 3))
+    return weights | {
+        "features.0.weight": weight * (255 * std).view(1, 3, 1, 1),
+        "features.0.bias": bias.float() + shift,
+    }
+
+
+def _guess_net(weights: Weights, path: Path) -> str:
+    for name, net in NETS.items():
+        table = {f"features.{i}.weight" for i in layer_table(net).values() if i is not None}
+        if weights and {k for k in weights if k.endswith(".weight")} <= table:
+            return name
+    raise UserError(
+        f"weights {path}: no VGG-19 or VGG-16 under the names features.0.weight, 0.weight or "
+        "conv1_1.weight"
+    )
+
+
+def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> None:
+    deepest = resolve_layers(layers, net_name)[-1]
+    channels = 3
+    for layer, index in layer_table(NETS[net_name]).items():
+        if index is not None:
+            wide = WIDTHS[int(layer[4]) - 1]
+            for kind, shape in (("weight", (wide, channels, 3, 3)), ("bias", (wide,))):
+                tensor = weights.get(f"features.{index}.{kind}")
+                if tensor is None or tensor.shape != shape:
+                    found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+                    raise UserError(
+                        f"weights {path}: features.{index}.{kind} {found}, "
+                        f"{net_name} needs {shape} for {layer}"
+                    )
+            channels = wide
+        if layer == deepest:
+            return
