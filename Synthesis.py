@@ -113,7 +113,7 @@ def synthesize(
     named, pictures = in_memory({"gt_path": gt_path, **flags})
     request = request_of(save_path=save_path, quiet=quiet, **named)
     request = replace(request, pictures=pictures)
-    instead = {"score": request.score, "benchmark": request.benchmark, "json": request.json}
+    instead = {"score": request.score, "json": request.json}
     for flag, given in (instead | {"report": request.page_alone}).items():
         if given:
             raise UserError(f"--{flag}: makes no picture, use the command line")
@@ -410,12 +410,8 @@ def instead(request: Request) -> bool:
         from command.report import print_report
 
         print_report(request)
-    elif request.benchmark:
-        from command.benchmark import print_benchmark
-
-        print_benchmark(request, run_one)
     elif request.json:
-        raise UserError("--json is the format of --score and --benchmark, which are missing")
+        raise UserError("--json is the format of --score, which is missing")
     else:
         return False
     return True

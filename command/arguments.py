@@ -32,7 +32,7 @@ from utils import UserError
 # what does not change the picture, and where values come from.
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
-    *("score", "report", "page_alone", "benchmark", "json"),
+    *("score", "report", "page_alone", "json"),
     *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
     *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
@@ -42,11 +42,8 @@ MOST_PICTURES = 100_000  # by one run
 MOST_STEPS = 10**9  # months, at a hundred steps a second
 MOST_WORKERS = 1024
 LEAST_MEMORY = 1e6  # bytes; below it a unit was forgotten
-# All that has a meaning beside flags that make no picture.
-USED_BY = {
-    "score": {"score", "json", "gt_path", "quiet"},
-    "benchmark": {"benchmark", "json", "gt_path", "quiet", "device", "precision", "model"},
-}
+BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config", "terms"}  # flags that it allows
+MOVED = {"--benchmark": "run python docs/benchmark.py"}  # former flags -> what to do instead
 
 
 FIRST = """A picture of a texture -> new texture of any size.
@@ -118,7 +115,9 @@ class Parser(argparse.ArgumentParser):
         if unknown and unknown[0].startswith("-"):
             word = unknown[0].partition("=")[0]
             near = difflib.get_close_matches(word, self.flags(), 1)
-            self.error(f"{word}: no such flag" + (f", did you mean {near[0]}?" if near else ""))
+            hint = f"did you mean {near[0]}?" if near else ""
+            hint = MOVED.get(word, hint)
+            self.error(f"{word}: no such flag" + (f", {hint}" if hint else ""))
         if unknown:
             self.error(f"{unknown[0]}: which flag is it for? Pictures are given by --gt_path")
         return found
@@ -716,20 +715,8 @@ class Request:
     typed: frozenset[str] = field(default=frozenset(), compare=False)
     # Names in flags -> pictures in memory.
     pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
-    benchmark: bool = flag(
-        INSTEAD,
-        "measure this machine: seconds a step and to a small error, memory, start-up; takes "
-        "minutes, several on a CPU",
-        default=False,
-        told="off",
-        action="store_true",
-    )
     json: bool = flag(
-        INSTEAD,
-        "with --score or --benchmark: print it as JSON",
-        default=False,
-        told="off",
-        action="store_true",
+        INSTEAD, "with --score: print JSON", default=False, told="off", action="store_true"
     )
 
     @property
@@ -832,12 +819,11 @@ def parse(argv: list[str] | None = None) -> Request:
     given = _namespace(argv)
     if "config" in given:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
-    for instead, used in USED_BY.items():
-        if instead in given:
-            for name in sorted((given | given["terms"]).keys() - used - {"terms", "config"}):
-                raise UserError(f"--{name}: --{instead} makes no picture and has no use for it")
-            if (count := len(given.get("gt_path", ()))) > 1:
-                raise UserError(f"--{instead} takes one exemplar, --gt_path has {count}")
+    if "score" in given:
+        for name in sorted((given | given["terms"]).keys() - BESIDE_SCORE):
+            raise UserError(f"--{name}: --score makes no picture and has no use for it")
+        if (count := len(given.get("gt_path", ()))) > 1:
+            raise UserError(f"--score takes one exemplar, --gt_path has {count}")
     if "report" in given:
         alone = not given["terms"] and given.keys() <= {"report", "quiet", "terms", "config"}
         given = given | {"page_alone": alone}

@@ -1,81 +1,86 @@
-"""What `--benchmark` measures, on a picture small enough to wait for."""
+"""docs/benchmark.py on a picture small enough to wait for."""
 
 import json
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-import Synthesis
-from command import benchmark
 from command.files import TEXTURES
+from docs import benchmark
+from utils import UserError
 
-
-class Here:
-    """A pool of processes that does its work here, where constants are changed."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *arguments):
-        self.result = lambda: function(*arguments)
-        return self
+CPU = ["--device", "cpu", "--precision", "fp32"]
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    """Arguments for one small size, of which one run of two is near enough."""
+def corner(monkeypatch, tmp_path):
+    """Flags for one small exemplar; the second run of two reaches the first error."""
     for name, value in {"SIDES": (48,), "TIMED": 6, "STEPS": (2, 20), "PATIENCE": 60}.items():
         monkeypatch.setattr(benchmark, name, value)
+    columns = ("side", "precision", "s/step", "s to 0.3", "s to 1e-09", "GB")
     monkeypatch.setattr(benchmark, "ERRORS", (0.3, 1e-9))
-    monkeypatch.setattr(benchmark, "_COLUMNS", ("side", "precision", "s/step", "s to 0.3", "GB"))
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(benchmark, "_seconds_until", lambda told, command: 1.5)
+    monkeypatch.setattr(benchmark, "COLUMNS", columns)
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(tmp_path / "corner.png")
-    return ["--benchmark", "--gt_path", str(tmp_path / "corner.png"), "--device", "cpu", "--quiet"]
+    return ["--gt_path", str(tmp_path / "corner.png")]
+
+
+@pytest.fixture
+def no_start(monkeypatch):
+    monkeypatch.setattr(benchmark, "seconds_to_first_step", lambda flags: 1.5)
 
 
 @pytest.mark.slow
-def test_benchmark_as_json(small, capsys):
-    assert Synthesis.main([*small, "--json", "--precision", "fp32"]) == 0
+def test_a_machine_is_measured(corner, capsys):
+    assert benchmark.main([*corner, *CPU, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["machine"]["net"] == "vgg16-caffe" and found["machine"]["first step"] == 1.5
+    assert found["machine"]["net"] == "vgg16-caffe" and found["machine"]["precision"] == "fp32"
+    assert 0 < found["machine"]["first step"] < 300
     (row,) = found["rows"]
     assert (row["side"], row["precision"]) == (48, "fp32")
     assert 0 < row["s/step"] < 5 and 0 < row["of a product"] < 5 and 0.1 < row["GB"] < 20
     assert row["s to 0.3"] > 0 and row["s to 1e-09"] is None
 
 
-def test_benchmark_as_a_table(small, capsys, monkeypatch):
-    row = {"s/step": 0.25, "s to 0.3": None, "GB": 1.5}
-    monkeypatch.setattr(benchmark, "measured", lambda *_: row)
-    assert Synthesis.main([*small, "--precision", "fp32"]) == 0
+def test_rows_are_a_table(corner, no_start, capsys, monkeypatch):
+    row = {"side": 48, "precision": "fp32", "s/step": 0.25, "GB": 1.5}
+    row |= {"s to 0.3": None, "s to 1e-09": None}
+    monkeypatch.setattr(benchmark, "measure", lambda *_: row)
+    assert benchmark.main([*corner, *CPU]) == 0
     *machine, columns, line = capsys.readouterr().out.splitlines()
-    assert "precision: fp32" in machine
-    assert columns.split() == ["side", "precision", "s/step", "s", "to", "0.3", "GB"]
-    assert line.split() == ["48", "fp32", "0.25", "-", "1.5"]
+    assert "precision: fp32" in machine and "first step: 1.5" in machine
+    assert columns.split() == "side precision s/step s to 0.3 s to 1e-09 GB".split()
+    assert line.split() == ["48", "fp32", "0.25", "-", "-", "1.5"]
     assert len(columns) == len(line)
 
 
-def test_a_precision_that_is_slower_is_measured_once(small, capsys, monkeypatch):
-    def measured(run, argv, folder):
-        seconds = {"fp32": 1.0, "bf16": 1.5}[argv[argv.index("--precision") + 1]]
-        return {"s/step": seconds, "s to 0.3": None, "GB": 1.5}
+def test_a_precision_that_is_slower_is_measured_once(tmp_path, monkeypatch):
+    def measure(path, net, precision, device):
+        return {"side": path.stem, "precision": precision, "s/step": seconds[precision]}
 
-    monkeypatch.setattr(benchmark, "measured", measured)
-    monkeypatch.setattr(benchmark, "usable", lambda device: ("fp32", "bf16"))
+    seconds = {"fp32": 1.0, "tf32": 0.5, "bf16": 1.5}
+    monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "SIDES", (48, 96))
-    assert Synthesis.main([*small, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    found = [(row["side"], row["precision"]) for row in rows]
-    assert found == [(48, "fp32"), (48, "bf16"), (96, "fp32")]
+    found = benchmark.rows(torch.rand(1, 3, 64, 64), "", tuple(seconds), None, tmp_path)
+    assert [(row["side"], row["precision"]) for row in found] == [
+        *(("48", "fp32"), ("48", "tf32"), ("48", "bf16")),
+        *(("96", "fp32"), ("96", "tf32")),
+    ]
+
+
+def test_an_error_is_reached_by_the_first_run_that_is_near_enough(tmp_path, monkeypatch):
+    """Errors 0.1, 0.01 and 0.001 after 75, 150 and 300 steps of 0.1 s."""
+    log, errors, runs = tmp_path / "log", {75: 0.1, 150: 0.01, 300: 0.001, 600: 0.0001}, []
+
+    def steps_of(flags):
+        runs.append(steps := int(flags[-1]))
+        log.write_text(json.dumps({"record": {"error": errors[steps]}, "seconds": steps / 10}))
+        return []
+
+    monkeypatch.setattr(benchmark, "steps_of", steps_of)
+    monkeypatch.setattr(benchmark, "ERRORS", (0.02, 0.01, 0.002))
+    found = benchmark.seconds_to_errors([], log)
+    assert found == {0.02: 15, 0.01: 15, 0.002: 30} and runs == [75, 150, 300]
 
 
 def test_the_rate_of_a_product_is_that_of_its_arithmetic(monkeypatch):
@@ -87,30 +92,19 @@ def test_the_rate_of_a_product_is_that_of_its_arithmetic(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, named",
     [
-        ("--gt_path leaf.jpg pebbles.png", "one exemplar, --gt_path has 2"),
         ("--gt_path missing.png", "missing.png"),
         ("--device cuda:9", "cuda:9"),
         ("--device cpu --precision tf32", "tf32"),
     ],
 )
-def test_benchmark_errors_are_one_line(arguments, told, capfd):
-    assert Synthesis.main(["--benchmark", *arguments.split()]) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+def test_errors_are_one_line(arguments, named, capsys):
+    assert benchmark.main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmark.py: ") and named in line
 
 
-def test_start_up_ends_with_the_line_that_is_told():
-    """Of a program that says something else first, and would then go on for an hour."""
-    lines = "print('loading', 1), time.sleep(0.3), print('from step 1'), time.sleep(3600)"
-    program = f"import sys, time; sys.stdout = sys.stderr; {lines}"
-    seconds = benchmark._seconds_until("from step 1", [sys.executable, "-u", "-c", program])
-    assert 0.3 <= seconds < 60
-
-
-@pytest.mark.slow
-def test_start_up_ends_with_the_first_step(tmp_path):
-    """Of a run that would take an hour, whose own line on stderr tells."""
-    command = benchmark._first_step(str(tmp_path), ["--device", "cpu", "--model", "vgg16-caffe"])
-    assert benchmark._seconds_until("from step 1", command) < 120
+def test_a_command_that_fails_is_an_error():
+    with pytest.raises(UserError, match="^--gt_path .*'missing.png'|^'missing.png'"):
+        list(benchmark.steps_of(["--gt_path", "missing.png", "--device", "cpu"]))

@@ -286,8 +286,6 @@ def test_a_file_of_flags(folder):
         ("#" * 2**20 + "\n", "larger than 1048576 bytes"),
         ('config = "other.toml"', "config is allowed on the command line only"),
         ('help = "all"', "help is allowed on the command line only"),
-        ("benchmark = true\nsize = 64", "--size: --benchmark makes no picture"),
-        ('benchmark = true\ngt_path = ["a.png", "b.png"]', "takes one exemplar, --gt_path has 2"),
         (None, "No such file"),
     ],
 )
@@ -300,10 +298,13 @@ def test_files_of_flags_that_are_none(text, told, folder, capfd):
 
 
 def test_a_file_that_asks_for_no_picture(folder):
-    (folder / "c.toml").write_text('benchmark = true\nmodel = "vgg16-caffe"')
-    assert parse("--config c.toml --json".split()).benchmark
-    with pytest.raises(UserError, match="--epoch: --benchmark makes no picture"):
+    (folder / "c.toml").write_text('score = "a.png"\nquiet = true')
+    assert parse("--config c.toml --json".split()).score == "a.png"
+    with pytest.raises(UserError, match="--epoch: --score makes no picture"):
         parse("--config c.toml --epoch 3".split())
+    (folder / "c.toml").write_text('score = "a.png"\ngt_path = ["a.png", "b.png"]')
+    with pytest.raises(UserError, match="--score takes one exemplar, --gt_path has 2"):
+        parse("--config c.toml".split())
     (folder / "c.toml").write_text('report = "out"')
     assert parse("--config c.toml".split()).page_alone
     assert not parse("--config c.toml --epoch 3".split()).page_alone

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from command import benchmark, verdict
+from command import verdict
 from command.display import say
 from command.files import TEXTURES
 from command.pictures import read_record
@@ -88,17 +88,14 @@ def ended():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """`--benchmark` without its minutes, and `--score` without its seconds."""
-    monkeypatch.setattr(benchmark, "load_weights", lambda *_, **__: None)
-    monkeypatch.setattr(benchmark, "SIDES", ())
-    monkeypatch.setattr(benchmark, "_seconds_until", lambda *_: 1.0)
+    """`--score` without its seconds."""
     monkeypatch.setattr(verdict, "score", lambda *_: {})
     for name in ("as_table", "as_json"):
         monkeypatch.setattr(verdict, name, lambda scores: "scores")
 
 
 INSTEAD = ["--help", "--help all", "--help tile", "--version", "--score b.png --gt_path a.png"]
-INSTEAD += ["--score b.png --gt_path a.png --json", "--benchmark --device cpu"]
+INSTEAD += ["--score b.png --gt_path a.png --json"]
 
 
 @pytest.mark.parametrize("flags", INSTEAD)
