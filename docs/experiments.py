@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make the pictures and the tables of the README again: all of them, or some by name.
+"""Make the pictures and the tables of the README and of docs/: all of them, or some by name.
 
-An experiment is some commands of `Synthesis.py`, a picture each, and what is measured of these.
-Commands that the README shows are read from there. All run with the bundled net on the CPU, since
-the README's figures come from there.
+An experiment is a list of commands of `Synthesis.py`, one picture each, and a measurement of these
+pictures. Commands that a page shows are read from that page. All run with the bundled net on the
+CPU, like all figures of the pages.
 """
 
 import itertools
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 sys.path.insert(0, str(ROOT))
 
 import agreement  # noqa: E402  # found, like what follows, by the line above
@@ -82,7 +83,7 @@ class Experiment(NamedTuple):
     """Pictures, and the lines of Markdown that are measured of them."""
 
     minutes: int  # on two cores
-    makes: str  # what of the README
+    makes: str  # of the pages
     commands: Commands
     measure: Callable[[dict[str, Made]], list[str]] = lambda made: []
 
@@ -95,23 +96,33 @@ def exemplar(name: str) -> Tensor:
 # ---------------------------------------------------------------------------------- the commands
 
 
-def readme_commands() -> Commands:
-    """The flags of every `python Synthesis.py` of the README's code that says where it saves."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = re.findall(
-        r"^python Synthesis\.py (.*) --save_path (\S+)$", "".join(blocks), re.MULTILINE
+def code_of_pages() -> str:
+    """The shell code that the pages show."""
+    blocks = [re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES]
+    return "".join(itertools.chain(*blocks))
+
+
+def commands_of_pages() -> Commands:
+    """The flags of every `python Synthesis.py` of the pages that states where it saves."""
+    found = re.findall(
+        r"^python Synthesis\.py (.*) --save_path (\S+)$", code_of_pages(), re.MULTILINE
     )
-    return {Path(path).stem: flags for flags, path in lines}
+    return {Path(path).stem: flags for flags, path in found}
 
 
-def readme_pictures() -> set[str]:
-    """Names of the files in docs/ that the README shows."""
-    return set(re.findall(r"!\[\]\(docs/([^)]+)\)", (ROOT / "README.md").read_text()))
+def pictures_of_pages() -> set[str]:
+    """Names of the files in docs/ that the pages show."""
+    shown = {
+        (page.parent / name).resolve()
+        for page in PAGES
+        for name in re.findall(r"!\[\]\(([^)]+)\)", page.read_text())
+    }
+    return {path.name for path in shown if path.parent == DOCS}
 
 
 def shown(*names: str) -> Commands:
-    """The README's own commands for the pictures of these names."""
-    return {name: README[name] for name in names}
+    """The commands of the pages for the pictures of these names."""
+    return {name: SHOWN[name] for name in names}
 
 
 def product(name: str, flags: str, *axes: Iterable[object]) -> Commands:
@@ -288,7 +299,7 @@ def judged(_: dict[str, Made]) -> list[str]:
 
 # ------------------------------------------------------------------------------- the experiments
 
-README = readme_commands()
+SHOWN = commands_of_pages()
 PEBBLES = "--gt_path pebbles.png"
 AT_45 = f"--gt_path {{0}} --method {{1}} --orientation 45 {LBFGS}"
 # Stripes are drawn, as no exemplar is as plain.
@@ -415,7 +426,9 @@ def main(argv: list[str] | None = None) -> int:
 
     Tables go to stdout, everything else to stderr.
     """
-    parser = Parser("experiments.py", description="The README's pictures and tables, made again.")
+    parser = Parser(
+        "experiments.py", description="Make the pictures and tables of the pages again."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments, or all")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep every picture there instead")
     try:
@@ -432,9 +445,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"about {minutes} minutes on two cores", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as drawn:
             folder = arguments.out.resolve() if arguments.out else Path(scratch)
-            os.chdir(ROOT)  # the README's commands are written from there
+            os.chdir(ROOT)  # the commands of the pages are relative to it
             draw(Path(drawn))
-            kept = set() if arguments.out else readme_pictures()
+            kept = set() if arguments.out else pictures_of_pages()
             for name in names:
                 if lines := run_experiment(EXPERIMENTS[name], folder, drawn, kept):
                     print("\n".join(lines), end="\n\n", flush=True)

@@ -1,5 +1,4 @@
-"""docs/experiments.py makes what the README and docs/measurements.md show, and they say by which
-experiment."""
+"""docs/experiments.py makes what the pages show, and they name the experiment."""
 
 import re
 import shlex
@@ -7,12 +6,11 @@ from collections import Counter
 
 import experiments
 import pytest
-from experiments import DOCS, EXPERIMENTS, FIXED, ROOT
+from experiments import DOCS, EXPERIMENTS, FIXED, PAGES
 
 from command.arguments import parse
 
-README = (ROOT / "README.md").read_text()
-MEASURED = (DOCS / "measurements.md").read_text()
+TEXT = "".join(page.read_text() for page in PAGES)
 # A photo and maps, which are given to commands.
 INPUTS = {"cat.jpg", "damaged.png", "disc.png", "hole.png", "lichen_map.png", "ramp.png"}
 INPUTS |= {"pebbles_height.png", "pebbles_normal.png"}
@@ -38,23 +36,23 @@ def test_every_picture_is_made_by_one_experiment():
         for name, flags in experiment.commands.items()
         for file in files(name, flags)
     )
-    shown = experiments.readme_pictures()
+    shown = experiments.pictures_of_pages()
     assert {file: made[file] for file in shown - INPUTS} == dict.fromkeys(shown - INPUTS, 1)
     assert not INPUTS & made.keys()
     pictures = {path.name for kind in ("png", "jpg") for path in DOCS.glob(f"*.{kind}")}
     assert pictures == shown | INPUTS
-    assert all(f"docs/{name}" in README for name in INPUTS)
+    assert all(f"docs/{name}" in TEXT for name in INPUTS)
 
 
 def test_every_experiment_is_named_beside_what_it_makes():
-    named = re.findall(r"`python docs/experiments\.py (\w+)", README + MEASURED)
+    named = re.findall(r"`python docs/experiments\.py (\w+)", TEXT)
     assert set(named) == set(EXPERIMENTS)
 
 
-def test_commands_that_the_readme_shows_are_the_ones_that_run():
-    commands = experiments.readme_commands()
+def test_commands_that_the_pages_show_are_the_ones_that_run():
+    commands = experiments.commands_of_pages()
     ran = {name: flags for one in EXPERIMENTS.values() for name, flags in one.commands.items()}
-    shown = [name for name in commands if f"{name}.png" in experiments.readme_pictures()]
+    shown = [name for name in commands if f"{name}.png" in experiments.pictures_of_pages()]
     assert len(shown) > 10 and all(ran[name] == commands[name] for name in shown)
 
 

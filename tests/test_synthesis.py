@@ -4,7 +4,6 @@ matters what the picture looks like."""
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from PIL import Image
 
 import models
 import Synthesis
-from command import canvas, scores, verdict
-from command.arguments import VERSION, Request, build_parser, parse
+from command import scores
+from command.arguments import VERSION, Request, build_parser
 from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.pictures import SUFFIXES, read_picture, read_record, save_picture
@@ -1300,46 +1299,6 @@ def test_every_flag_has_a_reader():
         # Where others come from is read by the parser.
         come_from = one.name in ("preset", "config", "from_picture")
         assert come_from or re.search(rf"\brequest\.{one.name}\b", source), one.name
-
-
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [m[1] for line in lines if (m := re.search(r"python Synthesis\.py (.*?)(?:;|$)", line))]
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_command_of_the_readme_runs(command, tmp_path, monkeypatch, narrow_net):
-    monkeypatch.chdir(ROOT)
-    command = command.replace("$(basename $f)", "leaf.jpg").replace("$seed", "1")
-    command = command.replace("$f", "textures/leaf.jpg")
-    arguments = shlex.split(command)
-
-    def of_every_fourth_pixel(path, *kind):
-        picture = read_picture(path, *kind)
-        return picture._replace(pixels=picture.pixels[..., ::4, ::4])
-
-    for module in (canvas, verdict):
-        monkeypatch.setattr(module, "read_picture", of_every_fourth_pixel)
-    args = parse(arguments)
-    if args.score:
-        assert main(arguments) == 0
-        return
-    folder = "{" in str(args.save_path)  # or a pattern
-    save_path = tmp_path if folder else tmp_path / args.save_path.name
-    cheaper = ["--save_path", str(save_path), "--device", "cpu"]
-    if args.repaint < 1:
-        cheaper += ["--epoch", "1"]
-    if not (args.mask or args.expand):  # whose size is that of what they keep
-        cheaper += ["--size", "32"]
-    if not args.weights:
-        cheaper += ["--model", "vgg16-caffe"]
-    assert main([*arguments, *cheaper]) == 0
-    assert list(tmp_path.glob("*" if folder else f"{save_path.stem}*"))
-
-
-def test_the_readme_has_commands():
-    assert "--gt_path leaf.jpg --epoch 1000" in readme_commands()
 
 
 def test_exemplars_are_listed_with_their_licences():
