@@ -7,7 +7,6 @@ against the other: two pieces of the same real texture.
 
 import math
 from collections.abc import Callable
-from math import lgamma
 from typing import NamedTuple
 
 import torch
@@ -26,20 +25,7 @@ LEAST_SIDE = 64  # px, so that a half of the exemplar still has three pyramid le
 STRIDE = 4  # px between the patches whose nearest ones are looked for
 SMALL_SIDE = 128  # px: a side of the source, were it square, where objects are compared
 OBJECT = 12  # px, a side of the patches there
-WAVELET_LEVELS = 3
 CHUNK = 2**25  # distances held at a time, 128 MiB
-# Low-pass filter of the orthogonal wavelet of four vanishing moments: Daubechies, "Orthonormal
-# Bases of Compactly Supported Wavelets", 1988, table 1.
-DB4 = (
-    0.230377813309,
-    0.714846570553,
-    0.630880767930,
-    -0.027983769417,
-    -0.187034811719,
-    0.030841381836,
-    0.032883011667,
-    -0.010597401785,
-)
 
 
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
@@ -68,58 +54,6 @@ def patches(output: Tensor, source: Tensor) -> float:
         ]
         distances.append(wasserstein(*projected).mean())
     return LEVELS * torch.stack(distances).mean().item()
-
-
-def wavelet(output: Tensor, source: Tensor) -> float:
-    """Kullback-Leibler divergence in nats of the source's luma from the output's, band by band.
-
-    Mean over three levels and three orientations of Daubechies' wavelet of four vanishing moments;
-    a generalised Gaussian is fitted to each band (Do and Vetterli 2002; Gonthier et al. 2022).
-    """
-    divergences = [
-        _divergence(_fitted(wanted), _fitted(drawn))
-        for drawn, wanted in zip(_bands(luma(output)), _bands(luma(source)), strict=True)
-    ]
-    return sum(divergences) / len(divergences)
-
-
-def _bands(grey: Tensor) -> list[Tensor]:
-    """(1, 1, H, W) -> its detail, horizontal, vertical and diagonal, on three levels.
-
-    Pictures are mirrored at their borders, so that small ones have three levels as well.
-    """
-    low = torch.tensor(DB4, dtype=torch.float64)
-    high = low.flip(0) * torch.tensor([1, -1] * 4)
-    filters = torch.stack([y[:, None] * x for y in (low, high) for x in (low, high)])
-    bands: list[Tensor] = []
-    coarse = grey.double()
-    for _ in range(WAVELET_LEVELS):
-        found = F.conv2d(F.pad(coarse, (3, 3, 3, 3), "reflect"), filters[:, None], stride=2)
-        coarse = found[:, :1]
-        bands += found[0, 1:]
-    return bands
-
-
-def _fitted(band: Tensor) -> tuple[float, float]:
-    """Scale and shape of the generalised Gaussian of the same mean modulus and mean square.
-
-    Shape 2 is a Gaussian, 1 a Laplacian; it is looked for between 0.1 and 10.
-    """
-    mean = band.abs().mean().clamp(min=1e-6).item()
-    square = band.square().mean().clamp(min=1e-12).item()
-    low, high = 0.1, 10.0
-    for _ in range(50):
-        shape = (low + high) / 2
-        ratio = math.exp(2 * lgamma(2 / shape) - lgamma(1 / shape) - lgamma(3 / shape))
-        low, high = (shape, high) if ratio < mean * mean / square else (low, shape)
-    return mean * math.exp(lgamma(1 / shape) - lgamma(2 / shape)), shape
-
-
-def _divergence(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Kullback-Leibler divergence of two generalised Gaussians of these scales and shapes."""
-    (a, b), (c, d) = one, other
-    moment = (a / c) ** d * math.exp(lgamma((d + 1) / b) - lgamma(1 / b))
-    return math.log(b * c / (d * a)) + lgamma(1 / d) - lgamma(1 / b) + moment - 1 / b
 
 
 def _fine(image: Tensor, side: int) -> Tensor:
@@ -297,7 +231,6 @@ class Score(NamedTuple):
 SCORES = {
     "colour": Score(colour, "Wasserstein-1 of each channel, grey levels; 0 is best"),
     "patches": Score(patches, "sliced Wasserstein of 7x7 patches, grey levels; 0 is best"),
-    "wavelet": Score(wavelet, "KL divergence of wavelet bands, nats; 0 is best"),
     "chroma": Score(chroma, "fine colour differences, octaves; 0 is best, above: specks"),
     "grain": Score(grain, "detail of the flattest fifth, octaves; 0 is best"),
     "rim": Score(rim, "steps at the border over those inside, octaves; 0 is best"),
