@@ -466,7 +466,7 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
 
 
 def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
-    """The picture, decoded; also a JPEG that lacks its end mark but no pixels."""
+    """Decode a picture; a JPEG may lack its end mark, but no pixels."""
     try:
         picture.load()
     except OSError:
@@ -482,9 +482,21 @@ def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
         picture = Image.open(BytesIO(whole))
         picture.load()
     else:
-        if picture.format == "JPEG" and lacks_data(path):
+        if picture.format == "JPEG" and _may_end_early(picture) and lacks_data(path):
             notes.append("damaged: data are missing at its end, where it is grey")
     return picture
+
+
+def _may_end_early(picture: Image.Image) -> bool:
+    """Whether data may be missing at the end of a decoded JPEG, which Pillow does not report.
+
+    Blocks without data are decoded as luma 128. So a sequential JPEG whose last pixel has another
+    luma is complete, except that its last block may be damaged.
+    """
+    if "progressive" in picture.info or picture.mode not in ("L", "RGB"):
+        return True
+    last = picture.crop((picture.width - 1, picture.height - 1, *picture.size)).convert("L")
+    return abs(last.tobytes()[0] - 128) <= 2
 
 
 def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:

@@ -468,13 +468,32 @@ def test_a_jpeg_lacks_its_end_mark_or_more(tmp_path):
     whole, wanted = path.read_bytes(), pictures.read_picture(path).pixels
     path.write_bytes(whole[:-2])
     assert torch.equal(pictures.read_picture(path).pixels, wanted)
-    for length in (len(whole) - 20, len(whole) // 2):
+    for length in (len(whole) - 500, len(whole) // 2):  # 32 and more blocks of 8x8 values each
         path.write_bytes(whole[:length])
         assert "truncated" in refusal(pictures.read_picture, path)
         # Pillow reads the same with an end mark, what is missing being grey.
         path.write_bytes(whole[:length] + whole[-2:])
         (note,) = pictures.read_picture(path).notes
         assert "data are missing" in note
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_missing_data_of_any_jpeg_are_told(tmp_path, mode, options):
+    """Of sizes at which a single pixel of the last block is seen, with chroma from its left."""
+    path = tmp_path / "a.jpg"
+    colours = np.random.default_rng(0).integers(0, 256, (33, 33, 3), np.uint8)
+    Image.fromarray(colours).convert(mode).save(path, **options)
+    whole = path.read_bytes()
+    assert not pictures.read_picture(path).notes
+    path.write_bytes(whole[: len(whole) * 2 // 3] + whole[-2:])
+    assert any("data are missing" in note for note in pictures.read_picture(path).notes)
+
+
+def test_a_whole_jpeg_is_decoded_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "lacks_data", lambda path: pytest.fail("decoded again"))
+    pictures.save_picture(torch.full((1, 3, 40, 40), 0.3), tmp_path / "a.jpg", {})
+    assert not pictures.read_picture(tmp_path / "a.jpg").notes
 
 
 def test_alpha_is_composited_over_the_weighted_mean(tmp_path):
