@@ -5,10 +5,11 @@ Parse what was asked for, plan it, make every picture coarse to fine, save it.
 """
 
 if __name__ == "__main__":  # before anything else opens a file or takes time
-    from command.start import open_streams, signals_exit
+    from command.start import explain_imports, open_streams, signals_exit
 
     open_streams()
     signals_exit()
+    explain_imports()
 
 import os
 import time
@@ -19,10 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from command.requirements import check_requirements
-
 if __name__ == "__main__":
-    check_requirements()
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, the CPU has
 
 import torch

@@ -1,13 +1,15 @@
-"""The first steps of the command: open standard streams that are closed, and handle signals.
+"""The first steps of the command: open standard streams that are closed, handle signals, and
+explain errors of imports.
 
-This module is imported before Python's version is checked, so old versions must be able to parse
-it, and it imports little, as a signal during its imports ends in a traceback.
+Old versions of Python must be able to parse this module, and it imports little, because a signal
+during its imports ends in a traceback.
 """
 
 import os
 import signal
 import sys
 
+PYTHON = (3, 11)  # the oldest version that runs the command
 LINE = "Synthesis.py: interrupted"
 NOTHING = f"{LINE}, there is nothing to save yet"
 SIGNALS = tuple(
@@ -51,3 +53,23 @@ def exit_at_once(number: int, frame: object) -> None:
     except OSError:
         pass  # nobody can be told
     os._exit(128 + number)
+
+
+def explain_imports() -> None:
+    """Have an error that follows from an old version of Python or from a missing package end the
+    process with one line and code 2; other errors end in a traceback as usual."""
+    sys.excepthook = _explain
+
+
+def _explain(kind, error, traceback) -> None:
+    if sys.version_info < PYTHON:
+        here, needed = (".".join(map(str, version[:2])) for version in (sys.version_info, PYTHON))
+        line = "this is Python " + here + ", " + needed + " or newer is needed"
+    elif issubclass(kind, ModuleNotFoundError):
+        line = error.name + " is missing: pip install -r requirements.txt"
+    else:
+        sys.__excepthook__(kind, error, traceback)
+        return
+    sys.stderr.write("Synthesis.py: " + line + "\n")
+    sys.stderr.flush()
+    os._exit(2)  # an exception raised in a hook would be shown as an error of the hook

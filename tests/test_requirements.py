@@ -1,4 +1,4 @@
-"""What is said where Python or a package is missing."""
+"""What is said where Python is too old or a package is missing."""
 
 import subprocess
 import sys
@@ -6,29 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from command.requirements import PACKAGES, check_requirements
-
 ROOT = Path(__file__).resolve().parent.parent
+START = "import sys; from command.start import explain_imports; explain_imports(); "
 
 
 def test_without_packages_there_is_one_line():
     command = [sys.executable, "-S", "Synthesis.py"]  # without site-packages
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    (line,) = found.stderr.splitlines()
-    assert line.startswith("Synthesis.py: torch, ") and "pip install" in line
+    line = "Synthesis.py: torch is missing: pip install -r requirements.txt\n"
+    assert (found.returncode, found.stderr) == (2, line)
 
 
-def test_an_old_python_is_told_so(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
-    with pytest.raises(SystemExit) as left:
-        check_requirements()
-    assert left.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "3.10" in line and "3.11 or newer" in line
-
-
-def test_every_package_that_is_imported_is_asked_for():
-    """torchvision is only for its weights, which are fetched without it."""
-    names = {line.partition(">")[0] for line in (ROOT / "requirements.txt").read_text().split()}
-    assert {{"pillow": "PIL"}.get(name, name) for name in names} == {*PACKAGES, "torchvision"}
+@pytest.mark.parametrize(
+    "program, code, words",
+    [
+        ("sys.version_info = (3, 10, 13); import tomlib", 2, "Python 3.10, 3.11 or newer is"),
+        ("import command.nothing", 2, "command.nothing is missing"),
+        ("1 / 0", 1, "Traceback"),
+    ],
+)
+def test_errors_of_imports_are_one_line_and_no_others(program, code, words):
+    command = [sys.executable, "-c", START + program]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == code and words in found.stderr
+    assert (len(found.stderr.splitlines()) == 1) == (code == 2)
