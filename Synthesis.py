@@ -46,7 +46,7 @@ from command.log import Log
 from command.memory import in_memory, names_one
 from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
 from command.processes import keep_freed_memory, peak_bytes, pick_device
-from command.ranks import Place, leave, place, team_of, tell_launcher
+from command.ranks import Place, leave, place, process_group_of, tell_launcher
 from command.results import (
     CURVE,
     INTERRUPTED,
@@ -75,7 +75,7 @@ from engine.blocks import Parts
 from engine.precision import EXACT, convolving, pick_precision
 from engine.synthesis import Made, new_texture, steps_after_painting
 from models import FILTER, LAYER, Extractor
-from terms.team import ALONE, Team
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import UserError, give_back_freed_memory
 
 
@@ -159,7 +159,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
     own = place()
     quiet = request.quiet or own.rank > 0
     device, device_note = pick_device(request.device, own.local)
-    team = team_of(own, device) if request.split else ALONE
+    group = process_group_of(own, device) if request.split else SINGLE_PROCESS
     if request.report and own.count > 1 and not request.split:
         raise UserError(
             "--report: several processes end at different times, run --report alone afterwards"
@@ -176,7 +176,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
 
     def ready(order: Order) -> Job:
         nonlocal time_told
-        job, cost, heard = planned(request, order, allowed, team)
+        job, cost, heard = planned(request, order, allowed, group)
         notes.tell(*heard, cost_note(job.name, cost, allowed))
         if not time_told and (note := time_note(cost, len(mine) - mine.index(order), device)):
             time_told = True  # of the list; the next picture's estimate is hardly another one
@@ -213,7 +213,7 @@ def run(request: Request, anew: bool = False) -> Iterator[Result | Failed]:
     failed: list[Failed] = []
     with Workers(count, net, quiet, beside) as workers:
         for outcome in workers.outcomes(map(task, mine), fits, here):
-            if team.rank == 0:
+            if group.rank == 0:
                 log.add(outcome)
                 if isinstance(outcome, Result):
                     results.append(outcome.path)
@@ -249,7 +249,7 @@ def outcome_of(
 
 
 def planned(
-    request: Request, order: Order, allowed: float, team: Team
+    request: Request, order: Order, allowed: float, group: ProcessGroup
 ) -> tuple[Job, Run, list[str]]:
     """The job of an order in parts that fit what memory is allowed, what it costs at its finest
     scale, and what the user should hear. Of an exemplar that is too large the middle is used.
@@ -266,9 +266,9 @@ def planned(
     ways = at_scales(cost, allowed)
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
     parts = tuple(Parts(way.block, way.graphs) for way in ways)
-    spec = replace(job.spec, parts=parts, memory=cost.memory, team=team)
+    spec = replace(job.spec, parts=parts, memory=cost.memory, group=group)
     job = replace(job, spec=spec)
-    if team.rank:  # the first writes for all
+    if group.rank:  # the first writes for all
         job = replace(job, save_every=None, preview=False)
     return job, cost, heard
 
@@ -380,20 +380,23 @@ def saved_result(
     display.close()  # its preview leaves its room on the disk
     if display.last is not None:
         record["steps"] = display.last.step
-    finished, team = made is not None, job.spec.team
+    finished, group = made is not None, job.spec.group
     if made is None:
-        made, team = Made(display.picture(), None), ALONE  # others may stand at another step
+        made, group = (
+            Made(display.picture(), None),
+            SINGLE_PROCESS,
+        )  # others may stand at another step
         record[INTERRUPTED] = record["steps"]
     course = Course(display.phases, display.curve, peak_bytes(net.device))
     if points := course.points(RECORDED):
         record[CURVE] = points
     saved = Saved(job.save_path, record)
-    if job.spec.team.rank == 0:  # the others have the same picture
-        saved = save(kept_apart(job, record), made, record, net, team)
+    if job.spec.group.rank == 0:  # the others have the same picture
+        saved = save(kept_apart(job, record), made, record, net, group)
         if job.resume and finished:
             job.checkpoint_path.unlink(missing_ok=True)
     elif finished:
-        saved_error(made.image, job, net, team)
+        saved_error(made.image, job, net, group)
     image = made.image.cpu()
     return Result(saved.path, image, saved.record, 0.0, None, course, saved.missing)
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from models import Features
 from terms.autocorrelation import Autocorrelation
-from terms.base import LayerWeights, Scene, Statistics, Term, evenly
+from terms.base import LayerWeights, Statistics, Term, TermInputs, equal_weights
 from terms.cnnmrf import CNNMRF
 from terms.gram import FIRST_LAYERS, GRAM_LAYERS, Gram
 from terms.guided import Guided
 from terms.histogram import Histogram
 from terms.moments import Moments
 from terms.patches import Patches
-from terms.regions import alone, needed_whole
+from terms.regions import layers_needed_whole, per_region
 from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
@@ -28,7 +28,7 @@ MATCH_EVERY = 20  # steps for which what a term holds fixed is held
 LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars with long-range order
 
 
-class Entry(NamedTuple):
+class TermEntry(NamedTuple):
     """A term that the command offers as a weight, `--name`."""
 
     kind: type[Term]
@@ -45,7 +45,7 @@ class Method(NamedTuple):
     takes: tuple[str, ...] = ()  # flags that it has a use for, of those that not every method has
 
 
-TERMS: dict[str, Entry] = {}
+TERMS: dict[str, TermEntry] = {}
 METHODS: dict[str, Method] = {}
 
 
@@ -56,7 +56,7 @@ def add_term(name: str, kind: type[Term], help: str) -> None:
         ValueError: it has no help, or the name is taken.
     """
     _check_new(name, help, TERMS)
-    TERMS[name] = Entry(kind, help)
+    TERMS[name] = TermEntry(kind, help)
 
 
 def add_method(
@@ -131,17 +131,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def kinds_of(
+def weighted_kinds(
     method: str, weights: Mapping[str, float], layers: LayerWeights, every: Iterable[str]
 ) -> list[tuple[float, type[Term], LayerWeights]]:
     """Return weight, kind and layers of the method, and of each term beside it that has a weight;
     terms get every layer there is, with equal weights."""
-    alike = evenly(every)
+    alike = equal_weights(every)
     beside = [(weight, TERMS[name].kind, alike) for name, weight in weights.items() if weight]
     return [(1.0, METHODS[method].kind, layers), *beside]
 
 
-def layers_needed_whole(
+def whole_layers_of(
     method: str,
     weights: Mapping[str, float],
     layers: LayerWeights,
@@ -150,11 +150,11 @@ def layers_needed_whole(
 ) -> set[str]:
     """The layers, "image" among them, that some term cannot look at part by part, where the output
     may be divided into regions."""
-    kinds = kinds_of(method, weights, layers, every)
-    return {layer for _, kind, seen in kinds for layer in needed_whole(kind, seen, divided)}
+    kinds = weighted_kinds(method, weights, layers, every)
+    return {layer for _, kind, seen in kinds for layer in layers_needed_whole(kind, seen, divided)}
 
 
-class Measured(Features):
+class MeasuredFeatures(Features):
     """Features of which the terms that are sums have measured everything, part by part; what is
     here are the pixels and the layers that other terms need whole."""
 
@@ -168,7 +168,7 @@ class Criterion:
 
     def __init__(
         self,
-        scene: Scene,
+        inputs: TermInputs,
         layers: LayerWeights,
         method: str = "gram",
         weights: dict[str, float] | None = None,
@@ -176,7 +176,7 @@ class Criterion:
     ) -> None:
         """
         Args:
-            scene: exemplars with the features that the trunk gives, the canvas and options.
+            inputs: exemplars with the features that the trunk gives, the canvas and options.
             layers: the layers that the texture model looks at, with their weights.
             method: a name in `METHODS`.
             weights: of the terms in `TERMS`; the term of a weight that is 0 is not built. None
@@ -184,12 +184,12 @@ class Criterion:
             match_every: steps between renewals.
         """
         weights = METHODS[method].weights if weights is None else weights
-        every = [layer for layer in scene.exemplars[0].features if layer != "image"]
+        every = [layer for layer in inputs.exemplars[0].features if layer != "image"]
         self.terms: list[tuple[float, Term]] = []
-        for weight, kind, seen in kinds_of(method, weights, layers, every):
-            self.terms.append((weight, alone(kind, scene, seen)))
-        self.whole = layers_needed_whole(
-            method, weights, layers, every, scene.canvas.asked is not None
+        for weight, kind, seen in weighted_kinds(method, weights, layers, every):
+            self.terms.append((weight, per_region(kind, inputs, seen)))
+        self.whole_layers = whole_layers_of(
+            method, weights, layers, every, inputs.canvas.output_regions is not None
         )
         renews = any(term.renews for _, term in self.terms)
         self.match_every = match_every if renews else None
@@ -198,7 +198,7 @@ class Criterion:
         """One more term, which needs these layers whole; its weight is relative to the sum of all
         others: that of the texture."""
         self.terms.append((weight * sum(weight for weight, _ in self.terms), term))
-        self.whole |= set(layers)
+        self.whole_layers |= set(layers)
 
     def renew(self, output: Features) -> None:
         """Take anew what the terms hold fixed, for these features of the output."""
@@ -212,14 +212,14 @@ class Criterion:
 
     def __call__(self, output: Features) -> Tensor:
         """(B, C, h, w) each -> (B,)."""
-        known = output.statistics if isinstance(output, Measured) else {}
+        known = output.statistics if isinstance(output, MeasuredFeatures) else {}
         errors = [
             weight * (term.distance(known[i]) if i in known else term(output))
             for i, (weight, term) in enumerate(self.terms)
         ]
         return torch.stack(errors).sum(0)
 
-    def measured_in_parts(self, output: Features) -> dict[int, Statistics]:
+    def measure_additive(self, output: Features) -> dict[int, Statistics]:
         """What the other terms measure of a part, by their places: it adds up to the whole's."""
         terms = enumerate(term for _, term in self.terms)
-        return {i: term.measure(output) for i, term in terms if not term.whole}
+        return {i: term.measure(output) for i, term in terms if not term.needs_whole}

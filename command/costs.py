@@ -19,9 +19,9 @@ from engine.precision import EXACT, convolution_seconds
 from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
-from losses import MATCH_EVERY, METHODS, layers_needed_whole
+from losses import MATCH_EVERY, METHODS, whole_layers_of
 from models import NETS, WIDTHS, halos, layer_table, resolve_layers
-from terms.base import AT_ONCE, MAX_PATCHES, evenly
+from terms.base import MAX_PATCHES, SORT_CHUNK, equal_weights
 from terms.cnnmrf import CNNMRF
 from terms.gram import FIRST_LAYERS
 from terms.guided import Guided
@@ -95,9 +95,9 @@ class Run(NamedTuple):
         spec = job.spec
         pixels = [view.image[0, 0].numel() for one in spec.exemplars for view in one.views]
         weights, every = spec.weights or {}, job.trunk_layers
-        divided = spec.canvas.asked is not None
-        looked_at = spec.layers or evenly(every)
-        whole = layers_needed_whole(spec.method, weights, looked_at, every, divided)
+        divided = spec.canvas.output_regions is not None
+        looked_at = spec.layers or equal_weights(every)
+        whole = whole_layers_of(spec.method, weights, looked_at, every, divided)
         content = set(spec.content_layers if spec.canvas.content is not None else ())
         return cls(
             net,
@@ -234,7 +234,7 @@ def _step_bytes(run: Run) -> float:
     whole = run.block is None
     terms = {
         # By blocks they are not there yet while it sorts.
-        "histogram": HISTOGRAM + whole * RANKED * min(3, max(1, AT_ONCE / pixels)),
+        "histogram": HISTOGRAM + whole * RANKED * min(3, max(1, SORT_CHUNK / pixels)),
         # Two more windows are being transformed.
         "spectrum": SPECTRUM * (windows + 2) * math.prod(window) / math.prod(output),
         "autocorrelation": LAGS * floats[run.layers[len(run.layers) // 2]],

@@ -46,7 +46,7 @@ from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import least_side, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
-from terms.valid import filled, in_one_piece
+from terms.valid import crop_to_valid, fill_invalid
 from utils import (
     Size,
     UserError,
@@ -372,7 +372,7 @@ def _job(
     exemplar = _middle(exemplar, most)
     valid = None if valid is None else _middle(valid, most)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
-    piece = in_one_piece(exemplars[0].image, exemplars[0].valid)
+    piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
     weights, notes = term_weights(request, exemplar_name, piece, canvas)
     kind = kind_of(piece) if request.repaint else STOCHASTIC
     if request.repaint:
@@ -502,7 +502,7 @@ def _exemplars_and_canvas(
     shares = _shares(request.mix)
     others = [(pictures.read(name).pixels, pictures.opaque(name), share) for name, share in shares]
     rest = 1 - sum(share for _, share in shares)
-    grown = exemplar if valid is None else filled(exemplar, valid)
+    grown = exemplar if valid is None else fill_invalid(exemplar, valid)
     canvas = canvas_of(request, size, grown, content, pictures)
     valid = _without_hole(exemplar, valid, canvas)
     exemplars = (

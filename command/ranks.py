@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 from command.streams import settle
-from terms.team import Team
+from terms.process_group import ProcessGroup
 from utils import UserError
 
 # The rank, how many there are, and the rank on this machine. Slurm's are those of a step: a script
@@ -44,7 +44,7 @@ class Place:
     beside: int = 1  # how many there are on this machine
 
 
-def team_of(own: Place, device: torch.device) -> Team:
+def process_group_of(own: Place, device: torch.device) -> ProcessGroup:
     """All processes, connected.
 
     Raises:
@@ -74,7 +74,7 @@ def team_of(own: Place, device: torch.device) -> Team:
                 f"--split: the processes did not meet within {MEETING.seconds} s ({told})"
             ) from error
     # They meet at once or never, but one may be painting long after another.
-    return Team(own.rank, own.count, distributed.new_group(timeout=WAITING))
+    return ProcessGroup(own.rank, own.count, distributed.new_group(timeout=WAITING))
 
 
 def _wait_for_the_first(own: Place) -> None:

@@ -30,9 +30,9 @@ from engine.repaint import stretch
 from engine.synthesis import Made
 from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers
-from terms.base import Exemplar, Scene, View, evenly
+from terms.base import Exemplar, TermInputs, View, equal_weights
 from terms.gram import FIRST_LAYERS
-from terms.team import ALONE, Team
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from terms.valid import NEARLY_ALL
 from utils import LABELS, UserError
 
@@ -210,8 +210,10 @@ class Saved(NamedTuple):
     missing: tuple[str, ...] = ()  # a line for each file beside it that could not be written
 
 
-def save(job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = ALONE) -> Saved:
-    """Save all that a job makes. The others of the team call `saved_error` meanwhile.
+def save(
+    job: Job, made: Made, record: dict[str, Any], net: Net, group: ProcessGroup = SINGLE_PROCESS
+) -> Saved:
+    """Save all that a job makes. The others of the group call `saved_error` meanwhile.
 
     The file is written once, with its own error in its record, so that a disk needs no room for
     two. Where it cannot go, as a disk is full or a folder has vanished, all of it goes to the
@@ -221,7 +223,7 @@ def save(job: Job, made: Made, record: dict[str, Any], net: Net, team: Team = AL
     image = visible = _of_file(job, made.image)
     try:
         there = as_saved(visible, path, job.bits)
-        record = record | {"error": round(saved_error(there, job, net, team), 6)}
+        record = record | {"error": round(saved_error(there, job, net, group), 6)}
         image = _with_alpha(job, made.image, carry)
     finally:  # without its error or its alpha where memory runs out
         path = _saved(image, path, record, job.bits)
@@ -269,7 +271,7 @@ def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path
 
 
 @torch.no_grad()
-def saved_error(saved: Tensor, job: Job, net: Net, team: Team = ALONE) -> float:
+def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_PROCESS) -> float:
     """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
 
     Always of `FIRST_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
@@ -277,11 +279,11 @@ def saved_error(saved: Tensor, job: Job, net: Net, team: Team = ALONE) -> float:
 
     Args:
         saved: (1, 3, H, W), what is read from the file.
-        team: all of which call this; the picture of the first counts.
+        group: all of which call this; the picture of the first counts.
     """
     exemplar = job.spec.exemplars[0].image.to(net.device)
-    saved = saved.to(exemplar) if team.rank == 0 else torch.zeros_like(saved, device=net.device)
-    team.add_up([saved])
+    saved = saved.to(exemplar) if group.rank == 0 else torch.zeros_like(saved, device=net.device)
+    group.all_reduce([saved])
     least = min(*saved.shape[-2:], *exemplar.shape[-2:])
     layers = [
         layer for layer in resolve_layers(FIRST_LAYERS, net.name) if least_side([layer]) <= least
@@ -289,10 +291,10 @@ def saved_error(saved: Tensor, job: Job, net: Net, team: Team = ALONE) -> float:
     trunk = Extractor(net.weights, net.name, layers).to(net.device)
     valid = job.spec.exemplars[0].valid
     valid = None if valid is None else valid.to(net.device)
-    scene = Scene((Exemplar((View(trunk(exemplar), valid=valid),)),))
-    criterion = Criterion(scene, evenly(layers), weights={})
+    inputs = TermInputs((Exemplar((View(trunk(exemplar), valid=valid),)),))
+    criterion = Criterion(inputs, equal_weights(layers), weights={})
     side = job.spec.finest.side
-    look = Blocks(trunk, criterion, side, team) if side or team.count > 1 else trunk
+    look = Blocks(trunk, criterion, side, group) if side or group.size > 1 else trunk
     return criterion(look(saved)).item()
 
 

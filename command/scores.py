@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.colours import luma
-from terms.autocorrelation import PERIODIC, period, self_correlation, without_shade
-from terms.base import resampled
-from terms.matching import patches_at
+from terms.autocorrelation import PERIODIC, pearson_autocorrelation, period, remove_shading
+from terms.base import interpolate_quantiles
+from terms.matching import gather_patches
 from terms.patches import PATCH, PATCH_LEVELS, unit_directions
 from utils import LEVELS, resize, scaled_size
 
@@ -31,7 +31,7 @@ CHUNK = 2**25  # distances held at a time, 128 MiB
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
     """(..., n), (..., m) samples -> (...): Wasserstein-1 distance of their distributions."""
     count = max(a.shape[-1], b.shape[-1])
-    a, b = (resampled(x.sort(-1).values, count) for x in (a, b))
+    a, b = (interpolate_quantiles(x.sort(-1).values, count) for x in (a, b))
     return (a - b).abs().mean(-1)
 
 
@@ -114,7 +114,7 @@ def peak(output: Tensor, source: Tensor) -> float:
     reach = max(abs(y), abs(x)) + 2
     y, x = y + reach, x + reach
     drawn, wanted = (
-        self_correlation(without_shade(image), reach)[y - 2 : y + 3, x - 2 : x + 3].max()
+        pearson_autocorrelation(remove_shading(image), reach)[y - 2 : y + 3, x - 2 : x + 3].max()
         for image in (output, source)
     )
     return (drawn / wanted).item()
@@ -169,7 +169,7 @@ def _small(output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_distance(image: Tensor, searched: Tensor) -> float:
     places = _nearest_places(image, searched, OBJECT)
-    there = patches_at(searched, (places[0] * searched.shape[3] + places[1]).flatten(), OBJECT)
+    there = gather_patches(searched, (places[0] * searched.shape[3] + places[1]).flatten(), OBJECT)
     here = F.unfold(image, OBJECT, stride=STRIDE)[0]
     return ((here - there).square().mean() / _variance(searched)).item()
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses import Criterion, Measured
+from losses import Criterion, MeasuredFeatures
 from models import Exchange, Extractor, Features, stride
-from terms.base import Statistics, Sums, added_up, rebuilt, sums_of
-from terms.team import ALONE, Team
+from terms.base import Statistics, Sums, add_statistics, flatten_statistics, unflatten_statistics
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import Sides, Size, memory_format_for, size_of
 
 
@@ -92,23 +92,25 @@ class Blocks:
         trunk: Extractor,
         criterion: Criterion,
         side: int | None,
-        team: Team = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
         graphs: int = 1,
     ) -> None:
         """
         Args:
             side: px, of a block without its surroundings, at most; and no less than the net's
                 stride. None: as large as can be.
-            team: that shares them.
+            group: that shares them.
             graphs: of so many blocks what the way back needs is kept, at least of one; the others
                 are looked at twice.
         """
-        self.trunk, self.criterion, self.side, self.team = trunk, criterion, side, team
+        self.trunk, self.criterion, self.side, self.group = trunk, criterion, side, group
         self.graphs = graphs
         self.step = stride(trunk.layers)
-        self.whole = [layer for layer in trunk.layers if layer in criterion.whole]
+        self.whole = [layer for layer in trunk.layers if layer in criterion.whole_layers]
 
-    def __call__(self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None) -> Measured:
+    def __call__(
+        self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None
+    ) -> MeasuredFeatures:
         """Of (B, 3 or 1, H, W) what `Extractor` gives, in the layers that some term needs whole,
         and what the other terms measure of the rest."""
         image = image.expand(-1, 3, -1, -1)
@@ -117,7 +119,7 @@ class Blocks:
         maps, totals = found[: len(self.whole)], found[len(self.whole) :]
         features = {"image": image, **dict(zip(self.whole, maps, strict=True))}
         sums = map(Sums, totals, look.counts.tolist())
-        return Measured(features, rebuilt(look.statistics, sums))
+        return MeasuredFeatures(features, unflatten_statistics(look.statistics, sums))
 
 
 class _Block(NamedTuple):
@@ -149,7 +151,7 @@ class _Look:
 
     def __init__(self, blocks: Blocks, size: Size, tile: str, dtype: torch.dtype | None) -> None:
         self.blocks, self.size, self.dtype = blocks, size, dtype
-        count, step, trunk = blocks.team.count, blocks.step, blocks.trunk
+        count, step, trunk = blocks.group.size, blocks.step, blocks.trunk
         most = [length + -length % step if blocks.side is None else blocks.side for length in size]
         # As many rows of blocks for each process, so that none has to wait for the others.
         most[0] = math.ceil(size[0] / (count * math.ceil(size[0] / (count * most[0]))))
@@ -166,13 +168,13 @@ class _Look:
         least = max(halo * _step(layer) for layer, halo in trunk.halos_exchanged.items())
         one_each = len(rows) == count > 1 and len(columns) == 1
         if one_each and all(span.stop - span.start >= least for span in rows):
-            self.exchange = partial(blocks.team.exchange, ring="y" in tile)
+            self.exchange = partial(blocks.group.exchange, ring="y" in tile)
         else:
             cuts = cut_with(trunk.halos)
         parts = [_Block(*pair) for pair in product(*cuts)]
         # A picture with fewer blocks is looked at by each of them whole.
-        self.team = blocks.team if len(parts) >= count else ALONE
-        self.parts = parts[self.team.rank :: self.team.count]
+        self.group = blocks.group if len(parts) >= count else SINGLE_PROCESS
+        self.parts = parts[self.group.rank :: self.group.size]
         # Round an axis that is cut the blocks' surroundings go; the net goes round the others.
         uncut = (axis for axis, spans_ in zip("yx", cuts, strict=True) if len(spans_) == 1)
         self.tile = "".join(axis for axis in uncut if axis in tile)
@@ -185,7 +187,7 @@ class _Look:
         with torch.set_grad_enabled(graph):
             leaf = part.cut_out(image).requires_grad_(graph)
             inside = blocks.trunk(leaf, self.tile, self.dtype, part.around, self.exchange)
-            statistics = blocks.criterion.measured_in_parts(inside)
+            statistics = blocks.criterion.measure_additive(inside)
         return _Seen(part, leaf, {layer: inside[layer] for layer in blocks.whole}, statistics)
 
     def add(self, seen: _Seen, maps: Features) -> None:
@@ -198,7 +200,7 @@ class _Look:
                 )
             seen.part.place(maps[layer], _step(layer)).copy_(inside)
         before, more = self.statistics, seen.statistics
-        self.statistics = more if before is None else added_up(before, more)
+        self.statistics = more if before is None else add_statistics(before, more)
 
 
 class _Seen(NamedTuple):
@@ -212,7 +214,7 @@ class _Seen(NamedTuple):
     def gradient(self, by_maps: Features, by_totals: Sequence[Tensor | None]) -> Tensor:
         """By its pixels and its surroundings', from that by layers of the whole picture and by
         totals; None stands for what no loss has looked at."""
-        totals = (one.total for one in sums_of(self.statistics))
+        totals = (one.total for one in flatten_statistics(self.statistics))
         pairs = list(zip(totals, by_totals, strict=True))
         pairs += [
             (inside, self.part.place(by_maps[layer], _step(layer)))
@@ -262,11 +264,11 @@ class _ByBlocks(torch.autograd.Function):
             look.add(seen, maps)
             if graph:
                 ctx.kept.append(seen)
-        sums = sums_of(look.statistics)
+        sums = flatten_statistics(look.statistics)
         found = [x.detach() for x in (*maps.values(), *(one.total for one in sums))]
         look.counts = torch.tensor([one.count for one in sums])
-        look.team.add_up(found)
-        look.team.add_up([look.counts])
+        look.group.all_reduce(found)
+        look.group.all_reduce([look.counts])
         return tuple(found)
 
     @staticmethod
@@ -281,7 +283,7 @@ class _ByBlocks(torch.autograd.Function):
         for part in reversed(look.parts):
             seen = kept.pop() if kept else look.seen(part, image, graph=True)
             total[(..., *part.places(image))] += seen.gradient(by_maps, gradients[len(whole) :])
-        look.team.add_up([total])
+        look.group.all_reduce([total])
         return total, None
 
 

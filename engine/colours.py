@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terms.base import resampled
-from terms.valid import valid_positions
+from terms.base import interpolate_quantiles
+from terms.valid import select_valid
 from utils import pad_axes
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -58,7 +58,7 @@ def matched_colours(style: Tensor, content: Tensor, valid: Tensor | None = None)
     """
     (mean_style, root_style), (mean, root) = (
         colours(picture[0].flatten(1), LEAST_DEVIATION)
-        for picture in (valid_positions(style, valid), content)
+        for picture in (select_valid(style, valid), content)
     )
     pixels = style[0].flatten(1).double() - mean_style
     matched = root @ torch.linalg.solve(root_style, pixels) + mean
@@ -77,7 +77,7 @@ def with_colours(image: Tensor, exemplar: Tensor) -> Tensor:
     for _ in range(TURNS):
         turned, _ = torch.linalg.qr(torch.randn(len(pixels), len(pixels), generator=generator))
         axes = turned.to(pixels)
-        values = resampled((axes @ wanted).sort().values, pixels.shape[1])
+        values = interpolate_quantiles((axes @ wanted).sort().values, pixels.shape[1])
         ranks = (axes @ pixels).argsort()
         pixels = axes.T @ torch.empty_like(pixels).scatter_(1, ranks, values)
     return pixels.view(image.shape).clamp(0, 1)
@@ -88,7 +88,7 @@ def colours_apart(image: Tensor, exemplar: Tensor) -> float:
     their mean squared Wasserstein distance, for the second's standard deviation."""
     pixels = (picture[0].flatten(1) for picture in (image, exemplar))
     ours, theirs = (some[:, :: 1 + some.shape[1] // SAMPLE].sort().values for some in pixels)
-    apart = (ours - resampled(theirs, ours.shape[1])).square().mean()
+    apart = (ours - interpolate_quantiles(theirs, ours.shape[1])).square().mean()
     return (apart / theirs.var(1, correction=0).mean().clamp(min=LEAST_DEVIATION**2)).sqrt().item()
 
 

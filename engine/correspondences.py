@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terms.matching import patches_at, strips
+from terms.matching import gather_patches, row_slices
 from utils import Size, wrapped
 
 PATCH = 7  # px
@@ -57,7 +57,7 @@ class Places:
         """(H, W): y * width + x."""
         return self.y * width + self.x
 
-    def in_one_piece(self) -> float:
+    def crop_to_valid(self) -> float:
         """The chance that two places lie as far from each other as their patches do."""
         rows, columns = (torch.arange(side, device=self.y.device) for side in self.y.shape)
         moves = torch.stack((self.y - rows[:, None], self.x - columns)).flatten(1)
@@ -122,7 +122,7 @@ class Descriptor:
         width = usable.shape[1]
         starts = starts // width * picture.shape[3] + starts % width
         # Sums over another layout round otherwise, and what is nearly equal would be another patch.
-        patches = patches_at(picture, starts, PATCH).T.contiguous()
+        patches = gather_patches(picture, starts, PATCH).T.contiguous()
         mean = patches.mean(0)
         centred = patches - mean
         # On the CPU, as GPUs may have no float64.
@@ -140,7 +140,7 @@ class Descriptor:
         found = picture.new_empty(
             height, width, len(kernel) + sum(one.shape[1] for one in maps[1:])
         )
-        for rows in strips(height, max(1, at_a_time(picture.device) // width)):
+        for rows in row_slices(height, max(1, at_a_time(picture.device) // width)):
             pixels, *guides = (one[..., rows.start : rows.stop + more, :] for one in maps)
             parts = [(F.conv2d(pixels, kernel)[0] - mean) / (3 * PATCH**2) ** 0.5]
             parts += [F.avg_pool2d(one, PATCH, 1)[0] for one in guides]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from engine.repaint import Painting
 from models import Features
 from terms.base import Canvas, View
-from terms.matching import chunk_rows, more_similar, nearest_patches, strips
+from terms.matching import chunk_rows, elementwise_best, nearest_patches, row_slices
 from terms.valid import usable_patches
 from utils import LABELS, NORMALS, Size, pad, resize, rotated_and_resized, size_of
 
@@ -102,7 +102,7 @@ def _refined(
     judged: list[Sequence[Tensor]] = [
         _judged(place, output, source, inside) for place in candidates
     ]
-    best, near = reduce(more_similar, judged)
+    best, near = reduce(elementwise_best, judged)
     return best, near
 
 
@@ -155,7 +155,7 @@ def carried(
     values = torch.cat([copy[0].flatten(1) for copy in copies], 1)  # (C, N) of all copies
     height, width = nearest.shape
     rows = chunk_rows(VOTE**2 * width * 8 * (3 + len(values)), values.device)
-    votes = (_votes(starts, strides, part, tile) for part in strips(height, rows))
+    votes = (_votes(starts, strides, part, tile) for part in row_slices(height, rows))
     if valid is not None:
         inside = torch.cat([one.flatten() for one in valid])
         votes = (torch.where(inside[some], some, some[:1]) for some in votes)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from engine.correspondences import Places, marks_of_windows
 from engine.kinds import STOCHASTIC, Kind
-from terms.autocorrelation import self_correlation, without_shade
+from terms.autocorrelation import pearson_autocorrelation, remove_shading
 from utils import Size, size_of
 
 OVERLAP = 0.3  # of a block
@@ -211,7 +211,7 @@ class _Order:
         self.laid: list[tuple[Size, Size]] = []  # where in the canvas, and where from
         sides = source.shape[1:]
         self.reach = min(sides) - 1
-        likeness = self_correlation(without_shade(source[None]), self.reach).to(source)
+        likeness = pearson_autocorrelation(remove_shading(source[None]), self.reach).to(source)
         lag = torch.arange(-self.reach, self.reach + 1, device=source.device)
         rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)
         known = rows[:, None] * columns > LEFT

@@ -37,8 +37,8 @@ from engine.kinds import STOCHASTIC, Kind
 from engine.quilting import quilted
 from engine.scales import COARSEST
 from terms.base import Canvas, Exemplar, View
-from terms.matching import guide_at, strips
-from terms.team import ALONE, Team
+from terms.matching import resize_guide, row_slices
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from terms.valid import NEARLY_ALL, largest_rectangle, valid_at
 from utils import Size, UserError, resize, scaled_size, size_of, size_text
 
@@ -94,7 +94,7 @@ class _Source:
         pictures = [resize(view.image, scaled_size(view.image, factor)) for _, view in views]
         sizes = [size_of(picture) for picture in pictures]
         guides = [
-            guide_at(view.guide, size)
+            resize_guide(view.guide, size)
             for (_, view), size in zip(views, sizes, strict=True)
             if view.guide is not None
         ]
@@ -140,7 +140,7 @@ def repainted(
     kind: Kind = STOCHASTIC,
     layout: Tensor | None = None,
     tell: Tell | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Painting:
     """A picture of the exemplars' pixels.
 
@@ -153,14 +153,14 @@ def repainted(
         layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
             alone; None means that the layout is made as well, or is that of `canvas.init`.
         tell: called after each layout that is tried and each round.
-        team: of processes that paint it together, all called alike.
+        group: of processes that paint it together, all called alike.
 
     Raises:
         UserError: an exemplar or the size has sides of less than LEAST_SIDE px.
     """
     check_sides(exemplars, size)
     exemplars = stretched(exemplars, seed)
-    painter = _Painter(exemplars, canvas, kind, seed, team)
+    painter = _Painter(exemplars, canvas, kind, seed, group)
     factors = _factors(exemplars, size, kind)
     if layout is not None:
         factors = [factor for factor in factors if factor >= FINE]
@@ -257,9 +257,9 @@ class _Painter:
         canvas: Canvas,
         kind: Kind,
         seed: int,
-        team: Team = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.exemplars, self.canvas, self.kind, self.team = exemplars, canvas, kind, team
+        self.exemplars, self.canvas, self.kind, self.group = exemplars, canvas, kind, group
         self.device = exemplars[0].image.device
         self.generators = {d: torch.Generator(d).manual_seed(seed) for d in (self.device, CPU)}
         self.factor = 0.0
@@ -290,7 +290,7 @@ class _Painter:
         self.describe = Descriptor(self.source.picture, self.usable, self.generator)
         self.described = self.describe(self.source.picture, self.source.guide)
         guided = canvas.guide is not None
-        self.guide = guide_at(canvas.guide, size) * GUIDE**0.5 if guided else None
+        self.guide = resize_guide(canvas.guide, size) * GUIDE**0.5 if guided else None
         self.mask, self.kept = canvas.mask_at(size), canvas.init_at(size)
         patches = size[0] - self._short("y"), size[1] - self._short("x")
         among = self.usable.shape[0], self.usable.shape[1]
@@ -316,7 +316,7 @@ class _Painter:
             self.places = places
             self._vote(None)
             tried()
-            return places.in_one_piece() > COPY, self._dissimilarity()
+            return places.crop_to_valid() > COPY, self._dissimilarity()
 
         layouts = (self._quilted(size, patches, factor) for _ in range(_layouts(size)))
         self.places = min(layouts, key=order)
@@ -451,7 +451,7 @@ class _Painter:
     def _drawing(self, height: int, rows: int) -> list[tuple[slice, torch.Generator]]:
         """Strips of so many rows, and what each draws from: not from the same, so that they may be
         searched in any order, or by several processes."""
-        parts, drawn = list(strips(height, max(1, rows))), self.generator
+        parts, drawn = list(row_slices(height, max(1, rows))), self.generator
         if len(parts) == 1:
             return [(parts[0], drawn)]
         seeds = torch.randint(2**62, (len(parts),), generator=drawn, device=drawn.device).tolist()
@@ -467,13 +467,13 @@ class _Painter:
         work: Callable[..., Sequence[Tensor]],
     ) -> None:
         """Fill maps (..., H, W) of zeros with what comes of the work on parts, which begin with
-        rows of all maps. Where there are several, each process of a team does some."""
-        team = self.team if len(parts) > 1 else ALONE
-        for part in parts[team.rank :: team.count]:
+        rows of all maps. Where there are several, each process of a group does some."""
+        group = self.group if len(parts) > 1 else SINGLE_PROCESS
+        for part in parts[group.rank :: group.size]:
             for whole, rows in zip(maps, work(*part), strict=True):
                 whole[..., part[0], :] = rows
         for whole in maps:
-            team.add_up([whole])
+            group.all_reduce([whole])
 
     def _strip(self, rows: slice) -> tuple[Tensor, Places, slice, str]:
         """Rows of patches and some around them, of a picture whose descriptors would not fit: the
@@ -503,7 +503,9 @@ class _Painter:
         height, width = self.size
         self.image = self.source.picture.new_zeros(1, 3, height, width)
         self.pixels = torch.zeros(self.size, dtype=torch.int64, device=self.image.device)
-        parts = [(rows,) for rows in strips(height, max(1, at_a_time(self.image.device) // width))]
+        parts = [
+            (rows,) for rows in row_slices(height, max(1, at_a_time(self.image.device) // width))
+        ]
         self._shared((self.image, self.pixels), parts, partial(self._voted, weights))
         if self.mask is not None and self.kept is not None:
             self.image = torch.where(self.mask, self.image, self.kept)

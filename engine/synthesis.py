@@ -25,10 +25,19 @@ from engine.repaint import LEAST_SIDE, Painting, pixels_laid, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
-from terms.base import MAX_PATCHES, Canvas, Exemplar, LayerWeights, Options, Scene, View, evenly
+from terms.base import (
+    MAX_PATCHES,
+    Canvas,
+    Exemplar,
+    LayerWeights,
+    Options,
+    TermInputs,
+    View,
+    equal_weights,
+)
 from terms.content import Content
-from terms.team import ALONE, Team
-from terms.valid import NEARLY_ALL, filled, valid_positions
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
+from terms.valid import NEARLY_ALL, fill_invalid, select_valid
 from utils import Size, give_back_freed_memory, resize, rotated_and_resized, scaled_size, size_of
 
 DETAIL = 0.7  # of the standard deviation that the exemplar's detail has
@@ -65,7 +74,7 @@ class Spec:
     tolerance: float = 0.0  # share of its loss that a scale must save, or it ends
     precision: str = EXACT  # of `engine.precision.PRECISIONS`
     parts: tuple[Parts, ...] = ()  # in which each scale is looked at, coarse to fine; (): whole
-    team: Team = ALONE  # of processes that make it together
+    group: ProcessGroup = SINGLE_PROCESS  # of processes that make it together
     seed: int = 0  # the same on one machine's CPU gives the same picture
 
     @property
@@ -145,7 +154,7 @@ def new_texture(
             done = begin + split * done
             tell(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
 
-        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round, spec.team
+        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round, spec.group
         return _in_exemplars_colours(spec, repainted(*args))
 
     if spec.canvas.content is not None:
@@ -215,11 +224,11 @@ def _in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
     texture throughout, it is the distribution of what was laid: in the exemplar's shares, white
     that has no room would be hatched with the colours that are missing.
     """
-    if spec.canvas.placed or len(spec.exemplars) > 1:
+    if spec.canvas.has_layout or len(spec.exemplars) > 1:
         return painting
     channels = 1 if _all_grey(spec) else 3
     image = painting.image[:, :channels]
-    exemplar = valid_positions(spec.exemplars[0].image, spec.exemplars[0].valid)[:, :channels]
+    exemplar = select_valid(spec.exemplars[0].image, spec.exemplars[0].valid)[:, :channels]
     laid = pixels_laid(painting, spec.exemplars)[:, :channels]
     wanted = exemplar if colours_apart(laid, exemplar) < SHIFTED else laid
     return replace(painting, image=with_colours(image, wanted).expand(-1, 3, -1, -1))
@@ -232,7 +241,7 @@ def steps_after_painting(steps: int, repaint: float) -> int:
 
 def _made(spec: Spec, image: Tensor, painting: Painting | None) -> Made:
     image = _whole(spec.canvas, image)
-    shift = (0, 0) if spec.canvas.placed else cut_at(image, spec.canvas.tile)
+    shift = (0, 0) if spec.canvas.has_layout else cut_at(image, spec.canvas.tile)
     return Made(image.roll(shift, (2, 3)), painting, shift)
 
 
@@ -287,7 +296,7 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
         elif scale.paints:
             image = _with_painted_detail(spec, image)
         elif scale.number > 1:
-            gained = valid_positions(picture - resize(before, scale.source_size), valid)
+            gained = select_valid(picture - resize(before, scale.source_size), valid)
             image = (image + DETAIL * noise_like(gained, scale.size, generator)).clamp(0, 1)
         before = picture
         tell.known = {"scale": scale.number, "start": image, "generator": generator.get_state()}
@@ -297,7 +306,7 @@ def coarse_to_fine(spec: Spec, trunk: Extractor, tell: _Teller, end: float = 1.0
 
 def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
     """(1, 3, n, m): the pixels that count; of several exemplars as many as their shares ask for."""
-    found = [valid_positions(one.image, one.valid) for one in exemplars]
+    found = [select_valid(one.image, one.valid) for one in exemplars]
     if len(found) == 1:
         return found[0]
     flat = [pixels.flatten(2) for pixels in found]
@@ -315,7 +324,7 @@ def _with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
     canvas, layout = spec.canvas, image.expand(-1, 3, -1, -1)
     size = size_of(image)
     args = spec.exemplars, canvas, size, spec.seed, spec.kind, layout
-    painted = repainted(*args, team=spec.team).image
+    painted = repainted(*args, group=spec.group).image
     return with_fine_detail(layout, painted, canvas.tile)
 
 
@@ -365,8 +374,8 @@ def _optimised(spec: Spec, trunk: Extractor, scale: _Scale, image: Tensor, tell:
     criterion = criterion_at(spec, trunk, scale.source_size, scale.size)
     look: Look = trunk
     large = scale.parts.cut(scale.size)
-    if large or spec.team.count > 1:
-        look = Blocks(trunk, criterion, scale.parts.side, spec.team, scale.parts.graphs)
+    if large or spec.group.size > 1:
+        look = Blocks(trunk, criterion, scale.parts.side, spec.group, scale.parts.graphs)
     if large:
         give_back_freed_memory()  # that painting has left
     extract = partial(_extract, look, canvas.tile, mask)
@@ -417,13 +426,13 @@ def criterion_at(spec: Spec, trunk: Extractor, source_size: Size, size: Size) ->
     """What the output shall be like at one scale, from the exemplars resized to it."""
     factor = source_size[0] / spec.exemplars[0].image.shape[2]
     exemplars = tuple(_seen_by(trunk, one, factor) for one in spec.exemplars)
-    scene = Scene(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.team))
-    layers = spec.layers or evenly(trunk.layers)
-    criterion = Criterion(scene, layers, spec.method, spec.weights, spec.match_every)
+    inputs = TermInputs(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.group))
+    layers = spec.layers or equal_weights(trunk.layers)
+    criterion = Criterion(inputs, layers, spec.method, spec.weights, spec.match_every)
     if spec.canvas.content is not None:
         features = trunk(resize(spec.canvas.content, size, spec.canvas.tile))
-        photo = Scene((Exemplar((View(features),)),))
-        layers = evenly(spec.content_layers)
+        photo = TermInputs((Exemplar((View(features),)),))
+        layers = equal_weights(spec.content_layers)
         criterion.add(spec.content_weight, Content(photo, layers), layers)
     return criterion
 
@@ -453,7 +462,7 @@ def exemplar_of(
         copies = [picture, *rotated_and_resized(picture, rotations, factors)]
         views = tuple(View({"image": image}) for image in copies)
         return Exemplar(views, share, tuple(rotations), tuple(factors))
-    picture = filled(picture, valid)
+    picture = fill_invalid(picture, valid)
     copies = [picture, *rotated_and_resized(picture, rotations, factors)]
     shares = [valid.float(), *rotated_and_resized(valid.float(), rotations, factors)]
     views = tuple(
@@ -477,7 +486,7 @@ def finished(canvas: Canvas, image: Tensor) -> Tensor:
     """(1, 3 or 1, h, w) of any scale -> (1, 3, H, W) of the canvas's size, with what was to be kept
     put back exactly, and a tile cut where that is free."""
     image = _whole(canvas, image)
-    return image if canvas.placed else cut(image, canvas.tile)
+    return image if canvas.has_layout else cut(image, canvas.tile)
 
 
 def _whole(canvas: Canvas, image: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import TINY, LayerWeights, Scene, Statistics, Term, relative_error
-from terms.valid import in_one_piece
+from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs, relative_error
+from terms.valid import crop_to_valid
 from utils import wrapped
 
 NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
@@ -28,24 +28,24 @@ class Autocorrelation(Term):
     output may have any size.
     """
 
-    whole = "takes the Fourier transform of a layer"
+    needs_whole = "takes the Fourier transform of a layer"
 
     @classmethod
-    def looks_at(cls, layers: LayerWeights) -> list[str]:
+    def layers_used(cls, layers: LayerWeights) -> list[str]:
         return [list(layers)[len(layers) // 2]]
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        (self.layer,) = self.looks_at(layers)
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        (self.layer,) = self.layers_used(layers)
         sources = [
-            (share, in_one_piece(view.features[self.layer].detach(), view.valid))
-            for share, view in scene.parts
+            (share, crop_to_valid(view.features[self.layer].detach(), view.valid))
+            for share, view in inputs.weighted_views
         ]
         means = [share * maps.mean((2, 3), keepdim=True) for share, maps in sources]
         self.mean = torch.stack(means).sum(0)
         # Each about its own mean: what differs between exemplars does not repeat.
         self.sources = [(s, maps - maps.mean((2, 3), keepdim=True)) for s, maps in sources]
         self.reach = min(side for _, maps in sources for side in maps.shape[-2:]) // 2
-        self.tile = scene.canvas.tile
+        self.tile = inputs.canvas.tile
         self.wanted: dict[int, Tensor] = {}
 
     def measure(self, output: Features) -> Statistics:
@@ -84,7 +84,7 @@ def luminance_autocorrelation(image: Tensor, reach: int) -> Tensor:
     return lags / lags[reach, reach].clamp(min=1e-12)
 
 
-def without_shade(image: Tensor) -> Tensor:
+def remove_shading(image: Tensor) -> Tensor:
     """(1, 3, H, W) -> (1, 1, H, W) of float64: its mean channel, less the quadratic surface that
     fits it best, which is light and not texture."""
     grey = image.double().mean(1, keepdim=True)
@@ -95,7 +95,7 @@ def without_shade(image: Tensor) -> Tensor:
     return grey - (basis @ (basis.T @ grey.flatten())).view_as(grey)
 
 
-def self_correlation(grey: Tensor, reach: int) -> Tensor:
+def pearson_autocorrelation(grey: Tensor, reach: int) -> Tensor:
     """(1, 1, H, W) of float64 -> (2 reach + 1, 2 reach + 1): Pearson's correlation of a picture and
     itself moved by every lag, each over the part that overlaps; lag 0 is in the centre.
 
@@ -137,11 +137,11 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
     """
     factor = math.ceil(min(image.shape[-2:]) / PERIOD_SIDE)
     # On the CPU, as GPUs may have no float64.
-    grey = without_shade(F.avg_pool2d(image.cpu(), factor))
+    grey = remove_shading(F.avg_pool2d(image.cpu(), factor))
     sides = torch.tensor(grey.shape[-2:])
     farthest = int((1 - OVERLAP) / 2 * sides.min())
     farthest = farthest if reach is None else min(farthest, reach // factor)
-    found = self_correlation(grey, 2 * farthest)
+    found = pearson_autocorrelation(grey, 2 * farthest)
     # The highest within 1 px: twice a lag that is no whole number of px lies beside twice the
     # rounded one, and a slanted ridge of the correlation has dips between its pixels.
     top = F.max_pool2d(found[None, None], 3, 1, 1)[0, 0]

@@ -20,12 +20,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models import Features
-from terms.team import ALONE, Team
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import Size, resize
 
 TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
-AT_ONCE = 2**22  # values that are sorted at a time; sorting takes ten times their memory
-NEAR = 4  # px around what may change that count with it; beyond may lie another texture
+SORT_CHUNK = 2**22  # values that are sorted at a time; sorting takes ten times their memory
+MASK_MARGIN = 4  # px around what may change that count with it; beyond may lie another texture
 MAX_PATCHES = 10_000
 
 
@@ -100,15 +100,15 @@ class Canvas:
                 raise ValueError(f"{name} has the size {tuple(maps.shape[2:])}, not {self.size}")
 
     @property
-    def placed(self) -> bool:
+    def has_layout(self) -> bool:
         """Whether anything says where in the output something is to be."""
         return any(x is not None for x in (self.init, self.content, self.guide))
 
     @property
-    def asked(self) -> Tensor | None:
+    def output_regions(self) -> Tensor | None:
         """(1, 1, H, W) of int64: the region whose statistics a place shall have; None: one for
-        all. What is kept further than NEAR from all that may change counts in none, -1, as it
-        would only be made up for elsewhere."""
+        all. What is kept further than MASK_MARGIN from all that may change counts in none, -1, as
+        it would only be made up for elsewhere."""
         if self.mask is None:
             return self.regions
         near = _dilated(self.mask, self.tile)
@@ -131,11 +131,14 @@ class Canvas:
 
 
 def _dilated(mask: Tensor, tile: str) -> Tensor:
-    """(1, 1, H, W) of bool -> the same, grown by NEAR px, across the border of what tiles."""
+    """(1, 1, H, W) of bool -> the same, grown by MASK_MARGIN, across the border of what tiles."""
     grown = mask.float()
-    for axis, pads in (("x", (NEAR, NEAR, 0, 0)), ("y", (0, 0, NEAR, NEAR))):
+    for axis, pads in (
+        ("x", (MASK_MARGIN, MASK_MARGIN, 0, 0)),
+        ("y", (0, 0, MASK_MARGIN, MASK_MARGIN)),
+    ):
         grown = F.pad(grown, pads, "circular" if axis in tile else "constant")
-    return F.max_pool2d(grown, 2 * NEAR + 1, 1) > 0
+    return F.max_pool2d(grown, 2 * MASK_MARGIN + 1, 1) > 0
 
 
 def moved(record: Any, device: torch.device) -> Any:
@@ -156,11 +159,11 @@ class Options:
 
     seed: int = 0  # of what is drawn at random
     max_patches: int = MAX_PATCHES  # of a layer that are compared
-    team: Team = ALONE  # of processes that look at the same pictures
+    group: ProcessGroup = SINGLE_PROCESS  # of processes that look at the same pictures
 
 
 @dataclass(frozen=True)
-class Scene:
+class TermInputs:
     """All that a term is built from."""
 
     exemplars: tuple[Exemplar, ...]
@@ -168,15 +171,17 @@ class Scene:
     options: Options = Options()
 
     @property
-    def parts(self) -> list[tuple[float, View]]:
+    def weighted_views(self) -> list[tuple[float, View]]:
         """(share, view) of each exemplar as it is; the shares add up to 1."""
         total = sum(one.share for one in self.exemplars)
         return [(one.share / total, one.views[0]) for one in self.exemplars]
 
-    def mixed(self, statistics: Callable[[Features], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def mix_statistics(
+        self, statistics: Callable[[Features], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """The statistics of the exemplars, weighed by their shares: of means over positions, those
         of a picture in which each exemplar has its share."""
-        found = [(share, statistics(view.features)) for share, view in self.parts]
+        found = [(share, statistics(view.features)) for share, view in self.weighted_views]
         (first, one), *others = found
         total = {name: first * value.detach() for name, value in one.items()}
         for share, other in others:
@@ -184,7 +189,7 @@ class Scene:
         return total
 
     @property
-    def blended(self) -> bool:
+    def uses_shares(self) -> bool:
         """Whether exemplars are mixed by their shares; where a guide says which of them goes
         where, shares have nothing to decide."""
         return len(self.exemplars) > 1 and self.canvas.guide is None
@@ -211,52 +216,52 @@ LayerWeights = Mapping[str, float]  # layer -> weight above 0, relative to the o
 Statistics = dict[str, Any]  # Sums, or what a term that needs the whole picture makes of it
 
 
-def added_up(one: Any, other: Any) -> Any:
+def add_statistics(one: Any, other: Any) -> Any:
     """Statistics of two parts of a picture, `Sums` in dictionaries and lists -> of both."""
     if not isinstance(one, dict | list):
         return one + other
     if isinstance(one, list):
-        return [added_up(a, b) for a, b in zip(one, other, strict=True)]
-    return {name: added_up(a, other[name]) for name, a in one.items()}
+        return [add_statistics(a, b) for a, b in zip(one, other, strict=True)]
+    return {name: add_statistics(a, other[name]) for name, a in one.items()}
 
 
-def sums_of(statistics: Any) -> list[Sums]:
+def flatten_statistics(statistics: Any) -> list[Sums]:
     """All sums in such dictionaries and lists, in order."""
     if isinstance(statistics, Sums):
         return [statistics]
     parts = statistics.values() if isinstance(statistics, dict) else statistics
-    return [sums for part in parts for sums in sums_of(part)]
+    return [sums for part in parts for sums in flatten_statistics(part)]
 
 
-def rebuilt(statistics: Any, sums: Iterator[Sums]) -> Any:
-    """The same dictionaries and lists of other sums, as `sums_of` orders them."""
+def unflatten_statistics(statistics: Any, sums: Iterator[Sums]) -> Any:
+    """The same dictionaries and lists of other sums, as `flatten_statistics` orders them."""
     if isinstance(statistics, Sums):
         return next(sums)
     if isinstance(statistics, list):
-        return [rebuilt(part, sums) for part in statistics]
-    return {name: rebuilt(part, sums) for name, part in statistics.items()}
+        return [unflatten_statistics(part, sums) for part in statistics]
+    return {name: unflatten_statistics(part, sums) for name, part in statistics.items()}
 
 
 class Term:
     """The base of texture models and of the terms beside them."""
 
-    whole: str = ""  # why parts of a picture do not do; "": its statistics are Sums
-    pixels: ClassVar[bool] = False  # looks at the picture itself, not at features
-    unordered: ClassVar[bool] = False  # does not see where things are
+    needs_whole: str = ""  # why parts of a picture do not do; "": its statistics are Sums
+    uses_pixels: ClassVar[bool] = False  # looks at the picture itself, not at features
+    permutation_invariant: ClassVar[bool] = False  # does not see where things are
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         """
         Args:
-            scene: exemplars with features at `layers`, which it mixes by their shares; the canvas,
+            inputs: exemplars with features at `layers`, which it mixes by their shares; the canvas,
                 whose borders, guide and regions it minds; and options.
             layers: that the term looks at, with their weights.
         """
         raise NotImplementedError
 
     @classmethod
-    def looks_at(cls, layers: LayerWeights) -> list[str]:
+    def layers_used(cls, layers: LayerWeights) -> list[str]:
         """Those of the layers that it uses, or "image"."""
-        return ["image"] if cls.pixels else list(layers)
+        return ["image"] if cls.uses_pixels else list(layers)
 
     def measure(self, output: Features) -> Statistics:
         """What the distance needs to know of features, (B, C, h, w) each."""
@@ -290,7 +295,7 @@ def relative_error(output: Tensor, source: Tensor) -> Tensor:
     return distance / source.square().sum().clamp(min=TINY)
 
 
-def resampled(ascending: Tensor, count: int) -> Tensor:
+def interpolate_quantiles(ascending: Tensor, count: int) -> Tensor:
     """(..., n) in ascending order -> (..., count): the same distribution in `count` quantiles."""
     if ascending.shape[-1] == count:
         return ascending
@@ -302,7 +307,7 @@ def resampled(ascending: Tensor, count: int) -> Tensor:
     return torch.lerp(ascending[..., low], ascending[..., high], share)
 
 
-class Samples:
+class QuantileMixture:
     """A mixture of distributions, each a share and its values in ascending order, (..., n).
 
     The share of a distribution without values goes to the others.
@@ -320,23 +325,27 @@ class Samples:
 
     def _mixed(self, count: int) -> Tensor:
         if len(self.parts) == 1:
-            return resampled(self.parts[0][1], count)
+            return interpolate_quantiles(self.parts[0][1], count)
         sums = list(accumulate(share for share, _ in self.parts))
         ends = [round(count * part / sums[-1]) for part in sums]
         counts = (end - start for start, end in pairwise([0, *ends]))
-        found = [resampled(one, n) for (_, one), n in zip(self.parts, counts, strict=True)]
+        found = [
+            interpolate_quantiles(one, n) for (_, one), n in zip(self.parts, counts, strict=True)
+        ]
         return torch.cat(found, -1).sort(-1).values
 
 
-def squared_wasserstein(values: Tensor, wanted: Tensor, team: Team = ALONE) -> Tensor:
+def squared_wasserstein(
+    values: Tensor, wanted: Tensor, group: ProcessGroup = SINGLE_PROCESS
+) -> Tensor:
     """(B, K, n) and, in ascending order, (K, n) or (1, K, n) -> (B,): the squared Wasserstein-2
     distance of the samples, which in one dimension is that of the sorted values (Rabin et al.
     2011), mean over K.
 
-    Processes of a team, who all have the same values, sort some of the K each: on a CPU, where that
-    takes longer than to tell the others.
+    Processes of a group, who all have the same values, sort some of the K each: on a CPU, where
+    that takes longer than to tell the others.
     """
-    distance: Tensor = _Transport.apply(values, wanted, team)
+    distance: Tensor = _Transport.apply(values, wanted, group)
     return distance
 
 
@@ -344,22 +353,22 @@ class _Transport(torch.autograd.Function):
     """What autograd would do, but that how far each value is to move is all that is kept."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, wanted: Tensor, team: Team) -> Tensor:
+    def forward(ctx: Any, values: Tensor, wanted: Tensor, group: ProcessGroup) -> Tensor:
         excess = torch.empty_like(values, memory_format=torch.contiguous_format)
         total = values.new_zeros(len(values))
         K = values.shape[1]
-        team = team if values.device.type == "cpu" and team.count <= K else ALONE
-        rows = max(1, min(AT_ONCE // values[:, 0].numel(), math.ceil(K / team.count)))
+        group = group if values.device.type == "cpu" and group.size <= K else SINGLE_PROCESS
+        rows = max(1, min(SORT_CHUNK // values[:, 0].numel(), math.ceil(K / group.size)))
         groups = zip(*(x.split(rows, -2) for x in (values, wanted, excess)), strict=True)
         for n, (some, sought, place) in enumerate(groups):
-            if n % team.count != team.rank:
+            if n % group.size != group.rank:
                 place.zero_()  # for what another process finds
                 continue
-            ascending, order = in_order(some)
+            ascending, order = sort_with_indices(some)
             apart = ascending.sub_(sought)
             place.scatter_(-1, order, apart)
             total += apart.square().sum((1, 2))
-        team.add_up([excess, total])
+        group.all_reduce([excess, total])
         ctx.save_for_backward(excess)
         return total / excess[0].numel()
 
@@ -370,7 +379,7 @@ class _Transport(torch.autograd.Function):
         return excess * (gradient / excess[0].numel() * 2).view(-1, 1, 1), None, None
 
 
-def in_order(values: Tensor) -> tuple[Tensor, Tensor]:
+def sort_with_indices(values: Tensor) -> tuple[Tensor, Tensor]:
     """(..., n) -> the same in ascending order, and where each of them was.
 
     As whole numbers, NumPy sorts them with all that a processor has: a seventh of the time that
@@ -397,12 +406,12 @@ def _sort_rows(keys: Tensor) -> None:
     keys.numpy().sort(1)
 
 
-def evenly(layers: Iterable[str]) -> dict[str, float]:
+def equal_weights(layers: Iterable[str]) -> dict[str, float]:
     """Return weight 1 for each layer."""
     return dict.fromkeys(layers, 1.0)
 
 
-def mean_of_layers(errors: Mapping[str, Tensor], weights: LayerWeights) -> Tensor:
+def mean_over_layers(errors: Mapping[str, Tensor], weights: LayerWeights) -> Tensor:
     """(B,) of every layer -> (B,): their weighted mean."""
     mean = sum(weights.values()) / len(weights)
     return torch.stack([errors[k] * (weight / mean) for k, weight in weights.items()]).mean(0)

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import TINY, LayerWeights, Scene, Statistics, Term, mean_of_layers
+from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs, mean_over_layers
 from terms.matching import (
     GUIDE_WEIGHT,
-    balanced,
-    guide_at,
-    more_similar,
+    elementwise_best,
     nearest_patches,
-    overlapped,
+    overlap_patches,
+    resize_guide,
+    share_offsets,
 )
-from terms.valid import usable_patches, valid_positions
+from terms.valid import select_valid, usable_patches
 from utils import size_of, wrapped
 
 
@@ -37,13 +37,13 @@ class CNNMRF(Term):
     """
 
     patch = 3
-    whole = "lays patches over their places"
+    needs_whole = "lays patches over their places"
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.views = [view for one in scene.exemplars for view in one.views]
-        self.pools = [k for k, one in enumerate(scene.exemplars) for _ in one.views]
-        self.shares = [one.share for one in scene.exemplars] if scene.blended else []
-        self.canvas, self.layers = scene.canvas, layers
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        self.views = [view for one in inputs.exemplars for view in one.views]
+        self.pools = [k for k, one in enumerate(inputs.exemplars) for _ in one.views]
+        self.shares = [one.share for one in inputs.exemplars] if inputs.uses_shares else []
+        self.canvas, self.layers = inputs.canvas, layers
         self.sources = {
             layer: [view.features[layer][0].detach().contiguous() for view in self.views]
             for layer in layers
@@ -51,7 +51,7 @@ class CNNMRF(Term):
         first = self.views[0]
         self.energies = {}  # of the first exemplar's positions
         for layer in layers:
-            maps = valid_positions(first.features[layer].detach(), first.valid)[0]
+            maps = select_valid(first.features[layer].detach(), first.valid)[0]
             self.energies[layer] = maps.square().sum(0).mean().clamp(min=TINY)
         self.found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -68,10 +68,10 @@ class CNNMRF(Term):
         here: Tensor | None = None
         there: Sequence[Tensor | None] = [None] * len(sources)
         if self.canvas.guide is not None:
-            here = guide_at(self.canvas.guide, picture.shape[1:])
+            here = resize_guide(self.canvas.guide, picture.shape[1:])
             here = self._of_patches(wrapped(here, self.canvas.tile, size - 1, size - 1), size)
             there = [
-                self._of_patches(guide_at(view.guide, maps.shape[1:]), size)
+                self._of_patches(resize_guide(view.guide, maps.shape[1:]), size)
                 for view, maps in zip(self.views, sources, strict=True)
             ]
         picture = wrapped(picture[None], self.canvas.tile, size - 1, size - 1)[0]
@@ -86,9 +86,9 @@ class CNNMRF(Term):
             offset += source[0].numel()
         if self.shares:
             found = self._shared(found, picture, size)
-        start, _, stride = reduce(more_similar, found)
+        start, _, stride = reduce(elementwise_best, found)
         flat = torch.cat([source.flatten(1) for source in sources], 1)
-        return overlapped(flat, start, stride, size)
+        return overlap_patches(flat, start, stride, size)
 
     def _shared(
         self, found: list[Sequence[Tensor]], picture: Tensor, size: int
@@ -100,7 +100,7 @@ class CNNMRF(Term):
         for k in range(len(self.shares)):
             own = [c for c, pool in zip(cosines, self.pools, strict=True) if pool == k]
             best.append(torch.stack(own).amax(0))
-        added = balanced(torch.stack(best).flatten(1), self.shares)
+        added = share_offsets(torch.stack(best).flatten(1), self.shares)
         return [
             (start, cosine + added[pool], stride)
             for (start, _, stride), cosine, pool in zip(found, cosines, self.pools, strict=True)
@@ -123,4 +123,4 @@ class CNNMRF(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = {layer: energy / self.energies[layer] for layer, energy in statistics.items()}
-        return mean_of_layers(errors, self.layers)
+        return mean_over_layers(errors, self.layers)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import LayerWeights, Scene, Statistics, Term, mean_of_layers, relative_error
+from terms.base import LayerWeights, Statistics, Term, TermInputs, mean_over_layers, relative_error
 
 
 class Content(Term):
@@ -15,10 +15,10 @@ class Content(Term):
     any size.
     """
 
-    whole = "compares places one by one"
+    needs_whole = "compares places one by one"
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        (photo,) = scene.exemplars
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        (photo,) = inputs.exemplars
         self.wanted = {layer: photo.features[layer].detach() for layer in layers}
         self.layers = layers
 
@@ -30,4 +30,4 @@ class Content(Term):
             layer: relative_error(statistics[layer], wanted)
             for layer, wanted in self.wanted.items()
         }
-        return mean_of_layers(errors, self.layers)
+        return mean_over_layers(errors, self.layers)

@@ -3,7 +3,15 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import LayerWeights, Scene, Statistics, Sums, Term, mean_of_layers, relative_error
+from terms.base import (
+    LayerWeights,
+    Statistics,
+    Sums,
+    Term,
+    TermInputs,
+    mean_over_layers,
+    relative_error,
+)
 
 # The first layer of each block; the reported error uses them.
 FIRST_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
@@ -31,11 +39,11 @@ class Gram(Term):
     nets, layers and sizes, and the loss reads as a relative error.
     """
 
-    unordered = True
+    permutation_invariant = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.layers = layers
-        self.wanted = scene.mixed(lambda maps: {k: gram(maps[k]).mean for k in layers})
+        self.wanted = inputs.mix_statistics(lambda maps: {k: gram(maps[k]).mean for k in layers})
 
     def measure(self, output: Features) -> Statistics:
         return {layer: gram(output[layer]) for layer in self.layers}
@@ -45,4 +53,4 @@ class Gram(Term):
             layer: relative_error(statistics[layer].mean, wanted)
             for layer, wanted in self.wanted.items()
         }
-        return mean_of_layers(errors, self.layers)
+        return mean_over_layers(errors, self.layers)

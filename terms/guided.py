@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import LayerWeights, Scene, Statistics, Term, mean_of_layers
+from terms.base import LayerWeights, Statistics, Term, TermInputs, mean_over_layers
 from terms.matching import (
     GUIDE_WEIGHT,
     ContextualScore,
-    at_once,
-    balanced,
     chunk_rows,
-    guide_at,
-    patches_at,
-    strips,
+    eager_gradient,
+    gather_patches,
+    resize_guide,
+    row_slices,
+    share_offsets,
 )
-from terms.valid import usable_patches, valid_positions
+from terms.valid import select_valid, usable_patches
 from utils import size_of, wrapped
 
 
@@ -39,26 +39,26 @@ class Guided(Term):
     time and no loss; patches of the finest layer do not join, at ten times the cost of all others.
     """
 
-    whole = "compares every patch with all of the exemplar's"
+    needs_whole = "compares every patch with all of the exemplar's"
     patch, stride = 7, 4
     occurrence_weight = 0.05
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.views = [view for one in scene.exemplars for view in one.views]
-        self.pools = [k for k, one in enumerate(scene.exemplars) for _ in one.views]
-        self.shares = [one.share for one in scene.exemplars] if scene.blended else []
-        self.canvas, self.max_patches = scene.canvas, scene.options.max_patches
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        self.views = [view for one in inputs.exemplars for view in one.views]
+        self.pools = [k for k, one in enumerate(inputs.exemplars) for _ in one.views]
+        self.shares = [one.share for one in inputs.exemplars] if inputs.uses_shares else []
+        self.canvas, self.max_patches = inputs.canvas, inputs.options.max_patches
         self.layers = layers
         first = self.views[0]
         self.mean = {
-            layer: valid_positions(first.features[layer].detach(), first.valid).mean((2, 3), True)
+            layer: select_valid(first.features[layer].detach(), first.valid).mean((2, 3), True)
             for layer in layers
         }
         self.sources = {
             layer: [view.features[layer].detach() - self.mean[layer] for view in self.views]
             for layer in layers
         }
-        self.generator = torch.Generator().manual_seed(scene.options.seed)
+        self.generator = torch.Generator().manual_seed(inputs.options.seed)
         self.held: dict[str, list[_Held]] = {}
 
     @property
@@ -85,17 +85,17 @@ class Guided(Term):
         apart: Callable[[slice], Tensor | float] = lambda rows: 0.0  # noqa: E731
         if self.canvas.guide is not None:
             there = [
-                s.means(guide_at(view.guide, maps.shape[2:]))
+                s.means(resize_guide(view.guide, maps.shape[2:]))
                 for s, view, maps in zip(samples, self.views, sources, strict=True)
             ]
-            here = guide_at(self.canvas.guide, unwrapped)
+            here = resize_guide(self.canvas.guide, unwrapped)
             here = sample.means(wrapped(here, tile, size - 1, size - 1))
             apart = partial(_guide_distance, here, _joined(there))
         share = self._share(
             [s.count(m) for s, m in zip(samples, sources, strict=True)], drawn, wanted
         )
         used = wanted.new_zeros(len(wanted))
-        for rows in strips(len(drawn), chunk_rows(4 * len(wanted), wanted.device)):
+        for rows in row_slices(len(drawn), chunk_rows(4 * len(wanted), wanted.device)):
             nearest = (share + apart(rows) - drawn[rows] @ wanted.T).argmin(1)
             used += nearest.bincount(minlength=len(wanted))
         penalty = share + self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
@@ -108,11 +108,11 @@ class Guided(Term):
         pools = torch.tensor(self.pools).repeat_interleave(torch.tensor(counts))
         pools = pools.to(wanted.device)
         best = []
-        for rows in strips(len(drawn), chunk_rows(8 * len(wanted), wanted.device)):
+        for rows in row_slices(len(drawn), chunk_rows(8 * len(wanted), wanted.device)):
             cosines = drawn[rows] @ wanted.T
             each = range(len(self.shares))
             best.append(torch.stack([cosines[:, pools == k].amax(1) for k in each]))
-        return -balanced(torch.cat(best, 1), self.shares)[pools]
+        return -share_offsets(torch.cat(best, 1), self.shares)[pools]
 
     def _sample(self, maps: Tensor, size: int, most: int, valid: Tensor | None = None) -> "_Sample":
         spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
@@ -137,12 +137,12 @@ class Guided(Term):
         scores = {}
         for layer, held in self.held.items():
             maps = output[layer] - self.mean[layer]
-            found = [at_once(h.score, m[None]) for h, m in zip(held, maps, strict=True)]
+            found = [eager_gradient(h.score, m[None]) for h, m in zip(held, maps, strict=True)]
             scores[layer] = torch.stack(found)
         return scores
 
     def distance(self, statistics: Statistics) -> Tensor:
-        return mean_of_layers(statistics, self.layers)
+        return mean_over_layers(statistics, self.layers)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -175,7 +175,7 @@ class _Sample(NamedTuple):
         W = maps.shape[3]
         across = (W - self.size) // self.stride + 1
         starts = (self.chosen // across * W + self.chosen % across) * self.stride
-        return patches_at(maps, starts, self.size)
+        return gather_patches(maps, starts, self.size)
 
     def unit_patches(self, maps: Tensor) -> Tensor:
         """(1, C, H, W) -> (N, C size^2), each of norm 1."""

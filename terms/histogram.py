@@ -6,12 +6,12 @@ from models import Features
 from terms.base import (
     TINY,
     LayerWeights,
-    Samples,
-    Scene,
+    QuantileMixture,
     Statistics,
     Term,
-    in_order,
+    TermInputs,
     relative_error,
+    sort_with_indices,
     squared_wasserstein,
 )
 from terms.gram import gram
@@ -25,15 +25,20 @@ class Histogram(Term):
     remapped histogram (Risser et al. 2017) it needs no bins and is differentiable as it stands.
     """
 
-    whole = "sorts the values of all pixels"
-    pixels = True
-    unordered = True
+    needs_whole = "sorts the values of all pixels"
+    uses_pixels = True
+    permutation_invariant = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.source = Samples(
-            [(share, in_order(view.image.detach().flatten(2))[0]) for share, view in scene.parts]
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        self.source = QuantileMixture(
+            [
+                (share, sort_with_indices(view.image.detach().flatten(2))[0])
+                for share, view in inputs.weighted_views
+            ]
         )
-        mean = scene.mixed(lambda maps: {"mean": maps["image"].mean((2, 3))})["mean"]  # (1, 3)
+        mean = inputs.mix_statistics(lambda maps: {"mean": maps["image"].mean((2, 3))})[
+            "mean"
+        ]  # (1, 3)
 
         def spread(maps: Features) -> dict[str, Tensor]:
             """Of a mixture it is that within its parts and that of their means."""
@@ -44,7 +49,7 @@ class Histogram(Term):
                 "variance": image.var((2, 3), correction=0).mean() + apart.square().mean(),
             }
 
-        found = scene.mixed(spread)
+        found = inputs.mix_statistics(spread)
         self.covariance, self.variance = found["covariance"], found["variance"].clamp(min=TINY)
 
     def measure(self, output: Features) -> Statistics:

@@ -21,18 +21,18 @@ def chunk_rows(row_bytes: int, device: torch.device) -> int:
     return max(1, int(min(CHUNK_BYTES, available_bytes(device) / FREE_SHARE)) // row_bytes)
 
 
-def strips(count: int, rows: int) -> Iterator[slice]:
+def row_slices(count: int, rows: int) -> Iterator[slice]:
     """Slices of at most that many rows, which cover `count` of them."""
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def guide_at(guide: Tensor | None, size: Sequence[int]) -> Tensor:
+def resize_guide(guide: Tensor | None, size: Sequence[int]) -> Tensor:
     """(1, G, H, W) -> (1, G, h, w): a guide in the size of a layer."""
     assert guide is not None  # a canvas that is guided has exemplars that are
     return F.interpolate(guide, tuple(size), mode="bilinear", antialias=True)
 
 
-def patches_at(maps: Tensor, starts: Tensor, patch: int) -> Tensor:
+def gather_patches(maps: Tensor, starts: Tensor, patch: int) -> Tensor:
     """(1, C, H, W), (N,) positions y * W + x of the first pixels -> (C patch^2, N), as `F.unfold`
     orders them: all patches of a large layer would not fit, only those that are asked for are
     ever copied."""
@@ -81,18 +81,18 @@ def nearest_patches(
             among = None if usable is None else usable[y : y + source_rows]
             start, similarity = _nearest(strip, part, patch, guides, among)
             found.append((start + y * w, similarity))
-        start, similarity = reduce(more_similar, found)
+        start, similarity = reduce(elementwise_best, found)
         starts.append(start)
         similarities.append(similarity)
     return torch.cat(starts), torch.cat(similarities)
 
 
-def more_similar(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
+def elementwise_best(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
     """(found, similarity, ...) twice -> position by position what is more similar."""
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
 
-def balanced(similarities: Tensor, shares: Sequence[float]) -> Tensor:
+def share_offsets(similarities: Tensor, shares: Sequence[float]) -> Tensor:
     """(K, N), K shares of sum 1 -> (K,): what to add to each row for it to be the highest one at
     its share of the N places.
 
@@ -143,7 +143,7 @@ def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
     return total
 
 
-def overlapped(
+def overlap_patches(
     source: Tensor, starts: Tensor, stride: Tensor, patch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Source patches laid where they were found to fit, overlapping.
@@ -172,7 +172,7 @@ def overlapped(
     return mean, count, (squares - (mean.square() * count).sum()).clamp(min=0)
 
 
-def at_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def eager_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)`, a single number, with its gradient computed now instead of on the way back.
 
     All that the function keeps for its gradient, copies of every patch for one, is free again
@@ -200,7 +200,7 @@ class ContextualScore(torch.autograd.Function):
     def forward(ctx, output: Tensor, source: Tensor, extra: Callable):
         """(N, D), (M, D), function of a slice of rows that gives what to add to (n, M) -> (N,)."""
         scores, gradient = [], torch.empty_like(output)
-        for rows in strips(len(output), chunk_rows(8 * len(source), output.device)):
+        for rows in row_slices(len(output), chunk_rows(8 * len(source), output.device)):
             norm = output[rows].norm(dim=1, keepdim=True).clamp(min=1e-12)
             unit = output[rows] / norm
             distance = (unit @ source.T).neg_().add_(1).clamp_(min=0)

@@ -7,11 +7,11 @@ from models import Features
 from terms.base import (
     TINY,
     LayerWeights,
-    Scene,
     Statistics,
     Sums,
     Term,
-    mean_of_layers,
+    TermInputs,
+    mean_over_layers,
     relative_error,
 )
 
@@ -21,12 +21,14 @@ class Moments(Term):
     Transfer", 2024, put beside Gram matrices; relative to the source's, mean over the layers.
     """
 
-    unordered = True
+    permutation_invariant = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         # Squares are summed about the source's mean: about zero, rounding would eat the variance.
-        self.centres = scene.mixed(lambda maps: {k: maps[k].mean((2, 3)) for k in layers})
-        found = scene.mixed(lambda maps: {k: v.mean for k, v in self.measure(maps).items()})
+        self.centres = inputs.mix_statistics(lambda maps: {k: maps[k].mean((2, 3)) for k in layers})
+        found = inputs.mix_statistics(
+            lambda maps: {k: v.mean for k, v in self.measure(maps).items()}
+        )
         self.wanted = {layer: self._moments(means, layer) for layer, means in found.items()}
         self.layers = layers
 
@@ -43,7 +45,7 @@ class Moments(Term):
             layer: relative_error(self._moments(statistics[layer].mean, layer), wanted)
             for layer, wanted in self.wanted.items()
         }
-        return mean_of_layers(errors, self.layers)
+        return mean_over_layers(errors, self.layers)
 
     def _moments(self, means: Tensor, layer: str) -> Tensor:
         """(B, 2, C), mean and mean square about the centre -> mean and standard deviation."""

@@ -14,16 +14,16 @@ from terms.autocorrelation import PERIODIC, period
 from terms.base import (
     TINY,
     LayerWeights,
-    Samples,
-    Scene,
+    QuantileMixture,
     Statistics,
     Term,
+    TermInputs,
     View,
-    in_order,
+    sort_with_indices,
     squared_wasserstein,
 )
 from terms.regions import count_of_regions, region_masks, regions_of
-from terms.valid import in_one_piece, middles_of_valid, positions_of_regions
+from terms.valid import crop_to_valid, positions_of_regions, valid_centres
 from utils import Size, pad_axes, size_of
 
 PATCH = 7  # px
@@ -52,27 +52,27 @@ class Patches(Term):
     of dark and light.
     """
 
-    whole = "sorts the projections of all patches"
-    pixels = True
+    needs_whole = "sorts the projections of all patches"
+    uses_pixels = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.tile, self.count, asked = scene.canvas.tile, 1, scene.canvas.asked
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        self.tile, self.count, asked = inputs.canvas.tile, 1, inputs.canvas.output_regions
         self.marks = None if asked is None else _Marks(asked)
-        self.team = scene.options.team
-        views = [one.views[:1] for one in scene.exemplars]
+        self.group = inputs.options.group
+        views = [one.views[:1] for one in inputs.exemplars]
         if asked is not None:
-            views = [one.views_for_statistics() for one in scene.exemplars]
+            views = [one.views_for_statistics() for one in inputs.exemplars]
             self.count = count_of_regions([view for some in views for view in some], asked)
-        shares = [share for share, _ in scene.parts]
+        shares = [share for share, _ in inputs.weighted_views]
         self.sources = list(zip(shares, map(self._divided, views), strict=True))
         self.image, _ = self.sources[0][1][0]
-        piece = in_one_piece(self.image, scene.exemplars[0].views[0].valid)
+        piece = crop_to_valid(self.image, inputs.exemplars[0].views[0].valid)
         self.side = min(self.image.shape[2:])
         # A periodic exemplar has no layout to copy, so many directions are safe.
         self.repeats = period(piece)[0] > PERIODIC
-        self.places: dict[tuple[int, Size, str], list[Tensor]] = {}
+        self.positions: dict[tuple[int, Size, str], list[Tensor]] = {}
         self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
-        self.renew(scene.exemplars[0].features)
+        self.renew(inputs.exemplars[0].features)
 
     @property
     def generators(self) -> list[torch.Generator]:
@@ -80,7 +80,7 @@ class Patches(Term):
 
     def renew(self, output: Features) -> None:
         """Draw new directions."""
-        self.levels: list[tuple[int, Tensor, list[Samples]]] = []
+        self.levels: list[tuple[int, Tensor, list[QuantileMixture]]] = []
         self.variances: dict[tuple[int, ...], Tensor] = {}
         for level in range(PATCH_LEVELS):
             factor = 2**level
@@ -91,7 +91,7 @@ class Patches(Term):
                 found = [self._ascending(factor, directions, views) for _, views in self.sources]
                 shares = [share for share, _ in self.sources]
                 wanted = [
-                    Samples(list(zip(shares, parts, strict=True)))
+                    QuantileMixture(list(zip(shares, parts, strict=True)))
                     for parts in zip(*found, strict=True)
                 ]
                 self.levels.append((factor, directions, wanted))
@@ -119,7 +119,7 @@ class Patches(Term):
         ]
         nothing = [directions.new_zeros(1, len(directions), 0)] * self.count
         found = found or [nothing]
-        return [in_order(torch.cat(parts, 2))[0] for parts in zip(*found, strict=True)]
+        return [sort_with_indices(torch.cat(parts, 2))[0] for parts in zip(*found, strict=True)]
 
     def measure(self, output: Features) -> Statistics:
         image = output["image"]
@@ -137,7 +137,7 @@ class Patches(Term):
         ]
         return sum(errors, torch.zeros(1, device=self.image.device)) / PATCH_LEVELS
 
-    def _distance(self, factor: int, found: list[Tensor], wanted: list[Samples]) -> Tensor:
+    def _distance(self, factor: int, found: list[Tensor], wanted: list[QuantileMixture]) -> Tensor:
         """(B, K, n) and the samples (1, K, m) of every region -> (B,), regions by their n."""
         pairs = [
             (parts, samples(parts.shape[2]))
@@ -152,7 +152,7 @@ class Patches(Term):
             self.variances[known] = variance.mean().clamp(min=TINY)
         count = sum(parts.shape[2] for parts, _ in pairs)
         distances = (
-            squared_wasserstein(parts, ascending, self.team) * (parts.shape[2] / count)
+            squared_wasserstein(parts, ascending, self.group) * (parts.shape[2] / count)
             for parts, ascending in pairs
         )
         return sum(distances) / self.variances[known]
@@ -180,16 +180,16 @@ class Patches(Term):
         Along the axes that are `whole`, every pixel is the middle of one.
         """
         known = id(marks.regions), size, whole
-        if known not in self.places:
+        if known not in self.positions:
             h, w = size
             top, left = (0 if axis in whole else PATCH // 2 for axis in "yx")
             middles = slice(top, h - top), slice(left, w - left)
             masks = region_masks(marks.regions, size, self.count).view(-1, h, w)[:, *middles]
             inside = None
             if marks.valid is not None:
-                inside = middles_of_valid(marks.valid, size, PATCH)[middles].flatten()
-            self.places[known] = positions_of_regions(masks.flatten(1), inside)
-        return self.places[known]
+                inside = valid_centres(marks.valid, size, PATCH)[middles].flatten()
+            self.positions[known] = positions_of_regions(masks.flatten(1), inside)
+        return self.positions[known]
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:

@@ -8,36 +8,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import LayerWeights, Scene, Statistics, Sums, Term, View
-from terms.valid import counted, positions_of_regions, valid_at
+from terms.base import LayerWeights, Statistics, Sums, Term, TermInputs, View
+from terms.valid import drop_invalid, positions_of_regions, valid_at
 from utils import Size, size_of
 
-Places = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
+RegionPositions = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
 
 
-class Regional(Term):
+class PerRegion(Term):
     """A term that sees what features there are, not where, for every region alone: Gatys et al.,
     "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4, and the tags of
     Heitz et al. 2021; regions weigh as much as they have of the output.
     """
 
-    whole = "gathers the places of every region"
+    needs_whole = "gathers the places of every region"
 
-    def __init__(self, kind: type[Term], scene: Scene, layers: LayerWeights) -> None:
-        region = scene.canvas.asked
+    def __init__(self, kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> None:
+        region = inputs.canvas.output_regions
         assert region is not None  # else there is nothing to divide
         self.region = region
-        views = [view for one in scene.exemplars for view in one.views_for_statistics()]
+        views = [view for one in inputs.exemplars for view in one.views_for_statistics()]
         self.count = count_of_regions(views, self.region)
-        self.places: Places = {}
-        pictures = [(one, self._pictures(one.views_for_statistics())) for one in scene.exemplars]
+        self.positions: RegionPositions = {}
+        pictures = [(one, self._pictures(one.views_for_statistics())) for one in inputs.exemplars]
         sizes = [int(n) for n in region[region >= 0].bincount(minlength=self.count)]
         self.kept = [k for k, size in enumerate(sizes) if size]
         self.parts: list[tuple[float, Term]] = []  # each with the share of its region
         for k in self.kept:
             sources = [replace(one, views=(View(_gathered(some, k)),)) for one, some in pictures]
             having = tuple(one for one in sources if all(x.shape[2] for x in one.features.values()))
-            part = kind(Scene(having, options=scene.options), layers)
+            part = kind(TermInputs(having, options=inputs.options), layers)
             self.parts.append((sizes[k] / sum(sizes), part))
 
     def renew(self, output: Features) -> None:
@@ -69,18 +69,22 @@ class Regional(Term):
 
     def _seen(self, output: Features) -> list[Features]:
         """What the part of each region sees of the output."""
-        places = self._places(self.places, output, self.region)
+        places = self._places(self.positions, output, self.region)
         return [_OfRegion(output, places, k) for k in self.kept]
 
-    def _pictures(self, views: Iterable[View]) -> list[tuple[Features, Places]]:
+    def _pictures(self, views: Iterable[View]) -> list[tuple[Features, RegionPositions]]:
         return [
             (view.features, self._places({}, view.features, regions_of(view), view.valid))
             for view in views
         ]
 
     def _places(
-        self, places: Places, features: Features, regions: Tensor, valid: Tensor | None = None
-    ) -> Places:
+        self,
+        places: RegionPositions,
+        features: Features,
+        regions: Tensor,
+        valid: Tensor | None = None,
+    ) -> RegionPositions:
         """`places` with the positions of every region for each size of the features."""
         for maps in features.values():
             size = size_of(maps)
@@ -91,22 +95,29 @@ class Regional(Term):
         return places
 
 
-def alone(kind: type[Term], scene: Scene, layers: LayerWeights) -> Term:
+def per_region(kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> Term:
     """A term of that kind; if it cannot distinguish regions itself, one for each region."""
-    if scene.canvas.asked is not None and kind.unordered:
-        return Regional(kind, scene, layers)
-    if any(one.views[0].valid is not None for one in scene.exemplars) and kind.unordered:
-        scene = replace(scene, exemplars=tuple(map(counted, scene.exemplars)))
-    return kind(scene, layers)
+    if inputs.canvas.output_regions is not None and kind.permutation_invariant:
+        return PerRegion(kind, inputs, layers)
+    if (
+        any(one.views[0].valid is not None for one in inputs.exemplars)
+        and kind.permutation_invariant
+    ):
+        inputs = replace(inputs, exemplars=tuple(map(drop_invalid, inputs.exemplars)))
+    return kind(inputs, layers)
 
 
-def needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
+def layers_needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
     """The layers, or "image", that a term of that kind cannot compute block by block.
 
     Args:
         divided: whether the output may be divided into regions.
     """
-    return kind.looks_at(layers) if kind.whole or (divided and kind.unordered) else []
+    return (
+        kind.layers_used(layers)
+        if kind.needs_whole or (divided and kind.permutation_invariant)
+        else []
+    )
 
 
 def regions_of(view: View) -> Tensor:
@@ -153,17 +164,17 @@ class _OfRegion(Features):
     """(B, C, H, W) each -> (B, C, n, 1), the positions of region k, computed for a layer when it is
     asked for."""
 
-    def __init__(self, features: Features, places: Places, k: int) -> None:
+    def __init__(self, features: Features, places: RegionPositions, k: int) -> None:
         super().__init__()
-        self.features, self.places, self.k = features, places, k
+        self.features, self.positions, self.k = features, places, k
 
     def __missing__(self, layer: str) -> Tensor:
         maps = self.features[layer]
-        self[layer] = maps.flatten(2)[..., self.places[size_of(maps)][self.k]][..., None]
+        self[layer] = maps.flatten(2)[..., self.positions[size_of(maps)][self.k]][..., None]
         return self[layer]
 
 
-def _gathered(pictures: list[tuple[Features, Places]], k: int) -> Features:
+def _gathered(pictures: list[tuple[Features, RegionPositions]], k: int) -> Features:
     """The positions of region k in several pictures, concatenated: (1, C, n, 1) of each layer."""
     parts = [_OfRegion(features, places, k) for features, places in pictures]
     return {layer: torch.cat([part[layer] for part in parts], 2) for layer in pictures[0][0]}

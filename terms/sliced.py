@@ -7,12 +7,12 @@ from models import Features
 from terms.base import (
     TINY,
     LayerWeights,
-    Samples,
-    Scene,
+    QuantileMixture,
     Statistics,
     Term,
-    in_order,
-    mean_of_layers,
+    TermInputs,
+    mean_over_layers,
+    sort_with_indices,
     squared_wasserstein,
 )
 
@@ -27,18 +27,19 @@ class Sliced(Term):
     are compared through quantiles, where the paper repeats samples.
     """
 
-    whole = "sorts the projections of all positions"
-    unordered = True
+    needs_whole = "sorts the projections of all positions"
+    permutation_invariant = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.team, self.layers = scene.options.team, layers
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        self.group, self.layers = inputs.options.group, layers
         self.sources = {
             layer: [
-                (share, one.features[layer].detach().flatten(2)[0]) for share, one in scene.parts
+                (share, one.features[layer].detach().flatten(2)[0])
+                for share, one in inputs.weighted_views
             ]
             for layer in layers
         }
-        self.generator = torch.Generator().manual_seed(scene.options.seed)
+        self.generator = torch.Generator().manual_seed(inputs.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -52,7 +53,9 @@ class Sliced(Term):
             directions = torch.randn(C, C, generator=self.generator).to(first)
             directions /= directions.norm(dim=1, keepdim=True)
             # (C, h w) of each.
-            found = Samples([(share, in_order(directions @ one)[0]) for share, one in sources])
+            found = QuantileMixture(
+                [(share, sort_with_indices(directions @ one)[0]) for share, one in sources]
+            )
             self.slices[layer] = directions, found(output[layer][0, 0].numel())
 
     def measure(self, output: Features) -> Statistics:
@@ -64,6 +67,6 @@ class Sliced(Term):
     def distance(self, statistics: Statistics) -> Tensor:
         errors = {}
         for layer, (_, wanted) in self.slices.items():
-            distance = squared_wasserstein(statistics[layer], wanted, self.team)
+            distance = squared_wasserstein(statistics[layer], wanted, self.group)
             errors[layer] = distance / wanted.square().mean().clamp(min=TINY)
-        return mean_of_layers(errors, self.layers)
+        return mean_over_layers(errors, self.layers)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import TINY, LayerWeights, Scene, Statistics, Term
-from terms.valid import in_one_piece
+from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs
+from terms.valid import crop_to_valid
 from utils import Size, size_of, wrapped
 
 SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap round, and order is lost at the rim
@@ -33,16 +33,16 @@ class Spectrum(Term):
     1996.
     """
 
-    whole = "takes the Fourier transform of the picture"
-    pixels = True
+    needs_whole = "takes the Fourier transform of the picture"
+    uses_pixels = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.sources = [
-            (share, _Source(in_one_piece(view.image.detach(), view.valid)))
-            for share, view in scene.parts
+            (share, _Source(crop_to_valid(view.image.detach(), view.valid)))
+            for share, view in inputs.weighted_views
         ]
-        self.tile = scene.canvas.tile
-        asked = scene.canvas.asked
+        self.tile = inputs.canvas.tile
+        asked = inputs.canvas.output_regions
         self.counts = None if asked is None else (asked >= 0).float()  # (1, 1, H, W)
         self.asked: dict[tuple[Size, Size], tuple[dict[int, Tensor], Tensor]] = {}
 

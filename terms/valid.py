@@ -35,14 +35,14 @@ def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
     return shares == shares.max()
 
 
-def middles_of_valid(valid: Tensor, size: Size, patch: int) -> Tensor:
+def valid_centres(valid: Tensor, size: Size, patch: int) -> Tensor:
     """(1, 1, H, W) of bool -> (h, w): positions in the middle of patches whose positions all count;
     the border is mirrored, so that positions beyond it count."""
     missing = (~valid_at(valid, size)).float()
     return F.max_pool2d(missing, patch, 1, patch // 2)[0, 0] == 0
 
 
-def in_one_piece(maps: Tensor, valid: Tensor | None) -> Tensor:
+def crop_to_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
     """(1, C, h, w) -> a view of its largest rectangle whose positions all count; all of it if there
     is none, or if `valid`, (1, 1, H, W) of bool, is None."""
     if valid is None:
@@ -78,17 +78,17 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
     return found
 
 
-def counted(exemplar: Exemplar) -> Exemplar:
+def drop_invalid(exemplar: Exemplar) -> Exemplar:
     """The exemplar for statistics that do not depend on positions: one view, whose layers hold the
     positions that count, (1, C, n, 1); the same exemplar if all count."""
     valid = exemplar.views[0].valid
     if valid is None:
         return exemplar
-    features = {k: valid_positions(maps, valid) for k, maps in exemplar.features.items()}
+    features = {k: select_valid(maps, valid) for k, maps in exemplar.features.items()}
     return replace(exemplar, views=(View(features),))
 
 
-def valid_positions(maps: Tensor, valid: Tensor | None) -> Tensor:
+def select_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
     """(1, C, h, w) -> (1, C, n, 1): the positions that count; if there is none, those with the
     largest share that counts. The same maps if `valid`, (1, 1, H, W) of bool, is None."""
     if valid is None:
@@ -97,7 +97,7 @@ def valid_positions(maps: Tensor, valid: Tensor | None) -> Tensor:
     return maps[..., inside][..., None]
 
 
-def filled(image: Tensor, valid: Tensor) -> Tensor:
+def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
     """(1, C, H, W), (1, 1, H, W) of bool -> the image, filled smoothly where it does not count.
 
     So features of pixels that count depend on no others. By means over increasing areas (pull-push:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from models import Features
-from terms.base import LayerWeights, Scene, Statistics, Sums, Term
+from terms.base import LayerWeights, Statistics, Sums, Term, TermInputs
 from utils import wrapped
 
 
@@ -12,11 +12,11 @@ class TotalVariation(Term):
     [0, 1] (Rudin, Osher and Fatemi 1992, anisotropic): the one term that is not zero at the source.
     """
 
-    whole = "compares neighbours, across the borders of parts too"
-    pixels = True
+    needs_whole = "compares neighbours, across the borders of parts too"
+    uses_pixels = True
 
-    def __init__(self, scene: Scene, layers: LayerWeights) -> None:
-        self.tile = scene.canvas.tile
+    def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
+        self.tile = inputs.canvas.tile
 
     def measure(self, output: Features) -> Statistics:
         image, found = output["image"], {}

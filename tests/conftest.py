@@ -21,9 +21,9 @@ from engine import repaint
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
-from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, Scene, View, evenly
-from terms.regions import Regional
-from terms.team import ALONE, Team
+from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, TermInputs, View, equal_weights
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
+from terms.regions import PerRegion
 
 WIDTH = 4  # filters a layer of the narrow net
 
@@ -77,7 +77,7 @@ class TinyExtractor(nn.Module):
 
 def known(
     features, *, variants=(), others=(), shares=(), guide=None, regions=None, tile="",
-    seed=0, max_patches=MAX_PATCHES, team=ALONE,
+    seed=0, max_patches=MAX_PATCHES, group=SINGLE_PROCESS,
 ):  # fmt: skip
     """The scene that terms are built from, in few words.
 
@@ -103,17 +103,17 @@ def known(
     )
     size = next((tuple(x.shape[2:]) for x in (wanted, asked) if x is not None), (1, 1))
     canvas = Canvas(size, tile, guide=wanted, regions=asked)
-    return Scene(exemplars, canvas, Options(seed, max_patches, team))
+    return TermInputs(exemplars, canvas, Options(seed, max_patches, group))
 
 
 def built(kind, features, layers, **told):
     """A term of what `known` takes."""
-    return kind(known(features, **told), evenly(layers))
+    return kind(known(features, **told), equal_weights(layers))
 
 
 def regional(kind, features, layers, **told):
     """The same term of every region."""
-    return Regional(kind, known(features, **told), evenly(layers))
+    return PerRegion(kind, known(features, **told), equal_weights(layers))
 
 
 def criterion_of(
@@ -126,8 +126,10 @@ def criterion_of(
     **told,
 ) -> Criterion:
     """A criterion of what `known` takes."""
-    scene = known(features, **told)
-    return Criterion(scene, evenly(layers) | (layer_weights or {}), method, weights, match_every)
+    inputs = known(features, **told)
+    return Criterion(
+        inputs, equal_weights(layers) | (layer_weights or {}), method, weights, match_every
+    )
 
 
 def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec) -> Tensor:
@@ -138,11 +140,11 @@ def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec)
 
 
 @dataclass(frozen=True)
-class Threads(Team):
+class Threads(ProcessGroup):
     """Threads in place of processes."""
 
-    def add_up(self, tensors):
-        barrier, given = self.group
+    def all_reduce(self, tensors):
+        barrier, given = self.handle
         given[self.rank] = tensors
         barrier.wait()
         sums = [sum(parts) for parts in zip(*given, strict=True)]
@@ -151,18 +153,18 @@ class Threads(Team):
             x.copy_(total)
 
     def exchange(self, up, down, ring):
-        barrier, given = self.group
+        barrier, given = self.handle
         given[self.rank] = up, down
         barrier.wait()
         above = given[self.rank - 1][1].clone() if ring or self.rank else up[:, :, :0]
-        after = (self.rank + 1) % self.count
+        after = (self.rank + 1) % self.size
         below = given[after][0].clone() if ring or after else up[:, :, :0]
         barrier.wait()
         return above, below
 
 
 def in_threads(count, work):
-    """What comes of `work(team)` for each of a team of so many."""
+    """What comes of `work(group)` for each of a group of so many."""
     group = threading.Barrier(count), [None] * count
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, [Threads(rank, count, group) for rank in range(count)]))

@@ -160,8 +160,8 @@ def test_processes_that_exchange_rows_see_the_whole(method, pool, tile, count):
     whole, rows = judged(trunk, criterion, image, tile), []
     trunk.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[2]))
 
-    def work(team):
-        return judged(Blocks(trunk, criterion, None, team), criterion, image, tile)
+    def work(group):
+        return judged(Blocks(trunk, criterion, None, group), criterion, image, tile)
 
     for found in in_threads(count, work):
         assert_same(whole, found)
@@ -197,9 +197,9 @@ def test_each_scale_is_looked_at_in_its_parts(monkeypatch):
     """One that fits is looked at whole."""
     cut = []
 
-    def blocks(trunk, criterion, side, team, graphs):
+    def blocks(trunk, criterion, side, group, graphs):
         cut.append((side, graphs))
-        return Blocks(trunk, criterion, side, team, graphs)
+        return Blocks(trunk, criterion, side, group, graphs)
 
     monkeypatch.setattr(synthesis, "Blocks", blocks)
     trunk, exemplar = narrow("vgg16-caffe").float(), exemplar_of(noise(1, 3, 64, 64).float())

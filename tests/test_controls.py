@@ -46,7 +46,7 @@ def test_what_is_kept_far_from_a_hole_does_not_count():
     """Else what fills the hole would make up for a picture of another texture around it."""
     mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
     mask[..., 8, 9] = True
-    region = Canvas((20, 20), init=noise(1, 3, 20, 20), mask=mask).asked
+    region = Canvas((20, 20), init=noise(1, 3, 20, 20), mask=mask).output_regions
     assert (region[0, 0, 4:13, 5:14] == 0).all() and (region == 0).sum() == 9 * 9
 
 
@@ -54,7 +54,7 @@ def test_regions_hold_within_what_a_mask_lets_change():
     mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
     mask[..., 8, 9] = True
     regions = torch.arange(20).expand(1, 1, 20, 20) // 10
-    asked = Canvas((20, 20), init=noise(1, 3, 20, 20), mask=mask, regions=regions).asked
+    asked = Canvas((20, 20), init=noise(1, 3, 20, 20), mask=mask, regions=regions).output_regions
     assert asked[0, 0, 8].tolist() == [-1] * 5 + [0] * 5 + [1] * 4 + [-1] * 6
 
 
@@ -62,7 +62,7 @@ def test_regions_hold_within_what_a_mask_lets_change():
 def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
     mask = torch.zeros(1, 1, 20, 24, dtype=torch.bool)
     mask[..., 0, 23] = True
-    region = Canvas((20, 24), tile, noise(1, 3, 20, 24), mask).asked
+    region = Canvas((20, 24), tile, noise(1, 3, 20, 24), mask).output_regions
     rows, columns = {0, 1, 2, 3, 4}, {19, 20, 21, 22, 23}
     rows |= {16, 17, 18, 19} if "y" in tile else set()
     columns |= {0, 1, 2, 3} if "x" in tile else set()
@@ -72,8 +72,8 @@ def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
 
 @pytest.mark.parametrize("name", ["init", "content", "guide"])
 def test_what_says_where_something_is_to_be(name):
-    assert not Canvas((8, 8)).placed
-    assert Canvas((8, 8), **{name: noise(1, 3, 8, 8)}).placed
+    assert not Canvas((8, 8)).has_layout
+    assert Canvas((8, 8), **{name: noise(1, 3, 8, 8)}).has_layout
 
 
 def test_what_the_mask_keeps_is_init_at_every_scale():

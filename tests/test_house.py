@@ -65,8 +65,8 @@ def test_arguments_end_at_the_plan():
 class Brightness(Term):
     """The mean of the pixels, as a newcomer would write a first term."""
 
-    def __init__(self, scene, layers):
-        self.wanted = scene.mixed(lambda maps: {"": maps["image"].mean((2, 3))})[""]
+    def __init__(self, inputs, layers):
+        self.wanted = inputs.mix_statistics(lambda maps: {"": maps["image"].mean((2, 3))})[""]
 
     def measure(self, output):
         image = output["image"]

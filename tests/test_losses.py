@@ -421,13 +421,13 @@ def pooled(*pictures, shares):
 def found_by(model, output, monkeypatch):
     """Where the patches begin that a CNNMRF lays over an output."""
     starts = []
-    plain = cnnmrf.overlapped
+    plain = cnnmrf.overlap_patches
 
     def watched(flat, start, *rest):
         starts.append(start)
         return plain(flat, start, *rest)
 
-    monkeypatch.setattr(cnnmrf, "overlapped", watched)
+    monkeypatch.setattr(cnnmrf, "overlap_patches", watched)
     model.renew(output)
     return starts[0]
 

@@ -12,11 +12,11 @@ from terms.matching import (
     BANDWIDTH,
     EPSILON,
     ContextualScore,
-    at_once,
-    balanced,
     chunk_rows,
+    eager_gradient,
     nearest_patches,
-    overlapped,
+    overlap_patches,
+    share_offsets,
 )
 
 
@@ -118,7 +118,7 @@ def test_nearest_patches_splits_a_large_source_too(monkeypatch):
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.9), (0.2, 0.3, 0.5)])
 def test_balanced_rows_are_highest_at_their_share(shares):
     heights = noise(len(shares), 2000) * torch.arange(1.0, 1 + len(shares))[:, None]
-    added = balanced(heights, shares)
+    added = share_offsets(heights, shares)
     found = (heights + added[:, None]).argmax(0).bincount() / 2000
     torch.testing.assert_close(found, torch.tensor(shares), atol=0.01, rtol=0)
 
@@ -145,12 +145,12 @@ def test_overlapped_by_hand():
     source = torch.tensor([[1.0, 2, 3, 4, 5, 6]])  # rows 1 2 3 and 4 5 6
     stride = torch.tensor([[3, 3]])
     # Both 2x2 patches where they are: the source itself, its middle column covered twice.
-    mean, count, spread = overlapped(source, torch.tensor([[0, 1]]), stride, 2)
+    mean, count, spread = overlap_patches(source, torch.tensor([[0, 1]]), stride, 2)
     assert mean.tolist() == [[[1, 2, 3], [4, 5, 6]]]
     assert count.tolist() == [[1, 2, 1], [1, 2, 1]] and spread == 0
     # Exchanged, 2 3 over 5 6 comes first: the middle is (3 + 1) / 2 over (6 + 4) / 2, and all four
     # values are 1 away from it.
-    mean, _, spread = overlapped(source, torch.tensor([[1, 0]]), stride, 2)
+    mean, _, spread = overlap_patches(source, torch.tensor([[1, 0]]), stride, 2)
     assert mean.tolist() == [[[2, 2, 2], [5, 5, 5]]] and spread == 4
 
 
@@ -158,7 +158,7 @@ def test_overlapped_takes_each_patch_at_its_own_stride():
     # Rows 1 2 3 and 4 5 6 of one map, then 7 8 and 9 10 of another one, from position 6 on.
     source = torch.arange(1.0, 11)[None]
     starts, stride = torch.tensor([[1], [6]]), torch.tensor([[3], [2]])
-    mean, count, spread = overlapped(source, starts, stride, 2)
+    mean, count, spread = overlap_patches(source, starts, stride, 2)
     # 2 3 over 5 6, and one row below 7 8 over 9 10.
     assert mean.tolist() == [[[2, 3], [6, 7], [9, 10]]]
     assert count.tolist() == [[1, 1], [2, 2], [1, 1]] and spread == 4
@@ -173,7 +173,7 @@ def test_distance_from_the_mean_is_the_sum_over_patches(patch):
     ys = torch.randint(8 - patch, (h, w), generator=generator)
     xs = torch.randint(10 - patch, (h, w), generator=generator)
     stride = torch.full((h, w), 9)
-    mean, count, spread = overlapped(source.flatten(1), ys * 9 + xs, stride, patch)
+    mean, count, spread = overlap_patches(source.flatten(1), ys * 9 + xs, stride, patch)
     found = ((maps - mean).square() * count).sum() + spread
     expected = 0
     for i in range(h):
@@ -273,10 +273,10 @@ def test_at_once_is_the_function_and_frees_what_it_keeps():
         kept.append(weakref.ref(cubes))
         return (cubes * x.detach().abs()).sum()
 
-    value = at_once(function, x)
+    value = eager_gradient(function, x)
     assert kept[0]() is None
     torch.testing.assert_close(value, (x**3 * x.abs()).sum())
     (gradient,) = torch.autograd.grad(2 * value, x)
     torch.testing.assert_close(gradient, 6 * x**2 * x.abs())
     with torch.no_grad():
-        torch.testing.assert_close(at_once(function, x), value)
+        torch.testing.assert_close(eager_gradient(function, x), value)

@@ -29,9 +29,9 @@ import Synthesis
 from command.arguments import build_parser, parse
 from command.pictures import save_picture
 from command.plan import orders_of
-from command.ranks import Place, place, team_of
+from command.ranks import Place, place, process_group_of
 from command.results import Result
-from terms.team import LARGE, Team
+from terms.process_group import COALESCED_BELOW, ProcessGroup
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,7 +139,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     path = tmp_path / "new.png"
     made = Result(path, torch.zeros(1, 3, 16, 16), {}, 0.0, None)
     monkeypatch.setattr(Synthesis, "place", lambda: Place(rank, 2, rank))
-    monkeypatch.setattr(Synthesis, "team_of", lambda own, device: Team(rank, 2))
+    monkeypatch.setattr(Synthesis, "process_group_of", lambda own, device: ProcessGroup(rank, 2))
     monkeypatch.setattr(Synthesis, "make_in_blocks", lambda *others: made)
     monkeypatch.setattr(Synthesis, "show", lambda request, results, *_: shown.append(results))
     flags = ["--split", "--device", "cpu", "--size", "32", "--save_path", str(path)]
@@ -151,14 +151,14 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
 def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, written, tmp_path):
     flags = "--gt_path pebbles.png --size 32 --save_every 2 --preview --save_path".split()
     request = parse([*flags, str(tmp_path / "new.png")])
-    job, _, _ = Synthesis.planned(request, orders_of(request)[0][0], 1e12, Team(rank, 2))
+    job, _, _ = Synthesis.planned(request, orders_of(request)[0][0], 1e12, ProcessGroup(rank, 2))
     assert (job.save_every, job.preview) == written
 
 
 def test_split_needs_a_gpu_for_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 2 of a machine with 1 GPUs"):
-        team_of(Place(1, 2, 1), torch.device("cuda:0"))
+        process_group_of(Place(1, 2, 1), torch.device("cuda:0"))
 
 
 def test_what_is_large_is_added_up_where_it_is_and_the_rest_in_one_message(monkeypatch):
@@ -170,12 +170,12 @@ def test_what_is_large_is_added_up_where_it_is_and_the_rest_in_one_message(monke
         numbers.mul_(2)
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    shape = 1, 4, 8, LARGE // 32
-    values = torch.arange(float(LARGE)).view(shape)
+    shape = 1, 4, 8, COALESCED_BELOW // 32
+    values = torch.arange(float(COALESCED_BELOW)).view(shape)
     plain, last = values.clone(), values.clone(memory_format=torch.channels_last)
-    with_holes = torch.zeros(1, 4, 8, LARGE // 16)[..., ::2].copy_(values)
+    with_holes = torch.zeros(1, 4, 8, COALESCED_BELOW // 16)[..., ::2].copy_(values)
     small, single = torch.ones(3, 2).T, torch.tensor(5.0)
-    Team(0, 2).add_up([small, plain, last, with_holes, single])
+    ProcessGroup(0, 2).all_reduce([small, plain, last, with_holes, single])
     assert all(torch.equal(x, 2 * values) for x in (plain, last, with_holes))
     assert torch.equal(small, torch.full((2, 3), 2.0)) and single == 10
     assert len(sent) == 3 and {plain.data_ptr(), last.data_ptr()} < set(sent)
@@ -213,7 +213,7 @@ def test_rows_go_to_who_looks_above_and_below(count, ring, monkeypatch):
 
     def exchange(rank):
         up, down = (torch.full((1, 3, 2, 5), float(value)) for value in (rank, 10 + rank))
-        return Team(rank, count, (rank, queues)).exchange(up, down, ring)
+        return ProcessGroup(rank, count, (rank, queues)).exchange(up, down, ring)
 
     with ThreadPoolExecutor(count) as pool:
         found = list(pool.map(exchange, range(count)))
@@ -236,7 +236,7 @@ def test_a_process_that_never_comes_is_not_waited_for(rank, monkeypatch):
     monkeypatch.setattr(command.ranks, "MEETING", timedelta(seconds=1))
     started = time.monotonic()
     with pytest.raises(UserError, match="did not meet within 1 s") as raised:
-        team_of(Place(rank, 2, rank), torch.device("cpu"))
+        process_group_of(Place(rank, 2, rank), torch.device("cpu"))
     assert time.monotonic() - started < 4
     assert "\n" not in str(raised.value)
 
@@ -271,7 +271,7 @@ OPTIMIZE = """
 import sys, torch
 from functools import partial
 from pathlib import Path
-from command.ranks import leave, place, team_of
+from command.ranks import leave, place, process_group_of
 from engine.blocks import Blocks
 from engine.optimizers import optimize
 from engine.synthesis import Spec, criterion_at, exemplar_of
@@ -279,7 +279,7 @@ from command.weights import load_weights
 from models import Extractor, resolve_layers
 from terms.base import Canvas
 from terms.gram import FIRST_LAYERS
-from terms.team import ALONE
+from terms.process_group import SINGLE_PROCESS
 from command.pictures import read_picture
 from command.files import TEXTURES
 from utils import resize
@@ -290,12 +290,12 @@ layers = resolve_layers(FIRST_LAYERS[:3], "vgg16-caffe")
 weights, name, *_ = load_weights("vgg16-caffe", None, layers)
 exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
 exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
-team = team_of(own, torch.device("cpu")) if own.count > 1 else ALONE
+group = process_group_of(own, torch.device("cpu")) if own.count > 1 else SINGLE_PROCESS
 layers_of_model = {"relu3_1": 1.0}
-spec = Spec(exemplars, canvas, method, layers_of_model, {"moments": 1.0}, team=team)
+spec = Spec(exemplars, canvas, method, layers_of_model, {"moments": 1.0}, group=group)
 trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
-look = Blocks(trunk, criterion, None, team) if own.count > 1 else trunk
+look = Blocks(trunk, criterion, None, group) if own.count > 1 else trunk
 image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).double()
 image = optimize(image, partial(look, tile=tile), criterion, 30)
 torch.save(image, f"{out}_{own.rank}_of_{own.count}.pt")

@@ -16,7 +16,7 @@ from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
 from engine.quilting import quilted
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
-from terms.matching import strips
+from terms.matching import row_slices
 from utils import UserError, pad_axes
 
 
@@ -144,7 +144,7 @@ def test_a_strip_is_what_it_is_of_the_whole(tile):
     painter.begin(1.0, canvas.size, noise(40, 48, seed=1))
     whole = painter.describe(painter.image, None, tile)
     height = len(whole)
-    for rows in strips(height, 12):
+    for rows in row_slices(height, 12):
         output, places, inside, goes_on = painter._strip(rows)
         assert inside.stop - inside.start == rows.stop - rows.start and goes_on == tile.strip("y")
         first = rows.start - inside.start
@@ -205,7 +205,7 @@ def test_several_processes_paint_what_one_paints(monkeypatch, brief_painting):
     args = (exemplar_of(noise(64, 64)),), canvas, canvas.size, 3
     one = repaint.repainted(*args)
     alone = len(searched)
-    for painting in in_threads(count, lambda team: repaint.repainted(*args, team=team)):
+    for painting in in_threads(count, lambda group: repaint.repainted(*args, group=group)):
         assert torch.equal(painting.image, one.image)
         assert torch.equal(painting.places, one.places)
     assert len(searched) - alone < 1.5 * alone  # what is small, each does for itself
@@ -491,7 +491,7 @@ def test_the_chance_that_two_places_are_of_one_piece():
     """Six of eight places go on from their neighbours, and two are of another piece."""
     y = torch.tensor([[3, 3, 3, 0], [4, 4, 4, 1]])
     x = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 0]])
-    assert Places(y, x).in_one_piece() == pytest.approx((6 / 8) ** 2 + (2 / 8) ** 2)
+    assert Places(y, x).crop_to_valid() == pytest.approx((6 / 8) ** 2 + (2 / 8) ** 2)
 
 
 def test_of_some_layouts_the_best_is_taken_but_no_copy(monkeypatch):

@@ -18,18 +18,24 @@ from terms.autocorrelation import (
     Autocorrelation,
     autocorrelation,
     luminance_autocorrelation,
+    pearson_autocorrelation,
     period,
-    self_correlation,
-    without_shade,
+    remove_shading,
 )
-from terms.base import TINY, in_order, relative_error, resampled, squared_wasserstein
+from terms.base import (
+    TINY,
+    interpolate_quantiles,
+    relative_error,
+    sort_with_indices,
+    squared_wasserstein,
+)
 from terms.gram import Gram, gram
 from terms.histogram import Histogram
 from terms.moments import Moments
 from terms.patches import PATCH_DIRECTIONS, Patches
+from terms.process_group import SINGLE_PROCESS
 from terms.sliced import Sliced
 from terms.spectrum import Spectrum
-from terms.team import ALONE
 from terms.variation import TotalVariation
 
 
@@ -177,7 +183,9 @@ def test_gram_term_is_the_same_for_any_scale_of_a_layer(tiny, checkerboard):
     )
 
 
-@pytest.mark.parametrize("name", [name for name, entry in TERMS.items() if not entry.kind.whole])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in TERMS.items() if not entry.kind.needs_whole]
+)
 def test_statistics_of_parts_add_up_to_those_of_the_whole(name, tiny):
     """What evaluation by blocks and over several machines stands on."""
     term = built(TERMS[name].kind, tiny(noise(1, 3, 16, 16)), tiny.layers)
@@ -211,7 +219,7 @@ def test_in_order_is_what_torch_sorts(threads, dtype):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ascending, order = in_order(values.transpose(0, 1))  # not contiguous
+        ascending, order = sort_with_indices(values.transpose(0, 1))  # not contiguous
     finally:
         torch.set_num_threads(before)
     assert torch.equal(ascending, values.transpose(0, 1).sort(-1).values)
@@ -242,20 +250,20 @@ def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkey
     halves = torch.zeros(1, 1, 24, 24, dtype=torch.int64)
     halves[..., 12:] = 1
     regions = {"regions": ([halves], halves[..., 2:22])} if build is regional else {}
-    sorted_rows, in_order = [], base.in_order
+    sorted_rows, sort_with_indices = [], base.sort_with_indices
 
     def counted(values):
         sorted_rows.append(values[..., 0].numel())
-        return in_order(values)
+        return sort_with_indices(values)
 
-    def seen(team=ALONE):
-        term = build(kind, source, ["relu1_1"], team=team, **regions)
+    def seen(group=SINGLE_PROCESS):
+        term = build(kind, source, ["relu1_1"], group=group, **regions)
         term.renew(tiny(output))
         image = output.clone().requires_grad_()
         loss = term(tiny(image))
         return loss.detach(), *torch.autograd.grad(loss.sum(), image)
 
-    monkeypatch.setattr(base, "in_order", counted)
+    monkeypatch.setattr(base, "sort_with_indices", counted)
     loss, gradient = seen()
     alone = sum(sorted_rows)
     for shared_loss, shared_gradient in in_threads(count, seen):
@@ -267,10 +275,10 @@ def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkey
 
 def test_resampled_by_hand():
     # Four quantiles of two values lie at -0.25, 0.25, 0.75 and 1.25 of the way from 0 to 1.
-    assert resampled(torch.tensor([0.0, 1.0]), 4).tolist() == [0, 0.25, 0.75, 1]
+    assert interpolate_quantiles(torch.tensor([0.0, 1.0]), 4).tolist() == [0, 0.25, 0.75, 1]
     # Two quantiles of four values lie between the first two, and between the last two.
-    assert resampled(torch.tensor([0.0, 2.0, 4.0, 8.0]), 2).tolist() == [1, 6]
-    assert resampled(torch.tensor([5.0, 7.0]), 2).tolist() == [5, 7]
+    assert interpolate_quantiles(torch.tensor([0.0, 2.0, 4.0, 8.0]), 2).tolist() == [1, 6]
+    assert interpolate_quantiles(torch.tensor([5.0, 7.0]), 2).tolist() == [5, 7]
 
 
 def test_histogram_by_hand():
@@ -483,7 +491,7 @@ def test_autocorrelation_term_looks_at_the_middle_layer(tiny, checkerboard):
 
 def test_self_correlation_is_pearsons_of_what_overlaps():
     maps = noise(1, 1, 9, 11).double()
-    found = self_correlation(maps, 5)
+    found = pearson_autocorrelation(maps, 5)
     for dy, dx in ((0, 0), (3, 0), (2, -4), (-5, 1)):
         moved = maps[0, 0, max(dy, 0) : 9 + min(dy, 0), max(dx, 0) : 11 + min(dx, 0)]
         under = maps[0, 0, max(-dy, 0) : 9 + min(-dy, 0), max(-dx, 0) : 11 + min(-dx, 0)]
@@ -491,15 +499,15 @@ def test_self_correlation_is_pearsons_of_what_overlaps():
         assert found[5 + dy, 5 + dx].item() == pytest.approx(expected.item(), abs=0.01)
     # A trace of the left quarter in the right one, too faint to see, is no likeness.
     maps = torch.cat((maps, torch.zeros(1, 1, 9, 22), maps / 10_000), 3).double()
-    assert self_correlation(maps[..., :40].repeat(1, 1, 5, 1), 33)[33, 66] < 0.3
+    assert pearson_autocorrelation(maps[..., :40].repeat(1, 1, 5, 1), 33)[33, 66] < 0.3
 
 
 def test_a_shade_is_a_quadratic_surface():
     plain = noise(1, 3, 20, 30).double()
     y, x = torch.arange(20).double()[:, None] / 20, torch.arange(30).double() / 15
     lit = plain + 3 - y + 0.5 * x + 2 * x * y - 0.7 * y * y + x * x
-    torch.testing.assert_close(without_shade(lit), without_shade(plain))
-    torch.testing.assert_close(without_shade(lit - plain), torch.zeros(1, 1, 20, 30).double())
+    torch.testing.assert_close(remove_shading(lit), remove_shading(plain))
+    torch.testing.assert_close(remove_shading(lit - plain), torch.zeros(1, 1, 20, 30).double())
 
 
 def stripes(period, degrees, side=128, bars=False):
@@ -697,7 +705,7 @@ def test_patches_of_regions_by_loops():
         for k in (0, 1):
             count = drawn[k].shape[1]
             both = torch.cat([part[k] for part in parts], 1).sort(1).values
-            wanted.append(resampled(both, count))
+            wanted.append(interpolate_quantiles(both, count))
             distance += (drawn[k].sort(1).values - wanted[k]).square().mean() * count
         total = torch.cat(wanted, 1)
         expected = distance / total.shape[1] / total.var(1, correction=0).mean() / 3

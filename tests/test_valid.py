@@ -9,7 +9,7 @@ from engine.repaint import repainted
 from engine.synthesis import Spec, criterion_at, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from terms.base import Canvas, Exemplar, View
-from terms.valid import filled, largest_rectangle, usable_patches, valid_at
+from terms.valid import fill_invalid, largest_rectangle, usable_patches, valid_at
 from utils import UserError
 
 HALF = torch.full((1, 3, 32, 32), 0.5)
@@ -61,7 +61,7 @@ def test_what_is_filled_is_near_what_lies_beside_it():
     valid = marks(*["##..##"] * 6)
     image = torch.cat((torch.zeros(1, 1, 6, 3), torch.ones(1, 1, 6, 3)), 3)
     image[~valid] = 9
-    found = filled(image, valid)
+    found = fill_invalid(image, valid)
     assert torch.equal(found[valid], image[valid])
     assert found.min() == 0 and found.max() == 1 and found[..., 2].max() < found[..., 3].min()
 

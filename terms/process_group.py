@@ -12,32 +12,32 @@ from torch import Tensor, distributed
 
 from utils import UserError
 
-LARGE = 2**20  # values; fewer are copied into one message with others
+COALESCED_BELOW = 2**20  # values; fewer are copied into one message with others
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Processes that make one picture together: each has it whole, looks at some of its blocks, and
     hears what the others have measured. What they do besides is the same on all."""
 
     rank: int
-    count: int
-    group: Any = None  # of `torch.distributed`; None: all that there are
+    size: int
+    handle: Any = None  # of `torch.distributed`; None: all that there are
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Have those of all processes, which lie alike in memory, added up in their place: large
         ones where they are, the others in one message."""
-        if self.count == 1:
+        if self.size == 1:
             return
         small = []
         for x in tensors:
-            if x.numel() >= LARGE and _is_dense(x):
-                self._add_up(x.as_strided((x.numel(),), (1,)))
+            if x.numel() >= COALESCED_BELOW and _is_dense(x):
+                self._all_reduce_flat(x.as_strided((x.numel(),), (1,)))
             else:
                 small.append(x)
         if small:
             flat = torch.cat([x.flatten() for x in small])
-            self._add_up(flat)
+            self._all_reduce_flat(flat)
             for x, part in zip(small, flat.split([x.numel() for x in small]), strict=True):
                 x.copy_(part.view(x.shape))
 
@@ -45,7 +45,7 @@ class Team:
         """Rows (B, C, ., W) for the processes before and after this one -> those that they give, as
         many; of none where there is none. In a ring the first comes after the last."""
         before, after = self.rank - 1, self.rank + 1
-        has_before, has_after = ring or before >= 0, ring or after < self.count
+        has_before, has_after = ring or before >= 0, ring or after < self.size
         sent = [rows.movedim(1, 3).contiguous() for rows in (up, down)]
         from_before, from_after = (torch.empty_like(rows) for rows in sent)
         # Two in a ring are before and after each other: what goes down comes first on both sides.
@@ -57,7 +57,7 @@ class Team:
         ]
         with _connected():
             messages = [
-                distributed.P2POp(way, rows, rank % self.count, self.group, n // 2)
+                distributed.P2POp(way, rows, rank % self.size, self.handle, n // 2)
                 for n, (there, way, rows, rank) in enumerate(ways)
                 if there
             ]
@@ -66,9 +66,9 @@ class Team:
         above, below = from_before.movedim(3, 1), from_after.movedim(3, 1)
         return above if has_before else above[:, :, :0], below if has_after else below[:, :, :0]
 
-    def _add_up(self, numbers: Tensor) -> None:
+    def _all_reduce_flat(self, numbers: Tensor) -> None:
         with _connected():
-            distributed.all_reduce(numbers, group=self.group)
+            distributed.all_reduce(numbers, group=self.handle)
 
 
 @contextmanager
@@ -87,4 +87,4 @@ def _is_dense(x: Tensor) -> bool:
     )
 
 
-ALONE = Team(0, 1)
+SINGLE_PROCESS = ProcessGroup(0, 1)
