@@ -17,7 +17,8 @@ from Synthesis import main
 
 README, *OTHERS = PAGES
 METHODS_PAGE = ROOT / "docs" / "methods.md"
-FOREIGN = {  # flags of pip, torchrun and srun
+FOREIGN = {  # flags of pip, torchrun and srun, and of the README's own term
+    "--brightness",
     *("--index-url", "--nproc_per_node"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-task", "--kill-on-bad-exit"),
 }
@@ -108,7 +109,7 @@ def test_the_page_of_methods_names_all_of_the_catalogue():
 
 
 def test_the_snippet_of_the_readme_runs_from_any_folder_without_torchvision(tmp_path):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    snippet, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(snippet.splitlines()) <= 6
     snippet = snippet.replace("path/to/this/folder", str(ROOT)).replace("epoch=300", "epoch=2")
     snippet = snippet.replace("size=(256, 512)", 'size=(24, 48), model="vgg16-caffe"')
@@ -117,3 +118,15 @@ def test_the_snippet_of_the_readme_runs_from_any_folder_without_torchvision(tmp_
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     with Image.open(tmp_path / "wide.png") as picture:
         assert picture.size == (48, 24)
+
+
+def test_every_paper_is_cited_and_every_citation_is_listed():
+    listed = re.findall(
+        r"^(\d+)\. ", METHODS_PAGE.read_text().split("## References")[1], re.MULTILINE
+    )
+    # Not intervals, such as [0, 1], nor the text of links.
+    found = re.findall(
+        r"\[([1-9]\d?(?:, [1-9]\d?)*)\](?!\()", "".join(p.read_text() for p in OTHERS)
+    )
+    assert listed == [str(i + 1) for i in range(len(listed))]
+    assert {number for cited in found for number in cited.split(", ")} == set(listed)
