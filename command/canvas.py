@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from command.arguments import Request
+from command.flags import Request
 from command.memory import Held
 from command.pictures import Picture, find_picture, holds_alpha, read_picture, read_vectors
 from command.settings import digest, named

@@ -1,6 +1,6 @@
 """Flags that have no effect in combination with others: refused or told, never ignored."""
 
-from command.arguments import Request
+from command.flags import Request
 from engine.synthesis import steps_after_painting
 from losses import METHODS, TERMS
 from utils import UserError

@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from command.arguments import Request
 from command.files import check_writable, open_regular
+from command.flags import Request
 from command.kinds import kind_and_name
 from command.pictures import FLOAT_SUFFIXES, find_picture
 from utils import UserError, reason_of

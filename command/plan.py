@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from command import outputs
-from command.arguments import MOST_PICTURES, NOT_RECORDED, VERSION, Request, paired, recorded_flags
+from command.arguments import NOT_RECORDED, VERSION, paired, recorded_flags
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, kept_of, output_size
 from command.effects import check_effects
+from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
 from command.maps import CarriedMap, alpha_map, read_map
 from command.outputs import PAGE, check_log, check_outputs, check_page, snapshot_of
 from command.pictures import (
@@ -61,7 +62,6 @@ LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
 FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # of a field in --save_path
 PREVIEW = "preview"  # what its record has, so that it is known again
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
-CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05
 
 
 class Layers(NamedTuple):

@@ -15,9 +15,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from command.arguments import Request, argv_of, recorded_flags
+from command.arguments import argv_of, recorded_flags
 from command.display import A_LINE, say
 from command.files import save_bytes
+from command.flags import Request
 from command.outputs import PAGE, check_page
 from command.pictures import SUFFIXES, files_in, read_levels, read_picture, read_record, read_size
 from command.results import AFTERWARDS, CURVE, Failed, finite

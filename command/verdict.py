@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from command.arguments import Request
 from command.display import say
+from command.flags import Request
 from command.pictures import find_picture, read_picture
 from command.scores import LEAST_SIDE, SCORES, score
 from command.streams import put

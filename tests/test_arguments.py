@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from command import arguments
+from command import arguments, flags
 from command.arguments import build_parser
 from utils import UserError
 
@@ -15,7 +15,7 @@ from utils import UserError
     [("512", (512, 512)), ("512x256", (256, 512)), ("3X4", (4, 3)), ("65500x1", (1, 65500))],
 )
 def test_parse_size(text, size):
-    assert arguments.parse_size(text) == size
+    assert flags.parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ def test_parse_size(text, size):
 )
 def test_parse_size_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError, match="65500") as caught:
-        arguments.parse_size(text)
+        flags.parse_size(text)
     assert repr(text) in str(caught.value)
 
 
 def test_parse_bool():
-    assert [arguments.parse_bool(word) for word in ("True", "YES", "1", "on")] == [True] * 4
-    assert [arguments.parse_bool(word) for word in ("False", "no", "0", "OFF")] == [False] * 4
+    assert [flags.parse_bool(word) for word in ("True", "YES", "1", "on")] == [True] * 4
+    assert [flags.parse_bool(word) for word in ("False", "no", "0", "OFF")] == [False] * 4
     for word in ("", "maybe", "2", "None"):
         with pytest.raises(argparse.ArgumentTypeError, match=repr(word)):
-            arguments.parse_bool(word)
+            flags.parse_bool(word)
 
 
 def test_a_preset_gives_way_to_what_is_said(monkeypatch):
@@ -45,10 +45,10 @@ def test_a_preset_gives_way_to_what_is_said(monkeypatch):
 
 
 def test_presets_are_what_the_parser_takes():
-    for name, flags in arguments.PRESETS.items():
-        spelled = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-        said, preset = arguments.parse(spelled), arguments.parse(["--preset", name])
-        assert replace(said, preset=name) == preset
+    for name, preset in arguments.PRESETS.items():
+        spelled = [word for flag, value in preset.items() for word in (f"--{flag}", str(value))]
+        said, found = arguments.parse(spelled), arguments.parse(["--preset", name])
+        assert replace(said, preset=name) == found
 
 
 def test_help_shows_every_default():
@@ -57,8 +57,8 @@ def test_help_shows_every_default():
     for default in ("leaf.jpg", "result.jpg", "gram", "avg", "True", "vgg19", "cuda:0", "1000"):
         assert f"default {default}" in text
     assert "Adam 0.05, LBFGS 1" in text
-    assert "keep the content; default conv4_1" in text
-    assert "the same for any size; default 0.05" in text
+    assert "content loss; default conv4_1" in text
+    assert "independent of the size; default 0.05" in text
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_a_flag_that_has_moved_says_where():
     ],
 )
 def test_parse_bytes(text, size):
-    assert arguments.parse_bytes(text) == size
+    assert flags.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "4", "-1GB", "4GiB", "GB", "nan", "1e9", "4 GB 2", "1" * 400])
 def test_parse_bytes_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError, match="give a size like 4GB"):
-        arguments.parse_bytes(text)
+        flags.parse_bytes(text)
 
 
 def said(argv, capsys):
@@ -140,28 +140,29 @@ def test_help_has_three_lengths(capsys):
     assert first.count("python Synthesis.py") == 3
     assert "--autocorrelation" in everything and "--autocorrelation" not in first
     one = said(["--help", "tile"], capsys)
-    assert "--tile" in one and arguments.EXAMPLES["tile"] in one and "--size N" not in one
+    assert "--tile" in one and flags.EXAMPLES["tile"] in one and "--size N" not in one
     assert said(["--help", "image_path"], capsys) == said(["--help", "gt_path"], capsys)
     with pytest.raises(UserError, match="--tile"):
         build_parser().parse_args(["--help", "tyle"])
 
 
 def test_every_example_parses_and_every_control_has_one():
-    controls = {
-        one.name
-        for one in fields(arguments.Request)
-        if one.metadata.get("group") in (arguments.CONTROL, arguments.PICTURES)
-    }
-    assert controls - {"save_every"} <= arguments.EXAMPLES.keys()
-    flags = set(build_parser().flags())
-    for name, example in arguments.EXAMPLES.items():
+    controls = flags.FLAGS[flags.CONTROL] | flags.FLAGS[flags.PICTURES]
+    assert controls.keys() - {"save_every"} <= flags.EXAMPLES.keys()
+    known = set(build_parser().flags())
+    for name, example in flags.EXAMPLES.items():
         words = example.split()
-        assert set(word for word in words if word.startswith("--")) <= flags
+        assert set(word for word in words if word.startswith("--")) <= known
         if name not in ("from_picture", "config"):  # which read files
             assert getattr(arguments.parse(words), name)
     for line in arguments.FIRST.splitlines():
         if "python Synthesis.py" in line:
             arguments.parse(line.split()[2:])
+
+
+def test_every_flag_is_a_field_and_every_field_a_flag():
+    inner = {"terms", "page_alone", "asked", "typed", "pictures"}
+    assert {one.name for one in fields(flags.Request)} - inner == flags.FLAG_OF.keys()
 
 
 @pytest.mark.parametrize("flag, value", [("--max_memory", "-4GB"), ("--seed", "-.5x")])

@@ -1,0 +1,596 @@
+"""The flags of the command: their defaults, what `--help` says of each, and how a value is read.
+
+A flag is a field of `Request`, which has its type and default, and an entry of `FLAGS`.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from command.kinds import GIVEN
+from command.memory import Held
+from command.pictures import MAX_SIDE, SUFFIXES
+from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
+from engine.orientation import FIELDS
+from engine.precision import AUTO, PRECISIONS
+from engine.repaint import LEAST_SIDE
+from engine.synthesis import CALMER
+from losses import MATCH_EVERY, METHODS, PRESETS
+from models import FILTER, NETS, POOLS
+from terms.base import MAX_PATCHES
+
+CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05  # of style transfer
+MOST_PICTURES = 100_000  # by one run
+MOST_STEPS = 10**9  # months, at a hundred steps a second
+MOST_WORKERS = 1024
+LEAST_MEMORY = 1e6  # bytes; a smaller number lacks its unit
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, as typed; nothing is read or checked yet."""
+
+    gt_path: Sequence[str] = ("leaf.jpg",)
+    style_image: str | None = None
+    from_picture: Path | None = None
+    config: Path | None = None
+    save_path: Path = Path("result.jpg")
+    save_every: int | None = None
+    size: tuple[int, int] | None = None
+
+    tile: str = ""
+    guide: Sequence[Sequence[str]] = ()
+    orientation: str | None = None
+    mix: Sequence[tuple[str, float | None]] = ()
+    maps: Sequence[str] = ()
+    alpha: bool = False
+    init: str | None = None
+    mask: str | None = None
+    expand: tuple[int, int] | None = None
+    content_layers: Sequence[str] | None = None
+    content_weight: float | None = None
+    keep_color: bool = False
+
+    preset: str | None = None
+    method: str = "gram"
+    layers: Sequence[tuple[str, float]] | None = None
+    repaint: float = 0.0
+    pool: str = "avg"
+    rescale: bool | str = True
+    terms: dict[str, float] = field(default_factory=dict)  # weights given for terms, by name
+
+    match_every: int | None = None
+    patch_rotations: Sequence[float] = ()
+    patch_scales: Sequence[float] = ()
+    max_patches: int | None = None
+
+    model: str | None = None
+    weights: Path | None = None
+    weights_layout: str | None = None
+    device: str | None = None
+    precision: str = AUTO
+
+    optimizer: str = "Adam"
+    epoch: int = 1000
+    tolerance: float = 0.0
+    lr: float | None = None
+    scales: int | None = None
+    max_memory: float | None = None
+    split: bool = False
+    workers: int | None = None
+    seed: int = 0
+
+    bits: str | None = None
+    count: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+    sheet: Path | None = None
+    animate: Path | None = None
+    preview: bool = False
+    progress: str = "text"
+    log: Path | None = None
+
+    score: str | None = None
+    report: Path | None = None
+    page_alone: bool = False  # only the page of --report is asked for
+    # Flags by name: those given now and those given for the picture of --from, and the names of the
+    # former. A preset counts as one flag; flags of --config count as given now.
+    asked: dict[str, Any] = field(default_factory=dict, compare=False)
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
+    # Names in flags -> pictures in memory.
+    pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
+    json: bool = False
+
+    @property
+    def init_picture(self) -> str | None:
+        """The picture of --init; None where --init names none."""
+        return None if self.init in ("noise", "content") else self.init
+
+
+# ------------------------------------------------------------------------------------ the values
+
+
+def number(kind: type, least: float, unit: str, most: float | None = None) -> Callable[[str], Any]:
+    """Return a parser of finite numbers from `least` to `most`, for argparse."""
+    allowed = f"{least} or more, below 2^63" if most is None else f"{least} to {most}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < 2**63 or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} of {allowed}")
+        return value
+
+    return parse
+
+
+def parse_scales(text: str) -> int | None:
+    """Return None for 'auto', else the number."""
+    return None if text.lower() == "auto" else number(int, 1, "auto, or a number")(text)
+
+
+def parse_bytes(text: str) -> float:
+    """Return '4GB', '4 g' or '4000m' as 4e9.
+
+    Raises argparse.ArgumentTypeError for anything else, and for less than a megabyte.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt])?b?\s*", text, re.IGNORECASE)
+    size = float(match[1]) * 1000 ** (" kmgt".index((match[2] or " ").lower())) if match else 0.0
+    if not LEAST_MEMORY <= size < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a size like 4GB or 800MB")
+    return size
+
+
+def parse_optimizer(text: str) -> str:
+    """Return the optimiser's name for any case of it, hyphen or none; unknown ones as they are."""
+    names = {name.lower(): name for name in OPTIMIZERS}
+    return names.get(text.lower().replace("-", ""), text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
+
+    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
+    width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
+    return height, width
+
+
+def parse_save_path(text: str) -> Path:
+    """Return the path; what ends as a folder does, 'out/', is one, whether there is one or not."""
+    return Path(text) / "{stem}.png" if text.endswith("/") else Path(text)
+
+
+def parse_share(text: str) -> tuple[str, float | None]:
+    """Return 'b.jpg:0.3' as ('b.jpg', 0.3) and 'b.jpg' as ('b.jpg', None).
+
+    Raises argparse.ArgumentTypeError for a share that is not between 0 and 1.
+    """
+    name, _, share = text.rpartition(":")
+    try:
+        value = float(share)
+    except ValueError:
+        return text, None
+    if not name or not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give PICTURE:SHARE, the share between 0 and 1")
+    return name, value
+
+
+def parse_layer(text: str) -> tuple[str, float]:
+    """Return 'conv4_1:0.5' as ('conv4_1', 0.5) and 'conv4_1' as ('conv4_1', 1.0).
+
+    Raises argparse.ArgumentTypeError for a weight that is not a positive number.
+    """
+    name, colon, weight = text.partition(":")
+    try:
+        value = float(weight) if colon else 1.0
+    except ValueError:
+        value = math.nan
+    if not name or not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give LAYER:WEIGHT, the weight above 0")
+    return name, value
+
+
+def parse_bool(text: str) -> bool:
+    """Return True or False for the words for it; `type=bool` would read 'False' as true.
+
+    Raises argparse.ArgumentTypeError for any other word.
+    """
+    word = text.strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+
+
+def parse_rescale(text: str) -> bool | str:
+    """Return True, False or 'filter'.
+
+    Raises argparse.ArgumentTypeError for any other word.
+    """
+    if text.strip().lower() == FILTER:
+        return FILTER
+    try:
+        return parse_bool(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: give True, False or {FILTER}") from error
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+class Flag(NamedTuple):
+    """How `--help` describes a flag and `argparse` reads it."""
+
+    help: str
+    names: tuple[str, ...]  # as typed; () means -- and the name of the field
+    default: str  # as --help shows it; "" means the default of the field
+    options: dict[str, Any]  # as `ArgumentParser.add_argument` takes them
+
+
+def flag(help: str, *names: str, default: str = "", **options: Any) -> Flag:
+    """Return the entry of a flag with one value."""
+    return Flag(help, names, default, options)
+
+
+def several(help: str, *names: str, default: str = "", **options: Any) -> Flag:
+    """Return the entry of a flag with one value or more, which may be given again for more."""
+    return Flag(help, names, default, {"nargs": "+", "action": "extend"} | options)
+
+
+def switch(help: str) -> Flag:
+    """Return the entry of a flag without a value."""
+    return Flag(help, (), "", {"action": "store_true"})
+
+
+def _steps(help: str, default: str = "") -> Flag:
+    return flag(
+        help, default=default, type=number(int, 1, "a number of steps", MOST_STEPS), metavar="N"
+    )
+
+
+def _file(help: str, *names: str, default: str = "", metavar: str = "FILE") -> Flag:
+    return flag(help, *names, default=default, type=Path, metavar=metavar)
+
+
+def _spelled(flags: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
+
+
+PICTURES, CONTROL, MODEL, TERM, MATCHING, NET, OPTIMISATION, OUTPUT, INSTEAD = (
+    "pictures",
+    "control",
+    "texture model",
+    "terms added to the texture model",
+    "matching",
+    "net",
+    "optimisation",
+    "output",
+    "instead of a synthesis",
+)
+FLAGS: dict[str, dict[str, Flag]] = {}  # heading of --help -> name of a field -> its flag
+FLAGS[PICTURES] = {
+    "gt_path": several(
+        "exemplars: files, looked up as given and then in textures/, folders or patterns (*)",
+        "--gt_path",
+        "--image_path",
+        metavar="PICTURE",
+    ),
+    "style_image": flag(
+        "exemplar of style transfer; --image_path is then the content", metavar="PICTURE"
+    ),
+    "from_picture": _file(
+        "repeat a picture from its embedded record; other flags override it",
+        "--from",
+        metavar="PICTURE",
+    ),
+    "config": _file("read flags from a TOML file (size = 512); the command line overrides it"),
+    "save_path": flag(
+        f"result: a file, whose suffix sets the format ({' '.join(SUFFIXES)}), a folder, or a "
+        "pattern with {stem} and {seed}; with several exemplars or seeds these are appended",
+        type=parse_save_path,
+        metavar="FILE",
+    ),
+    "save_every": _steps("also save a snapshot beside the result every N steps"),
+    "size": flag(
+        "size of the output in pixels",
+        default="that of the exemplar, or of the maps that describe the output",
+        type=parse_size,
+        metavar="N|WxH",
+    ),
+}
+FLAGS[CONTROL] = {
+    "tile": flag(
+        "make the output seamless horizontally, vertically or both; also saves NAME_tiled, the "
+        "output repeated",
+        choices=("x", "y", "xy"),
+    ),
+    "guide": flag(
+        "control maps of the exemplar and of the output: one colour for each region, or grey "
+        "levels for a progression; may be given again",
+        nargs=2,
+        action="append",
+        metavar=("SOURCE_MAP", "OUTPUT_MAP"),
+    ),
+    "orientation": flag(
+        "direction of the texture: degrees counter-clockwise from the horizontal, "
+        f"{', '.join(FIELDS)}, a picture whose hue is twice the angle, or a .npy file of shape "
+        "(2, H, W) with vectors (right, down)",
+        default="that of the exemplar",
+        metavar="DEGREES|FIELD|FILE",
+    ),
+    "mix": several(
+        "further exemplars and their shares; --gt_path has the rest, and exemplars without a share "
+        "get equal parts. With --guide mix OUTPUT_MAP, the colours of the map from dark to light "
+        "stand for --gt_path and these",
+        type=parse_share,
+        metavar="PICTURE[:SHARE]",
+    ),
+    "maps": several(
+        "further maps of the exemplar's material, synthesised with the result and saved as "
+        f"NAME_MAP.png; KIND is one of {', '.join(GIVEN)}, by default taken from the file name "
+        "(a_rough.png), else from the pixels",
+        metavar="[KIND:]PICTURE",
+    ),
+    "alpha": switch(
+        "synthesise an alpha channel from that of the exemplar, whose transparent pixels then "
+        "count as texture; otherwise they are ignored and the result is opaque"
+    ),
+    "init": flag(
+        "initial output; transparent pixels of a picture are resynthesised",
+        default="content with --style_image, else noise",
+        metavar="noise|content|PICTURE",
+    ),
+    "mask": flag(
+        "with --init PICTURE: white is resynthesised, black and transparent are kept exactly",
+        default="the transparent pixels of --init, or all",
+        metavar="PICTURE",
+    ),
+    "expand": flag(
+        "extend --init PICTURE, or else the exemplar, outwards to this size",
+        type=parse_size,
+        metavar="N|WxH",
+    ),
+    "content_layers": several(
+        "with --style_image: layers of the content loss",
+        default=" ".join(CONTENT_LAYERS),
+        metavar="LAYER",
+    ),
+    "content_weight": flag(
+        "with --style_image: weight of the content loss relative to the sum of all others, "
+        "independent of the size",
+        default=f"{CONTENT_WEIGHT:g}",
+        type=number(float, 0, "a weight"),
+        metavar="WEIGHT",
+    ),
+    "keep_color": switch("with --style_image: keep the colours of the content"),
+}
+FLAGS[MODEL] = {
+    "preset": flag(
+        "bundle of defaults; flags given explicitly win; "
+        + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items()),
+        choices=tuple(PRESETS),
+    ),
+    "method": flag("", type=str.lower),
+    "layers": several(
+        "layers of the method's loss, e.g. pool4 or conv4_1 (after its ReLU, the same as relu4_1), "
+        "and their relative weights, by default 1",
+        default="; ".join(f"{name} {' '.join(one.layers)}" for name, one in METHODS.items()),
+        type=parse_layer,
+        metavar="LAYER[:WEIGHT]",
+    ),
+    "repaint": flag(
+        "share of the steps that paint with pixels copied from the exemplar, before the texture "
+        "model optimises the result in the rest: 0 uses the model alone, 1 the pixels alone",
+        type=number(float, 0, "a share", 1),
+        metavar="SHARE",
+    ),
+    "pool": flag("pooling of the net", choices=tuple(POOLS)),
+    "rescale": flag(
+        "scale the net to unit mean activation on the exemplar; True: by layer, which changes no "
+        "loss, as losses are relative to the exemplar's features; filter: by filter, which gives "
+        "rare features more weight; --no-rescale is --rescale False",
+        nargs="?",
+        const=True,
+        type=parse_rescale,
+        metavar="True|False|filter",
+    ),
+}
+FLAGS[TERM] = {}  # one for each of `losses.TERMS`, which may grow after this module is imported
+FLAGS[MATCHING] = {
+    "match_every": _steps(
+        "steps between two searches for matches (swd: draws of directions; guided: draws of "
+        "samples)",
+        default=str(MATCH_EVERY),
+    ),
+    "patch_rotations": several(
+        "for cnnmrf, guided and --repaint: also take patches from the exemplar rotated by these",
+        type=number(float, -360, "degrees", 360),
+        metavar="DEGREES",
+    ),
+    "patch_scales": several(
+        "for cnnmrf, guided and --repaint: also take patches from the exemplar resized by these",
+        type=number(float, 0.1, "a factor", 10),
+        metavar="FACTOR",
+    ),
+    "max_patches": flag(
+        "for guided: maximum number of patches compared in a layer, of exemplar and output each",
+        default=str(MAX_PATCHES),
+        type=number(int, 1, "a number of patches"),
+        metavar="N",
+    ),
+}
+FLAGS[NET] = {
+    "model": flag(
+        "",
+        default=f"{DEFAULT_NET}, or the bundled {BUNDLED_NET} where {DEFAULT_NET} is neither "
+        "cached nor can be downloaded",
+        choices=tuple(NETS),
+    ),
+    "weights": _file(
+        "state dict of a VGG-19 or VGG-16, whole or features only: torchvision's, Caffe's "
+        "(vgg19-d01eb7cb.pth) or Gatys' (vgg_conv.pth)",
+        default="torchvision's",
+        metavar="PATH",
+    ),
+    "weights_layout": flag(
+        "with --weights: input that the net expects; torchvision: RGB in [0, 1], normalised by "
+        "ImageNet's mean and standard deviation; caffe: BGR in [0, 255] less the mean",
+        default="detected",
+        choices=tuple(LAYOUTS),
+    ),
+    "device": flag(
+        "cuda:0, cuda:1, ..., mps (Apple's GPU) or cpu",
+        default="cuda:0, or the CPU where there is no GPU",
+        metavar="DEVICE",
+    ),
+    "precision": flag(
+        "arithmetic of the net; with bf16 the last steps of each scale use fp32, and everything "
+        f"outside the net always does; {AUTO}: the fastest that the device supports in hardware",
+        choices=(AUTO, *PRECISIONS),
+        type=str.lower,
+    ),
+}
+FLAGS[OPTIMISATION] = {
+    "optimizer": flag("", choices=tuple(OPTIMIZERS), type=parse_optimizer),
+    "epoch": _steps("steps (evaluations of loss and gradient) over all scales"),
+    "tolerance": flag(
+        f"end a scale when {SETTLING} steps lower its error by less than this share, e.g. 0.1; 0 "
+        "takes all steps",
+        type=number(float, 0, "a share", 1),
+        metavar="SHARE",
+    ),
+    "lr": flag(
+        "step size; Adam's is in units of the range [0, 1] and decays to 0 over each scale. "
+        f"Adam starts the finest scale with {CALMER:g} times this, because it starts from "
+        f"painted detail; with exemplars or outputs that have a side below {LEAST_SIDE} px no "
+        "detail is painted, and the full value is used",
+        default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),
+        type=number(float, 1e-12, "a step size"),
+        metavar="RATE",
+    ),
+    "scales": flag(
+        "number of scales, coarse to fine by factors of two",
+        default="auto",
+        type=parse_scales,
+        metavar="auto|N",
+    ),
+    "max_memory": flag(
+        "memory limit, e.g. 4GB; a picture that needs more is evaluated in blocks, with the same "
+        "result up to rounding",
+        default="most of the free memory",
+        type=parse_bytes,
+        metavar="SIZE",
+    ),
+    "split": switch(
+        "share each picture among all processes that torchrun or srun started, instead of the list "
+        "of pictures"
+    ),
+    "workers": flag(
+        "pictures made at the same time, each by a process, as far as they fit into memory",
+        default="2 for many small pictures on a CPU, else 1",
+        type=number(int, 1, "a number of processes", MOST_WORKERS),
+        metavar="N",
+    ),
+    "seed": flag("seed of the initial noise", type=number(int, 0, "a number"), metavar="N"),
+}
+FLAGS[OUTPUT] = {
+    "bits": flag(
+        "bits per channel of the result; .png and .tif hold 8 or 16, .exr only floats",
+        default="those of the exemplar, where the format holds them",
+        choices=("8", "16"),
+    ),
+    "count": flag(
+        "number of pictures of each exemplar, with consecutive seeds from --seed on",
+        type=number(int, 1, "a number of pictures", MOST_PICTURES),
+        metavar="N",
+    ),
+    "resume": switch(
+        "save a checkpoint beside the result every 30 s; the same command continues from it"
+    ),
+    "overwrite": switch(
+        "replace pictures made by other commands; those of this command are complete and are kept"
+    ),
+    "quiet": switch("print nothing on stderr but errors"),
+    "sheet": _file(
+        "also save an overview as one image: exemplar, result, its 2x2 repeat and snapshots; of "
+        "several results, all of them"
+    ),
+    "animate": _file("also save the snapshots of --save_every as an animation, .gif or .webp"),
+    "preview": switch("update NAME.preview.png while a picture is made"),
+    "progress": flag(
+        "text: a progress bar, or where stderr is no terminal a line for each scale and minute; "
+        "json: a line of JSON on stderr for each step",
+        choices=("text", "json"),
+    ),
+    "log": _file(
+        "append a line of JSON for each picture: its record, seconds, loss after each step, memory"
+    ),
+}
+FLAGS[INSTEAD] = {
+    "score": flag(
+        "print the distances of this picture from the exemplar, those of the two halves of the "
+        "exemplar from each other, and a verdict in words",
+        metavar="PICTURE",
+    ),
+    "report": _file(
+        "write report.html into this folder of results: one page with pictures, exemplars, scores, "
+        "loss curves and commands; with flags that make pictures, after these are made",
+        metavar="FOLDER",
+    ),
+    "json": switch("with --score: print JSON"),
+}
+# What --help FLAG shows below a flag.
+EXAMPLES = {
+    "gt_path": "--gt_path a.jpg b.jpg photos/*.png --save_path out/",
+    "style_image": "--image_path photo.jpg --style_image leaf.jpg --optimizer LBFGS --epoch 300",
+    "save_path": "--gt_path leaf.jpg pebbles.png --count 2 --save_path out/{stem}_{seed}.png",
+    "from_picture": "--from result.jpg --size 1024 --save_path larger.jpg",
+    "config": "--config night.toml --gt_path leaf.jpg",
+    "size": "--gt_path leaf.jpg --size 512x256",
+    "tile": "--gt_path brick.png --preset best --tile xy --size 160x128",
+    "expand": "--gt_path wood.png --expand 320x256",
+    "init": "--gt_path damaged.png --init damaged.png --mask hole.png --method cnnmrf",
+    "mask": "--gt_path damaged.png --init damaged.png --mask hole.png --method cnnmrf",
+    "guide": "--gt_path lichen.png --guide here.png there.png --method cnnmrf",
+    "orientation": "--gt_path wood.png --orientation circular --method cnnmrf",
+    "mix": "--gt_path pebbles.png --mix leaf.jpg:0.3",
+    "maps": "--gt_path pebbles.png --maps height.png normal.png --method cnnmrf",
+    "alpha": "--gt_path leaves.png --alpha --preset best",
+    "content_layers": "--image_path photo.jpg --style_image leaf.jpg --content_layers conv3_1",
+    "content_weight": "--image_path photo.jpg --style_image leaf.jpg --content_weight 0.1",
+    "keep_color": "--image_path photo.jpg --style_image leaf.jpg --keep_color",
+    "preset": "--gt_path leaf.jpg --preset best",
+    "method": "--gt_path pebbles.png --method guided",
+    "layers": "--gt_path leaf.jpg --layers conv1_1:2 conv2_1 conv3_1 conv4_1:0.5",
+    "weights": "--gt_path leaf.jpg --weights vgg19-d01eb7cb.pth",
+    "weights_layout": "--gt_path leaf.jpg --weights my_vgg.pth --weights_layout caffe",
+    "repaint": "--gt_path leaf.jpg --repaint 0.5 --epoch 100",
+    "patch_rotations": "--gt_path pebbles.png --method cnnmrf --patch_rotations 90 180 270",
+    "patch_scales": "--gt_path pebbles.png --method cnnmrf --patch_scales 0.8 1.25",
+    "max_memory": "--gt_path leaf.jpg --size 4096 --max_memory 4GB",
+    "bits": "--gt_path leaf.jpg --bits 16 --save_path out/leaf.png",
+    "count": "--gt_path leaf.jpg --count 5 --save_path out/",
+    "score": "--score result.jpg --gt_path leaf.jpg",
+    "report": "--report out",
+}
+FLAG_OF = {name: one for group in FLAGS.values() for name, one in group.items()}
+
+
+def spelled(name: str) -> str:
+    """Return a flag as it is typed: --from for from_picture, --tv for the term tv."""
+    names = FLAG_OF[name].names if name in FLAG_OF else ()
+    return names[0] if names else f"--{name}"
