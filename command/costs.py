@@ -15,8 +15,8 @@ import torch
 
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
+from engine.painting import MAX_DESCRIPTORS
 from engine.precision import EXACT, convolution_seconds
-from engine.repaint import AT_ONCE as DESCRIBED_AT_ONCE
 from engine.scales import split_steps
 from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, whole_layers_of
@@ -201,7 +201,7 @@ def estimated_bytes(run: Run) -> float:
     the way back of a step.
     """
     pixels = math.prod(run.scales[-1][1])
-    painted = FLOAT * (PAINTED * pixels + DESCRIBED * min(pixels, DESCRIBED_AT_ONCE))
+    painted = FLOAT * (PAINTED * pixels + DESCRIBED * min(pixels, MAX_DESCRIPTORS))
     return PROGRAM_BYTES + max(_exemplar_bytes(run), painted, _step_bytes(run))
 
 

@@ -17,8 +17,8 @@ from command.pictures import MAX_SIDE, SUFFIXES
 from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
 from engine.orientation import FIELDS
+from engine.painting import MIN_SIDE
 from engine.precision import AUTO, PRECISIONS
-from engine.repaint import LEAST_SIDE
 from engine.synthesis import CALMER
 from losses import MATCH_EVERY, METHODS, PRESETS
 from models import FILTER, NETS, POOLS
@@ -476,7 +476,7 @@ FLAGS[OPTIMISATION] = {
     "lr": flag(
         "step size; Adam's is in units of the range [0, 1] and decays to 0 over each scale. "
         f"Adam starts the finest scale with {CALMER:g} times this, because it starts from "
-        f"painted detail; with exemplars or outputs that have a side below {LEAST_SIDE} px no "
+        f"painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
         "detail is painted, and the full value is used",
         default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),
         type=number(float, 1e-12, "a step size"),

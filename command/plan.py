@@ -41,7 +41,7 @@ from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
-from engine.repaint import check_sides
+from engine.painting import check_sides
 from engine.synthesis import Spec, exemplar_of, sizes_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import least_side, resolve_layers

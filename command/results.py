@@ -26,7 +26,7 @@ from command.settings import ASKED
 from command.weights import LAYOUTS, TORCHVISION
 from engine import maps
 from engine.blocks import Blocks
-from engine.repaint import stretch
+from engine.stretching import stretch
 from engine.synthesis import Made
 from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers

@@ -57,7 +57,7 @@ class Places:
         """(H, W): y * width + x."""
         return self.y * width + self.x
 
-    def crop_to_valid(self) -> float:
+    def offset_concentration(self) -> float:
         """The chance that two places lie as far from each other as their patches do."""
         rows, columns = (torch.arange(side, device=self.y.device) for side in self.y.shape)
         moves = torch.stack((self.y - rows[:, None], self.x - columns)).flatten(1)

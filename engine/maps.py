@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.repaint import Painting
+from engine.painting import Painting
 from models import Features
 from terms.base import Canvas, View
 from terms.matching import chunk_rows, elementwise_best, nearest_patches, row_slices

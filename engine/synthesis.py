@@ -1,7 +1,7 @@
 """How a picture is made, once all about it is decided: painted, optimised, or both."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,8 +20,8 @@ from engine.colours import (
 )
 from engine.kinds import STOCHASTIC, Kind
 from engine.optimizers import LBFGS_MEMORY, LEARNING_RATES, State, WentBack, optimize
+from engine.painting import MIN_SIDE, Painting, PaintingFrame, paint, pixels_laid, value_of
 from engine.precision import EXACT, ROUGH, convolving
-from engine.repaint import LEAST_SIDE, Painting, pixels_laid, repainted
 from engine.scales import pyramid, split_steps
 from losses import MATCH_EVERY, Criterion
 from models import Extractor, Features, least_side, stride
@@ -148,22 +148,24 @@ def new_texture(
     size = sizes_of(spec, trunk.layers)[-1][1]
     split = PAINTING / (PAINTING + rest)
 
-    def paint(begin: float, layout: Tensor | None) -> Painting:
-        def on_round(scale: int, scales: int, done: float, image: Tensor) -> None:
-            step = max(1, round(done * painted)) + (rest if begin else 0)
-            done = begin + split * done
-            tell(Progress(step, scale, scales, done, image.clamp(0, 1), math.nan))
-
-        args = spec.exemplars, spec.canvas, size, spec.seed, spec.kind, layout, on_round, spec.group
-        return _in_exemplars_colours(spec, repainted(*args))
+    def lay(begin: float, layout: Tensor | None) -> Painting:
+        frames = _frames(spec, size, layout)
+        while True:
+            try:
+                frame = next(frames)
+            except StopIteration as end:
+                return _in_exemplars_colours(spec, end.value)
+            step = max(1, round(frame.work * painted)) + (rest if begin else 0)
+            done, image = begin + split * frame.work, frame.image.clamp(0, 1)
+            tell(Progress(step, frame.scale, frame.scales, done, image, math.nan))
 
     if spec.canvas.content is not None:
         first = replace(spec, steps=rest, repaint=0.0)
         layout = coarse_to_fine(first, trunk, tell, 1 - split) if rest else None
-        painting = paint(1 - split, spec.canvas.content if layout is None else layout)
+        painting = lay(1 - split, spec.canvas.content if layout is None else layout)
         return _made(spec, painting.image, painting)
     resumed = tell.resumed
-    painting = paint(0.0, None) if resumed is None else Painting(*resumed["painting"])
+    painting = lay(0.0, None) if resumed is None else Painting(*resumed["painting"])
     image = painting.image
     if rest:
         tell.known = {"painting": [image, painting.places, painting.views]}
@@ -322,10 +324,22 @@ def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
 
 def _with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
     canvas, layout = spec.canvas, image.expand(-1, 3, -1, -1)
-    size = size_of(image)
-    args = spec.exemplars, canvas, size, spec.seed, spec.kind, layout
-    painted = repainted(*args, group=spec.group).image
+    painted = value_of(_frames(spec, size_of(image), layout)).image
     return with_fine_detail(layout, painted, canvas.tile)
+
+
+def _frames(
+    spec: Spec, size: Size, layout: Tensor | None
+) -> Generator[PaintingFrame, None, Painting]:
+    return paint(
+        spec.exemplars,
+        spec.canvas,
+        size=size,
+        seed=spec.seed,
+        kind=spec.kind,
+        layout=layout,
+        group=spec.group,
+    )
 
 
 def _all_grey(spec: Spec) -> bool:
@@ -334,7 +348,7 @@ def _all_grey(spec: Spec) -> bool:
 
 def _can_be_painted(spec: Spec) -> bool:
     sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
-    return min(*sides, *spec.canvas.size) >= LEAST_SIDE
+    return min(*sides, *spec.canvas.size) >= MIN_SIDE
 
 
 def _scales(spec: Spec, trunk: Extractor, end: float) -> list[_Scale]:

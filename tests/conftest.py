@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import Synthesis
 from command.weights import Found
-from engine import repaint
+from engine import painting
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def few_layouts(monkeypatch):
     """Where a test paints, how often a layout is tried is not what it is about."""
-    monkeypatch.setattr(repaint, "LAYOUTS", 2)
+    monkeypatch.setattr(painting, "LAYOUTS", 2)
 
 
 class TinyExtractor(nn.Module):
@@ -187,8 +187,8 @@ def checkerboard():
 @pytest.fixture
 def brief_painting(monkeypatch):
     """One layout and two rounds, where no picture's quality decides."""
-    monkeypatch.setattr(repaint, "LAYOUTS", 1)
-    monkeypatch.setattr(repaint, "_rounds", lambda *_: 2)
+    monkeypatch.setattr(painting, "LAYOUTS", 1)
+    monkeypatch.setattr(painting, "_rounds", lambda *_: 2)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from command.files import TEXTURES
 from command.interrupts import Stopped, signals_held, signals_raise
 from command.pictures import read_record
 from command.start import SIGNALS, signals_exit
-from engine import repaint
+from engine import painting
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
@@ -134,7 +134,7 @@ def test_a_picture_is_there_once_a_layout_was_tried(exemplar, tmp_path, monkeypa
     def stopped(painter):
         raise Stopped(signal.SIGINT)
 
-    monkeypatch.setattr(repaint._Painter, "round", stopped)
+    monkeypatch.setattr(painting._Painter, "round", stopped)
     flags = f"--gt_path {exemplar} --preset best --size 48x40 --device cpu --quiet --save_path "
     assert Synthesis.main([*flags.split(), f"{tmp_path}/made.png"]) == 130
     assert capfd.readouterr().err == "Synthesis.py: interrupted\n"

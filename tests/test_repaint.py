@@ -9,11 +9,13 @@ import torch
 from conftest import in_threads
 from torch.nn import functional as F
 
-from engine import colours, maps, quilting, repaint
+from engine import colours, maps, painting, quilting
 from engine.colours import with_fine_detail
 from engine.correspondences import PATCH, Descriptor, Places, Search, Undescribed
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC, kind_of
+from engine.painting import paint, value_of
 from engine.quilting import quilted
+from engine.stretching import STRAIN, doubled, stretch
 from engine.synthesis import exemplar_of
 from terms.base import Canvas
 from terms.matching import row_slices
@@ -30,7 +32,8 @@ def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 def painted(*exemplars, size=(40, 48), seed=0, kind=STOCHASTIC, **canvas):
     exemplars = tuple(one if hasattr(one, "views") else exemplar_of(one) for one in exemplars)
-    return repaint.repainted(exemplars, Canvas(size, **canvas), size, seed, kind)
+    canvas = Canvas(size, **canvas)
+    return value_of(paint(exemplars, canvas, size=size, seed=seed, kind=kind))
 
 
 def all_usable(*size: int) -> torch.Tensor:
@@ -140,8 +143,8 @@ def test_a_strip_is_what_it_is_of_the_whole(tile):
     """And so is what lies before it and behind it."""
     exemplars = (exemplar_of(noise(40, 44)),)
     canvas = Canvas((40, 48), tile)
-    painter = repaint._Painter(exemplars, canvas, STOCHASTIC, 0)
-    painter.begin(1.0, canvas.size, noise(40, 48, seed=1))
+    painter = painting._Painter(exemplars, canvas, STOCHASTIC, 0)
+    assert not list(painter.begin(1.0, canvas.size, noise(40, 48, seed=1)))
     whole = painter.describe(painter.image, None, tile)
     height = len(whole)
     for rows in row_slices(height, 12):
@@ -162,7 +165,7 @@ def test_large_pictures_are_painted_in_strips(monkeypatch):
     exemplar = torch.full((1, 3, 40, 40), 0.2)
     exemplar[..., 20:, :] = 0.7
     whole = painted(exemplar, size=(60, 60), tile="y")
-    monkeypatch.setattr(repaint, "AT_ONCE", 60 * 16)
+    monkeypatch.setattr(painting, "MAX_DESCRIPTORS", 60 * 16)
     found = painted(exemplar, size=(60, 60), tile="y")
     assert found.image.shape == whole.image.shape and not torch.equal(found.image, whole.image)
     for one in (found, whole):
@@ -172,10 +175,10 @@ def test_large_pictures_are_painted_in_strips(monkeypatch):
 
 @pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
 def test_a_picture_is_the_weighted_mean_of_its_patches(tile, monkeypatch):
-    monkeypatch.setattr(repaint, "at_a_time", lambda device: 15 * 6)  # in strips
+    monkeypatch.setattr(painting, "at_a_time", lambda device: 15 * 6)  # in strips
     exemplars, canvas = (exemplar_of(noise(40, 44)),), Canvas((16, 15), tile)
-    painter = repaint._Painter(exemplars, canvas, STOCHASTIC, 0)
-    painter.begin(1.0, canvas.size, noise(16, 15, seed=1))
+    painter = painting._Painter(exemplars, canvas, STOCHASTIC, 0)
+    assert not list(painter.begin(1.0, canvas.size, noise(16, 15, seed=1)))
     weights = torch.rand(painter.places.y.shape, generator=generator(1))
     painter._vote(weights)
     total, weight = torch.zeros(3, 16, 15), torch.zeros(16, 15)
@@ -195,19 +198,22 @@ def test_a_picture_is_the_weighted_mean_of_its_patches(tile, monkeypatch):
 
 def test_several_processes_paint_what_one_paints(monkeypatch, brief_painting):
     count = 3
-    for name in ("AT_ONCE", "BACK"):
-        monkeypatch.setattr(repaint, name, 60 * 12)
-    searched, search = [], repaint.Search.__call__
+    for name in ("MAX_DESCRIPTORS", "BACK"):
+        monkeypatch.setattr(painting, name, 60 * 12)
+    searched, search = [], painting.Search.__call__
     monkeypatch.setattr(
-        repaint.Search, "__call__", lambda *args: searched.append(1) or search(*args)
+        painting.Search, "__call__", lambda *args: searched.append(1) or search(*args)
     )
     canvas = Canvas((60, 60), "y")
-    args = (exemplar_of(noise(64, 64)),), canvas, canvas.size, 3
-    one = repaint.repainted(*args)
+    exemplars = (exemplar_of(noise(64, 64)),)
+    told = {"size": canvas.size, "seed": 3}
+    one = value_of(paint(exemplars, canvas, **told))
     alone = len(searched)
-    for painting in in_threads(count, lambda group: repaint.repainted(*args, group=group)):
-        assert torch.equal(painting.image, one.image)
-        assert torch.equal(painting.places, one.places)
+    for found in in_threads(
+        count, lambda group: value_of(paint(exemplars, canvas, group=group, **told))
+    ):
+        assert torch.equal(found.image, one.image)
+        assert torch.equal(found.places, one.places)
     assert len(searched) - alone < 1.5 * alone  # what is small, each does for itself
 
 
@@ -416,7 +422,8 @@ def test_a_layout_stays_where_it_is():
     picture[..., 32:] = 1
     canvas = Canvas((64, 64))
     wanted = picture.flip(3)
-    image = repaint.repainted((exemplar_of(picture),), canvas, (64, 64), 0, layout=wanted).image
+    frames = paint((exemplar_of(picture),), canvas, size=(64, 64), seed=0, layout=wanted)
+    image = value_of(frames).image
     assert (image - wanted).abs().mean() < 0.1
 
 
@@ -427,7 +434,8 @@ def test_what_a_layout_has_of_several_exemplars_is_found_in_each():
     )
     wanted = torch.cat((red[..., :32], blue[..., :32]), 3)
     both = exemplar_of(red, share=0.5), exemplar_of(blue, share=0.5)
-    image = repaint.repainted(both, Canvas((64, 64)), (64, 64), 0, layout=wanted).image
+    frames = paint(both, Canvas((64, 64)), size=(64, 64), seed=0, layout=wanted)
+    image = value_of(frames).image
     assert (image - wanted).abs().mean() < 0.02
 
 
@@ -441,14 +449,14 @@ def test_every_place_is_of_the_view_that_it_was_painted_from():
     """The second exemplar lies below the first, and beside it is nothing: a map that holds a 1 for
     every pixel of its own view is carried as 1."""
     first, second = noise(40, 30), noise(30, 44, 1)
-    painting = painted(exemplar_of(first, share=0.5), exemplar_of(second, share=0.5))
-    found = maps.painted_from(painting)
+    both = painted(exemplar_of(first, share=0.5), exemplar_of(second, share=0.5))
+    found = maps.painted_from(both)
     assert len(found) == 2
     near = torch.stack([near for _, near in found])
     assert torch.equal(near.amax(0), torch.zeros(40, 48)) and (near.amin(0) == -1).all()
     for (place, near), picture in zip(found, (first, second), strict=True):
-        there = repaint.stretch(picture, 0)[0].flatten(1)[:, place]
-        error = (there - painting.image[0]).abs().mean(0)
+        there = stretch(picture, 0)[0].flatten(1)[:, place]
+        error = (there - both.image[0]).abs().mean(0)
         assert error[near == 0].mean() < 0.1
 
 
@@ -458,19 +466,19 @@ def test_every_place_is_of_the_view_that_it_was_painted_from():
 def test_a_stretch_is_as_strong_as_it_says_and_no_more():
     """Of a ramp along x the slopes are 1, give or take the stretch along x."""
     ramp = torch.arange(256.0).expand(1, 1, 256, 256)
-    found = repaint.stretch(ramp, 0)
+    found = stretch(ramp, 0)
     inside = found.diff(dim=3)[..., 20:-20, 20:-20] - 1
-    assert inside.square().mean().sqrt() == pytest.approx(repaint.STRAIN, rel=0.15)
+    assert inside.square().mean().sqrt() == pytest.approx(STRAIN, rel=0.15)
     # A wave of that slope is as high as its length by 2 pi, times the root of 2: 0.9 px.
     assert 0.5 < (found - ramp).abs().max() < 2.5
-    assert torch.equal(found, repaint.stretch(ramp, 0))
-    assert not torch.equal(found, repaint.stretch(ramp, 1))
+    assert torch.equal(found, stretch(ramp, 0))
+    assert not torch.equal(found, stretch(ramp, 1))
 
 
 def test_rows_and_columns_stay_straight_and_the_outermost_where_they_are():
     ramp = torch.arange(64.0).expand(1, 1, 64, 64)
     for one, dim in ((ramp, 2), (ramp.transpose(2, 3), 3)):
-        found = repaint.stretch(one, 0)
+        found = stretch(one, 0)
         assert found.diff(dim=dim).abs().max() < 1e-4 < found.sub(one).abs().max()
         along = found.select(dim, 0).flatten()
         assert along[0] == pytest.approx(0, abs=0.05) and along[-1] == pytest.approx(63, abs=0.05)
@@ -480,7 +488,7 @@ def test_what_lies_halfway_is_interpolated_without_blur():
     """Of waves of 4 px a mean of the two nearest pixels leaves cos(pi / 4), 0.71."""
     y, x = torch.arange(0, 24, 0.5)[:, None], torch.arange(0, 32, 0.5)
     wave = (math.pi / 2 * (x - y)).cos()[None, None]
-    found = repaint.doubled(wave[..., ::2, ::2])
+    found = doubled(wave[..., ::2, ::2])
     assert found.shape == wave.shape
     torch.testing.assert_close(found[..., ::2, ::2], wave[..., ::2, ::2])
     error = (found - wave)[..., 14:-14, 14:-14].abs()
@@ -491,7 +499,7 @@ def test_the_chance_that_two_places_are_of_one_piece():
     """Six of eight places go on from their neighbours, and two are of another piece."""
     y = torch.tensor([[3, 3, 3, 0], [4, 4, 4, 1]])
     x = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 0]])
-    assert Places(y, x).crop_to_valid() == pytest.approx((6 / 8) ** 2 + (2 / 8) ** 2)
+    assert Places(y, x).offset_concentration() == pytest.approx((6 / 8) ** 2 + (2 / 8) ** 2)
 
 
 def test_of_some_layouts_the_best_is_taken_but_no_copy(monkeypatch):
@@ -510,10 +518,10 @@ def test_of_some_layouts_the_best_is_taken_but_no_copy(monkeypatch):
         laid.append(list(layouts)[len(laid)])
         return layouts[laid[-1]]
 
-    monkeypatch.setattr(repaint, "LAYOUTS", 3)
-    monkeypatch.setattr(repaint, "quilted", quilted)
-    monkeypatch.setattr(repaint, "stretched", lambda exemplars, seed: exemplars)
-    monkeypatch.setattr(repaint, "COMPLETENESS", 1.0)
+    monkeypatch.setattr(painting, "LAYOUTS", 3)
+    monkeypatch.setattr(painting, "quilted", quilted)
+    monkeypatch.setattr(painting, "stretched", lambda exemplars, seed: exemplars)
+    monkeypatch.setattr(painting, "COMPLETENESS", 1.0)
     image = painted(exemplar, size=(64, 64)).image
     assert laid == list(layouts)
     assert (image - exemplar.roll((32, 32), (2, 3))).abs().mean() < 0.02
@@ -525,15 +533,15 @@ def test_a_layout_is_neither_torn_nor_lacks_anything(monkeypatch):
     drawn = generator()
     layouts = [Places(*torch.randint(50, (2, 64, 64), generator=drawn)) for _ in range(3)]
     taken = iter(layouts)
-    monkeypatch.setattr(repaint, "LAYOUTS", 3)
-    monkeypatch.setattr(repaint, "_rounds", lambda *arguments: 0)
-    monkeypatch.setattr(repaint, "quilted", lambda *arguments: next(taken))
-    monkeypatch.setattr(repaint, "stretched", lambda exemplars, seed: exemplars)
-    monkeypatch.setattr(repaint, "_mean_nearest", lambda *arguments: next(values))
+    monkeypatch.setattr(painting, "LAYOUTS", 3)
+    monkeypatch.setattr(painting, "_rounds", lambda *arguments: 0)
+    monkeypatch.setattr(painting, "quilted", lambda *arguments: next(taken))
+    monkeypatch.setattr(painting, "stretched", lambda exemplars, seed: exemplars)
+    monkeypatch.setattr(painting, "_mean_nearest", lambda *arguments: next(values))
     exemplar = noise(56, 56)
     found = painted(exemplar, size=(64, 64))
-    monkeypatch.setattr(repaint, "LAYOUTS", 1)
-    monkeypatch.setattr(repaint, "_mean_nearest", lambda *arguments: 0.0)
+    monkeypatch.setattr(painting, "LAYOUTS", 1)
+    monkeypatch.setattr(painting, "_mean_nearest", lambda *arguments: 0.0)
     taken = iter(layouts[1:])
     assert torch.equal(found.image, painted(exemplar, size=(64, 64)).image)
 
@@ -542,12 +550,12 @@ def test_coarse_scales_have_more_rounds():
     """Of an exemplar of 256 px: at 64, 128, 181 and 256 px."""
     exemplars = (exemplar_of(torch.zeros(1, 3, 256, 300)),)
     factors = (0.25, 0.5, 2**-0.5, 1)
-    assert [repaint._rounds(exemplars, factor) for factor in factors] == [8, 8, 4, 2]
+    assert [painting._rounds(exemplars, factor) for factor in factors] == [8, 8, 4, 2]
 
 
 def test_fewer_layouts_are_tried_of_what_is_large(monkeypatch):
-    monkeypatch.setattr(repaint, "LAYOUTS", 12)
-    assert [repaint._layouts((side, side)) for side in (64, 256, 512, 1024)] == [12, 12, 3, 1]
+    monkeypatch.setattr(painting, "LAYOUTS", 12)
+    assert [painting._layouts((side, side)) for side in (64, 256, 512, 1024)] == [12, 12, 3, 1]
 
 
 # ------------------------------------------------------------------------- what is left of colour

@@ -15,7 +15,7 @@ from command.pictures import read_picture, save_picture
 from command.scores import SCORES, score
 from command.verdict import FAULTS, verdict
 from docs.agreement import agreement, preferences
-from engine.repaint import stretch
+from engine.stretching import stretch
 from Synthesis import main
 from terms.patches import Patches
 

@@ -30,7 +30,7 @@ from engine import synthesis
 from engine.colours import noise_like
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import axes
-from engine.repaint import Painting
+from engine.painting import Painting
 from engine.scales import split_steps
 from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
 from losses import METHODS, TERMS
@@ -1210,6 +1210,12 @@ def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, m
     assert [progress.fraction * 26 for progress in seen] == pytest.approx([1, 2, 22, 26])
 
 
+def painted_as(painting):
+    """What `paint` returns, without a frame."""
+    yield from ()
+    return painting
+
+
 @pytest.mark.parametrize("laid, white", [(514, 512), (900, 900)])
 def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for(
     laid, white, tiny, monkeypatch
@@ -1220,7 +1226,7 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     places = torch.where(torch.arange(1024).view(32, 32) < 1024 - laid, 0, 1023)
     grey = (places > 0) * 0.8 + torch.rand(1, 3, 32, 32) * 0.1
     painting = Painting(grey, places, torch.zeros_like(places))
-    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: painting)
+    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
     found = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
@@ -1230,7 +1236,7 @@ def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     places = torch.arange(32 * 32).view(32, 32).flip(1)
     painting = Painting(dull, places, torch.zeros_like(places))
-    monkeypatch.setattr(synthesis, "repainted", lambda *args, **_: painting)
+    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
     alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.repaint import repainted
+from engine.painting import paint, value_of
 from engine.synthesis import Spec, criterion_at, exemplar_of, new_texture
 from losses import METHODS, TERMS
 from terms.base import Canvas, Exemplar, View
@@ -96,12 +96,16 @@ def test_no_term_depends_on_what_does_not_count(method, masked, tiny):
     assert losses[0] == losses[1] and len(losses[0]) == 1 + len(TERMS)
 
 
+def painted(exemplars, size):
+    return value_of(paint(exemplars, Canvas(size), size=size, seed=0))
+
+
 def test_no_picture_depends_on_what_does_not_count(tiny):
     pictures = []
     for seed in (1, 2):
         image, valid = with_a_hole(seed)
         exemplars = (exemplar_of(image.clamp(0, 1), (90,), valid=valid),)
-        pictures.append(repainted(exemplars, Canvas((40, 40)), (40, 40), 0).image)
+        pictures.append(painted(exemplars, (40, 40)).image)
         pictures.append(new_texture(Spec(exemplars, Canvas((32, 32)), steps=3), tiny).image)
     assert torch.equal(pictures[0], pictures[2]) and torch.equal(pictures[1], pictures[3])
 
@@ -111,7 +115,7 @@ def test_nothing_is_painted_of_what_does_not_count():
     _, valid = with_a_hole(0)
     white = (~valid).float().expand(1, 3, -1, -1)
     exemplar = Exemplar((View({"image": white}, valid=valid),))
-    image = repainted((exemplar,), Canvas((64, 64)), (64, 64), 0).image
+    image = painted((exemplar,), (64, 64)).image
     assert image.mean() < 0.01
 
 
@@ -120,4 +124,4 @@ def test_what_counts_must_have_room_for_patches():
     valid = (torch.arange(48) % 8 < 6).expand(1, 1, 48, 48)
     exemplar = exemplar_of(noise(1, 3, 48, 48), valid=valid)
     with pytest.raises(UserError, match="opaque part of the exemplar of 5x48, sides of 14 or more"):
-        repainted((exemplar,), Canvas((32, 32)), (32, 32), 0)
+        painted((exemplar,), (32, 32))

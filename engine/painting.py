@@ -14,8 +14,8 @@ eye does not notice, so that what is laid is never the exemplar's very pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,10 +36,11 @@ from engine.correspondences import (
 from engine.kinds import STOCHASTIC, Kind
 from engine.quilting import quilted
 from engine.scales import COARSEST
+from engine.stretching import stretched
 from terms.base import Canvas, Exemplar, View
 from terms.matching import resize_guide, row_slices
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
-from terms.valid import NEARLY_ALL, largest_rectangle, valid_at
+from terms.valid import largest_rectangle, valid_at
 from utils import Size, UserError, resize, scaled_size, size_of, size_text
 
 FACTOR = math.sqrt(2)  # from scale to scale
@@ -52,21 +53,15 @@ LEAST_DISTANCE = 1e-4  # mean square; what is nearer than this is as good
 GUIDE = 1.0  # of the mean squared difference of guides, beside that of pixels
 FINE = 0.49  # of full size: from where on a given layout is painted
 SMALL_EXEMPLAR = 0.5  # of the shorter side of the smallest exemplar: the maximum side of a block
-STRAIN = 0.12  # by how much the exemplar is stretched, root mean square
-WAVE = 32  # px, from stretched to squeezed and back; longer ones make tiles unequal
-LANCZOS = 6  # px to both sides, from which a pixel is interpolated
 LAYING = 3  # rounds that take as long as trying a layout
 LAYOUTS, LARGE = 12, 2**16  # how many are tried, and px from which on fewer are
 COPY = 0.3  # of all pairs of pixels, from one piece of the exemplar: more is the exemplar, moved
 SPARSE = 4  # px from one patch whose nearest is asked for to the next
-AT_ONCE = 2**17  # patches whose descriptors are there at the same time
+MAX_DESCRIPTORS = 2**17  # patches whose descriptors are there at the same time
 BACK = 2**14  # of the source, that are looked for in such a picture at the same time
 BUSY = 2**16  # px, above which a GPU has more to do than to be told what
 CPU = torch.device("cpu")
-LEAST_SIDE = 2 * PATCH  # px
-
-# Called with the scale, how many there are, the share of the work that is done, and the picture.
-Tell = Callable[[int, int, float, Tensor], None]
+MIN_SIDE = 2 * PATCH  # px
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,16 @@ class Painting:
     image: Tensor  # (1, 3, H, W) in [0, 1]
     places: Tensor  # (H, W) of int64: pixel y * w + x of the views below each other
     views: Tensor  # (h, w) of int64: the view of every pixel there; UNKNOWN is none
+
+
+@dataclass(frozen=True)
+class PaintingFrame:
+    """State of a painting after a round of search and vote, or after a layout was tried."""
+
+    scale: int  # 1 ... scales, coarse to fine
+    scales: int
+    work: float  # share of the work of all scales that is done, 0 ... 1
+    image: Tensor  # (1, 3, h, w) in [0, 1], at the size of the scale
 
 
 @dataclass(frozen=True)
@@ -132,31 +137,36 @@ def _stacked(maps: list[Tensor], value: int) -> Tensor:
     return torch.cat([F.pad(one, (0, width - one.shape[3]), value=value) for one in maps], 2)
 
 
-def repainted(
+def paint(
     exemplars: tuple[Exemplar, ...],
     canvas: Canvas,
+    *,
     size: Size,
     seed: int,
     kind: Kind = STOCHASTIC,
     layout: Tensor | None = None,
-    tell: Tell | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> Painting:
-    """A picture of the exemplars' pixels.
+) -> Generator[PaintingFrame, None, Painting]:
+    """Paint an image with the pixels of exemplars, coarse to fine.
 
     Args:
-        exemplars: pictures with their guides, at full size.
-        canvas: its borders, guide, mask and what is kept.
-        size: to paint at, (height, width); the canvas's, or a little more.
-        seed: of all that is drawn.
-        kind: of the exemplar; where it is regular, rows and columns stay straight.
-        layout: (1, 3, ., .), a picture whose objects stay where they are, painted from FINE on
-            alone; None means that the layout is made as well, or is that of `canvas.init`.
-        tell: called after each layout that is tried and each round.
-        group: of processes that paint it together, all called alike.
+        exemplars: Exemplars with their guides, at full size.
+        canvas: Tiling, guide, mask and init of the output.
+        size: Height and width of the painting; those of the canvas, or a little more.
+        seed: Seed of all random draws.
+        kind: Kind of texture. Blocks of a regular one keep its rows and columns.
+        layout: (1, 3, ., .) image whose objects stay where they are, painted from FINE of the full
+            size on. None: a layout is quilted, or taken from `canvas.init` if nothing is masked.
+        group: Processes that paint the image together; all of them call this function alike.
+
+    Yields:
+        A frame after each layout that is tried, and after each round.
+
+    Returns:
+        The painting, as the value of `yield from`; see `value_of`.
 
     Raises:
-        UserError: an exemplar or the size has sides of less than LEAST_SIDE px.
+        UserError: A side of an exemplar or of the size is shorter than MIN_SIDE.
     """
     check_sides(exemplars, size)
     exemplars = stretched(exemplars, seed)
@@ -165,26 +175,31 @@ def repainted(
     if layout is not None:
         factors = [factor for factor in factors if factor >= FINE]
     rounds = [_rounds(exemplars, factor) for factor in factors]
-    sizes = [_at_least(LEAST_SIDE, size, factor) for factor in factors]
+    sizes = [_at_least(MIN_SIDE, size, factor) for factor in factors]
     if layout is None and canvas.mask is None:
         layout = canvas.init
     laying = LAYING * factors[0] ** 2
-    work = laying * _layouts(sizes[0]) if layout is None else 0.0
-    work += sum(n * factor**2 for n, factor in zip(rounds, factors, strict=True))
-    done, scale = 0.0, 1
-
-    def after(more: float) -> None:
-        nonlocal done
-        done += more
-        if tell is not None:
-            tell(scale, len(factors), min(1.0, done / work), painter.image)
-
+    total = laying * _layouts(sizes[0]) if layout is None else 0.0
+    total += sum(n * factor**2 for n, factor in zip(rounds, factors, strict=True))
+    done = 0.0
     for scale, factor in enumerate(factors, 1):
-        painter.begin(factor, sizes[scale - 1], layout, partial(after, laying))
+        for _ in painter.begin(factor, sizes[scale - 1], layout):
+            done += laying
+            yield PaintingFrame(scale, len(factors), min(1.0, done / total), painter.image)
         for _ in range(rounds[scale - 1]):
             painter.round()
-            after(factor**2)
+            done += factor**2
+            yield PaintingFrame(scale, len(factors), min(1.0, done / total), painter.image)
     return painter.painting()
+
+
+def value_of(frames: Generator[PaintingFrame, None, Painting]) -> Painting:
+    """Run a generator of `paint` to its end and return the painting."""
+    while True:
+        try:
+            next(frames)
+        except StopIteration as end:
+            return end.value
 
 
 def _at_least(side: int, size: Size, factor: float) -> Size:
@@ -205,9 +220,9 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
         for view in one.views
     ]
     for name, sides in (*named, ("output", size)):
-        if min(sides) < LEAST_SIDE:
+        if min(sides) < MIN_SIDE:
             raise UserError(
-                f"--repaint: {name} of {size_text(sides)}, sides of {LEAST_SIDE} or more are needed"
+                f"--repaint: {name} of {size_text(sides)}, sides of {MIN_SIDE} or more are needed"
             )
 
 
@@ -225,7 +240,7 @@ def _factors(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind) -> list[fl
     a course of bricks.
     """
     sides = [min(_piece(view)) for one in exemplars for view in one.views]
-    most = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / LEAST_SIDE)
+    most = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / MIN_SIDE)
     count = max(0, math.floor(math.log(SMALLER * most, FACTOR)))
     return [FACTOR**-k for k in range(count, -1, -1)]
 
@@ -269,18 +284,8 @@ class _Painter:
         # like in any exemplar.
         self.keeps_exemplars = len(exemplars) > 1 and canvas.guide is None
 
-    def begin(
-        self,
-        factor: float,
-        size: Size,
-        layout: Tensor | None,
-        tried: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Go on at another size.
-
-        Args:
-            tried: called after every layout that is tried.
-        """
+    def begin(self, factor: float, size: Size, layout: Tensor | None) -> Iterator[None]:
+        """Go on at another size; yields after every layout that is tried."""
         device = self.device if math.prod(size) > BUSY else CPU
         exemplars = tuple(one.to(device) for one in self.exemplars)
         canvas, self.size = self.canvas.to(device), size
@@ -306,20 +311,18 @@ class _Painter:
                 self.keeps_exemplars = False
                 self.places = Places.drawn(patches, among, self.generator)
             else:
-                self._lay(size, patches, factor, tried)
+                yield from self._lay(size, patches, factor)
         self.factor = factor
 
-    def _lay(self, size: Size, patches: Size, factor: float, tried: Callable[[], None]) -> None:
+    def _lay(self, size: Size, patches: Size, factor: float) -> Iterator[None]:
         """The best of some new layouts, those last that are the exemplar in one piece."""
-
-        def order(places: Places) -> tuple[bool, float]:
-            self.places = places
+        layouts = []
+        for _ in range(_layouts(size)):
+            places = self.places = self._quilted(size, patches, factor)
             self._vote(None)
-            tried()
-            return places.crop_to_valid() > COPY, self._dissimilarity()
-
-        layouts = (self._quilted(size, patches, factor) for _ in range(_layouts(size)))
-        self.places = min(layouts, key=order)
+            yield
+            layouts.append((places.offset_concentration() > COPY, self._dissimilarity(), places))
+        self.places = min(layouts, key=lambda layout: layout[:2])[2]
         self._vote(None)
 
     def _dissimilarity(self) -> float:
@@ -418,7 +421,9 @@ class _Painter:
             return [one[inside] for one in (places.y, places.x, weight)]
 
         found, weights = self.places.zeros(), factor.new_zeros(height, width)
-        self._shared((found.y, found.x, weights), self._drawing(height, AT_ONCE // width), better)
+        self._shared(
+            (found.y, found.x, weights), self._drawing(height, MAX_DESCRIPTORS // width), better
+        )
         self.places = found
         return weights
 
@@ -428,7 +433,7 @@ class _Painter:
         assert self.places is not None and self.nearest is not None  # since it began
         size, tile = self.places.y.shape, self.canvas.tile
         args = self.image, self.guide, tile
-        large = math.prod(size) > AT_ONCE
+        large = math.prod(size) > MAX_DESCRIPTORS
         output = Undescribed(self.describe, *args) if large else self.describe(*args)
         anywhere = torch.ones(size, dtype=torch.bool, device=self.usable.device)
         height, width = self.usable.shape
@@ -555,69 +560,3 @@ class _Painter:
         """What has come of it."""
         found = self.image, self.pixels, self.source.views
         return Painting(*(one.to(self.device) for one in found))
-
-
-# --------------------------------------------------------------------------- a stretched exemplar
-
-
-def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
-    """The same with rows and columns stretched and squeezed by STRAIN: all maps of a view alike."""
-
-    def of(view: View) -> View:
-        guide = None if view.guide is None else stretch(view.guide, seed)
-        valid = view.valid
-        if valid is not None:
-            valid = stretch(valid.float(), seed) > NEARLY_ALL
-        features = {"image": stretch(view.image, seed)}
-        return replace(view, features=features, guide=guide, valid=valid)
-
-    return tuple(replace(one, views=tuple(of(view) for view in one.views)) for one in exemplars)
-
-
-def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
-    """(1, C, H, W) -> the same, stretched at random by the seed, alike for all maps of one size;
-    labels by the nearest pixel.
-
-    Straight rows and columns stay straight, and nothing moves by more than some two pixels: so that
-    lines are not seen to waver, and tiles are equally wide.
-    """
-    height, width = size_of(maps)
-    generator = torch.Generator().manual_seed(seed)
-    y, x = (torch.arange(side) + _moved(side, generator) for side in (height, width))
-    # Pixel n of the maps is pixel 2 n of the doubled ones, half a pixel further to the left.
-    middle = 1 if labels else 0.5
-    y, x = (2 * y[:, None] + middle) / height - 1, (2 * x + middle) / width - 1
-    grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
-    if labels:
-        return F.grid_sample(maps, grid, "nearest", "border", align_corners=False)
-    found = F.grid_sample(doubled(maps), grid, "bicubic", "border", align_corners=False)
-    return found.clamp(maps.min(), maps.max())
-
-
-def _moved(side: int, generator: torch.Generator) -> Tensor:
-    """(side,): by how many px each row is moved; the first and the last are not."""
-    count = round(2 * side / WAVE) + 4
-    drawn = 0.5 + torch.rand(count, generator=generator)
-    # To and fro by turns: else moves add up, and what is far apart is seen to be too far.
-    drawn[int(torch.randint(2, (1,), generator=generator)) :: 2] *= -1
-    knots = drawn.view(1, 1, 1, count)
-    moved = F.interpolate(knots, (1, side), mode="bicubic", align_corners=True).flatten()
-    moved = moved - torch.lerp(moved[:1], moved[-1:], torch.linspace(0, 1, side))
-    return moved * STRAIN / moved.diff().square().mean().sqrt()
-
-
-def doubled(maps: Tensor) -> Tensor:
-    """(1, C, H, W) -> (1, C, 2 H, 2 W): the same, and what lies halfway to the next pixels.
-
-    By a windowed sinc (Lanczos): what is interpolated from the nearest pixels alone is blurred, the
-    more the nearer to halfway it lies, and the eye sees that grain comes and goes.
-    """
-    offset = torch.arange(0.5 - LANCZOS, LANCZOS, device=maps.device)
-    kernel = torch.sinc(offset) * torch.sinc(offset / LANCZOS)
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    for _ in "xy":
-        columns = maps.reshape(-1, 1, *maps.shape[2:])
-        padded = F.pad(columns, (LANCZOS - 1, LANCZOS, 0, 0), mode="reflect")
-        between = F.conv2d(padded, kernel).view(maps.shape)
-        maps = torch.stack((maps, between), 4).flatten(3).mT
-    return maps
