@@ -20,19 +20,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from command.files import ROOT
-from command.interrupts import signals_held, signals_raise
 from command.plan import Job
-from command.processes import keep_freed_memory
 from command.results import Failed, Result
-from command.start import signals_exit
 from command.streams import copy_of_stderr
 
-# By Python's -P nothing of the folder that the user is in is taken for one of our files.
-PROGRAM = f"""import sys
-sys.path.insert(0, {str(ROOT)!r})
-from command.workers import serve
-from Synthesis import outcome_of
-serve(outcome_of)"""
+PROGRAM = [sys.executable, "-P", str(ROOT / "command" / "serve.py")]
 # Threads that spin while they wait would take the processors from those that have work: two
 # processes took five times as long as one after the other.
 SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -54,7 +46,7 @@ class Worker:
 
     def __init__(self, told: Any, stderr: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", PROGRAM],
+            PROGRAM,
             env=os.environ | SLEEPING,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -186,18 +178,3 @@ class Workers:
 
 def _itself(outcome: Result | Failed) -> Result | Failed:
     return outcome
-
-
-def serve(outcome_of: Callable[..., Result | Failed]) -> None:
-    """Make one picture after the other, as a `Worker` asks for them, until it asks no more."""
-    signals_exit()
-    signals_raise()
-    keep_freed_memory()
-    asked, answers = sys.stdin.buffer, os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
-    with suppress(EOFError, OSError, KeyboardInterrupt), open(answers, "wb", buffering=0) as file:
-        told = pickle.load(asked)
-        while True:
-            outcome = outcome_of(pickle.load(asked), *told)
-            with signals_held():
-                file.write(pickle.dumps(outcome))

@@ -35,10 +35,10 @@ import agreement  # noqa: E402  # found, like what follows, by the line above
 from command.arguments import Parser, parse  # noqa: E402
 from command.pictures import find_picture, read_picture, save_picture  # noqa: E402
 from command.processes import keep_freed_memory, peak_bytes  # noqa: E402
+from command.run import run_one  # noqa: E402
 from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
-from Synthesis import run_one  # noqa: E402
 from utils import UserError, resize  # noqa: E402
 
 PAINTED = ("best", "draft")  # presets

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import Synthesis
 from command.weights import Found
 from engine import painting
 from engine.synthesis import Spec, exemplar_of, new_texture
@@ -203,7 +202,7 @@ def narrow_weights(monkeypatch):
             weights[f"features.{index}.bias"] = torch.zeros(WIDTH)
             channels = WIDTH
     found = Found(weights, "vgg16-caffe")
-    monkeypatch.setattr(Synthesis, "load_weights", lambda *_, **__: found)
+    monkeypatch.setattr("command.run.load_weights", lambda *_, **__: found)
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-import Synthesis
 from command import display, pictures, results, sheet
 from command.arguments import parse, request_of
 from command.files import TEXTURES
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
 from command.plan import orders_of, plan, told_apart
-from Synthesis import main, run_one
+from command.run import run, run_one
+from engine.synthesis import new_texture
+from Synthesis import main
 from utils import UserError
 
 TINY = ["--device", "cpu", "--epoch", "3", "--size", "32", "--quiet"]
@@ -268,7 +269,7 @@ def test_what_was_interrupted_or_is_not_whole_is_made_again(exemplar, tmp_path, 
 
 def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypatch):
     (folder / "b.png").unlink()
-    make = Synthesis.new_texture
+    make = new_texture
     failures = iter([RuntimeError("can't allocate memory: 9 bytes"), IndexError("off by one")])
 
     def failing(*arguments):
@@ -276,7 +277,7 @@ def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypat
             raise error
         return make(*arguments)
 
-    monkeypatch.setattr(Synthesis, "new_texture", failing)
+    monkeypatch.setattr("command.make.new_texture", failing)
     assert run_main("--gt_path", folder, "--save_path", f"{tmp_path}/out/") == 1
     err = capfd.readouterr().err
     assert names(tmp_path / "out") == ["d.png"]
@@ -287,9 +288,7 @@ def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypat
 
 def test_pictures_are_read_when_their_turn_comes(folder, tmp_path):
     (folder / "b.png").unlink()
-    made = Synthesis.run(
-        parse(["--gt_path", str(folder), "--save_path", f"{tmp_path}/out/", *TINY])
-    )
+    made = run(parse(["--gt_path", str(folder), "--save_path", f"{tmp_path}/out/", *TINY]))
     assert next(made).path.name == "a.png"
     (folder / "c.png").unlink()
     assert "c.png" in next(made).line
@@ -398,17 +397,17 @@ def test_a_snapshot_of_each_of_twenty_million_steps_takes_no_list(exemplar, tmp_
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_two_runs_to_one_path_lose_no_picture(overwrite, exemplar, tmp_path, monkeypatch, capfd):
-    make, result = Synthesis.new_texture, tmp_path / "r.png"
+    make, result = new_texture, tmp_path / "r.png"
     command = ["--gt_path", exemplar, "--save_path", result, "--tile", "x", "--maps", exemplar]
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(Synthesis, "new_texture", make)
+        monkeypatch.setattr("command.make.new_texture", make)
         assert run_main(*command, "--seed", "1", *overwrite) == 0
         return make(*arguments)
 
     if overwrite:
         assert run_main(*command, "--seed", "2") == 0
-    monkeypatch.setattr(Synthesis, "new_texture", meanwhile)
+    monkeypatch.setattr("command.make.new_texture", meanwhile)
     (tmp_path / "r-2.png").write_bytes(b"taken")
     assert run_main(*command, *overwrite) == 0
     out, err = capfd.readouterr()
@@ -421,17 +420,14 @@ def test_two_runs_to_one_path_lose_no_picture(overwrite, exemplar, tmp_path, mon
 
 
 def test_two_runs_of_one_command_are_one(exemplar, tmp_path, monkeypatch, capfd):
-    make, command = (
-        Synthesis.new_texture,
-        ["--gt_path", exemplar, "--save_path", tmp_path / "r.png"],
-    )
+    make, command = (new_texture, ["--gt_path", exemplar, "--save_path", tmp_path / "r.png"])
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(Synthesis, "new_texture", make)
+        monkeypatch.setattr("command.make.new_texture", make)
         assert run_main(*command) == 0
         return make(*arguments)
 
-    monkeypatch.setattr(Synthesis, "new_texture", meanwhile)
+    monkeypatch.setattr("command.make.new_texture", meanwhile)
     assert run_main(*command) == 0
     assert capfd.readouterr().err == "" and names(tmp_path) == ["in", "r.png"]
 

@@ -162,7 +162,7 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, cap
     def read(*arguments, **options):
         raise AssertionError("the weights are read")
 
-    monkeypatch.setattr(Synthesis, "load_weights", read)
+    monkeypatch.setattr("command.run.load_weights", read)
     monkeypatch.setattr(costs, "available_bytes", lambda device: 1e8)
     arguments = ["--gt_path", str(exemplar), "--save_path", str(tmp_path / "out.png")]
     assert Synthesis.main([*arguments, "--size", "1000", "--device", "cpu", "--quiet"]) == 2
@@ -176,10 +176,10 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
 ):
     picture = resize(read_picture(TEXTURES / "pebbles.png")[0], (1000, 1000))
     save_picture(picture, tmp_path / "a.png", {})
-    monkeypatch.setattr(Synthesis, "allowed_bytes", lambda *_: 700.0**2)
-    monkeypatch.setattr(Synthesis, "cost_note", lambda *_: None)
+    monkeypatch.setattr("command.run.allowed_bytes", lambda *_: 700.0**2)
+    monkeypatch.setattr("command.run.cost_note", lambda *_: None)
     # Halved, it has 707x707; halved again 500x500.
-    monkeypatch.setattr(Synthesis, "estimated_bytes", lambda run: math.prod(run.scales[-1][0]))
+    monkeypatch.setattr("command.run.estimated_bytes", lambda run: math.prod(run.scales[-1][0]))
     out = tmp_path / "out.png"
     flags = ["--gt_path", tmp_path / "a.png", "--save_path", out, *"--device cpu --epoch 1".split()]
     assert Synthesis.main([*map(str, flags), "--size", "32"]) == 0

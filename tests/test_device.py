@@ -114,7 +114,7 @@ def far(monkeypatch):
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(painting, "BUSY", 0)  # as if pictures were large
-    monkeypatch.setattr(Synthesis, "pick_device", lambda *_: (DEVICE, None))
+    monkeypatch.setattr("command.run.pick_device", lambda *_: (DEVICE, None))
     with FarDevice():
         yield
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import Synthesis
 from command import interrupts, results, workers
-from command.files import TEXTURES
+from command.files import ROOT, TEXTURES
 from command.interrupts import Stopped, signals_held, signals_raise
 from command.pictures import read_record
 from command.start import SIGNALS, signals_exit
@@ -110,15 +110,17 @@ def test_a_picture_that_cannot_be_saved_is_told_of_beside_a_signal(
 def test_a_signal_while_another_process_saves_a_picture_ends_the_batch(
     exemplar, tmp_path, monkeypatch, capfd
 ):
-    patch = """import os, signal
+    patch = f"""import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
 from command import results
+from command.serve import serve
 save = results.save_picture
 def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     save(*arguments)
 results.save_picture = interrupted
-serve("""
-    monkeypatch.setattr(workers, "PROGRAM", workers.PROGRAM.replace("serve(", patch))
+serve()"""
+    monkeypatch.setattr(workers, "PROGRAM", [*workers.PROGRAM[:2], "-c", patch])
     flags = f"--gt_path {exemplar} --count 6 --size 32 --epoch 2 --device cpu --quiet --workers 2 "
     assert Synthesis.main([*flags.split(), "--save_path", f"{tmp_path}/out/"]) == 143
     out, err = capfd.readouterr()

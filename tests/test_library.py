@@ -202,6 +202,6 @@ def test_an_error_and_an_interrupt_are_raised(folder, monkeypatch):
         report(Progress(1, 1, 1, 0.5, torch.rand(1, 3, 32, 32), 0.5))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Synthesis, "new_texture", stopped)
+    monkeypatch.setattr("command.make.new_texture", stopped)
     with pytest.raises(KeyboardInterrupt):
         synthesize("a.png", **QUICK)

@@ -31,6 +31,7 @@ from command.pictures import save_picture
 from command.plan import orders_of
 from command.ranks import Place, place, process_group_of
 from command.results import Result
+from command.run import planned, run
 from terms.process_group import COALESCED_BELOW, ProcessGroup
 from utils import UserError
 
@@ -138,12 +139,12 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     shown = []
     path = tmp_path / "new.png"
     made = Result(path, torch.zeros(1, 3, 16, 16), {}, 0.0, None)
-    monkeypatch.setattr(Synthesis, "place", lambda: Place(rank, 2, rank))
-    monkeypatch.setattr(Synthesis, "process_group_of", lambda own, device: ProcessGroup(rank, 2))
-    monkeypatch.setattr(Synthesis, "make_in_blocks", lambda *others: made)
-    monkeypatch.setattr(Synthesis, "show", lambda request, results, *_: shown.append(results))
+    monkeypatch.setattr("command.run.place", lambda: Place(rank, 2, rank))
+    monkeypatch.setattr("command.run.process_group_of", lambda own, device: ProcessGroup(rank, 2))
+    monkeypatch.setattr("command.make.make_in_blocks", lambda *others: made)
+    monkeypatch.setattr("command.run.show", lambda request, results, *_: shown.append(results))
     flags = ["--split", "--device", "cpu", "--size", "32", "--save_path", str(path)]
-    outcomes = list(Synthesis.run(parse(["--gt_path", "pebbles.png", *flags])))
+    outcomes = list(run(parse(["--gt_path", "pebbles.png", *flags])))
     assert outcomes == [made] * told and shown == [[path] * told]
 
 
@@ -151,7 +152,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
 def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, written, tmp_path):
     flags = "--gt_path pebbles.png --size 32 --save_every 2 --preview --save_path".split()
     request = parse([*flags, str(tmp_path / "new.png")])
-    job, _, _ = Synthesis.planned(request, orders_of(request)[0][0], 1e12, ProcessGroup(rank, 2))
+    job, _, _ = planned(request, orders_of(request)[0][0], 1e12, ProcessGroup(rank, 2))
     assert (job.save_every, job.preview) == written
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import Synthesis
 from command import resume
 from command.display import Display
 from command.files import TEXTURES
@@ -110,7 +109,7 @@ class Killed(BaseException):
 
 
 def killed_after(steps, monkeypatch, error=Killed):
-    make = Synthesis.new_texture
+    make = new_texture
 
     def killed(spec, trunk, report, *others):
         def on_step(progress):
@@ -120,7 +119,7 @@ def killed_after(steps, monkeypatch, error=Killed):
 
         return make(spec, trunk, on_step, *others)
 
-    monkeypatch.setattr(Synthesis, "new_texture", killed)
+    monkeypatch.setattr("command.make.new_texture", killed)
 
 
 @pytest.mark.parametrize(

@@ -970,7 +970,7 @@ def test_a_signal_before_the_first_step_says_that_there_is_nothing(
     def stopped(*arguments, **options):
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(Synthesis, "new_texture", stopped)
+    monkeypatch.setattr("command.make.new_texture", stopped)
     assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 143
     out, err = capfd.readouterr()
     assert (out, err) == ("", "Synthesis.py: interrupted, there is nothing to save yet\n")
@@ -987,7 +987,7 @@ def no_weights(monkeypatch):
     def slow(*arguments, **options):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(Synthesis, "load_weights", slow)
+    monkeypatch.setattr("command.run.load_weights", slow)
 
 
 @pytest.mark.parametrize(
@@ -1123,7 +1123,7 @@ def test_out_of_memory_is_one_line(error, pebbles, result, capfd, monkeypatch):
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(Synthesis, "new_texture", full)
+    monkeypatch.setattr("command.make.new_texture", full)
     assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "out of memory" in line and "--size" in line
@@ -1135,7 +1135,7 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
         def bug(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(Synthesis, "new_texture", bug)
+        monkeypatch.setattr("command.make.new_texture", bug)
         with pytest.raises(type(error)):
             main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY])
 
@@ -1144,7 +1144,7 @@ def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch, narro
     make(pebbles, result)
     before = result.read_bytes()
     monkeypatch.setattr(
-        Synthesis, "new_texture", lambda *a, **k: Made(torch.full((1, 3, 8, 8), np.nan), None)
+        "command.make.new_texture", lambda *a, **k: Made(torch.full((1, 3, 8, 8), np.nan), None)
     )
     again = ["--gt_path", str(pebbles), "--save_path", str(result), "--overwrite", *TINY]
     with pytest.raises(ValueError, match="finite"):

@@ -21,6 +21,7 @@ from command.interrupts import Stopped
 from command.plan import plan
 from command.ranks import Place
 from command.results import Failed, Result
+from command.run import run, workers_at_best
 from command.workers import Worker, Workers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,11 +124,27 @@ def test_which_are_made_beside_others(flags, expected, monkeypatch, tmp_path, na
             assert self.count == 2 and self.told[-1] == "lines"
             yield from (Failed(job.exemplar, str(fits(job))) for job in tasks)
 
-    monkeypatch.setattr(Synthesis, "Workers", Nobody)
-    monkeypatch.setattr(Synthesis, "workers_at_best", lambda device, own, pictures: 2)
+    monkeypatch.setattr("command.run.Workers", Nobody)
+    monkeypatch.setattr("command.run.workers_at_best", lambda device, own, pictures: 2)
     command = f"--gt_path pebbles.png --count 2 --device cpu --save_path {tmp_path}/ {flags}"
-    for outcome in Synthesis.run(parse(command.split())):
+    for outcome in run(parse(command.split()), spawn=True):
         assert outcome.line == str(expected)
+
+
+def test_a_library_starts_no_processes_unasked(monkeypatch, tmp_path, narrow_net):
+    """They would not know of methods that the program has added."""
+    counts = []
+
+    class Counted(Workers):
+        def __init__(self, count, *told):
+            super().__init__(count, *told)
+            counts.append(count)
+
+    monkeypatch.setattr("command.run.Workers", Counted)
+    monkeypatch.setattr("command.run.workers_at_best", lambda device, own, pictures: 2)
+    flags = ["--gt_path", "pebbles.png", "--count", "2", "--save_path", f"{tmp_path}/", *TINY]
+    assert [type(one) for one in run(parse(flags))] == [Result, Result]
+    assert counts == [1]
 
 
 # ------------------------------------------------------------------------------- without processes
@@ -287,7 +304,7 @@ pickle.dump((pickle.load(sys.stdin.buffer), seen), sys.stdout.buffer)
 def test_a_process_sleeps_while_it_waits_and_sees_neither_terminal_nor_folder(
     monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(workers, "PROGRAM", TOLD)
+    monkeypatch.setattr(workers, "PROGRAM", [*workers.PROGRAM[:2], "-c", TOLD])
     monkeypatch.chdir(tmp_path)
     worker = Worker("told", 2)
     job, (policy, alone, path) = worker.outcome("a job")
@@ -296,11 +313,6 @@ def test_a_process_sleeps_while_it_waits_and_sees_neither_terminal_nor_folder(
     with pytest.raises(EOFError):
         pickle.load(worker.process.stdout)
     assert worker.end() == 0
-
-
-def test_a_library_starts_no_processes_unasked():
-    """They would not know of methods that the program has added."""
-    assert Synthesis.workers_at_best(torch.device("cpu"), Place(), 100) == 1
 
 
 @pytest.mark.parametrize(
@@ -313,6 +325,5 @@ def test_a_library_starts_no_processes_unasked():
     ],
 )
 def test_two_at_a_time_by_default(device, place, pictures, expected, monkeypatch):
-    monkeypatch.setattr(Synthesis, "__name__", "__main__")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert Synthesis.workers_at_best(torch.device(device), place, pictures) == expected
+    assert workers_at_best(torch.device(device), place, pictures) == expected
