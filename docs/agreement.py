@@ -1,4 +1,4 @@
-"""What people preferred in blind pairs, and how often each score, and the verdict, names it."""
+"""Preferences of people in blind pairs, and how often the scores and the verdict agree."""
 
 import csv
 from collections.abc import Callable
@@ -12,13 +12,14 @@ Scores = dict[str, float]
 
 
 def _of_score(name: str) -> Callable[[Scores], float]:
-    """The faults that the verdict sees in a score, or else the score itself; less is better."""
+    """Return a reading of a score, smaller is better: its faults in the verdict, or if the verdict
+    does not use it, the score itself."""
     sizes = [fault.size for fault in FAULTS if fault.score == name]
     return lambda values: sum(size(values[name]) for size in sizes) if sizes else values[name]
 
 
 def _judgements(path: Path) -> list[tuple[str, Scores, Scores, int]]:
-    """Each pair of the file: half, scores of A and of B, and answers for A less answers for B."""
+    """Return (half, scores of A, scores of B, answers for A minus answers for B) of each pair."""
     found = []
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -32,10 +33,10 @@ def _judgements(path: Path) -> list[tuple[str, Scores, Scores, int]]:
 
 
 def agreement(path: Path = JUDGED) -> list[str]:
-    """Lines of a Markdown table: for each score and the verdict, the share of pairs in which it is
-    better for the preferred picture, on the tuning half, the held-out half and all of them.
+    """Return a Markdown table: the share of pairs in which a score, or the verdict, is better for
+    the preferred picture, in the tuning half, the held-out half and all pairs.
 
-    Pairs on whose picture the judges did not agree are left out; equal scores count half.
+    Pairs without a majority are left out. Equal scores count half.
     """
     pairs = [pair for pair in _judgements(path) if pair[3]]
     readings = {name: _of_score(name) for name in pairs[0][1]}
@@ -61,8 +62,8 @@ def _share(pairs: list[tuple[str, Scores, Scores, int]], reading: Callable) -> s
 
 
 def preferences(path: Path = JUDGED) -> list[str]:
-    """Lines of a Markdown table: for each two programs, how often judges took the one's picture,
-    how often neither and how often the other's; of the share a tie is half."""
+    """Return a Markdown table: for each pair of programs, the numbers of answers for the first, for
+    neither and for the second. A tie counts half in the share."""
     answers: dict[tuple[str, str, str], list[str]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):

@@ -30,7 +30,7 @@ ROOT = DOCS.parent
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 sys.path.insert(0, str(ROOT))
 
-import agreement  # noqa: E402  # found, like what follows, by the line above
+import agreement  # noqa: E402  # this and the following imports need the line above
 
 from command.arguments import Parser, parse  # noqa: E402
 from command.pictures import find_picture, read_picture, save_picture  # noqa: E402
@@ -51,21 +51,21 @@ FIRST = [
 WIDE = [Path(name) for name in ("pebbles.png", "tiles.png", "leaf.jpg", "hubble.jpg", "brick.png")]
 SORTS = [Path(name) for name in ("leaf.jpg", "cloth.png", "pebbles.png", "wood.png")]
 SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png", "dots.png"))]
-DRAWN = "drawn/"  # stands in commands for the folder where `draw` has been
+DRAWN = "drawn/"  # placeholder in commands for the folder of `draw`
 CROP, HOLE = 128, 56  # px
 HOLED, MATCHED = ("brick", "weave", "cloth"), ("pebbles", "brick", "wood")
 SEEDS, EVERY, WEIGHTS, WIDTHS = (0, 1), (2, 5, 10, 20, 40), (0.02, 0.05, 0.15), (256, 512, 1024)
-EDGE_WINDOW = 5  # px, over which brightness is averaged, as grain has edges everywhere
+EDGE_WINDOW = 5  # px over which brightness is averaged, since grain has edges everywhere
 
 Commands = dict[str, str]  # a picture's name -> the flags that make it
 
 
 class Made(NamedTuple):
-    """A picture that a command saved."""
+    """A picture saved by a command."""
 
     path: Path
     seconds: float  # without loading the net
-    gigabytes: float  # peak memory of the process, NaN where the system does not tell
+    gigabytes: float  # peak memory of the process; NaN if the system does not report it
     record: dict[str, Any]
 
     @property
@@ -75,21 +75,21 @@ class Made(NamedTuple):
 
     @property
     def scores(self) -> dict[str, tuple[float, float]]:
-        """What `--score` prints: name -> (value, that of the exemplar's halves)."""
+        """The scores of `--score`: name -> (value, value of the exemplar's halves)."""
         return score(self.image, exemplar(self.record["exemplar"]))
 
 
 class Experiment(NamedTuple):
-    """Pictures, and the lines of Markdown that are measured of them."""
+    """Commands that make pictures, and a function that measures the pictures."""
 
     minutes: int  # on two cores
-    makes: str  # of the pages
+    makes: str  # what it makes of the pages
     commands: Commands
     measure: Callable[[dict[str, Made]], list[str]] = lambda made: []
 
 
 def exemplar(name: str) -> Tensor:
-    """(1, 3, H, W) in [0, 1]."""
+    """Return an exemplar, (1, 3, H, W) in [0, 1]."""
     return read_picture(find_picture(name))[0]
 
 
@@ -97,13 +97,14 @@ def exemplar(name: str) -> Tensor:
 
 
 def code_of_pages() -> str:
-    """The shell code that the pages show."""
+    """Return the shell code of the pages."""
     blocks = [re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES]
     return "".join(itertools.chain(*blocks))
 
 
 def commands_of_pages() -> Commands:
-    """The flags of every `python Synthesis.py` of the pages that states where it saves."""
+    """Return the flags of every `python Synthesis.py` of the pages that has `--save_path`, by the
+    stem of that path."""
     found = re.findall(
         r"^python Synthesis\.py (.*) --save_path (\S+)$", code_of_pages(), re.MULTILINE
     )
@@ -111,7 +112,7 @@ def commands_of_pages() -> Commands:
 
 
 def pictures_of_pages() -> set[str]:
-    """Names of the files in docs/ that the pages show."""
+    """Return the names of the files in docs/ that the pages show."""
     shown = {
         (page.parent / name).resolve()
         for page in PAGES
@@ -121,24 +122,24 @@ def pictures_of_pages() -> set[str]:
 
 
 def shown(*names: str) -> Commands:
-    """The commands of the pages for the pictures of these names."""
+    """Return the commands of the pages that make pictures of these names."""
     return {name: SHOWN[name] for name in names}
 
 
 def product(name: str, flags: str, *axes: Iterable[object]) -> Commands:
-    """Name and flags with every combination of the values put in, as `str.format` does."""
+    """Return names and flags, formatted by `str.format` with every combination of the values."""
     return {name.format(*v): flags.format(*v) for v in itertools.product(*axes)}
 
 
 def by_model(files: list[Path]) -> Commands:
-    """Every method by L-BFGS, and the best preset, with every exemplar."""
+    """Return commands for every method by L-BFGS, and for `--preset best`, with every exemplar."""
     name, flags = "{1}_{0.stem}", f"--gt_path {{0}} --method {{1}} --spectrum 0 {LBFGS}"
     best = product(name, "--gt_path {0} --preset {1}", files, ["best"])
     return product(name, flags, files, METHODS) | best
 
 
 def draw(folder: Path) -> None:
-    """Draw the exemplars and the mask that are not worth a file in the project."""
+    """Save the exemplars and the mask that are not files of the project."""
     for name in {*HOLED, *MATCHED}:
         save_picture(exemplar(f"{name}.png")[..., :CROP, :CROP], folder / f"{name}.png", {})
     hole = F.pad(torch.ones(1, 3, HOLE, HOLE), [(CROP - HOLE) // 2] * 4)
@@ -149,7 +150,7 @@ def draw(folder: Path) -> None:
 
 
 def make(argv: list[str]) -> Made:
-    """Run one command, in a process of its own, so that the peak of its memory is its own."""
+    """Run one command. Call it in a new process, so that the peak memory belongs to the command."""
     keep_freed_memory()
     result = run_one(parse([*argv, "--overwrite"]))
     gigabytes = peak_bytes(torch.device("cpu")) / 1e9
@@ -160,7 +161,7 @@ def make(argv: list[str]) -> Made:
 
 
 def table(*rows: Iterable[object]) -> list[str]:
-    """Lines of a Markdown table, the first row its head; what is not text has two decimals."""
+    """Return the lines of a Markdown table. The first row is its head; numbers get two decimals."""
     lines = []
     for row in rows:
         cells = [x if isinstance(x, str) else f"{x:.2f}" for x in row]
@@ -169,12 +170,12 @@ def table(*rows: Iterable[object]) -> list[str]:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Of two tensors of as many values."""
+    """Return the correlation of two tensors of equal size."""
     return torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1].item()
 
 
 def both_optimisers(made: dict[str, Made]) -> list[str]:
-    """The table of the first pictures: errors and colours of Adam and L-BFGS."""
+    """Return the table of the first command: errors and colours of Adam and L-BFGS."""
     rows: list[list[object]] = [["exemplar", "Adam: error", "colours", "L-BFGS: error", "colours"]]
     for file in FIRST:
         pair = made[file.stem], made[f"{file.stem}_lbfgs"]
@@ -186,7 +187,7 @@ def both_optimisers(made: dict[str, Made]) -> list[str]:
 
 
 def medians(made: dict[str, Made]) -> list[str]:
-    """The table of scores: medians by model, and those of the exemplars' halves."""
+    """Return the table of scores: medians by model, and medians of the exemplars' halves."""
     runs: dict[str, list[Made]] = {}
     for name, one in made.items():
         runs.setdefault(name.split("_")[0], []).append(one)
@@ -211,7 +212,7 @@ def medians(made: dict[str, Made]) -> list[str]:
 
 
 def costs(made: dict[str, Made]) -> list[str]:
-    """Steps, seconds and memory of every command."""
+    """Return the table of steps, seconds and memory of every command."""
     rows = [
         [f"`{name}`", str(one.record["epoch"]), f"{one.seconds:.0f}", f"{one.gigabytes:.1f}"]
         for name, one in made.items()
@@ -220,20 +221,21 @@ def costs(made: dict[str, Made]) -> list[str]:
 
 
 def steps_across(made: dict[str, Made]) -> list[str]:
-    """The step across the border of every tile, over the mean step inside."""
+    """Return the table of steps across the border, relative to the mean step inside."""
     rows = [[name, seam(one.image, one.image)] for name, one in made.items()]
     return table(["tile", "step across"], *rows)
 
 
 def edges(image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> slopes of its averaged brightness at 256 px, (1, 1, h, w)."""
+    """Return the slopes, (1, 1, h, w), of the averaged brightness of (1, 3, H, W) at 256 px."""
     grey = F.avg_pool2d(resize(image, (171, 256)).mean(1, keepdim=True), EDGE_WINDOW, 1)
     down, across = grey.diff(dim=2)[..., :-1], grey.diff(dim=3)[..., :-1, :]
     return (down.square() + across.square()).sqrt()
 
 
 def kept_edges(made: dict[str, Made]) -> list[str]:
-    """How the photo's edges correlate with the result's, by content weight and width."""
+    """Return the table of correlations between the edges of photo and result, by content weight
+    and width."""
     photo = edges(exemplar("docs/cat.jpg"))
     rows = [
         [str(x), *(correlation(photo, edges(made[f"edges_{x}_{w}"].image)) for w in WIDTHS)]
@@ -243,12 +245,13 @@ def kept_edges(made: dict[str, Made]) -> list[str]:
 
 
 def off_axis(made: dict[str, Made]) -> list[str]:
-    """The median error in degrees of the axes of pictures at 45, where there is an axis."""
+    """Return the table of median errors, in degrees, of the axes of pictures at 45 degrees, where
+    there is an axis."""
     rows: list[list[object]] = [["at 45 degrees", "degrees off"]]
     for name, one in made.items():
         if one.record["orientation"] == "45":
             found = axes(one.image)
-            # `axes` has cosine and sine of twice the angle, from the rows downwards.
+            # `axes` returns cosine and sine of twice the angle, which is clockwise.
             angles = -torch.rad2deg(torch.atan2(found[:, 1], found[:, 0])) / 2
             errors = ((angles - 45 + 90) % 180 - 90).abs()
             rows.append([name, errors[found.norm(dim=1) > COHERENT].median().item()])
@@ -256,7 +259,8 @@ def off_axis(made: dict[str, Made]) -> list[str]:
 
 
 def hole_filled(made: dict[str, Made]) -> list[str]:
-    """How what fills the hole correlates with what was there, with the spectrum and without."""
+    """Return the table of correlations between filled and original pixels, with the spectrum and
+    without."""
     inside = slice((CROP - HOLE) // 2, (CROP + HOLE) // 2)
     rows = []
     for name in HOLED:
@@ -267,7 +271,8 @@ def hole_filled(made: dict[str, Made]) -> list[str]:
 
 
 def carried_maps(made: dict[str, Made]) -> list[str]:
-    """How light from the upper left on the normals goes with the brightness of the colours."""
+    """Return the table of correlations between shading by the normals, lit from the upper left,
+    and the brightness of the colours."""
 
     def lit(colours: Tensor, normals: Tensor) -> float:
         light = torch.tensor([-1.0, 1.0, 1.0])  # to the left, up and out of the page
@@ -283,7 +288,7 @@ def carried_maps(made: dict[str, Made]) -> list[str]:
 
 
 def curve(made: dict[str, Made]) -> list[str]:
-    """The patch score by `--match_every`, means of the seeds."""
+    """Return the table of patch scores by `--match_every`, means over the seeds."""
     rows = []
     for stem in MATCHED:
         source = exemplar(f"{stem}.png")[..., :CROP, :CROP]
@@ -293,7 +298,7 @@ def curve(made: dict[str, Made]) -> list[str]:
 
 
 def judged(_: dict[str, Made]) -> list[str]:
-    """What people preferred, and how the scores agree with that."""
+    """Return the tables of people's preferences, and of the scores' agreement with them."""
     return [*agreement.preferences(), "", *agreement.agreement()]
 
 
@@ -302,7 +307,7 @@ def judged(_: dict[str, Made]) -> list[str]:
 SHOWN = commands_of_pages()
 PEBBLES = "--gt_path pebbles.png"
 AT_45 = f"--gt_path {{0}} --method {{1}} --orientation 45 {LBFGS}"
-# Stripes are drawn, as no exemplar is as plain.
+# Stripes are drawn, since no exemplar is that regular.
 LINED = [Path(name) for name in (f"{DRAWN}stripes.png", "wood.png", "grass.png")]
 TILE, TILES = f"--gt_path {{0}} --method {{1}} --tile xy {LBFGS}", "tile_{1}_{0.stem}"
 PHOTO = (
@@ -392,7 +397,7 @@ EXPERIMENTS = {
         "steps, seconds and memory at the defaults",
         product("{}", PEBBLES + " --method {}", METHODS)
         | product("{}", PEBBLES + " --preset {}", PAINTED)
-        # The peak comes with the first step at full size, here the only one.
+        # Memory peaks at the first step at full size, here the only one.
         | {"guided_1024": f"--gt_path {DRAWN}large.png --method guided --epoch 31"},
         costs,
     ),
@@ -401,12 +406,12 @@ EXPERIMENTS = {
 
 
 def run_experiment(experiment: Experiment, folder: Path, drawn: str, kept: set[str]) -> list[str]:
-    """Make an experiment's pictures, then measure them.
+    """Make the pictures of an experiment, and return the lines of its measurement.
 
     Args:
-        folder: where all pictures are saved.
-        drawn: the folder where `draw` has been.
-        kept: names of files that go to docs/ as soon as they are there.
+        folder: folder in which all pictures are saved.
+        drawn: folder in which `draw` has saved its files.
+        kept: names of files that are copied to docs/ as soon as they are saved.
     """
     made = {}
     for name, flags in experiment.commands.items():
@@ -422,15 +427,18 @@ def run_experiment(experiment: Experiment, folder: Path, drawn: str, kept: set[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    """List or run experiments; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C.
+    """List or run experiments. Tables are printed to stdout, everything else to stderr.
 
-    Tables go to stdout, everything else to stderr.
+    Returns:
+        The exit code: 0, 2 for an error of the user, 130 for Ctrl-C.
     """
     parser = Parser(
         "experiments.py", description="Make the pictures and tables of the pages again."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments, or all")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="keep every picture there instead")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of experiments, or all")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="save all pictures in this folder instead of docs/"
+    )
     try:
         arguments = parser.parse_args(argv)
         for name in arguments.names:

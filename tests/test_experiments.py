@@ -45,7 +45,7 @@ def test_every_picture_is_made_by_one_experiment():
 
 
 def test_every_experiment_is_named_beside_what_it_makes():
-    named = re.findall(r"`python docs/experiments\.py ([\w ]+)`", TEXT)
+    named = re.findall(r"`python docs/experiments\.py ([\w\s]+)`", TEXT)
     assert set(" ".join(named).split()) == set(EXPERIMENTS)
 
 

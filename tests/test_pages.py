@@ -92,6 +92,12 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert not anchor or anchor in anchors_of(path.read_text()), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_names_exists(page):
+    for name in re.findall(r"`((?:\w+/)*\w+\.py)`", page.read_text()):
+        assert (ROOT / name).is_file(), name
+
+
 def test_the_readme_links_every_page():
     text = README.read_text()
     assert OTHERS and all(f"](docs/{page.name})" in text for page in OTHERS)
