@@ -153,7 +153,7 @@ class Display:
         if self.lines and new:
             say([f"{self.job.name}: {scale} from step {progress.step}"])
         elif self.lines and now - self.said >= A_LINE:
-            left = _duration(self._left(progress, now))
+            left = duration(self._left(progress, now))
             say([f"{self.job.name}: {told}, {progress.fraction:.0%}, {left} left"])
             self.said = now
 
@@ -184,8 +184,8 @@ class Display:
         return finished(self.job.spec.canvas.to(image.device), image)
 
 
-def _duration(seconds: float) -> str:
-    """In the largest unit of which there is more than one."""
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which there are two or more."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

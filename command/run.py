@@ -10,7 +10,7 @@ import torch
 
 from command.arguments import VERSION, Request
 from command.costs import (
-    Run,
+    Workload,
     allowed_bytes,
     at_scales,
     cost_note,
@@ -126,7 +126,7 @@ def run(request: Request, *, anew: bool = False, spawn: bool = False) -> Iterato
 
     def fits(job: Job) -> bool:
         wanted = request.workers is not None or is_small(job)
-        return wanted and is_surely_within(Run.of(job, net.name), allowed / count)
+        return wanted and is_surely_within(Workload.of(job, net.name), allowed / count)
 
     def here(job: Job) -> Result | Failed:
         return outcome_of(job, net, quiet, request.progress, only)
@@ -154,7 +154,7 @@ def workers_at_best(device: torch.device, own: Place, pictures: int) -> int:
 
 def planned(
     request: Request, order: Order, allowed: float, group: ProcessGroup
-) -> tuple[Job, Run, list[str]]:
+) -> tuple[Job, Workload, list[str]]:
     """The job of an order in parts that fit what memory is allowed, what it costs at its finest
     scale, and what the user should hear. Of an exemplar that is too large the middle is used.
 
@@ -162,7 +162,7 @@ def planned(
     """
     net_name = layers_of(request).net
     job, heard = job_of(request, order)
-    while estimated_bytes(cost := fitting(Run.of(job, net_name), allowed)) > allowed:
+    while estimated_bytes(cost := fitting(Workload.of(job, net_name), allowed)) > allowed:
         if not can_be_cut(request, job):
             break
         pixels = job.spec.exemplars[0].image[0, 0].numel()

@@ -16,7 +16,7 @@ from command.arguments import parse
 from command.costs import (
     FLOAT,
     PROGRAM_BYTES,
-    Run,
+    Workload,
     cost_note,
     estimated_bytes,
     estimated_flops,
@@ -28,7 +28,7 @@ from command.pictures import read_picture, read_record, save_picture
 from command.plan import can_be_cut, job_of, orders_of, plan
 from command.weights import load_weights
 from losses import METHODS
-from models import Extractor, resolve_layers
+from models import Extractor, halos, resolve_layers
 from terms.gram import FIRST_LAYERS
 from utils import UserError, resize
 
@@ -38,8 +38,8 @@ CPU = torch.device("cpu")
 LARGE = [((256, 256), (2048, 2048))]  # of exemplar and output
 
 
-def run_of(side: int, **options) -> Run:
-    return Run("vgg19", LAYERS, [((side, side), (side, side))], LAYERS, **options)
+def run_of(side: int, **options) -> Workload:
+    return Workload("vgg19", LAYERS, [((side, side), (side, side))], LAYERS, **options)
 
 
 def test_arithmetic_is_what_torch_counts(monkeypatch):
@@ -48,13 +48,10 @@ def test_arithmetic_is_what_torch_counts(monkeypatch):
     extractor = Extractor(weights, "vgg16-caffe", LAYERS)
     with FlopCounterMode(display=False) as counter:
         extractor(torch.rand(1, 3, 64, 64))
-    counted = sum(stage.flops for stage in costs._stages("vgg16-caffe", LAYERS)) * 64 * 64
-    assert counted == counter.get_total_flops()
+    assert costs.trunk_flops("vgg16-caffe", LAYERS) * 64**2 == counter.get_total_flops()
 
 
-def test_what_is_kept_is_what_autograd_keeps():
-    """The peak is on the way back through conv1_2: beside all that is kept there are the gradients
-    of every layer looked at, and those of its output and input, 64 floats a pixel each."""
+def test_graphs_of_blocks_are_what_autograd_keeps():
     weights = load_weights("vgg16-caffe", None, LAYERS).weights
     extractor, kept = Extractor(weights, "vgg16-caffe", LAYERS), {}
     frozen = {parameter.data_ptr() for parameter in extractor.parameters()}
@@ -66,10 +63,12 @@ def test_what_is_kept_is_what_autograd_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = extractor(torch.rand(1, 3, 128, 128, requires_grad=True))
-    found = sum(storage.nbytes() for storage in kept.values()) / FLOAT / 128**2
-    gradients = sum(features[layer].numel() for layer in LAYERS) / 128**2
-    assert costs._stepping("vgg16-caffe", LAYERS) == pytest.approx(found + gradients + 2 * 64)
+        extractor(torch.rand(1, 3, 128, 128, requires_grad=True))
+    found = sum(storage.nbytes() for storage in kept.values()) / 128**2
+    work = Workload("vgg16-caffe", LAYERS, LARGE, LAYERS, block=512)
+    graph = estimated_bytes(work._replace(graphs=2)) - estimated_bytes(work)
+    side = 512 + 2 * halos(LAYERS, "vgg16-caffe")["image"]
+    assert graph / side**2 == pytest.approx(found)
 
 
 def test_lbfgs_keeps_pairs_of_pictures():
@@ -92,7 +91,7 @@ def test_steps_after_painting_are_at_the_finest_scale():
     """Where a picture is painted for 80 of 100 steps, 20 are left; else the finer of two scales has
     0.7 times as many steps."""
     scales = [((64, 64), (64, 64)), ((128, 128), (128, 128))]
-    run = Run("vgg19", LAYERS, scales, LAYERS, steps=100)
+    run = Workload("vgg19", LAYERS, scales, LAYERS, steps=100)
     assert run.steps_at == [59, 41]
     assert run._replace(repaint=0.8).steps_at == [0, 20]
 
@@ -102,7 +101,7 @@ def test_matching_grows_with_the_square_of_the_pixels():
     layers, found = ["relu3_1"], []
     for method in ("gram", "cnnmrf"):
         scales = [((512, 512), (512, 512))]
-        found.append(estimated_flops(Run("vgg19", layers, scales, layers, method, steps=40)))
+        found.append(estimated_flops(Workload("vgg19", layers, scales, layers, method, steps=40)))
     assert found[1] - found[0] == pytest.approx(2 * (2 * 256 * (512**2 / 16) ** 2))
 
 
@@ -121,13 +120,13 @@ def test_large_and_long_runs_are_worth_a_line_each(monkeypatch):
     monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(run) / 720)
     line = cost_note("large.png", run, 1.9 * size)
     assert line.startswith("large.png: 1024x1024 from an exemplar of 1024x1024 needs about ")
-    assert f"{size / 1e9:.1f} GB" in line and "--size" in line and "--optimizer Adam" in line
+    assert f"{size / 1e9:.3g} GB" in line and "--size" in line and "--optimizer Adam" in line
     assert cost_note("large.png", run, math.inf) is None
-    assert time_note(run, 1, CPU) == "this may take 12 minutes, less with a smaller --epoch"
-    assert time_note(run, 5, CPU).startswith("this may take 60 minutes for 5 pictures, less")
+    assert time_note(run, 1, CPU) == "this may take 12 min, less with a smaller --epoch"
+    assert time_note(run, 5, CPU).startswith("this may take 60 min for 5 pictures, less")
     painted = run._replace(repaint=1.0)
     monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(painted) / 720)
-    assert time_note(painted, 1, CPU) == "this may take 12 minutes, less with a smaller --size"
+    assert time_note(painted, 1, CPU) == "this may take 12 min, less with a smaller --size"
 
 
 def test_the_time_of_a_list_is_told_once(monkeypatch, capfd, tmp_path, narrow_net):
@@ -140,19 +139,13 @@ def test_the_time_of_a_list_is_told_once(monkeypatch, capfd, tmp_path, narrow_ne
     flags = ["--gt_path", str(tmp_path), "--save_path", f"{tmp_path}/out/", "--device", "cpu"]
     assert Synthesis.main([*flags, "--epoch", "1"]) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if "may take" in line]
-    assert lines == ["this may take 60 minutes for 3 pictures, less with a smaller --epoch"]
+    assert lines == ["this may take 60 min for 3 pictures, less with a smaller --epoch"]
 
 
-def test_what_makes_it_large_is_named():
-    runs = {
-        "a smaller exemplar": Run("vgg19", LAYERS, [((1200, 1000), (64, 64))], LAYERS, steps=1),
-        "a smaller --size or --method gram": Run(
-            "vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1
-        ),
-    }
-    for way, run in runs.items():
-        line = cost_note("a.png", run, 2.68e9)
-        assert line.endswith(f"less will do with {way}")
+def test_what_needs_less_memory_is_named():
+    work = Workload("vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1)
+    line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
+    assert line.endswith("; a smaller --size or exemplar, --method gram need less")
 
 
 def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, capfd, tmp_path):
@@ -168,7 +161,7 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, cap
     assert Synthesis.main([*arguments, "--size", "1000", "--device", "cpu", "--quiet"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "1000x1000 from an exemplar of 120x100" in line and "GB are allowed" in line
-    assert line.endswith("give a smaller --size")
+    assert line.endswith("give a smaller --size or exemplar")
 
 
 def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
@@ -198,7 +191,7 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
 
 
 def test_as_large_blocks_as_may_be():
-    run = Run("vgg19", LAYERS, LARGE, LAYERS)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS)
     whole, *blocks = (run._replace(block=side) for side in (None, *costs.BLOCKS))
     sizes = [estimated_bytes(way) for way in (whole, *blocks)]
     assert sizes == sorted(sizes, reverse=True)
@@ -211,7 +204,7 @@ def test_as_large_blocks_as_may_be():
 def test_what_is_left_goes_into_graphs(monkeypatch):
     """Of a block of 512 px and 30 around it, 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel."""
     monkeypatch.setattr(costs, "BLOCKS", (512,))
-    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
     size, graph = estimated_bytes(run), 4 * 264 * 572**2
     for more, graphs in ((0.5, 1), (2.5, 3), (9.5, 10)):
         found = costs.fitting(run._replace(block=None), costs.HOLES * (size + more * graph))
@@ -220,7 +213,7 @@ def test_what_is_left_goes_into_graphs(monkeypatch):
 
 
 def test_lbfgs_forgets_sooner_before_it_is_refused():
-    run = Run("vgg19", LAYERS, LARGE, LAYERS, optimizer="LBFGS", steps=1000)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, optimizer="LBFGS", steps=1000)
     least = {m: estimated_bytes(run._replace(block=256, memory=m)) for m in costs.MEMORIES}
     assert list(least.values()) == sorted(least.values(), reverse=True)
     for memory, size in least.items():
@@ -235,8 +228,9 @@ def test_lbfgs_forgets_sooner_before_it_is_refused():
 
 def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_needed_whole():
     """conv4_1 of VGG-19 sees 30 px further."""
-    one = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
-    assert costs._seen_at_once(one) == (512 + 60) ** 2
+    one = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    graph = estimated_bytes(one._replace(graphs=2)) - estimated_bytes(one)
+    assert graph == FLOAT * 264 * (512 + 60) ** 2  # 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel
     more = estimated_bytes(one._replace(whole=["relu3_1", "relu4_1"])) - estimated_bytes(one)
     assert more == 4 * 2 * (256 / 16 + 512 / 64) * 2048**2
 
@@ -255,7 +249,7 @@ def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
 
 
 def test_a_run_by_blocks_is_tight_where_holes_do_not_fit():
-    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
     size = estimated_bytes(run)
     assert costs.is_tight(run, 1.39 * size) and not costs.is_tight(run, 1.41 * size)
     assert not costs.is_tight(run._replace(block=None), size)
@@ -263,7 +257,7 @@ def test_a_run_by_blocks_is_tight_where_holes_do_not_fit():
 
 def test_coarse_scales_are_looked_at_in_what_fits_of_them():
     sizes = [((64, 64), (512, 512)), ((128, 128), (1024, 1024)), ((256, 256), (2048, 2048))]
-    run = Run("vgg19", LAYERS, sizes, LAYERS)
+    run = Workload("vgg19", LAYERS, sizes, LAYERS)
     allowed = costs.SURE * estimated_bytes(run._replace(block=256))
     found = costs.at_scales(fitting(run, allowed), allowed)
     assert [way.scales for way in found] == [sizes[:1], sizes[:2], sizes]
@@ -273,14 +267,14 @@ def test_coarse_scales_are_looked_at_in_what_fits_of_them():
 
 
 def test_what_is_surely_within_has_a_fifth_to_spare():
-    run = Run("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
     size = estimated_bytes(run)
     assert costs.is_surely_within(run, 1.21 * size)
     assert not costs.is_surely_within(run, 1.19 * size)
 
 
-def test_little_memory_is_told_in_mb():
-    with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 1 MB are allowed"):
+def test_little_memory_is_told():
+    with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 0.001 GB are allowed"):
         cost_note("a.png", run_of(256), 1e6)
 
 
@@ -304,7 +298,7 @@ def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
     command = [sys.executable, "-c", MEASURE, *arguments]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     # The kernel's own high-water mark: that of getrusage begins with the parent's.
-    run = Run.of(job, "vgg16-caffe")
+    run = Workload.of(job, "vgg16-caffe")
     if request.max_memory is not None:
         run = fitting(run, request.max_memory)
     return estimated_bytes(run), 1024 * int(said.splitlines()[-1])
@@ -326,7 +320,7 @@ def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
         options = ["--optimizer", optimizer, "--epoch", str(count)]
         found.append(peaks(tmp_path, side, *options))
     for estimated, measured in found:
-        assert estimated == pytest.approx(measured, rel=0.2)
+        assert estimated == pytest.approx(measured, rel=0.25)
     (small, small_measured), _, (large, large_measured) = found
     assert large - small == pytest.approx(large_measured - small_measured, rel=0.3)
     assert small > PROGRAM_BYTES
@@ -337,14 +331,14 @@ def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "gram"])
 def test_estimates_of_other_methods_are_near_measured_peaks(method, tmp_path):
     estimated, measured = peaks(tmp_path, 192, "--method", method, "--epoch", "2")
-    assert estimated == pytest.approx(measured, rel=0.2)
+    assert estimated == pytest.approx(measured, rel=0.25)
 
 
 @linux
 @pytest.mark.slow
 def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
     estimated, measured = peaks(tmp_path, 640, "--size", "64", "--epoch", "1")
-    assert estimated == pytest.approx(measured, rel=0.2)
+    assert estimated == pytest.approx(measured, rel=0.25)
 
 
 @linux
@@ -354,4 +348,4 @@ def test_a_large_picture_keeps_to_what_is_allowed(tmp_path):
     options = ["--size", "1024", "--epoch", "2", "--tolerance", "0", "--max_memory", "1.6GB"]
     estimated, measured = peaks(tmp_path, 128, *options)
     assert estimated <= 1.6e9 and measured <= 1.6e9
-    assert estimated == pytest.approx(measured, rel=0.2)
+    assert estimated == pytest.approx(measured, rel=0.25)
