@@ -146,11 +146,11 @@ def canvas_of(
         )
     return Canvas(
         size,
-        request.tile,
-        None if init is None else resize(init, size, request.tile),
-        mask,
-        None if content is None else resize(content, size),
-        request.keep_color,
+        tile=request.tile,
+        init=None if init is None else resize(init, size, request.tile),
+        mask=mask,
+        content=None if content is None else resize(content, size),
+        keep_color=request.keep_color,
     )
 
 
