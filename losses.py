@@ -1,7 +1,7 @@
-"""What "the same texture" means: the catalogue of methods, terms and presets, and their sum.
+"""Catalogue of texture models, terms and presets, and the loss that is their weighted sum.
 
-A new texture model is a class in `terms/` and one line of the catalogue below; so is a new term.
-The command's flags, its help and the README's tables come from here.
+To add a texture model or a term, write a class in `terms/` and call `add_method` or `add_term`
+below. Flags, help and records of the command follow from the catalogue.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,25 +24,25 @@ from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
 
-MATCH_EVERY = 20  # steps for which what a term holds fixed is held
-LONG_RANGE_WEIGHT = 0.1  # of the spectrum, for exemplars with long-range order
+MATCH_EVERY = 20  # steps for which matches, directions and samples are held
+LONG_RANGE_WEIGHT = 0.1  # weight of the spectrum for exemplars with long-range order
 
 
 class TermEntry(NamedTuple):
-    """A term that the command offers as a weight, `--name`."""
+    """A term whose weight is the flag `--NAME` of the command."""
 
     kind: type[Term]
     help: str  # one line
 
 
 class Method(NamedTuple):
-    """A texture model, and what goes with it unless the user says otherwise."""
+    """A texture model and its default settings, `--method NAME` of the command."""
 
     kind: type[Term]
     help: str  # one line
     layers: list[str]
-    weights: dict[str, float]  # of the terms beside it
-    takes: tuple[str, ...] = ()  # flags that it has a use for, of those that not every method has
+    weights: dict[str, float]  # of the terms that are added to it
+    flags: tuple[str, ...] = ()  # flags that it uses, of those that not every method uses
 
 
 TERMS: dict[str, TermEntry] = {}
@@ -50,10 +50,15 @@ METHODS: dict[str, Method] = {}
 
 
 def add_term(name: str, kind: type[Term], help: str) -> None:
-    """Offer a term beside any method.
+    """Add a term to the catalogue.
+
+    Args:
+        name: of its flag, `--NAME WEIGHT`.
+        kind: its class.
+        help: one line.
 
     Raises:
-        ValueError: it has no help, or the name is taken.
+        ValueError: the help is empty, or the name exists.
     """
     _check_new(name, help, TERMS)
     TERMS[name] = TermEntry(kind, help)
@@ -65,41 +70,47 @@ def add_method(
     help: str,
     layers: list[str],
     weights: dict[str, float],
-    takes: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
 ) -> None:
-    """Offer a texture model as `--method NAME`.
+    """Add a texture model to the catalogue.
+
+    Args:
+        name: value of `--method`.
+        kind: its class.
+        help: one line.
+        layers: default layers, by the names of VGG ("conv3_1").
+        weights: default weights of the terms that are added to it.
+        flags: flags that it uses, of those that not every method uses.
 
     Raises:
-        ValueError: it has no help, the name is taken, or a weight is of no term.
+        ValueError: the help is empty, the name exists, or a weight is that of an unknown term.
     """
     _check_new(name, help, METHODS)
     if unknown := weights.keys() - TERMS.keys():
         raise ValueError(f"{name}: no such terms: {', '.join(sorted(unknown))}")
-    METHODS[name] = Method(kind, help, layers, weights, takes)
+    METHODS[name] = Method(kind, help, layers, weights, flags)
 
 
 def _check_new(name: str, help: str, catalogue: Mapping[str, object]) -> None:
     if not help.strip():
-        raise ValueError(f"{name}: say in one line what it is")
+        raise ValueError(f"{name}: help is missing")
     if name in catalogue:
-        raise ValueError(f"{name}: there is one of that name")
+        raise ValueError(f"{name}: the name exists")
 
 
 add_term("gram", Gram, "Gram matrices")
-add_term(
-    "histogram", Histogram, "distribution of each colour channel, and the channels' covariance"
-)
-add_term("moments", Moments, "mean and standard deviation of each filter")
-add_term("spectrum", Spectrum, "power spectrum of the pixels: order over any distance")
+add_term("histogram", Histogram, "distribution and covariance of the colour channels")
+add_term("moments", Moments, "mean and standard deviation of each channel")
+add_term("spectrum", Spectrum, "power spectrum of the pixels, for order over any distance")
 add_term("autocorrelation", Autocorrelation, "autocorrelation of the features of the middle layer")
-add_term("patches", Patches, "distribution of 7x7 patches of pixels, on three sizes")
+add_term("patches", Patches, "distribution of 7x7 patches of pixels, at three sizes")
 add_term("tv", TotalVariation, "total variation, for smooth pictures")
 
 add_method("gram", Gram, "Gram matrices of features", GRAM_LAYERS, {"histogram": 0.1})
 add_method(
     "swd",
     Sliced,
-    "the whole distribution of features, by random projections",
+    "distribution of features, by sliced Wasserstein distance",
     FIRST_LAYERS,
     {"histogram": 0.1},
     ("match_every",),
@@ -107,7 +118,7 @@ add_method(
 add_method(
     "cnnmrf",
     CNNMRF,
-    "every 3x3 patch of features follows its nearest one",
+    "distance of each 3x3 patch of features from its nearest one",
     ["conv3_1", "conv4_1"],
     {"gram": 10.0, "histogram": 1.0, "patches": 10.0},
     ("match_every", "patch_rotations", "patch_scales"),
@@ -115,16 +126,16 @@ add_method(
 add_method(
     "guided",
     Guided,
-    "every 7x7 patch of features is like one of the exemplar's and unlike all others",
+    "contextual similarity of 7x7 patches of features",
     ["conv2_1", "conv3_1", "conv4_1"],
     {"gram": 10.0, "histogram": 0.5, "patches": 10.0},
     ("match_every", "patch_rotations", "patch_scales", "max_patches"),
 )
 
-# By purpose: the picture that people prefer, and a draft of it; no pixel copied, in less than half
-# of the time; a photo that is painted in a texture.
+# The picture that people prefer, and a draft of it; no copied pixels, in less than half of the time
+# of the default; style transfer.
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {"repaint": 1.0, "epoch": 100},  # which numbers the steps, of snapshots as well
+    "best": {"repaint": 1.0, "epoch": 100},  # the number of steps, which snapshots refer to
     "draft": {"repaint": 1.0, "epoch": 100},
     "fast": {"optimizer": "LBFGS", "epoch": 150},
     "photo": {"optimizer": "LBFGS", "epoch": 300},
@@ -134,11 +145,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 def weighted_kinds(
     method: str, weights: Mapping[str, float], layers: LayerWeights, every: Iterable[str]
 ) -> list[tuple[float, type[Term], LayerWeights]]:
-    """Return weight, kind and layers of the method, and of each term beside it that has a weight;
-    terms get every layer there is, with equal weights."""
-    alike = equal_weights(every)
-    beside = [(weight, TERMS[name].kind, alike) for name, weight in weights.items() if weight]
-    return [(1.0, METHODS[method].kind, layers), *beside]
+    """Return weight, class and layers of the method and of each term of weight other than 0.
+
+    Args:
+        method: a name in `METHODS`.
+        weights: of terms in `TERMS`.
+        layers: of the method.
+        every: all layers of the network, which terms use with equal weights.
+    """
+    equal = equal_weights(every)
+    terms = [(weight, TERMS[name].kind, equal) for name, weight in weights.items() if weight]
+    return [(1.0, METHODS[method].kind, layers), *terms]
 
 
 def whole_layers_of(
@@ -148,23 +165,27 @@ def whole_layers_of(
     every: Iterable[str],
     divided: bool,
 ) -> set[str]:
-    """The layers, "image" among them, that some term cannot look at part by part, where the output
-    may be divided into regions."""
+    """Return the layers, or "image", that some term cannot evaluate block by block.
+
+    Args:
+        method, weights, layers, every: as in `weighted_kinds`.
+        divided: whether the output may be divided into regions.
+    """
     kinds = weighted_kinds(method, weights, layers, every)
-    return {layer for _, kind, seen in kinds for layer in layers_needed_whole(kind, seen, divided)}
+    return {layer for _, kind, used in kinds for layer in layers_needed_whole(kind, used, divided)}
 
 
 class MeasuredFeatures(Features):
-    """Features of which the terms that are sums have measured everything, part by part; what is
-    here are the pixels and the layers that other terms need whole."""
+    """Statistics of the terms that were measured block by block, with the pixels and layers that
+    other terms need whole."""
 
     def __init__(self, features: Features, statistics: dict[int, Statistics]) -> None:
         super().__init__(features)
-        self.statistics = statistics  # by the place of the term in the criterion
+        self.statistics = statistics  # by index of the term in the criterion
 
 
 class Criterion:
-    """A texture model and the terms beside it: the sum that an optimiser brings to zero."""
+    """Weighted sum of a texture model and terms."""
 
     def __init__(
         self,
@@ -176,18 +197,18 @@ class Criterion:
     ) -> None:
         """
         Args:
-            inputs: exemplars with the features that the trunk gives, the canvas and options.
-            layers: the layers that the texture model looks at, with their weights.
+            inputs: exemplars with all features of the network, the canvas and options.
+            layers: layers of the texture model, with their weights.
             method: a name in `METHODS`.
-            weights: of the terms in `TERMS`; the term of a weight that is 0 is not built. None
-                means the method's own. Terms look at every layer there is.
+            weights: of terms in `TERMS`, which use all layers; terms of weight 0 are not built.
+                None: the method's defaults.
             match_every: steps between renewals.
         """
         weights = METHODS[method].weights if weights is None else weights
         every = [layer for layer in inputs.exemplars[0].features if layer != "image"]
         self.terms: list[tuple[float, Term]] = []
-        for weight, kind, seen in weighted_kinds(method, weights, layers, every):
-            self.terms.append((weight, per_region(kind, inputs, seen)))
+        for weight, kind, used in weighted_kinds(method, weights, layers, every):
+            self.terms.append((weight, per_region(kind, inputs, used)))
         self.whole_layers = whole_layers_of(
             method, weights, layers, every, inputs.canvas.output_regions is not None
         )
@@ -195,23 +216,22 @@ class Criterion:
         self.match_every = match_every if renews else None
 
     def add(self, weight: float, term: Term, layers: Iterable[str]) -> None:
-        """One more term, which needs these layers whole; its weight is relative to the sum of all
-        others: that of the texture."""
+        """Add a term that needs `layers` whole. Its weight is relative to the sum of all others."""
         self.terms.append((weight * sum(weight for weight, _ in self.terms), term))
         self.whole_layers |= set(layers)
 
     def renew(self, output: Features) -> None:
-        """Take anew what the terms hold fixed, for these features of the output."""
+        """Match or draw again, for an output's features, what the terms hold fixed."""
         for _, term in self.terms:
             term.renew(output)
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """What renewals draw from."""
+        """Random generators that `renew` draws from."""
         return [one for _, term in self.terms for one in term.generators]
 
     def __call__(self, output: Features) -> Tensor:
-        """(B, C, h, w) each -> (B,)."""
+        """Return the loss of an output's features, (B, C, h, w) each -> (B,)."""
         known = output.statistics if isinstance(output, MeasuredFeatures) else {}
         errors = [
             weight * (term.distance(known[i]) if i in known else term(output))
@@ -220,6 +240,7 @@ class Criterion:
         return torch.stack(errors).sum(0)
 
     def measure_additive(self, output: Features) -> dict[int, Statistics]:
-        """What the other terms measure of a part, by their places: it adds up to the whole's."""
+        """Return the statistics of a part of the picture, of the terms whose statistics add up, by
+        index of the term."""
         terms = enumerate(term for _, term in self.terms)
         return {i: term.measure(output) for i, term in terms if not term.needs_whole}

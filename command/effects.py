@@ -34,9 +34,9 @@ def without_effect(request: Request) -> dict[str, str]:
             found["epoch"] = why
         if request.style_image and request.init != "content":
             found["init"] = f"no effect on what is only painted over --image_path; {HOW}"
-    takers = {flag for method in METHODS.values() for flag in method.takes}
-    for flag in takers - {*METHODS[request.method].takes, *(COPIES if request.repaint else ())}:
-        told = ", ".join(name for name, method in METHODS.items() if flag in method.takes)
+    users = {flag for method in METHODS.values() for flag in method.flags}
+    for flag in users - {*METHODS[request.method].flags, *(COPIES if request.repaint else ())}:
+        told = ", ".join(name for name, method in METHODS.items() if flag in method.flags)
         found.setdefault(flag, f"no effect with --method {request.method}, only with {told}")
     if (request.save_every or 0) > request.epoch:
         found["save_every"] = f"no effect with {request.epoch} steps, give at most as many"

@@ -1,4 +1,4 @@
-"""Autocorrelation: how a texture repeats, and whether it does."""
+"""Autocorrelation of features and of pixels, and the period of a texture."""
 
 import math
 
@@ -9,23 +9,23 @@ from torch.nn import functional as F
 from models import Features
 from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs, relative_error
 from terms.valid import crop_to_valid
-from utils import wrapped
+from utils import Size, size_of, wrapped
 
-NEAREST_LAG = 8  # px; the autocorrelation closer by says how smooth a texture is, not its period
-PERIODIC = 0.3  # how clearly an exemplar must repeat, by `period`, to be regular
-OVERLAP = 0.1  # of the picture that it and itself, moved by twice a period, must have in common
-SAME_PERIOD = 0.9  # of the highest correlation; the shortest lag that has it is the period
-RIDGE = 0.001  # of the correlation, from one pixel of a ridge to the next
-PERIOD_SIDE = 512  # px; a larger picture is made smaller before its period is looked for
+NEAREST_LAG = 8  # px; at shorter lags the autocorrelation measures smoothness, not a period
+PERIODIC = 0.3  # least clarity, by `period`, of a regular exemplar
+OVERLAP = 0.1  # least share of the picture that overlaps after a shift by twice the period
+SAME_PERIOD = 0.9  # the period is the shortest lag of this share of the highest correlation
+RIDGE = 0.001  # largest difference of correlation between neighbouring pixels of a ridge
+PERIOD_SIDE = 512  # px; larger pictures are reduced before the period is searched
 
 
 class Autocorrelation(Term):
-    """How the features of the middle layer repeat, filter by filter: Sendik and Cohen-Or, "Deep
-    Correlations for Texture Synthesis", 2017.
+    """Autocorrelation of each channel of the middle layer: Sendik and Cohen-Or, "Deep Correlations
+    for Texture Synthesis", 2017.
 
-    We depart from the paper: the source's mean, which drowns what repeats, is taken off first;
-    lags reach to half of the shorter side, each the mean over its pairs of positions, so that the
-    output may have any size.
+    Departures from the paper: the source's mean, which would dominate the autocorrelation, is
+    subtracted; lags reach half of the shorter side, and the product at each lag is the mean over
+    the pairs of positions, so that the output may have any size.
     """
 
     needs_whole = "takes the Fourier transform of a layer"
@@ -42,11 +42,11 @@ class Autocorrelation(Term):
         ]
         means = [share * maps.mean((2, 3), keepdim=True) for share, maps in sources]
         self.mean = torch.stack(means).sum(0)
-        # Each about its own mean: what differs between exemplars does not repeat.
+        # About the mean of each exemplar: differences between exemplars are not periodic.
         self.sources = [(s, maps - maps.mean((2, 3), keepdim=True)) for s, maps in sources]
         self.reach = min(side for _, maps in sources for side in maps.shape[-2:]) // 2
         self.tile = inputs.canvas.tile
-        self.wanted: dict[int, Tensor] = {}
+        self.source_lags: dict[int, Tensor] = {}
 
     def measure(self, output: Features) -> Statistics:
         features = output[self.layer] - self.mean
@@ -57,19 +57,17 @@ class Autocorrelation(Term):
     def distance(self, statistics: Statistics) -> Tensor:
         lags = statistics["lags"]
         reach = lags.shape[-1] // 2
-        if reach not in self.wanted:
+        if reach not in self.source_lags:
             parts = [share * autocorrelation(maps, reach) for share, maps in self.sources]
-            self.wanted[reach] = torch.stack(parts).sum(0)
-        return relative_error(lags, self.wanted[reach])
+            self.source_lags[reach] = torch.stack(parts).sum(0)
+        return relative_error(lags, self.source_lags[reach])
 
 
 def autocorrelation(maps: Tensor, reach: int) -> Tensor:
-    """(..., H, W) -> (..., 2 reach + 1, 2 reach + 1): mean product at every lag, 0 in the centre.
-
-    Not wrapped round: each lag is the mean over the pairs of positions that have it.
-    """
+    """Return the mean product at every lag, over the pairs of positions that have this lag:
+    (..., H, W) -> (..., 2 reach + 1, 2 reach + 1), lag 0 in the centre. Lags do not wrap around."""
     height, width = maps.shape[-2:]
-    shape = [height + reach, width + reach]  # enough for lags up to `reach` not to wrap round
+    shape = [height + reach, width + reach]  # padded, so that lags do not wrap around
     power = torch.fft.rfft2(maps, shape).abs().square()
     lags = torch.arange(-reach, reach + 1, device=maps.device)
     pairs = (height - lags.abs())[:, None] * (width - lags.abs())[None, :]
@@ -78,15 +76,16 @@ def autocorrelation(maps: Tensor, reach: int) -> Tensor:
 
 
 def luminance_autocorrelation(image: Tensor, reach: int) -> Tensor:
-    """(1, 3, H, W) -> (2 reach + 1, 2 reach + 1) of its mean channel, 1 in the centre."""
+    """Return the autocorrelation of the mean channel, normalised to 1 at lag 0 in the centre:
+    (1, 3, H, W) -> (2 reach + 1, 2 reach + 1)."""
     grey = image[0].double().mean(0)
     lags = autocorrelation(grey - grey.mean(), reach)
     return lags / lags[reach, reach].clamp(min=1e-12)
 
 
 def remove_shading(image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (1, 1, H, W) of float64: its mean channel, less the quadratic surface that
-    fits it best, which is light and not texture."""
+    """Subtract uneven illumination, the best-fitting quadratic surface, from the mean channel:
+    (1, 3, H, W) -> (1, 1, H, W) of float64."""
     grey = image.double().mean(1, keepdim=True)
     y, x = (torch.linspace(-1, 1, side, dtype=grey.dtype).to(grey) for side in grey.shape[2:])
     y, x = y[:, None].expand(grey.shape[2:]), x.expand(grey.shape[2:])
@@ -96,23 +95,25 @@ def remove_shading(image: Tensor) -> Tensor:
 
 
 def pearson_autocorrelation(grey: Tensor, reach: int) -> Tensor:
-    """(1, 1, H, W) of float64 -> (2 reach + 1, 2 reach + 1): Pearson's correlation of a picture and
-    itself moved by every lag, each over the part that overlaps; lag 0 is in the centre.
+    """Return Pearson's correlation of a picture with itself shifted by every lag, over the part
+    that overlaps: (1, 1, H, W) of float64 -> (2 reach + 1, 2 reach + 1), lag 0 in the centre.
 
-    A thousandth of the variance is added, so that parts without contrast do not correlate.
+    1/1000 of the picture's variance is added to the denominator, so that parts without contrast are
+    not correlated.
     """
     maps = grey[0, 0]
     variance = maps.var(correction=0)
     products = autocorrelation(maps, reach)
     mean, square = (_means_of_overlaps(x, reach) for x in (maps, maps.square()))
     spread = (square - mean.square()).clamp(min=0)
-    # What overlaps at a lag is, in the moved picture, what overlaps at the opposite lag.
+    # The overlapping part of the shifted picture is that of the picture at the opposite lag.
     both = (spread * spread.flip(0, 1)).sqrt()
     return (products - mean * mean.flip(0, 1)) / (both + variance / 1000).clamp(min=1e-12)
 
 
 def _means_of_overlaps(maps: Tensor, reach: int) -> Tensor:
-    """(H, W) -> (2 reach + 1, 2 reach + 1): mean of what a copy moved by every lag lies over."""
+    """Return the mean of the part that a copy shifted by every lag overlaps: (H, W) ->
+    (2 reach + 1, 2 reach + 1)."""
     sums = F.pad(maps.cumsum(0).cumsum(1), (1, 0, 1, 0))
     lags = torch.arange(-reach, reach + 1, device=maps.device)
     (top, low), (left, right) = (
@@ -124,48 +125,64 @@ def _means_of_overlaps(maps: Tensor, reach: int) -> Tensor:
 
 
 def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
-    """(1, 3, H, W) -> how clearly a picture repeats, 0 ... 1, and after which lag (y, x) in px.
+    """Find the period of a texture and how clear it is.
 
-    What repeats is like itself after the lag and after twice the lag, and less so in between:
-    counts how far the correlation rises at each of the two over the valley on the straight line
-    before it, or over 0, the lesser of both. An edge has no valley; a blotch has no second rise.
+    Along the straight line from lag 0, the correlation of a periodic texture has a valley before
+    the period and another before twice the period. The clarity is the rise of the correlation from
+    the valley, or from 0, to the peak, the lesser of both. An edge has no valley, and a blob has no
+    second rise. Among the peaks that are clear enough, the period is the shortest lag of about the
+    highest correlation.
 
-    Only peaks of the correlation beyond NEAREST_LAG count, after which OVERLAP is left, up to
-    `reach` along each axis, None for as far as that goes. Of lags that are clear enough, the
-    shortest one of about the highest correlation is returned; a picture without any gives 0 and
-    the lag (0, 0).
+    Args:
+        image: (1, 3, H, W).
+        reach: longest lag along each axis, in px; None: the longest with OVERLAP.
+
+    Returns:
+        Clarity in [0, 1] and the lag y, x in px; (0, 0, 0) if there is none.
     """
     factor = math.ceil(min(image.shape[-2:]) / PERIOD_SIDE)
     # On the CPU, as GPUs may have no float64.
     grey = remove_shading(F.avg_pool2d(image.cpu(), factor))
-    sides = torch.tensor(grey.shape[-2:])
-    farthest = int((1 - OVERLAP) / 2 * sides.min())
+    farthest = int((1 - OVERLAP) / 2 * min(size_of(grey)))
     farthest = farthest if reach is None else min(farthest, reach // factor)
-    found = pearson_autocorrelation(grey, 2 * farthest)
-    # The highest within 1 px: twice a lag that is no whole number of px lies beside twice the
-    # rounded one, and a slanted ridge of the correlation has dips between its pixels.
-    top = F.max_pool2d(found[None, None], 3, 1, 1)[0, 0]
-    lags = (found > top - RIDGE).nonzero() - 2 * farthest  # (K, 2); a ridge counts all along
-    beyond = lags.square().sum(1) > NEAREST_LAG**2
-    left = (1 - 2 * lags.abs() / sides).clamp(min=0).prod(1)  # of the picture, after twice the lag
-    lags = lags[beyond & (left >= OVERLAP) & (lags.abs() <= farthest).all(1)]
+    correlation = pearson_autocorrelation(grey, 2 * farthest)
+    # The maximum within 1 px: twice a lag that is not an integer lies beside twice the rounded lag,
+    # and a slanted ridge of the correlation has dips between its pixels.
+    top = F.max_pool2d(correlation[None, None], 3, 1, 1)[0, 0]
+    lags = _peaks(correlation, top, size_of(grey))
     if not len(lags):
         return 0.0, 0, 0
 
-    def after(share: float) -> Tensor:
-        places = (share * lags).round().long() + 2 * farthest
-        return top[places[:, 0], places[:, 1]].clamp(min=0)
+    def at_multiple(share: float) -> Tensor:
+        positions = (share * lags).round().long() + 2 * farthest
+        return top[positions[:, 0], positions[:, 1]].clamp(min=0)
 
-    once, twice = after(1), after(2)
-    before, between = (
-        torch.stack([after(start + k / 48) for k in range(48)]).amin(0) for start in (0, 1)
+    once, twice = at_multiple(1), at_multiple(2)
+    first_valley, second_valley = (
+        torch.stack([at_multiple(start + k / 48) for k in range(48)]).amin(0) for start in (0, 1)
     )
-    clear = torch.minimum(once - before, twice - between)
-    best = clear.max().item()
+    clarity = torch.minimum(once - first_valley, twice - second_valley)
+    best = clarity.max().item()
     if best < TINY:
         return 0.0, 0, 0
-    # Courses of bricks are clearer than bricks along a course, which are more like each other.
-    height = once.where(clear > best / 6, -1)
+    # In a brick wall the courses are clearest, but bricks along a course are the most alike.
+    height = once.where(clarity > best / 6, -1)
     length = lags.square().sum(1).where(height >= SAME_PERIOD * height.max(), 2**62)
     y, x = lags[length.argmin()] * factor
     return best, int(y), int(x)
+
+
+def _peaks(correlation: Tensor, top: Tensor, size: Size) -> Tensor:
+    """Return the lags (y, x) of the peaks and ridges of a correlation, (K, 2), that are longer than
+    NEAREST_LAG and leave OVERLAP after twice the lag.
+
+    Args:
+        correlation: (n, n), lag 0 in the centre; lags reach twice as far as those returned.
+        top: its maximum within 1 px.
+        size: of the picture.
+    """
+    reach = correlation.shape[0] // 2
+    lags = (correlation > top - RIDGE).nonzero() - reach
+    long = lags.square().sum(1) > NEAREST_LAG**2
+    overlap = (1 - 2 * lags.abs() / torch.tensor(size)).clamp(min=0).prod(1)
+    return lags[long & (overlap >= OVERLAP) & (lags.abs() <= reach // 2).all(1)]

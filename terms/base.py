@@ -1,8 +1,9 @@
-"""What every term is built from and what it promises.
+"""Base class of texture terms, their inputs, and the statistics that they share.
 
-A term says what an output shall have in common with its exemplars. It is built once from the
-exemplars' features, and is then a function of the output's: `term(features) -> (B,)`. It never
-mixes the pictures of a batch, and its values do not depend on net, layer and size.
+A term measures how far an output is from its exemplars. It is built once from the exemplars'
+features and is then a function of the output's features: `term(features) -> (B,)`. Pictures of a
+batch are independent. Values are relative to the exemplar, so that a weight has the same effect
+for any network, layer and picture size.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
@@ -23,75 +24,87 @@ from models import Features
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import Size, resize
 
-TINY = 1e-8  # keeps a flat exemplar, whose statistics are zero, from dividing by zero
+TINY = 1e-8  # least denominator; the statistics of a constant exemplar are 0
 SORT_CHUNK = 2**22  # values that are sorted at a time; sorting takes ten times their memory
-MASK_MARGIN = 4  # px around what may change that count with it; beyond may lie another texture
+MASK_MARGIN = 4  # px around the mask that are part of the region; beyond may lie another texture
 MAX_PATCHES = 10_000
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture that texture is taken from, and what each of its places is."""
+    """A picture that texture is taken from, with maps of its pixels."""
 
-    features: Features  # "image" is the picture itself, (1, 3, h, w) in [0, 1]
+    features: Features  # layer -> (1, C, h, w); "image" is the picture, (1, 3, h, w) in [0, 1]
     guide: Tensor | None = None  # (1, G, h, w), for terms that match patches
-    regions: Tensor | None = None  # (1, 1, h, w) of int64, for statistics; -1 is no region
-    valid: Tensor | None = None  # (1, 1, h, w) of bool: the places that count; None: all
+    regions: Tensor | None = None  # (1, 1, h, w) of int64, for statistics; -1: in no region
+    valid: Tensor | None = None  # (1, 1, h, w) of bool; None: all pixels are valid
 
     @property
     def image(self) -> Tensor:
         """(1, 3, h, w) in [0, 1]."""
         return self.features["image"]
 
+    def to(self, device: torch.device) -> View:
+        """Return a copy on a device."""
+        return View(
+            {layer: maps.to(device) for layer, maps in self.features.items()},
+            _to(self.guide, device),
+            _to(self.regions, device),
+            _to(self.valid, device),
+        )
+
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A given texture: the picture as it is, then the same rotated and resized."""
+    """A given texture: the original picture, followed by its rotated and resized copies."""
 
     views: tuple[View, ...]
-    share: float = 1.0  # of the output; those of all exemplars add up to 1
-    rotations: tuple[float, ...] = ()  # degrees counter-clockwise and factors, of which the copies
-    factors: tuple[float, ...] = ()  # are all the pairs, as `utils.rotated_and_resized` orders them
+    share: float = 1.0  # of the output; the shares of all exemplars add up to 1
+    # Degrees counter-clockwise and scale factors. The copies are all pairs of both, in the order
+    # of `utils.rotated_and_resized`.
+    rotations: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
 
     @property
     def features(self) -> Features:
-        """Of the picture as it is."""
+        """Features of the original picture."""
         return self.views[0].features
 
     @property
     def image(self) -> Tensor:
-        """(1, 3, h, w) in [0, 1]: the picture as it is."""
+        """(1, 3, h, w) in [0, 1]: the original picture."""
         return self.views[0].image
 
     @property
     def valid(self) -> Tensor | None:
-        """(1, 1, h, w) of bool: the pixels of the exemplar as it is that count; None: all."""
+        """(1, 1, h, w) of bool: valid pixels of the original picture; None: all."""
         return self.views[0].valid
 
     def views_for_statistics(self) -> tuple[View, ...]:
-        """The picture as it is, and those of its copies of which a guide says what they are."""
+        """Return the original picture and those copies that have regions."""
         return self.views[:1] + tuple(v for v in self.views[1:] if v.regions is not None)
 
     def to(self, device: torch.device) -> Exemplar:
-        """The same on another device."""
-        return replace(self, views=tuple(moved(view, device) for view in self.views))
+        """Return a copy on a device."""
+        return replace(self, views=tuple(view.to(device) for view in self.views))
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The picture to make, but for its texture. All maps have its size.
+    """Size, borders and control maps of the output. All maps have the size of the canvas.
 
-    Raises ValueError for a map of another size.
+    Raises:
+        ValueError: a map has another size.
     """
 
     size: Size  # (height, width)
-    tile: str = ""  # axes along which it goes on where it began, "x", "y" or "xy"
-    init: Tensor | None = None  # (1, 3, H, W) in [0, 1]: what it starts from; None means noise
-    mask: Tensor | None = None  # (1, 1, H, W) of bool: where it may leave init; None: everywhere
-    content: Tensor | None = None  # (1, 3, H, W) in [0, 1]: the photo whose layout it keeps
-    keep_color: bool = False  # it gets the content's hue and saturation
-    guide: Tensor | None = None  # (1, G, H, W): what each place shall be, as views have it
-    regions: Tensor | None = None  # (1, 1, H, W) of int64: the same for statistics
+    tile: str = ""  # axes along which the output is periodic: "", "x", "y" or "xy"
+    init: Tensor | None = None  # (1, 3, H, W) in [0, 1]: initial picture; None: noise
+    mask: Tensor | None = None  # (1, 1, H, W) of bool: pixels that may change; None: all
+    content: Tensor | None = None  # (1, 3, H, W) in [0, 1]: photo whose layout is kept
+    keep_color: bool = False  # give the output the hue and saturation of the content
+    guide: Tensor | None = None  # (1, G, H, W), compared with the guides of the views
+    regions: Tensor | None = None  # (1, 1, H, W) of int64, as in the views
 
     def __post_init__(self) -> None:
         for name in ("init", "mask", "content", "guide", "regions"):
@@ -101,70 +114,71 @@ class Canvas:
 
     @property
     def has_layout(self) -> bool:
-        """Whether anything says where in the output something is to be."""
+        """Whether a map fixes positions in the output."""
         return any(x is not None for x in (self.init, self.content, self.guide))
 
     @property
     def output_regions(self) -> Tensor | None:
-        """(1, 1, H, W) of int64: the region whose statistics a place shall have; None: one for
-        all. What is kept further than MASK_MARGIN from all that may change counts in none, -1, as
-        it would only be made up for elsewhere."""
+        """(1, 1, H, W) of int64: the region of every output pixel; None: a single region.
+
+        Pixels farther than MASK_MARGIN from the mask are in no region, -1: their difference from
+        the exemplar would be compensated inside the mask.
+        """
         if self.mask is None:
             return self.regions
-        near = _dilated(self.mask, self.tile)
-        whole = torch.zeros_like(near, dtype=torch.int64)
-        return torch.where(near, whole if self.regions is None else self.regions, -1)
+        near = _dilate(self.mask, self.tile)
+        regions = (
+            torch.zeros_like(near, dtype=torch.int64) if self.regions is None else self.regions
+        )
+        return torch.where(near, regions, -1)
 
     def mask_at(self, size: Size) -> Tensor | None:
-        """`mask` in another size: a place may change where any of it may."""
+        """Resize `mask`: a pixel may change if any pixel that it covers may."""
         if self.mask is None or tuple(size) == tuple(self.size):
             return self.mask
         return F.adaptive_max_pool2d(self.mask.float(), size) > 0
 
     def init_at(self, size: Size) -> Tensor | None:
-        """`init` in another size."""
+        """Resize `init`."""
         return None if self.init is None else resize(self.init, size, self.tile)
 
     def to(self, device: torch.device) -> Canvas:
-        """The same on another device."""
-        return moved(self, device)
+        """Return a copy on a device."""
+        return replace(
+            self,
+            init=_to(self.init, device),
+            mask=_to(self.mask, device),
+            content=_to(self.content, device),
+            guide=_to(self.guide, device),
+            regions=_to(self.regions, device),
+        )
 
 
-def _dilated(mask: Tensor, tile: str) -> Tensor:
-    """(1, 1, H, W) of bool -> the same, grown by MASK_MARGIN, across the border of what tiles."""
+def _to(maps: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if maps is None else maps.to(device)
+
+
+def _dilate(mask: Tensor, tile: str) -> Tensor:
+    """Dilate a mask (1, 1, H, W) of bool by MASK_MARGIN, wrapping around along the axes `tile`."""
     grown = mask.float()
-    for axis, pads in (
-        ("x", (MASK_MARGIN, MASK_MARGIN, 0, 0)),
-        ("y", (0, 0, MASK_MARGIN, MASK_MARGIN)),
-    ):
+    margin = MASK_MARGIN
+    for axis, pads in (("x", (margin, margin, 0, 0)), ("y", (0, 0, margin, margin))):
         grown = F.pad(grown, pads, "circular" if axis in tile else "constant")
-    return F.max_pool2d(grown, 2 * MASK_MARGIN + 1, 1) > 0
-
-
-def moved(record: Any, device: torch.device) -> Any:
-    """A copy of a data class whose tensors are on that device."""
-
-    def there(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device)
-        return {k: there(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    values = {f.name: there(getattr(record, f.name)) for f in fields(record)}
-    return replace(record, **values)
+    return F.max_pool2d(grown, 2 * margin + 1, 1) > 0
 
 
 @dataclass(frozen=True)
 class Options:
-    """How terms look at pictures."""
+    """Settings of terms."""
 
-    seed: int = 0  # of what is drawn at random
-    max_patches: int = MAX_PATCHES  # of a layer that are compared
-    group: ProcessGroup = SINGLE_PROCESS  # of processes that look at the same pictures
+    seed: int = 0  # of random directions and samples
+    max_patches: int = MAX_PATCHES  # largest number of patches of a layer that are compared
+    group: ProcessGroup = SINGLE_PROCESS  # processes that evaluate the same pictures
 
 
 @dataclass(frozen=True)
 class TermInputs:
-    """All that a term is built from."""
+    """Everything that a term is built from."""
 
     exemplars: tuple[Exemplar, ...]
     canvas: Canvas = Canvas((1, 1))
@@ -172,15 +186,18 @@ class TermInputs:
 
     @property
     def weighted_views(self) -> list[tuple[float, View]]:
-        """(share, view) of each exemplar as it is; the shares add up to 1."""
+        """Share and original picture of each exemplar; the shares are normalised to sum 1."""
         total = sum(one.share for one in self.exemplars)
         return [(one.share / total, one.views[0]) for one in self.exemplars]
 
     def mix_statistics(
         self, statistics: Callable[[Features], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The statistics of the exemplars, weighed by their shares: of means over positions, those
-        of a picture in which each exemplar has its share."""
+        """Return the mean of the exemplars' statistics, weighted by their shares.
+
+        If the statistics are means over positions, the result is that of a picture in which each
+        exemplar has its share of the positions.
+        """
         found = [(share, statistics(view.features)) for share, view in self.weighted_views]
         (first, one), *others = found
         total = {name: first * value.detach() for name, value in one.items()}
@@ -190,18 +207,18 @@ class TermInputs:
 
     @property
     def uses_shares(self) -> bool:
-        """Whether exemplars are mixed by their shares; where a guide says which of them goes
-        where, shares have nothing to decide."""
+        """Whether patches are matched by the shares of the exemplars. A guide that says which
+        exemplar goes where overrides the shares."""
         return len(self.exemplars) > 1 and self.canvas.guide is None
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A statistic before it is divided by the number of positions: those of two parts of a
-    picture add up to that of the whole."""
+    """A sum over positions, and their number. Sums of disjoint parts of a picture add up to the
+    sum of the whole."""
 
     total: Tensor  # (B, ...)
-    count: int  # of positions
+    count: int
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.total + other.total, self.count + other.count)
@@ -213,11 +230,11 @@ class Sums:
 
 
 LayerWeights = Mapping[str, float]  # layer -> weight above 0, relative to the others
-Statistics = dict[str, Any]  # Sums, or what a term that needs the whole picture makes of it
+Statistics = dict[str, Any]  # nested `Sums`; anything if the term needs the whole picture
 
 
 def add_statistics(one: Any, other: Any) -> Any:
-    """Statistics of two parts of a picture, `Sums` in dictionaries and lists -> of both."""
+    """Add the statistics of two parts of a picture: `Sums`, nested in dictionaries and lists."""
     if not isinstance(one, dict | list):
         return one + other
     if isinstance(one, list):
@@ -226,7 +243,7 @@ def add_statistics(one: Any, other: Any) -> Any:
 
 
 def flatten_statistics(statistics: Any) -> list[Sums]:
-    """All sums in such dictionaries and lists, in order."""
+    """Return all `Sums` nested in dictionaries and lists, in order."""
     if isinstance(statistics, Sums):
         return [statistics]
     parts = statistics.values() if isinstance(statistics, dict) else statistics
@@ -234,7 +251,7 @@ def flatten_statistics(statistics: Any) -> list[Sums]:
 
 
 def unflatten_statistics(statistics: Any, sums: Iterator[Sums]) -> Any:
-    """The same dictionaries and lists of other sums, as `flatten_statistics` orders them."""
+    """Replace all `Sums` nested in `statistics` by others, in the order of `flatten_statistics`."""
     if isinstance(statistics, Sums):
         return next(sums)
     if isinstance(statistics, list):
@@ -243,60 +260,67 @@ def unflatten_statistics(statistics: Any, sums: Iterator[Sums]) -> Any:
 
 
 class Term:
-    """The base of texture models and of the terms beside them."""
+    """Base class of texture models and of the terms added to them.
 
-    needs_whole: str = ""  # why parts of a picture do not do; "": its statistics are Sums
-    uses_pixels: ClassVar[bool] = False  # looks at the picture itself, not at features
-    permutation_invariant: ClassVar[bool] = False  # does not see where things are
+    Subclasses implement `__init__`, `measure` and `distance`. Those that hold matches, directions
+    or samples fixed for some steps also implement `renew`, and `generators` if they draw them.
+    """
+
+    # Why statistics of parts of a picture do not add up; "": `measure` returns Sums.
+    needs_whole: str = ""
+    uses_pixels: ClassVar[bool] = False  # uses the picture itself, not features
+    permutation_invariant: ClassVar[bool] = False  # ignores positions
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         """
         Args:
-            inputs: exemplars with features at `layers`, which it mixes by their shares; the canvas,
-                whose borders, guide and regions it minds; and options.
-            layers: that the term looks at, with their weights.
+            inputs: exemplars, with features at `layers`; the canvas; options.
+            layers: layers that the term uses, with their weights.
         """
         raise NotImplementedError
 
     @classmethod
     def layers_used(cls, layers: LayerWeights) -> list[str]:
-        """Those of the layers that it uses, or "image"."""
+        """Return those of the layers that the term uses, or "image"."""
         return ["image"] if cls.uses_pixels else list(layers)
 
     def measure(self, output: Features) -> Statistics:
-        """What the distance needs to know of features, (B, C, h, w) each."""
+        """Return the statistics of an output's features, (B, C, h, w) each."""
         raise NotImplementedError
 
     def distance(self, statistics: Statistics) -> Tensor:
-        """(B,): how far what was measured is from the exemplars."""
+        """Return the distance of the output's statistics from the exemplars', (B,)."""
         raise NotImplementedError
 
     def renew(self, output: Features) -> None:
-        """Take anew what is held fixed between renewals: matches, directions, samples."""
+        """Match or draw again, for an output's features, what is held fixed between calls."""
 
     @property
     def renews(self) -> bool:
-        """Whether there is anything to renew."""
+        """Whether the term holds anything fixed between calls of `renew`."""
         return type(self).renew is not Term.renew
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """What renewals draw from."""
+        """Random generators that `renew` draws from."""
         return []
 
     def __call__(self, output: Features) -> Tensor:
-        """(B,)"""
+        """Return the distance of an output's features, (B, C, h, w) each, from the exemplars',
+        (B,)."""
         return self.distance(self.measure(output))
 
 
 def relative_error(output: Tensor, source: Tensor) -> Tensor:
-    """(B, ...), (1, ...) -> (B,): squared distance over the squared norm of the source."""
+    """Return the squared distance divided by the squared norm of the source: (B, ...), (1, ...) ->
+    (B,)."""
     distance = (output - source).flatten(1).square().sum(1)
     return distance / source.square().sum().clamp(min=TINY)
 
 
 def interpolate_quantiles(ascending: Tensor, count: int) -> Tensor:
-    """(..., n) in ascending order -> (..., count): the same distribution in `count` quantiles."""
+    """Return `count` evenly spaced quantiles of values in ascending order: (..., n) ->
+    (..., count). Quantile i is at (i + 1/2) / count, by linear interpolation."""
     if ascending.shape[-1] == count:
         return ascending
     steps = torch.arange(count, dtype=torch.float64) + 0.5  # on the CPU, as GPUs may lack float64
@@ -308,9 +332,11 @@ def interpolate_quantiles(ascending: Tensor, count: int) -> Tensor:
 
 
 class QuantileMixture:
-    """A mixture of distributions, each a share and its values in ascending order, (..., n).
+    """Quantiles of a mixture of empirical distributions.
 
-    The share of a distribution without values goes to the others.
+    Args:
+        parts: share of each distribution and its values in ascending order, (..., n). The share of
+            a distribution without values is divided among the others.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Tensor]]) -> None:
@@ -318,12 +344,12 @@ class QuantileMixture:
         self.quantiles: dict[int, Tensor] = {}
 
     def __call__(self, count: int) -> Tensor:
-        """(..., count): as many quantiles, computed once."""
+        """Return `count` quantiles in ascending order, (..., count), which are cached."""
         if count not in self.quantiles:
-            self.quantiles[count] = self._mixed(count)
+            self.quantiles[count] = self._mix(count)
         return self.quantiles[count]
 
-    def _mixed(self, count: int) -> Tensor:
+    def _mix(self, count: int) -> Tensor:
         if len(self.parts) == 1:
             return interpolate_quantiles(self.parts[0][1], count)
         sums = list(accumulate(share for share, _ in self.parts))
@@ -336,38 +362,45 @@ class QuantileMixture:
 
 
 def squared_wasserstein(
-    values: Tensor, wanted: Tensor, group: ProcessGroup = SINGLE_PROCESS
+    values: Tensor, source: Tensor, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
-    """(B, K, n) and, in ascending order, (K, n) or (1, K, n) -> (B,): the squared Wasserstein-2
-    distance of the samples, which in one dimension is that of the sorted values (Rabin et al.
-    2011), mean over K.
+    """Return the squared Wasserstein-2 distance of samples in one dimension, mean over K.
 
-    Processes of a group, who all have the same values, sort some of the K each: on a CPU, where
-    that takes longer than to tell the others.
+    It is the mean squared difference of the sorted samples (Rabin et al., "Wasserstein Barycenter
+    and Its Application to Texture Mixing", 2011).
+
+    Args:
+        values: (B, K, n).
+        source: (K, n) or (1, K, n), in ascending order.
+        group: processes that all have the same values. On a CPU each sorts a part of the K rows,
+            as sorting takes longer than communicating.
+
+    Returns:
+        (B,)
     """
-    distance: Tensor = _Transport.apply(values, wanted, group)
+    distance: Tensor = _SquaredWasserstein.apply(values, source, group)
     return distance
 
 
-class _Transport(torch.autograd.Function):
-    """What autograd would do, but that how far each value is to move is all that is kept."""
+class _SquaredWasserstein(torch.autograd.Function):
+    """As by autograd, but only the difference of each value from its match is saved."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, wanted: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, values: Tensor, source: Tensor, group: ProcessGroup) -> Tensor:
         excess = torch.empty_like(values, memory_format=torch.contiguous_format)
         total = values.new_zeros(len(values))
         K = values.shape[1]
         group = group if values.device.type == "cpu" and group.size <= K else SINGLE_PROCESS
         rows = max(1, min(SORT_CHUNK // values[:, 0].numel(), math.ceil(K / group.size)))
-        groups = zip(*(x.split(rows, -2) for x in (values, wanted, excess)), strict=True)
-        for n, (some, sought, place) in enumerate(groups):
+        chunks = zip(*(x.split(rows, -2) for x in (values, source, excess)), strict=True)
+        for n, (chunk, sorted_source, excess_chunk) in enumerate(chunks):
             if n % group.size != group.rank:
-                place.zero_()  # for what another process finds
+                excess_chunk.zero_()  # another process adds its difference
                 continue
-            ascending, order = sort_with_indices(some)
-            apart = ascending.sub_(sought)
-            place.scatter_(-1, order, apart)
-            total += apart.square().sum((1, 2))
+            ascending, order = sort_with_indices(chunk)
+            difference = ascending.sub_(sorted_source)
+            excess_chunk.scatter_(-1, order, difference)
+            total += difference.square().sum((1, 2))
         group.all_reduce([excess, total])
         ctx.save_for_backward(excess)
         return total / excess[0].numel()
@@ -380,25 +413,26 @@ class _Transport(torch.autograd.Function):
 
 
 def sort_with_indices(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., n) -> the same in ascending order, and where each of them was.
+    """Sort the last dimension in ascending order, as `torch.sort`: (..., n) -> values and indices.
 
-    As whole numbers, NumPy sorts them with all that a processor has: a seventh of the time that
-    `torch.sort` takes (one core with AVX2). The bits of floats >= 0 are in their order, those of
-    others in the reverse; below them goes the place.
+    On a CPU float32 values are sorted by NumPy as int64 keys, which takes a seventh of the time of
+    `torch.sort` (one core with AVX2): the upper half of a key has the order of the value, the lower
+    half is the index.
     """
     if values.device.type != "cpu" or values.dtype != torch.float32:
         return values.sort(-1)
     n = values.shape[-1]
-    keys = _as_whole(values.contiguous().view(torch.int32)).long() << 32 | torch.arange(n)
+    keys = _ordered_bits(values.contiguous().view(torch.int32)).long() << 32 | torch.arange(n)
     rows = keys.flatten(0, -2)
     parts = rows.tensor_split(max(1, min(torch.get_num_threads(), len(rows))))
     with ThreadPoolExecutor(len(parts)) as pool:
         list(pool.map(_sort_rows, parts))
-    return _as_whole((keys >> 32).int()).view(torch.float32), keys.bitwise_and_(2**32 - 1)
+    return _ordered_bits((keys >> 32).int()).view(torch.float32), keys.bitwise_and_(2**32 - 1)
 
 
-def _as_whole(bits: Tensor) -> Tensor:
-    """Bits of float32 -> whole numbers in their order, and back."""
+def _ordered_bits(bits: Tensor) -> Tensor:
+    """Map the bits of float32 to int32 of the same order, and back. The bits of negative floats
+    are in reverse order."""
     return torch.where(bits < 0, bits ^ (2**31 - 1), bits)
 
 
@@ -412,6 +446,6 @@ def equal_weights(layers: Iterable[str]) -> dict[str, float]:
 
 
 def mean_over_layers(errors: Mapping[str, Tensor], weights: LayerWeights) -> Tensor:
-    """(B,) of every layer -> (B,): their weighted mean."""
+    """Return the weighted mean of the errors of the layers, (B,) each -> (B,)."""
     mean = sum(weights.values()) / len(weights)
     return torch.stack([errors[k] * (weight / mean) for k, weight in weights.items()]).mean(0)

@@ -1,4 +1,4 @@
-"""What is where in a photo."""
+"""Content loss: features at every position of a photo."""
 
 from torch import Tensor
 
@@ -7,27 +7,27 @@ from terms.base import LayerWeights, Statistics, Term, TermInputs, mean_over_lay
 
 
 class Content(Term):
-    """What is where in a picture: the features at every position, of Gatys, Ecker and Bethge,
-    "Image Style Transfer Using Convolutional Neural Networks", 2016, equation 1.
+    """Content loss of Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural
+    Networks", 2016, equation 1: squared distance of the features at every position.
 
-    The one exemplar is the photo, of the output's size. We depart from the paper: relative to the
-    squared norm of the photo's features, mean over the layers, so that a weight means the same at
-    any size.
+    The only exemplar is the photo, in the size of the output. Departure from the paper: the
+    distance is relative to the squared norm of the photo's features and averaged over the layers,
+    so that a weight has the same effect at any size.
     """
 
-    needs_whole = "compares places one by one"
+    needs_whole = "compares positions one by one"
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         (photo,) = inputs.exemplars
-        self.wanted = {layer: photo.features[layer].detach() for layer in layers}
+        self.content = {layer: photo.features[layer].detach() for layer in layers}
         self.layers = layers
 
     def measure(self, output: Features) -> Statistics:
-        return {layer: output[layer] for layer in self.wanted}
+        return {layer: output[layer] for layer in self.content}
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = {
-            layer: relative_error(statistics[layer], wanted)
-            for layer, wanted in self.wanted.items()
+            layer: relative_error(statistics[layer], content)
+            for layer, content in self.content.items()
         }
         return mean_over_layers(errors, self.layers)

@@ -1,4 +1,4 @@
-"""Gram matrices: which features occur together."""
+"""Gram matrices of features."""
 
 from torch import Tensor
 
@@ -13,44 +13,45 @@ from terms.base import (
     relative_error,
 )
 
-# The first layer of each block; the reported error uses them.
+# First layer of each block; the reported Gram error uses these.
 FIRST_LAYERS = ["conv1_1", "conv2_1", "conv3_1", "conv4_1"]
 GRAM_LAYERS = sorted([*FIRST_LAYERS, "conv1_2", "conv2_2", "conv3_2", "conv3_3"])
 
 
 def gram(features: Tensor) -> Sums:
-    """(B, C, H, W) -> sums of (B, C, C): products of feature maps at every position.
+    """Return the sum over positions of the products of all pairs of channels: (B, C, H, W) ->
+    (B, C, C).
 
-    In float32, as the trunk gives them: in half precision deep layers overflow.
+    Features are float32; in half precision the products of deep layers overflow.
     """
     flat = features.movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
     half = flat.detach().mT @ flat
-    # Both factors are the same tensor, so the gradient of one, made symmetric, is all of it; this
-    # saves one of two large products on the way back.
+    # Both factors are the same tensor. The gradient through one of them, symmetrised, equals the
+    # whole gradient and saves one of two large products of the backward pass.
     return Sums(half + (half - half.detach()).mT, flat.shape[1])
 
 
 class Gram(Term):
-    """The texture model of Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural
-    Networks", 2015, equations 2 to 4: the Gram matrix of every layer.
+    """Texture model of Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural
+    Networks", 2015, equations 2 to 4: Gram matrix of every layer.
 
-    We depart from equation 3 in the normalisation: each layer's error is relative to the norm of
-    the source's Gram matrix, and the layers are averaged. The weights then carry over between
-    nets, layers and sizes, and the loss reads as a relative error.
+    Departure from equation 3: the error of each layer is relative to the squared norm of the
+    source's Gram matrix, and the layers are averaged. Weights then have the same effect for any
+    network, layer and size, and the loss is a relative error.
     """
 
     permutation_invariant = True
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.layers = layers
-        self.wanted = inputs.mix_statistics(lambda maps: {k: gram(maps[k]).mean for k in layers})
+        self.source = inputs.mix_statistics(lambda maps: {k: gram(maps[k]).mean for k in layers})
 
     def measure(self, output: Features) -> Statistics:
         return {layer: gram(output[layer]) for layer in self.layers}
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = {
-            layer: relative_error(statistics[layer].mean, wanted)
-            for layer, wanted in self.wanted.items()
+            layer: relative_error(statistics[layer].mean, source)
+            for layer, source in self.source.items()
         }
         return mean_over_layers(errors, self.layers)

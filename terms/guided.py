@@ -1,8 +1,6 @@
-"""Guided correspondence: every large patch is like one of the exemplar's and unlike all others."""
+"""Guided correspondence: contextual similarity of large patches."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,8 +10,8 @@ from torch.nn import functional as F
 from models import Features
 from terms.base import LayerWeights, Statistics, Term, TermInputs, mean_over_layers
 from terms.matching import (
-    GUIDE_WEIGHT,
     ContextualScore,
+    ExtraDistance,
     chunk_rows,
     eager_gradient,
     gather_patches,
@@ -26,26 +24,27 @@ from utils import size_of, wrapped
 
 
 class Guided(Term):
-    """Guided correspondence: Zhou et al., "Neural Texture Synthesis with Guided Correspondence",
-    2023, equations 1 to 5.
+    """Guided correspondence loss of Zhou et al., "Neural Texture Synthesis with Guided
+    Correspondence", 2023, equations 1 to 5.
 
-    Patches of 7x7 positions at stride 4, by cosine distance about the source's mean feature, plus
-    a penalty for source patches that are used more often than their share, plus the distance of
-    guides; scored by contextual similarity, which wants every patch near one source patch and far
-    from all others.
+    Patches of 7x7 positions at stride 4 are compared by cosine distance about the source's mean
+    feature, plus a penalty for source patches that are used more often than their share, plus the
+    distance of the guides. The loss is the contextual similarity: every output patch is to be near
+    one source patch and far from all others.
 
-    We depart from the paper: sample, strides' origin and occurrences are held between renewals,
-    so that the objective is smooth in between; the stride is 4 instead of 3, for a quarter of the
-    time and no loss; patches of the finest layer do not join, at ten times the cost of all others.
+    Departures from the paper: the sample of patches, the origin of the grid and the occurrences are
+    held between renewals, so that the objective is smooth in between; the stride is 4 instead of 3,
+    for a quarter of the time and no loss of quality; patches of the finest layer are left out, as
+    they take ten times as long as all others.
     """
 
-    needs_whole = "compares every patch with all of the exemplar's"
+    needs_whole = "compares every patch with all patches of the exemplar"
     patch, stride = 7, 4
     occurrence_weight = 0.05
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.views = [view for one in inputs.exemplars for view in one.views]
-        self.pools = [k for k, one in enumerate(inputs.exemplars) for _ in one.views]
+        self.exemplar_of_view = [k for k, one in enumerate(inputs.exemplars) for _ in one.views]
         self.shares = [one.share for one in inputs.exemplars] if inputs.uses_shares else []
         self.canvas, self.max_patches = inputs.canvas, inputs.options.max_patches
         self.layers = layers
@@ -66,6 +65,7 @@ class Guided(Term):
         return [self.generator]
 
     def renew(self, output: Features) -> None:
+        """Draw patches and count how often each source patch is the nearest one."""
         for layer, sources in self.sources.items():
             pictures = output[layer].detach() - self.mean[layer]
             self.held[layer] = [self._hold(sources, picture) for picture in pictures.split(1)]
@@ -80,41 +80,43 @@ class Guided(Term):
             for maps, view in zip(sources, self.views, strict=True)
         ]
         sample = self._sample(picture, size, self.max_patches)
-        wanted = _joined([s.unit_patches(m) for s, m in zip(samples, sources, strict=True)])
+        source = _cat([s.unit_patches(m) for s, m in zip(samples, sources, strict=True)])
         drawn = sample.unit_patches(picture)
-        apart: Callable[[slice], Tensor | float] = lambda rows: 0.0  # noqa: E731
+        guides: tuple[Tensor, ...] = ()
         if self.canvas.guide is not None:
-            there = [
+            output_guide = resize_guide(self.canvas.guide, unwrapped)
+            source_guides = [
                 s.means(resize_guide(view.guide, maps.shape[2:]))
                 for s, view, maps in zip(samples, self.views, sources, strict=True)
             ]
-            here = resize_guide(self.canvas.guide, unwrapped)
-            here = sample.means(wrapped(here, tile, size - 1, size - 1))
-            apart = partial(_guide_distance, here, _joined(there))
-        share = self._share(
-            [s.count(m) for s, m in zip(samples, sources, strict=True)], drawn, wanted
-        )
-        used = wanted.new_zeros(len(wanted))
-        for rows in row_slices(len(drawn), chunk_rows(4 * len(wanted), wanted.device)):
-            nearest = (share + apart(rows) - drawn[rows] @ wanted.T).argmin(1)
-            used += nearest.bincount(minlength=len(wanted))
-        penalty = share + self.occurrence_weight * used * (len(wanted) / len(drawn))  # (M,)
-        return _Held(sample, wanted, lambda rows: penalty + apart(rows), tile)
+            output_guide = sample.means(wrapped(output_guide, tile, size - 1, size - 1))
+            guides = output_guide, _cat(source_guides)
+        counts = [s.count(m) for s, m in zip(samples, sources, strict=True)]
+        by_share = self._share_penalty(counts, drawn, source)
+        extra = ExtraDistance(by_share, *guides)
+        used = source.new_zeros(len(source))
+        for rows in row_slices(len(drawn), chunk_rows(4 * len(source), source.device)):
+            nearest = (extra.of_rows(rows) - drawn[rows] @ source.T).argmin(1)
+            used += nearest.bincount(minlength=len(source))
+        penalty = by_share + self.occurrence_weight * used * (len(source) / len(drawn))
+        return _Held(sample, source, ExtraDistance(penalty, *guides), tile)
 
-    def _share(self, counts: list[int], drawn: Tensor, wanted: Tensor) -> Tensor | float:
-        """(M,) to add to the distances, for every exemplar to have its share of the patches."""
+    def _share_penalty(self, counts: list[int], drawn: Tensor, source: Tensor) -> Tensor:
+        """Return the penalty, (M,), by which every exemplar is matched by its share of the output
+        patches; `counts` has the number of source patches of each view."""
         if not self.shares:
-            return 0.0
-        pools = torch.tensor(self.pools).repeat_interleave(torch.tensor(counts))
-        pools = pools.to(wanted.device)
+            return source.new_zeros(len(source))
+        exemplars = torch.tensor(self.exemplar_of_view).repeat_interleave(torch.tensor(counts))
+        exemplars = exemplars.to(source.device)
         best = []
-        for rows in row_slices(len(drawn), chunk_rows(8 * len(wanted), wanted.device)):
-            cosines = drawn[rows] @ wanted.T
+        for rows in row_slices(len(drawn), chunk_rows(8 * len(source), source.device)):
+            cosines = drawn[rows] @ source.T
             each = range(len(self.shares))
-            best.append(torch.stack([cosines[:, pools == k].amax(1) for k in each]))
-        return -share_offsets(torch.cat(best, 1), self.shares)[pools]
+            best.append(torch.stack([cosines[:, exemplars == k].amax(1) for k in each]))
+        return -share_offsets(torch.cat(best, 1), self.shares)[exemplars]
 
     def _sample(self, maps: Tensor, size: int, most: int, valid: Tensor | None = None) -> "_Sample":
+        """Draw a grid of patches of (1, C, H, W), and at most `most` of them."""
         spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
         origin = [int(torch.randint(n, (), generator=self.generator)) for n in spare]
         count = math.prod(
@@ -145,29 +147,25 @@ class Guided(Term):
         return mean_over_layers(statistics, self.layers)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _cat(parts: list[Tensor]) -> Tensor:
+    """Concatenate rows; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _guide_distance(drawn: Tensor, wanted: Tensor, rows: slice) -> Tensor:
-    """(N, G), (M, G) -> what guides add to the distances of n rows, (n, M)."""
-    return GUIDE_WEIGHT * torch.cdist(drawn[rows], wanted).square()
-
-
 class _Sample(NamedTuple):
-    """Which patches of a layer are looked at."""
+    """A grid of patches of a layer, and which of them are used."""
 
     size: int
     stride: int
-    origin: list[int]  # y, x of the first one
-    chosen: Tensor | None  # of all patches at that stride; None means all of them
+    origin: list[int]  # y, x of the upper left corner of the first patch
+    chosen: Tensor | None  # (N,), indices of patches of the grid; None: all
 
     def count(self, maps: Tensor) -> int:
-        """How many patches that are of (1, C, H, W)."""
+        """Return the number of patches of (1, C, H, W)."""
         return self.columns(maps[:, :1]).shape[1]
 
     def columns(self, maps: Tensor) -> Tensor:
-        """(1, C, H, W) -> (C size^2, N)."""
+        """Return the patches as columns: (1, C, H, W) -> (C size^2, N)."""
         y, x = self.origin
         maps = maps[..., y:, x:]
         if self.chosen is None:
@@ -178,24 +176,24 @@ class _Sample(NamedTuple):
         return gather_patches(maps, starts, self.size)
 
     def unit_patches(self, maps: Tensor) -> Tensor:
-        """(1, C, H, W) -> (N, C size^2), each of norm 1."""
+        """Return the patches as unit vectors: (1, C, H, W) -> (N, C size^2)."""
         return F.normalize(self.columns(maps), dim=0).T
 
     def means(self, guide: Tensor) -> Tensor:
-        """(1, G, H, W) -> (N, G): the mean of the guide over every patch."""
+        """Return the mean of a guide over each patch: (1, G, H, W) -> (N, G)."""
         return self.columns(guide).view(guide.shape[1], self.size**2, -1).mean(1).T
 
 
 class _Held(NamedTuple):
-    """What the score of one layer of one picture holds between renewals."""
+    """What is held between renewals for one layer of one picture."""
 
-    sample: _Sample
-    source: Tensor  # (M, D), of norm 1
-    extra: Callable[[slice], Tensor]  # n rows -> added to their distances, (n, M) or (M,)
+    sample: _Sample  # of the output
+    source: Tensor  # (M, D), unit vectors
+    extra: ExtraDistance
     tile: str
 
     def score(self, maps: Tensor) -> Tensor:
-        """(1, C, H, W) -> mean contextual score of its patches."""
+        """Return the mean contextual score of the patches: (1, C, H, W) -> ()."""
         more = self.sample.size - 1
         maps = wrapped(maps, self.tile, more, more)
         return ContextualScore.apply(self.sample.columns(maps).T, self.source, self.extra).mean()

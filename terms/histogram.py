@@ -1,4 +1,4 @@
-"""The distribution of colours."""
+"""Distribution of colours."""
 
 from torch import Tensor
 
@@ -18,11 +18,13 @@ from terms.gram import gram
 
 
 class Histogram(Term):
-    """The distribution of each colour channel of the pixels, and the covariance of the channels.
+    """Distribution of each colour channel of the pixels, and covariance of the channels.
 
-    Gram matrices fix products of features and leave colour and contrast free to drift against
-    each other. Matched is the squared Wasserstein distance relative to the variance. Unlike a
-    remapped histogram (Risser et al. 2017) it needs no bins and is differentiable as it stands.
+    Gram matrices fix products of features, which leaves colour and contrast free to drift in
+    opposite directions. The term is the squared Wasserstein distance of each channel, relative to
+    the variance, plus the relative error of the covariance. Unlike histogram matching (Risser,
+    Wilmot and Barnes, "Stable and Controllable Neural Texture Synthesis and Style Transfer Using
+    Histogram Losses", 2017) it needs no bins and is differentiable.
     """
 
     needs_whole = "sorts the values of all pixels"
@@ -41,12 +43,12 @@ class Histogram(Term):
         ]  # (1, 3)
 
         def spread(maps: Features) -> dict[str, Tensor]:
-            """Of a mixture it is that within its parts and that of their means."""
+            """Return moments about the mean of the mixture: within and between exemplars."""
             image = maps["image"]
-            apart = image.mean((2, 3)) - mean
+            offset = image.mean((2, 3)) - mean
             return {
-                "covariance": self.measure(maps)["covariance"].mean + apart.mT * apart,
-                "variance": image.var((2, 3), correction=0).mean() + apart.square().mean(),
+                "covariance": self.measure(maps)["covariance"].mean + offset.mT * offset,
+                "variance": image.var((2, 3), correction=0).mean() + offset.square().mean(),
             }
 
         found = inputs.mix_statistics(spread)
@@ -61,6 +63,6 @@ class Histogram(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         values = statistics["values"]
-        # By several processes no faster: three rows, and each waits for the others.
+        # Not divided among processes: with three rows, waiting costs more than sorting.
         transport = squared_wasserstein(values, self.source(values.shape[2])) / self.variance
         return transport + relative_error(statistics["covariance"].mean, self.covariance)

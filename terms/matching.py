@@ -1,41 +1,50 @@
-"""Patches of feature maps: finding the nearest ones in bounded memory, and how well they fit."""
+"""Nearest patches of feature maps in bounded memory, and contextual similarity of patches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from utils import available_bytes
 
-GUIDE_WEIGHT = 10.0  # of squared distances of guides, beside cosines of features
-CHUNK_BYTES = 2**27  # of similarities held at a time, where there is room for them
-FREE_SHARE = 8  # and at most this part of the memory that is available
-BANDWIDTH = 0.5
-EPSILON = 1e-3  # of a cosine distance; float32 resolves 1e-7, and gradients grow as its inverse
+GUIDE_WEIGHT = 10.0  # of squared distances of guides, relative to cosines of features
+CHUNK_BYTES = 2**27  # of similarities that are held at a time
+FREE_SHARE = 8  # a chunk takes at most this fraction, 1/8, of the available memory
+BANDWIDTH = 0.5  # h of the contextual similarity
+EPSILON = 1e-3  # of a cosine distance; float32 resolves 1e-7, and gradients grow as 1 / EPSILON
 
 
 def chunk_rows(row_bytes: int, device: torch.device) -> int:
-    """How many rows of that many bytes may be held at a time, at least one."""
+    """Return the number of rows of `row_bytes` bytes that fit into a chunk, at least 1."""
     return max(1, int(min(CHUNK_BYTES, available_bytes(device) / FREE_SHARE)) // row_bytes)
 
 
 def row_slices(count: int, rows: int) -> Iterator[slice]:
-    """Slices of at most that many rows, which cover `count` of them."""
+    """Split `count` rows into slices of at most `rows`."""
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def resize_guide(guide: Tensor | None, size: Sequence[int]) -> Tensor:
-    """(1, G, H, W) -> (1, G, h, w): a guide in the size of a layer."""
-    assert guide is not None  # a canvas that is guided has exemplars that are
+    """Resize a guide to the size of a layer: (1, G, H, W) -> (1, G, h, w)."""
+    assert guide is not None  # if the canvas has a guide, all views have one
     return F.interpolate(guide, tuple(size), mode="bilinear", antialias=True)
 
 
 def gather_patches(maps: Tensor, starts: Tensor, patch: int) -> Tensor:
-    """(1, C, H, W), (N,) positions y * W + x of the first pixels -> (C patch^2, N), as `F.unfold`
-    orders them: all patches of a large layer would not fit, only those that are asked for are
-    ever copied."""
+    """Return chosen columns of `F.unfold`; other patches are never copied.
+
+    Args:
+        maps: (1, C, H, W).
+        starts: (N,), positions y * W + x of the patches' upper left corners.
+        patch: side of a patch.
+
+    Returns:
+        (C patch^2, N)
+    """
     C, _, W = maps.shape[1:]
     steps = torch.arange(patch, device=maps.device)
     positions = (steps[:, None] * W + steps).view(-1, 1) + starts  # (patch^2, N)
@@ -47,25 +56,33 @@ def nearest_patches(
     output: Tensor,
     source: Tensor,
     patch: int,
-    here: Tensor | None = None,
-    there: Tensor | None = None,
+    output_guide: Tensor | None = None,
+    source_guide: Tensor | None = None,
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(C, H, W), (C, h, w) -> for every output patch the source patch of highest normalised
-    correlation, as the (H - patch + 1, W - patch + 1) index y * w + x of its first position, and
-    that correlation times the norm of the output patch.
+    """Find the source patch of highest normalised correlation for every output patch.
 
-    Guides of output and source patches, (G, H - patch + 1, W - patch + 1) and (G, h - patch + 1,
-    w - patch + 1), take their squared distance off the correlation. Only source patches
-    that are `usable`, (h - patch + 1, w - patch + 1) of bool, are found; None: all.
+    The correlation of two patches is a sum of products of positions. The products are computed once
+    per pair of positions and summed along the diagonals, which takes a ninth of the arithmetic of
+    matching unfolded 3x3 patches. Rows of both pictures are processed in chunks, so that the
+    products of all pairs are never in memory.
 
-    The correlation of two patches is a sum of products of positions, so the products are computed
-    once per pair of positions and summed along the diagonals: a ninth of the arithmetic that
-    matching unfolded 3x3 patches takes. Streams over strips of rows of both; never holds all pairs.
+    Args:
+        output: (C, H, W).
+        source: (C, h, w).
+        patch: side of a patch.
+        output_guide: (G, H - patch + 1, W - patch + 1), one vector for each patch.
+        source_guide: (G, h - patch + 1, w - patch + 1). The squared distance of the guides is
+            subtracted from the correlation.
+        usable: (h - patch + 1, w - patch + 1) of bool, the source patches to search; None: all.
+
+    Returns:
+        Both (H - patch + 1, W - patch + 1): the position y * w + x of the upper left corner of the
+        source patch, and its correlation multiplied by the norm of the output patch.
     """
     (_, H, W), (_, h, w) = output.shape, source.shape
-    # Strips of n rows of patches need the products of n + patch - 1 rows, and three buffers.
-    pairs = chunk_rows((3 if here is None else 5) * 4, output.device)
+    # n rows of patches need the products of n + patch - 1 rows, in three buffers or five.
+    pairs = chunk_rows((3 if output_guide is None else 5) * 4, output.device)
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
     starts: list[Tensor] = []
@@ -76,10 +93,10 @@ def nearest_patches(
         for y in range(0, h - patch + 1, source_rows):
             part = source[:, y : y + source_rows + patch - 1]
             guides = None
-            if here is not None and there is not None:
-                guides = here[:, top : top + rows], there[:, y : y + source_rows]
-            among = None if usable is None else usable[y : y + source_rows]
-            start, similarity = _nearest(strip, part, patch, guides, among)
+            if output_guide is not None and source_guide is not None:
+                guides = (output_guide[:, top : top + rows], source_guide[:, y : y + source_rows])
+            usable_rows = None if usable is None else usable[y : y + source_rows]
+            start, similarity = _nearest(strip, part, patch, guides, usable_rows)
             found.append((start + y * w, similarity))
         start, similarity = reduce(elementwise_best, found)
         starts.append(start)
@@ -88,15 +105,21 @@ def nearest_patches(
 
 
 def elementwise_best(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
-    """(found, similarity, ...) twice -> position by position what is more similar."""
+    """Select, at each position, the tuple (start, similarity, ...) of higher similarity."""
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
 
 def share_offsets(similarities: Tensor, shares: Sequence[float]) -> Tensor:
-    """(K, N), K shares of sum 1 -> (K,): what to add to each row for it to be the highest one at
-    its share of the N places.
+    """Return offsets with which every row has the highest similarity at its share of the columns.
 
-    The dual of an optimal transport of places to rows, by subgradients.
+    They are the dual variables of an optimal transport of columns to rows, by subgradient ascent.
+
+    Args:
+        similarities: (K, N).
+        shares: K numbers of sum 1.
+
+    Returns:
+        (K,), to add to the rows.
     """
     wanted = torch.tensor(shares, device=similarities.device, dtype=similarities.dtype)
     added = torch.zeros_like(wanted)
@@ -115,7 +138,7 @@ def _nearest(
     guides: tuple[Tensor, Tensor] | None = None,
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `nearest_patches` returns, holding the products of all pairs of positions."""
+    """As `nearest_patches`, with the products of all pairs of positions in memory."""
     (C, H, W), (_, h, w) = output.shape, source.shape
     norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
     products = (output.reshape(C, -1).T @ source.reshape(C, -1)).view(H, W, h, w)
@@ -123,10 +146,9 @@ def _nearest(
     similarities = sums.mul_(norms.clamp(min=1e-12).rsqrt()).flatten(2)
     if guides is not None:
         sizes = F.avg_pool2d(output.square().sum(0)[None], patch, 1)[0].mul(patch**2).sqrt()
-        here, there = (guide.flatten(1).T for guide in guides)
-        similarities -= sizes[..., None] * torch.cdist(here, there).square().view(
-            similarities.shape
-        )
+        output_guide, source_guide = (guide.flatten(1).T for guide in guides)
+        distances = torch.cdist(output_guide, source_guide).square()
+        similarities -= sizes[..., None] * distances.view(similarities.shape)
     if usable is not None:
         similarities.masked_fill_(~usable.flatten(), -torch.inf)
     similarity, found = similarities.max(2)
@@ -135,7 +157,8 @@ def _nearest(
 
 
 def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
-    """Sums of `window` steps along two axes at once, each of which gets shorter accordingly."""
+    """Sum `window` elements along the common diagonal of dimensions a and b, at every position;
+    both dimensions get shorter by window - 1."""
     counts = x.shape[a] - window + 1, x.shape[b] - window + 1
     total = x.narrow(a, 0, counts[0]).narrow(b, 0, counts[1]).clone()
     for i in range(1, window):
@@ -146,17 +169,18 @@ def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
 def overlap_patches(
     source: Tensor, starts: Tensor, stride: Tensor, patch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Source patches laid where they were found to fit, overlapping.
+    """Overlap the matched source patches and average them.
 
     Args:
-        source: (C, n) features of all positions that patches are taken from.
-        starts: (h, w) the index in `source` of each patch's first position.
-        stride: (h, w) how many positions further the next row of that patch begins.
+        source: (C, n), features of all source positions.
+        starts: (h, w), index in `source` of the first position of each patch.
+        stride: (h, w), distance in `source` from one row of the patch to the next.
+        patch: side of a patch.
 
     Returns:
-        (C, h + patch - 1, w + patch - 1): their mean at every position; how many overlap there,
-        (h + patch - 1, w + patch - 1); and the sum of the squared distances of what overlaps from
-        its mean, over all positions.
+        mean: (C, h + patch - 1, w + patch - 1), of the patches that overlap at each position.
+        count: (h + patch - 1, w + patch - 1), number of these patches.
+        spread: (), sum over positions of the squared distances of these patches from their mean.
     """
     h, w = starts.shape
     total = source.new_zeros(len(source), h + patch - 1, w + patch - 1)
@@ -173,10 +197,10 @@ def overlap_patches(
 
 
 def eager_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, a single number, with its gradient computed now instead of on the way back.
+    """Return a scalar `function(x)`, computing its gradient immediately.
 
-    All that the function keeps for its gradient, copies of every patch for one, is free again
-    before the next function is called.
+    What the function saves for its backward pass, such as copies of all patches, is freed on
+    return.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -185,26 +209,52 @@ def eager_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return value.detach() + ((x - leaf.detach()) * gradient).sum()
 
 
+def guide_distance(output: Tensor, source: Tensor) -> Tensor:
+    """Return the weighted squared distances of guides: (n, G), (M, G) -> (n, M)."""
+    return GUIDE_WEIGHT * torch.cdist(output, source).square()
+
+
+class ExtraDistance(NamedTuple):
+    """What is added to the cosine distances of N output patches from M source patches."""
+
+    penalty: Tensor  # (M,)
+    output_guide: Tensor | None = None  # (N, G)
+    source_guide: Tensor | None = None  # (M, G)
+
+    def of_rows(self, rows: slice) -> Tensor:
+        """Return the extra distance of n output patches, (n, M), or (M,) without guides."""
+        if self.output_guide is None or self.source_guide is None:
+            return self.penalty
+        return self.penalty + guide_distance(self.output_guide[rows], self.source_guide)
+
+
 class ContextualScore(torch.autograd.Function):
-    """How well each row of `output` fits one row of `source`, and that one alone.
+    """Negative logarithm of the contextual similarity of each output row and its nearest source
+    row, `-log softmax((1 - d / (d_min + EPSILON)) / BANDWIDTH)`: Mechrez, Talmi and Zelnik-Manor,
+    "The Contextual Loss", 2018; Zhou et al. 2023. It is 0 if one source row is much nearer than all
+    others.
 
-    `-log softmax((1 - d / (d_min + epsilon)) / BANDWIDTH)` at the nearest row (Mechrez et al.,
-    "The Contextual Loss", 2018; Zhou et al. 2023): 0 where one source patch is much nearer than
-    all others. d is 1 - cosine plus what `extra` adds; the rows of `source` are unit vectors.
-
-    Value and gradient are computed together, strip by strip: neither the N x M matrix nor the
-    output's unit vectors ever exist whole.
+    d is 1 - cosine plus the extra distance. Value and gradient are computed together, in chunks of
+    rows: the N x M matrix of distances is never in memory.
     """
 
     @staticmethod
-    def forward(ctx, output: Tensor, source: Tensor, extra: Callable):
-        """(N, D), (M, D), function of a slice of rows that gives what to add to (n, M) -> (N,)."""
+    def forward(ctx: Any, output: Tensor, source: Tensor, extra: ExtraDistance) -> Tensor:
+        """
+        Args:
+            output: (N, D).
+            source: (M, D), unit vectors.
+            extra: added to the cosine distances.
+
+        Returns:
+            (N,)
+        """
         scores, gradient = [], torch.empty_like(output)
         for rows in row_slices(len(output), chunk_rows(8 * len(source), output.device)):
             norm = output[rows].norm(dim=1, keepdim=True).clamp(min=1e-12)
             unit = output[rows] / norm
             distance = (unit @ source.T).neg_().add_(1).clamp_(min=0)
-            distance += extra(rows)
+            distance += extra.of_rows(rows)
             least, nearest = distance.min(1, keepdim=True)
             least_safe = least + EPSILON
             scale = 1 / (BANDWIDTH * least_safe)
@@ -212,18 +262,21 @@ class ContextualScore(torch.autograd.Function):
             share = exponent.exp()
             total = share.sum(1, keepdim=True)
             share /= total
-            # Along d_j: -scale share_j. Along d_min, which is in every exponent and in the scale:
-            along_least = scale - (share * exponent).sum(1, keepdim=True) / least_safe
-            # Distances fall as products rise: the gradient by products has the other sign.
-            along = share.mul_(scale).scatter_add_(1, nearest, -along_least)
+            # The derivative with respect to d_j is -scale share_j. d_min is in every exponent and
+            # in the scale:
+            by_least = scale - (share * exponent).sum(1, keepdim=True) / least_safe
+            # With respect to the products the signs are opposite, as d_j is 1 - product.
+            by_product = share.mul_(scale).scatter_add_(1, nearest, -by_least)
             scores.append(total.log()[:, 0])
-            by_unit = along @ source
-            # What points along the row itself would only change its norm.
+            by_unit = by_product @ source
+            # The component along the row itself changes its norm only.
             by_unit -= (by_unit * unit).sum(1, keepdim=True) * unit
             gradient[rows] = by_unit.div_(norm)
         ctx.save_for_backward(gradient)
         return torch.cat(scores)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
-        return ctx.saved_tensors[0] * upstream[:, None], None, None
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None], None, None

@@ -1,9 +1,8 @@
-"""The distribution of patches of pixels."""
+"""Distribution of patches of pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,50 +27,42 @@ from utils import Size, pad_axes, size_of
 
 PATCH = 7  # px
 PATCH_LEVELS = 3  # each of half the size
-PATCH_DIRECTIONS = 16  # at full size; four times as many at half of it cost the same
-PATCH_SIDE = 42  # px; many directions pin a smaller picture, and the output becomes a copy
-
-
-class _Marks(NamedTuple):
-    """The regions of a picture's pixels, and which of these count."""
-
-    regions: Tensor  # (1, 1, ., .) of -1 ... count - 1; -1 is no region
-    valid: Tensor | None = None  # (1, 1, ., .) of bool; None: all
+PATCH_DIRECTIONS = 16  # at full size; four times as many at half the size take the same time
+PATCH_SIDE = 42  # px; with many directions, smaller pictures are copied from the exemplar
 
 
 class Patches(Term):
-    """The distribution of 7x7 patches of pixels, by the sliced Wasserstein distance on random unit
-    directions, on the picture and on its halves and quarters: Elnekave and Weiss, "Generating
-    Natural Images with Direct Patch Distributions Matching", 2022.
+    """Distribution of 7x7 patches of pixels, by the sliced Wasserstein distance on random unit
+    directions, at full, half and quarter size: Elnekave and Weiss, "Generating Natural Images with
+    Direct Patch Distributions Matching", 2022.
 
-    We depart from the paper: directions stay for some steps, so that the objective is smooth in
-    between; the distance is relative to the variance of the source's projections; sizes are
-    compared through quantiles; every region has a distribution of its own, that of the patches
-    whose middle lies in it; and the picture is mirrored at its borders. Otherwise the outermost
-    rows are in one patch where others are in seven, and take up what the others leave over: beads
-    of dark and light.
+    Departures from the paper: directions are held for some steps, so that the objective is smooth
+    in between; the distance is relative to the variance of the source's projections; pictures of
+    different sizes are compared by quantiles; every region has a distribution of its own, that of
+    the patches whose centre is in the region; pictures are mirrored at their borders. Without
+    mirroring, the outermost rows are in one patch where others are in seven, and compensate the
+    error of all others: a row of dark and light dots.
     """
 
     needs_whole = "sorts the projections of all patches"
     uses_pixels = True
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
-        self.tile, self.count, asked = inputs.canvas.tile, 1, inputs.canvas.output_regions
-        self.marks = None if asked is None else _Marks(asked)
-        self.group = inputs.options.group
+        regions = inputs.canvas.output_regions
+        self.tile, self.group, self.count = inputs.canvas.tile, inputs.options.group, 1
+        self.output_map = None if regions is None else _RegionMap(regions)
         views = [one.views[:1] for one in inputs.exemplars]
-        if asked is not None:
+        if regions is not None:
             views = [one.views_for_statistics() for one in inputs.exemplars]
-            self.count = count_of_regions([view for some in views for view in some], asked)
+            self.count = count_of_regions([view for some in views for view in some], regions)
         shares = [share for share, _ in inputs.weighted_views]
-        self.sources = list(zip(shares, map(self._divided, views), strict=True))
+        self.sources = list(zip(shares, map(self._with_maps, views), strict=True))
         self.image, _ = self.sources[0][1][0]
-        piece = crop_to_valid(self.image, inputs.exemplars[0].views[0].valid)
         self.side = min(self.image.shape[2:])
-        # A periodic exemplar has no layout to copy, so many directions are safe.
-        self.repeats = period(piece)[0] > PERIODIC
-        self.positions: dict[tuple[int, Size, str], list[Tensor]] = {}
-        self.generator = torch.Generator().manual_seed(1)  # scores judge by other directions
+        # A periodic exemplar has no layout that could be copied, so many directions are safe.
+        rectangle = crop_to_valid(self.image, inputs.exemplars[0].views[0].valid)
+        self.periodic = period(rectangle)[0] > PERIODIC
+        self.generator = torch.Generator().manual_seed(1)  # other directions than those of scores
         self.renew(inputs.exemplars[0].features)
 
     @property
@@ -79,42 +70,42 @@ class Patches(Term):
         return [self.generator]
 
     def renew(self, output: Features) -> None:
-        """Draw new directions."""
-        self.levels: list[tuple[int, Tensor, list[QuantileMixture]]] = []
+        """Draw directions and sort the projections of the source."""
+        self.levels: list[tuple[int, Tensor, list[QuantileMixture]]] = []  # factor, directions
         self.variances: dict[tuple[int, ...], Tensor] = {}
         for level in range(PATCH_LEVELS):
             factor = 2**level
-            many = self.repeats or self.side >= factor * PATCH_SIDE
+            many = self.periodic or self.side >= factor * PATCH_SIDE
             count = PATCH_DIRECTIONS * (4**level if many else 1)
             directions = unit_directions(count, self.generator).to(self.image)
             if self.side >= factor * PATCH:
                 found = [self._ascending(factor, directions, views) for _, views in self.sources]
                 shares = [share for share, _ in self.sources]
-                wanted = [
+                mixtures = [
                     QuantileMixture(list(zip(shares, parts, strict=True)))
                     for parts in zip(*found, strict=True)
                 ]
-                self.levels.append((factor, directions, wanted))
+                self.levels.append((factor, directions, mixtures))
 
-    def _divided(self, views: Sequence[View]) -> list[tuple[Tensor, _Marks | None]]:
-        """The picture of every view and its marks; None: one region, of which all counts."""
+    def _with_maps(self, views: Sequence[View]) -> list[tuple[Tensor, _RegionMap | None]]:
+        """Return picture and region map of each view; no map if all pixels are in one region."""
         return [
             (
                 view.image.detach(),
                 None
-                if self.marks is None and view.valid is None
-                else _Marks(regions_of(view), view.valid),
+                if self.output_map is None and view.valid is None
+                else _RegionMap(regions_of(view), view.valid),
             )
             for view in views
         ]
 
     def _ascending(
-        self, factor: int, directions: Tensor, views: list[tuple[Tensor, _Marks | None]]
+        self, factor: int, directions: Tensor, views: list[tuple[Tensor, _RegionMap | None]]
     ) -> list[Tensor]:
-        """(1, K, n) in ascending order for each region of an exemplar."""
+        """Return the sorted projections of an exemplar, (1, K, n), for each region."""
         found = [
-            self._projected(image, factor, directions, "", marks)
-            for image, marks in views
+            self._project(image, factor, directions, "", regions)
+            for image, regions in views
             if min(image.shape[2:]) >= factor * PATCH
         ]
         nothing = [directions.new_zeros(1, len(directions), 0)] * self.count
@@ -124,75 +115,92 @@ class Patches(Term):
     def measure(self, output: Features) -> Statistics:
         image = output["image"]
         return {
-            str(factor): self._projected(image, factor, directions, self.tile, self.marks)
+            str(factor): self._project(image, factor, directions, self.tile, self.output_map)
             for factor, directions, _ in self.levels
             if min(image.shape[2:]) >= factor * PATCH
         }
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = [
-            self._distance(factor, statistics[str(factor)], wanted)
-            for factor, _, wanted in self.levels
+            self._level_distance(factor, statistics[str(factor)], mixtures)
+            for factor, _, mixtures in self.levels
             if str(factor) in statistics
         ]
         return sum(errors, torch.zeros(1, device=self.image.device)) / PATCH_LEVELS
 
-    def _distance(self, factor: int, found: list[Tensor], wanted: list[QuantileMixture]) -> Tensor:
-        """(B, K, n) and the samples (1, K, m) of every region -> (B,), regions by their n."""
+    def _level_distance(
+        self, factor: int, found: list[Tensor], mixtures: list[QuantileMixture]
+    ) -> Tensor:
+        """Return the distance at one level, (B,), of projections (B, K, n) of each region; regions
+        are weighted by their number of patches n."""
         pairs = [
-            (parts, samples(parts.shape[2]))
-            for parts, samples in zip(found, wanted, strict=True)
-            if parts.shape[2] and samples.parts
+            (parts, mixture(parts.shape[2]))
+            for parts, mixture in zip(found, mixtures, strict=True)
+            if parts.shape[2] and mixture.parts
         ]
         if not pairs:
             return found[0].new_zeros(len(found[0]))
-        known = factor, *(parts.shape[2] for parts in found)
-        if known not in self.variances:
-            variance = torch.cat([ascending for _, ascending in pairs], 2).var(2, correction=0)
-            self.variances[known] = variance.mean().clamp(min=TINY)
+        key = factor, *(parts.shape[2] for parts in found)
+        if key not in self.variances:
+            variance = torch.cat([source for _, source in pairs], 2).var(2, correction=0)
+            self.variances[key] = variance.mean().clamp(min=TINY)
         count = sum(parts.shape[2] for parts, _ in pairs)
         distances = (
-            squared_wasserstein(parts, ascending, self.group) * (parts.shape[2] / count)
-            for parts, ascending in pairs
+            squared_wasserstein(parts, source, self.group) * (parts.shape[2] / count)
+            for parts, source in pairs
         )
-        return sum(distances) / self.variances[known]
+        return sum(distances) / self.variances[key]
 
-    def _projected(
-        self, image: Tensor, factor: int, directions: Tensor, wraps: str, marks: _Marks | None
+    def _project(
+        self, image: Tensor, factor: int, directions: Tensor, wraps: str, regions: _RegionMap | None
     ) -> list[Tensor]:
-        """(B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) of each region.
+        """Project the patches of a reduced picture: (B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) for
+        each region.
 
-        Every patch is in the region of its middle. Along the axes that the output tiles, the output
-        `wraps` and the source has no border; along the others both are mirrored.
+        The picture is periodic along the axes `wraps` and mirrored along the axes that the output
+        does not tile. Along the others, of a source of a tiled output, it is not padded.
         """
-        smaller, reach = F.avg_pool2d(image, factor), PATCH // 2
+        reduced, reach = F.avg_pool2d(image, factor), PATCH // 2
         mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
-        projected = F.conv2d(pad_axes(smaller, wraps, mirrors, reach), directions)
-        projected = projected.flatten(2)
-        if marks is None:
+        projected = F.conv2d(pad_axes(reduced, wraps, mirrors, reach), directions).flatten(2)
+        if regions is None:
             return [projected]
-        places = self._places(marks, size_of(smaller), wraps + mirrors)
-        return [projected[..., of_region] for of_region in places]
+        positions = regions.patch_positions(size_of(reduced), wraps + mirrors, self.count)
+        return [projected[..., of_region] for of_region in positions]
 
-    def _places(self, marks: _Marks, size: Size, whole: str) -> list[Tensor]:
-        """Flat positions of the patches of every region in a picture of that size, found once.
 
-        Along the axes that are `whole`, every pixel is the middle of one.
+class _RegionMap:
+    """Regions of a picture's pixels.
+
+    Args:
+        regions: (1, 1, H, W) of -1 ... count - 1; -1: in no region.
+        valid: (1, 1, H, W) of bool; None: all pixels are valid.
+    """
+
+    def __init__(self, regions: Tensor, valid: Tensor | None = None) -> None:
+        self.regions, self.valid = regions, valid
+        self.positions: dict[tuple[Size, str], list[Tensor]] = {}
+
+    def patch_positions(self, size: Size, padded: str, count: int) -> list[Tensor]:
+        """Return the flat positions of the patches of each region in a picture resized to `size`.
+
+        A patch is in the region of its centre. Along the `padded` axes every pixel is a centre.
+        The result is cached.
         """
-        known = id(marks.regions), size, whole
-        if known not in self.positions:
+        key = size, padded
+        if key not in self.positions:
             h, w = size
-            top, left = (0 if axis in whole else PATCH // 2 for axis in "yx")
-            middles = slice(top, h - top), slice(left, w - left)
-            masks = region_masks(marks.regions, size, self.count).view(-1, h, w)[:, *middles]
-            inside = None
-            if marks.valid is not None:
-                inside = valid_centres(marks.valid, size, PATCH)[middles].flatten()
-            self.positions[known] = positions_of_regions(masks.flatten(1), inside)
-        return self.positions[known]
+            top, left = (0 if axis in padded else PATCH // 2 for axis in "yx")
+            centres = slice(top, h - top), slice(left, w - left)
+            masks = region_masks(self.regions, size, count).view(-1, h, w)[:, *centres]
+            valid = None
+            if self.valid is not None:
+                valid = valid_centres(self.valid, size, PATCH)[centres].flatten()
+            self.positions[key] = positions_of_regions(masks.flatten(1), valid)
+        return self.positions[key]
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 3, PATCH, PATCH): random patches of norm 1, drawn on the CPU."""
+    """Draw random patches of norm 1 on the CPU: (count, 3, PATCH, PATCH)."""
     directions = torch.randn(count, 3, PATCH, PATCH, generator=generator)
     return directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Several processes that make one picture together."""
+"""A group of processes that evaluate the same picture."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from torch import Tensor, distributed
 
 from utils import UserError
 
-COALESCED_BELOW = 2**20  # values; fewer are copied into one message with others
+COALESCED_BELOW = 2**20  # values; smaller tensors are reduced together, as one
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Processes that make one picture together: each has it whole, looks at some of its blocks, and
-    hears what the others have measured. What they do besides is the same on all."""
+    """Processes that make one picture together.
+
+    Each holds the whole picture, evaluates some of its blocks and sums its statistics with those of
+    the others. Everything else is computed by all of them.
+    """
 
     rank: int
     size: int
-    handle: Any = None  # of `torch.distributed`; None: all that there are
+    handle: Any = None  # group of `torch.distributed`; None: the default group
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Have those of all processes, which lie alike in memory, added up in their place: large
-        ones where they are, the others in one message."""
+        """Sum tensors over all processes, in place.
+
+        Dense tensors of COALESCED_BELOW values or more are reduced one by one, all others together,
+        by a copy. Tensors have the same shapes and strides in all processes.
+        """
         if self.size == 1:
             return
         small = []
@@ -42,38 +48,49 @@ class ProcessGroup:
                 x.copy_(part.view(x.shape))
 
     def exchange(self, up: Tensor, down: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
-        """Rows (B, C, ., W) for the processes before and after this one -> those that they give, as
-        many; of none where there is none. In a ring the first comes after the last."""
+        """Send rows to both neighbours and receive as many from them.
+
+        Args:
+            up, down: (B, C, n, W), rows for the process before and after this one.
+            ring: whether the first process comes after the last.
+
+        Returns:
+            Rows of the process before and after this one; (B, C, 0, W) where there is none.
+
+        Raises:
+            UserError: another process has ended.
+        """
         before, after = self.rank - 1, self.rank + 1
         has_before, has_after = ring or before >= 0, ring or after < self.size
         sent = [rows.movedim(1, 3).contiguous() for rows in (up, down)]
         from_before, from_after = (torch.empty_like(rows) for rows in sent)
-        # Two in a ring are before and after each other: what goes down comes first on both sides.
-        ways = [
+        # In a ring of two, both neighbours are the same process. The order of the list and the tags
+        # match its messages.
+        operations = [
             (has_after, distributed.isend, sent[1], after),
             (has_before, distributed.irecv, from_before, before),
             (has_before, distributed.isend, sent[0], before),
             (has_after, distributed.irecv, from_after, after),
         ]
-        with _connected():
+        with _explained_errors():
             messages = [
-                distributed.P2POp(way, rows, rank % self.size, self.handle, n // 2)
-                for n, (there, way, rows, rank) in enumerate(ways)
-                if there
+                distributed.P2POp(operation, rows, rank % self.size, self.handle, n // 2)
+                for n, (needed, operation, rows, rank) in enumerate(operations)
+                if needed
             ]
             for message in distributed.batch_isend_irecv(messages):
                 message.wait()
         above, below = from_before.movedim(3, 1), from_after.movedim(3, 1)
         return above if has_before else above[:, :, :0], below if has_after else below[:, :, :0]
 
-    def _all_reduce_flat(self, numbers: Tensor) -> None:
-        with _connected():
-            distributed.all_reduce(numbers, group=self.handle)
+    def _all_reduce_flat(self, values: Tensor) -> None:
+        with _explained_errors():
+            distributed.all_reduce(values, group=self.handle)
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Where a message cannot be sent or does not come, say why."""
+def _explained_errors() -> Iterator[None]:
+    """Raise UserError if communication fails."""
     try:
         yield
     except RuntimeError as error:
@@ -81,7 +98,7 @@ def _connected() -> Iterator[None]:
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether values follow each other in memory without holes."""
+    """Whether a tensor fills its memory without gaps."""
     return x.is_contiguous() or (
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     )

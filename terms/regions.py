@@ -1,4 +1,4 @@
-"""One term for several regions: each alone, weighed by its share of the output."""
+"""A term applied to each region of the output."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,32 +16,32 @@ RegionPositions = dict[Size, list[Tensor]]  # size of a layer -> flat positions 
 
 
 class PerRegion(Term):
-    """A term that sees what features there are, not where, for every region alone: Gatys et al.,
-    "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4, and the tags of
-    Heitz et al. 2021; regions weigh as much as they have of the output.
+    """Mean of a permutation-invariant term over the regions of the output, weighted by their areas:
+    Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4; the
+    tags of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture Synthesis", 2021.
     """
 
-    needs_whole = "gathers the places of every region"
+    needs_whole = "gathers the positions of every region"
 
     def __init__(self, kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> None:
-        region = inputs.canvas.output_regions
-        assert region is not None  # else there is nothing to divide
-        self.region = region
+        regions = inputs.canvas.output_regions
+        assert regions is not None  # `per_region` builds this term only if there are regions
+        self.regions = regions
         views = [view for one in inputs.exemplars for view in one.views_for_statistics()]
-        self.count = count_of_regions(views, self.region)
+        self.count = count_of_regions(views, regions)
         self.positions: RegionPositions = {}
-        pictures = [(one, self._pictures(one.views_for_statistics())) for one in inputs.exemplars]
-        sizes = [int(n) for n in region[region >= 0].bincount(minlength=self.count)]
-        self.kept = [k for k, size in enumerate(sizes) if size]
-        self.parts: list[tuple[float, Term]] = []  # each with the share of its region
-        for k in self.kept:
-            sources = [replace(one, views=(View(_gathered(some, k)),)) for one, some in pictures]
-            having = tuple(one for one in sources if all(x.shape[2] for x in one.features.values()))
-            part = kind(TermInputs(having, options=inputs.options), layers)
-            self.parts.append((sizes[k] / sum(sizes), part))
+        pictures = [(one, self._located(one.views_for_statistics())) for one in inputs.exemplars]
+        areas = [int(n) for n in regions[regions >= 0].bincount(minlength=self.count)]
+        self.present = [k for k, area in enumerate(areas) if area]
+        self.parts: list[tuple[float, Term]] = []  # share of the area and term of each region
+        for k in self.present:
+            sources = [replace(one, views=(View(_gather(some, k)),)) for one, some in pictures]
+            nonempty = (s for s in sources if all(x.shape[2] for x in s.features.values()))
+            part = kind(TermInputs(tuple(nonempty), options=inputs.options), layers)
+            self.parts.append((areas[k] / sum(areas), part))
 
     def renew(self, output: Features) -> None:
-        for (_, part), features in zip(self.parts, self._seen(output), strict=True):
+        for (_, part), features in zip(self.parts, self._split(output), strict=True):
             part.renew(features)
 
     @property
@@ -55,9 +55,9 @@ class PerRegion(Term):
     def measure(self, output: Features) -> Statistics:
         measured = [
             part.measure(features)
-            for (_, part), features in zip(self.parts, self._seen(output), strict=True)
+            for (_, part), features in zip(self.parts, self._split(output), strict=True)
         ]
-        # Where no place has a region, the loss is 0 and so is its gradient.
+        # If no pixel is in a region, the loss is 0 and so is its gradient.
         nothing = 0 * next(iter(output.values())).flatten(1).sum(1)
         return {"parts": measured, "nothing": Sums(nothing, 1)}
 
@@ -67,89 +67,87 @@ class PerRegion(Term):
             distance = distance + share * part.distance(measured)
         return distance
 
-    def _seen(self, output: Features) -> list[Features]:
-        """What the part of each region sees of the output."""
-        places = self._places(self.positions, output, self.region)
-        return [_OfRegion(output, places, k) for k in self.kept]
+    def _split(self, output: Features) -> list[Features]:
+        """Return the output's features in each region that is present."""
+        positions = self._locate(self.positions, output, self.regions)
+        return [_RegionFeatures(output, positions, k) for k in self.present]
 
-    def _pictures(self, views: Iterable[View]) -> list[tuple[Features, RegionPositions]]:
+    def _located(self, views: Iterable[View]) -> list[tuple[Features, RegionPositions]]:
+        """Return features and positions of the regions for each view."""
         return [
-            (view.features, self._places({}, view.features, regions_of(view), view.valid))
+            (view.features, self._locate({}, view.features, regions_of(view), view.valid))
             for view in views
         ]
 
-    def _places(
+    def _locate(
         self,
-        places: RegionPositions,
+        positions: RegionPositions,
         features: Features,
         regions: Tensor,
         valid: Tensor | None = None,
     ) -> RegionPositions:
-        """`places` with the positions of every region for each size of the features."""
+        """Add the positions of the regions for each size of the features to `positions`."""
         for maps in features.values():
             size = size_of(maps)
-            if size not in places:
+            if size not in positions:
                 masks = region_masks(regions, size, self.count)
                 inside = None if valid is None else valid_at(valid, size).flatten()
-                places[size] = positions_of_regions(masks, inside)
-        return places
+                positions[size] = positions_of_regions(masks, inside)
+        return positions
 
 
 def per_region(kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> Term:
-    """A term of that kind; if it cannot distinguish regions itself, one for each region."""
+    """Build a term; if it is permutation-invariant, one for each region, of valid positions."""
     if inputs.canvas.output_regions is not None and kind.permutation_invariant:
         return PerRegion(kind, inputs, layers)
-    if (
-        any(one.views[0].valid is not None for one in inputs.exemplars)
-        and kind.permutation_invariant
-    ):
+    if any(one.valid is not None for one in inputs.exemplars) and kind.permutation_invariant:
         inputs = replace(inputs, exemplars=tuple(map(drop_invalid, inputs.exemplars)))
     return kind(inputs, layers)
 
 
 def layers_needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
-    """The layers, or "image", that a term of that kind cannot compute block by block.
+    """Return the layers, or "image", that a term cannot evaluate block by block.
 
     Args:
+        kind: class of the term.
+        layers: layers that the term may use.
         divided: whether the output may be divided into regions.
     """
-    return (
-        kind.layers_used(layers)
-        if kind.needs_whole or (divided and kind.permutation_invariant)
-        else []
-    )
+    needed = kind.needs_whole or (divided and kind.permutation_invariant)
+    return kind.layers_used(layers) if needed else []
 
 
 def regions_of(view: View) -> Tensor:
-    """(1, 1, h, w) of int64: the region of each pixel of a view; 0 where it is not divided, and -1
-    where the pixel does not count."""
+    """Return the region of each pixel of a view, (1, 1, h, w) of int64: 0 if the view has no
+    regions, -1 for invalid pixels."""
     regions = view.regions
     if regions is None:
         regions = torch.zeros_like(view.image[:, :1], dtype=torch.int64)
-    return regions if view.valid is None else _outside_no_region(regions, view.valid)
+    return regions if view.valid is None else _exclude_invalid(regions, view.valid)
 
 
-def _outside_no_region(regions: Tensor, valid: Tensor) -> Tensor:
-    if size_of(regions) != size_of(valid):  # features are of a smaller picture
+def _exclude_invalid(regions: Tensor, valid: Tensor) -> Tensor:
+    if size_of(regions) != size_of(valid):  # the features are those of a reduced picture
         valid = F.adaptive_avg_pool2d(valid.float(), size_of(regions)) > 0.5
     return torch.where(valid, regions, -1)
 
 
-def count_of_regions(views: list[View], asked: Tensor) -> int:
-    """The number of regions in views and output; -1 is no region."""
-    return 1 + int(max(x.max() for x in (asked, *(regions_of(view) for view in views))))
+def count_of_regions(views: list[View], output_regions: Tensor) -> int:
+    """Return the number of regions of views and output, 1 + the highest index."""
+    return 1 + int(max(x.max() for x in (output_regions, *(regions_of(view) for view in views))))
 
 
 def one_hot(regions: Tensor, count: int) -> Tensor:
-    """(1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of 0 and 1."""
+    """Return the one-hot encoding: (1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of 0, 1."""
     return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
 
 
 def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
-    """(1, 1, H, W) of -1 ... count - 1 -> (count, h w) of bool: the positions of each region.
+    """Return the positions of each region in a layer of size (h, w): (1, 1, H, W) of
+    -1 ... count - 1 -> (count, h w) of bool.
 
-    A position belongs to the region with the largest share of it, -1 being none. A region that is
-    the largest at no position gets the position where its share is highest.
+    A position is in the region that covers most of it. A region that covers most of no position
+    gets the position of which it covers the largest part.
     """
     shares = one_hot(regions + 1, count + 1)
     shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)
@@ -160,13 +158,12 @@ def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
     return masks
 
 
-class _OfRegion(Features):
-    """(B, C, H, W) each -> (B, C, n, 1), the positions of region k, computed for a layer when it is
-    asked for."""
+class _RegionFeatures(Features):
+    """Features at the n positions of region k, (B, C, n, 1) each, gathered on first access."""
 
-    def __init__(self, features: Features, places: RegionPositions, k: int) -> None:
+    def __init__(self, features: Features, positions: RegionPositions, k: int) -> None:
         super().__init__()
-        self.features, self.positions, self.k = features, places, k
+        self.features, self.positions, self.k = features, positions, k
 
     def __missing__(self, layer: str) -> Tensor:
         maps = self.features[layer]
@@ -174,7 +171,7 @@ class _OfRegion(Features):
         return self[layer]
 
 
-def _gathered(pictures: list[tuple[Features, RegionPositions]], k: int) -> Features:
-    """The positions of region k in several pictures, concatenated: (1, C, n, 1) of each layer."""
-    parts = [_OfRegion(features, places, k) for features, places in pictures]
+def _gather(pictures: list[tuple[Features, RegionPositions]], k: int) -> Features:
+    """Concatenate the positions of region k in several pictures: (1, C, n, 1) for each layer."""
+    parts = [_RegionFeatures(features, positions, k) for features, positions in pictures]
     return {layer: torch.cat([part[layer] for part in parts], 2) for layer in pictures[0][0]}

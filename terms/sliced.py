@@ -1,4 +1,4 @@
-"""The distribution of features, by random projections."""
+"""Sliced Wasserstein distance of features."""
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ from terms.base import (
 
 
 class Sliced(Term):
-    """The sliced Wasserstein loss of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture
-    Synthesis", 2021, section 3: features projected on random unit directions, as many as a layer
-    has channels, sorted and compared.
+    """Sliced Wasserstein loss of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture
+    Synthesis", 2021, section 3: features are projected on random unit directions, as many as the
+    layer has channels, sorted and compared.
 
-    We depart from the paper: relative to the source's mean square, so that layers weigh the same;
-    directions stay for some steps, so that the objective is smooth in between; and other sizes
-    are compared through quantiles, where the paper repeats samples.
+    Departures from the paper: the distance is relative to the source's mean square, so that layers
+    have equal weight; directions are held for some steps, so that the objective is smooth in
+    between; pictures of different sizes are compared by quantiles, where the paper repeats samples.
     """
 
     needs_whole = "sorts the projections of all positions"
@@ -47,6 +47,7 @@ class Sliced(Term):
         return [self.generator]
 
     def renew(self, output: Features) -> None:
+        """Draw directions and sort the projections of the source."""
         for layer, sources in self.sources.items():
             first = sources[0][1]
             C = len(first)
@@ -66,7 +67,7 @@ class Sliced(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         errors = {}
-        for layer, (_, wanted) in self.slices.items():
-            distance = squared_wasserstein(statistics[layer], wanted, self.group)
-            errors[layer] = distance / wanted.square().mean().clamp(min=TINY)
+        for layer, (_, source) in self.slices.items():
+            distance = squared_wasserstein(statistics[layer], source, self.group)
+            errors[layer] = distance / source.square().mean().clamp(min=TINY)
         return mean_over_layers(errors, self.layers)

@@ -1,4 +1,4 @@
-"""Pixels of an exemplar that do not count: transparent ones, and those that a mask makes anew."""
+"""Validity of an exemplar's pixels: transparent pixels and those inside a mask are invalid."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from torch.nn import functional as F
 from terms.base import Exemplar, View
 from utils import Size, size_of
 
-RECTANGLE_SIDE = 512  # px
-NEARLY_ALL = 0.99  # share of an interpolated pixel that must count for the pixel to count
+RECTANGLE_SIDE = 512  # px; larger sides are searched in steps of several pixels
+NEARLY_ALL = 0.99  # share of an interpolated pixel that must be valid for the pixel to be valid
 
 
 def valid_at(valid: Tensor, size: Size) -> Tensor:
-    """(1, 1, H, W) of bool -> (1, 1, h, w) of bool: the positions of a layer that count.
+    """Return the valid positions of a layer: (1, 1, H, W) of bool -> (1, 1, h, w) of bool.
 
-    A position counts if all its pixels and those of its eight neighbours do, as a convolution sees
-    these too.
+    A position is valid if all pixels of its 3x3 neighbourhood are, which a convolution reads.
     """
     missing = F.adaptive_max_pool2d((~valid).float(), size)
     return F.max_pool2d(missing, 3, 1, 1) == 0
 
 
 def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
-    """(1, 1, H, W) of bool -> (h - patch + 1, w - patch + 1) of bool: the patches of a layer whose
-    positions all count; if there is none, those with the largest share that counts."""
+    """Return the patches of a layer of size (h, w) whose positions are all valid; if there are
+    none, those of the largest valid share.
+
+    Args:
+        valid: (1, 1, H, W) of bool.
+        size: of the layer, (h, w).
+        patch: side of a patch.
+
+    Returns:
+        (h - patch + 1, w - patch + 1) of bool
+    """
     shares = F.avg_pool2d(valid_at(valid, size).float(), patch, 1)[0, 0]
     if shares.max() == 0:
         shares = F.avg_pool2d(F.adaptive_avg_pool2d(valid.float(), size), patch, 1)[0, 0]
@@ -36,15 +44,22 @@ def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
 
 
 def valid_centres(valid: Tensor, size: Size, patch: int) -> Tensor:
-    """(1, 1, H, W) of bool -> (h, w): positions in the middle of patches whose positions all count;
-    the border is mirrored, so that positions beyond it count."""
+    """Return the centres of patches whose positions are all valid: (1, 1, H, W) of bool -> (h, w)
+    of bool. Positions outside the picture are valid, as pictures are mirrored at their borders."""
     missing = (~valid_at(valid, size)).float()
     return F.max_pool2d(missing, patch, 1, patch // 2)[0, 0] == 0
 
 
 def crop_to_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """(1, C, h, w) -> a view of its largest rectangle whose positions all count; all of it if there
-    is none, or if `valid`, (1, 1, H, W) of bool, is None."""
+    """Crop maps to the largest rectangle of valid positions.
+
+    Args:
+        maps: (1, C, h, w).
+        valid: (1, 1, H, W) of bool; None: all.
+
+    Returns:
+        A view of the maps; the maps themselves if no position is valid.
+    """
     if valid is None:
         return maps
     (top, left), (height, width) = largest_rectangle(valid_at(valid, size_of(maps)))
@@ -52,11 +67,13 @@ def crop_to_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
-    """(1, 1, H, W) of bool -> (top, left) and (height, width) of the largest rectangle of True,
-    zeros where there is none. Sides above RECTANGLE_SIDE are searched in steps of several pixels.
+    """Find the largest rectangle of True in (1, 1, H, W) of bool.
 
-    For each row, the largest rectangle below a histogram: Morgan, "Programming from
-    Specifications", 1994, section 21.
+    For each row, the largest rectangle below the histogram of column heights: Morgan, "Programming
+    from Specifications", 1994, section 21.
+
+    Returns:
+        (top, left) and (height, width); zeros if there is none.
     """
     step = -(-max(size_of(inside)) // RECTANGLE_SIDE)
     if step > 1:
@@ -65,7 +82,7 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
     heights = np.zeros(inside.shape[3], dtype=np.int64)
     for y, row in enumerate(inside[0, 0].cpu().numpy()):
         heights = np.where(row, heights + 1, 0)
-        bars: list[tuple[int, int]] = []  # open ones: left end, and height, ascending
+        bars: list[tuple[int, int]] = []  # open bars: left end and height, in ascending order
         for x, height in enumerate([*heights.tolist(), 0]):
             first = x
             while bars and bars[-1][1] > height:
@@ -79,8 +96,8 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
 
 
 def drop_invalid(exemplar: Exemplar) -> Exemplar:
-    """The exemplar for statistics that do not depend on positions: one view, whose layers hold the
-    positions that count, (1, C, n, 1); the same exemplar if all count."""
+    """Keep the valid positions only, for permutation-invariant statistics: one view with features
+    (1, C, n, 1). An exemplar without invalid pixels is returned as it is."""
     valid = exemplar.views[0].valid
     if valid is None:
         return exemplar
@@ -89,8 +106,8 @@ def drop_invalid(exemplar: Exemplar) -> Exemplar:
 
 
 def select_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """(1, C, h, w) -> (1, C, n, 1): the positions that count; if there is none, those with the
-    largest share that counts. The same maps if `valid`, (1, 1, H, W) of bool, is None."""
+    """Select the valid positions: (1, C, h, w) -> (1, C, n, 1); if there are none, those of the
+    largest valid share. If `valid`, (1, 1, H, W) of bool, is None, the maps are returned."""
     if valid is None:
         return maps
     inside = usable_patches(valid, size_of(maps), 1)
@@ -98,22 +115,29 @@ def select_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
-    """(1, C, H, W), (1, 1, H, W) of bool -> the image, filled smoothly where it does not count.
+    """Fill invalid pixels smoothly from valid ones: (1, C, H, W), (1, 1, H, W) of bool ->
+    (1, C, H, W). The features of valid pixels then depend on valid pixels only.
 
-    So features of pixels that count depend on no others. By means over increasing areas (pull-push:
-    Gortler et al., "The Lumigraph", 1996, section 3.4).
+    By the pull-push algorithm of Gortler et al., "The Lumigraph", 1996, section 3.4.
     """
     weight = valid.to(image)
-    return torch.where(valid, image, _pulled(image * weight, weight))
+    return torch.where(valid, image, _pull_push(image * weight, weight))
 
 
-def _pulled(total: Tensor, weight: Tensor) -> Tensor:
-    """Sums over areas, (1, C, H, W), and their weights, (1, 1, H, W) -> means (1, C, H, W); where
-    the weight is 0, that of larger areas."""
+def _pull_push(total: Tensor, weight: Tensor) -> Tensor:
+    """Return weighted means over areas, those of larger areas where the weight is 0.
+
+    Args:
+        total: (1, C, H, W), weighted sums.
+        weight: (1, 1, H, W).
+
+    Returns:
+        (1, C, H, W)
+    """
     mean = total / weight.clamp(min=1e-6)
     if min(size_of(total)) == 1 or bool((weight > 0).all()):
         return mean
-    coarse = _pulled(
+    coarse = _pull_push(
         F.avg_pool2d(total, 2, ceil_mode=True), F.avg_pool2d(weight, 2, ceil_mode=True)
     )
     around = F.interpolate(coarse, size_of(total), mode="bilinear", align_corners=False)
@@ -121,14 +145,14 @@ def _pulled(total: Tensor, weight: Tensor) -> Tensor:
 
 
 def positions_of_regions(masks: Tensor, inside: Tensor | None) -> list[Tensor]:
-    """The positions that count of each region.
+    """Return the valid positions of each region.
 
     Args:
         masks: (count, N) of bool, the positions of each region.
-        inside: (N,) of bool, the positions that count; None: all.
+        inside: (N,) of bool, the valid positions; None: all.
 
     Returns:
-        (n,) of int64 for each region; all positions of a region of which none counts.
+        (n,) of int64 for each region; all its positions if none of them is valid.
     """
     if inside is not None:
         both = masks & inside

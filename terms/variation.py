@@ -1,4 +1,4 @@
-"""Total variation."""
+"""Total variation of the pixels."""
 
 from torch import Tensor
 
@@ -8,11 +8,12 @@ from utils import wrapped
 
 
 class TotalVariation(Term):
-    """Mean absolute difference of neighbouring pixels, rows plus columns, in units of the range
-    [0, 1] (Rudin, Osher and Fatemi 1992, anisotropic): the one term that is not zero at the source.
+    """Anisotropic total variation: mean absolute difference of neighbouring pixels in [0, 1],
+    vertical plus horizontal (Rudin, Osher and Fatemi, "Nonlinear Total Variation Based Noise
+    Removal Algorithms", 1992). Of all terms only this one is not 0 at the source.
     """
 
-    needs_whole = "compares neighbours, across the borders of parts too"
+    needs_whole = "compares neighbouring pixels across the borders of parts"
     uses_pixels = True
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:

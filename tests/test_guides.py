@@ -22,9 +22,9 @@ from engine.orientation import (
 )
 from terms.cnnmrf import CNNMRF
 from terms.gram import Gram
-from terms.guided import Guided, _guide_distance
+from terms.guided import Guided
 from terms.histogram import Histogram
-from terms.matching import nearest_patches
+from terms.matching import guide_distance, nearest_patches
 from terms.regions import region_masks
 from terms.sliced import Sliced
 from utils import UserError, rotated_and_resized
@@ -376,9 +376,7 @@ def test_across_no_patch_fits_and_one_bin_off_the_features_decide():
         orientation_guide(stripes(0), field(d, (8, 8)), lambda image: []) for d in ("90", "22.5")
     ]
     middle = guides[0].sources[0][..., 28:36, 28:36].flatten(2)[0].T
-    across, beside = (
-        _guide_distance(guide.output.flatten(2)[0].T, middle, slice(None)) for guide in guides
-    )
+    across, beside = (guide_distance(guide.output.flatten(2)[0].T, middle) for guide in guides)
     assert across.min() > 2 and 0.2 < beside.max() < 1
 
 

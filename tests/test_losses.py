@@ -355,7 +355,7 @@ def test_cnnmrf_sees_no_seam_where_there_is_none(tiny):
         model.renew(output)
         values.append(model(output))
     torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=0)
-    assert model.found["relu1_1"][0].shape[2:] == (26, 30)  # two more than the output
+    assert model.overlaps["relu1_1"][0].shape[2:] == (26, 30)  # two more than the output
 
 
 def test_guided_takes_patches_across_the_border(every_patch):
@@ -374,7 +374,7 @@ def test_cnnmrf_finds_what_only_one_of_the_sources_has(origin):
     output = {"a": SOURCES[origin][:, :, 1:5, 1:6]}
     model = built(CNNMRF, {"a": SOURCES[0]}, ["a"], **VARIANTS)
     model.renew(output)
-    torch.testing.assert_close(model.found["a"][0], output["a"])
+    torch.testing.assert_close(model.overlaps["a"][0], output["a"])
     assert model(output).item() == pytest.approx(0, abs=1e-6)
     alone = built(CNNMRF, {"a": SOURCES[0]}, ["a"])
     alone.renew(output)
@@ -531,7 +531,7 @@ def test_guided_penalty_is_the_share_of_a_patch(every_patch):
     model = built(Guided, positions(RIGHT, UP, LEFT, DOWN), ["a"])
     output = positions(LEFT, DOWN)
     model.renew(output)
-    extra = model.held["a"][0].extra(torch.arange(2))
+    extra = model.held["a"][0].extra.of_rows(slice(2))
     torch.testing.assert_close(extra, torch.tensor([0.0, 0.0, 0.1, 0.1]))
 
 
@@ -560,7 +560,7 @@ def test_guided_prefers_what_has_the_same_guide(every_patch):
     wanted = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 1, 1, 4)
     model = built(Guided, source, ["a"], guide=((guide,), wanted))
     model.renew(output)
-    extra = model.held["a"][0].extra(torch.arange(4))
+    extra = model.held["a"][0].extra.of_rows(slice(4))
     # A guide counts as 10 times its squared distance, and about the mean (0.5, 0.5) up and right
     # are opposite: the outputs' nearest are the patches 3, 1, 3 and 1, each used twice: 0.05 2.
     expected = torch.tensor(
@@ -588,7 +588,7 @@ def test_guides_are_resized_and_averaged_over_patches(every_patch):
     for i in range(2):
         drawn = means(guides[1], (9, 12))[rows]
         distance = torch.stack([10 * (row - wanted).square().sum(1) for row in drawn])
-        extra = model.held["a"][i].extra(rows)  # and the same penalty in every row
+        extra = model.held["a"][i].extra.of_rows(rows)  # and the same penalty in every row
         found, expected = extra - extra[0], distance - distance[0]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -675,6 +675,6 @@ def test_guided_gives_every_exemplar_its_share(shares, every_patch):
     model.renew(output)
     (held,) = model.held["a"]
     drawn = held.sample.unit_patches(output["a"] - model.mean["a"])
-    nearest = (held.extra(slice(None)) - drawn @ held.source.T).argmin(1)
+    nearest = (held.extra.of_rows(slice(None)) - drawn @ held.source.T).argmin(1)
     found = (nearest >= len(held.source) // 2).float().mean().item()
     assert found == pytest.approx(shares[1], abs=0.03)

@@ -12,6 +12,7 @@ from terms.matching import (
     BANDWIDTH,
     EPSILON,
     ContextualScore,
+    ExtraDistance,
     chunk_rows,
     eager_gradient,
     nearest_patches,
@@ -196,48 +197,53 @@ def plain_scores(distance):
 
 @pytest.fixture
 def rows():
-    """7 vectors, 11 unit vectors, and what to add to their distances."""
+    """7 vectors and 11 unit vectors, a penalty of each unit vector, and guides of both."""
     output = noise(7, 4).double()
     source = F.normalize(noise(11, 4, seed=1).double(), dim=1)
-    return output, source, noise(7, 11, seed=2).double().abs() / 4
+    penalty = noise(11, seed=2).double().abs() / 4
+    return output, source, penalty, (noise(7, 2, seed=3).double() / 9, noise(11, 2).double() / 9)
 
 
 def test_contextual_score_by_hand():
     output = torch.tensor([[1.0, 0.0]])
     source = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    extra = torch.tensor([1.0 - EPSILON, 1.0])
+    penalty = torch.tensor([1.0 - EPSILON, 1.0])
     # Distances 1 - EPSILON and 1 + 1, so that d_min + EPSILON is 1: the exponents are 2 (1 - d),
     # 2 EPSILON and -2.
-    score = ContextualScore.apply(output, source, lambda rows: extra)
+    score = ContextualScore.apply(output, source, ExtraDistance(penalty))
     expected = torch.tensor([-2.0 - 2 * EPSILON]).exp().log1p()
     torch.testing.assert_close(score, expected)
     # One patch alone fits for certain, and so does one that is much nearer than the other.
-    assert ContextualScore.apply(output, source[1:], lambda rows: 0).item() == 0
-    assert ContextualScore.apply(output, source, lambda rows: 0).item() == 0
+    none = ExtraDistance(torch.zeros(1))
+    assert ContextualScore.apply(output, source[1:], none).item() == 0
+    assert ContextualScore.apply(output, source, none).item() == 0
     # Two that are as near: one half each.
     torch.testing.assert_close(
-        ContextualScore.apply(output, source[[0, 0]], lambda rows: 0), torch.tensor([2.0]).log()
+        ContextualScore.apply(output, source[[0, 0]], none), torch.tensor([2.0]).log()
     )
 
 
-@pytest.mark.parametrize("kind", ["nothing", "per source row", "per pair"])
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [matching.CHUNK_BYTES, 8 * 11 * 3, 1])
-def test_contextual_score_is_the_formula(kind, chunk_bytes, rows, monkeypatch):
+def test_contextual_score_is_the_formula(guided, chunk_bytes, rows, monkeypatch):
     monkeypatch.setattr(matching, "CHUNK_BYTES", chunk_bytes)
-    output, source, pairs = rows
-    extra = {"nothing": pairs * 0, "per source row": pairs[:1], "per pair": pairs}[kind]
-    extra = extra.expand(7, 11)
+    output, source, penalty, (ours, theirs) = rows
+    extra = penalty.expand(7, 11)
+    if guided:
+        extra = extra + 10 * (ours[:, None] - theirs).square().sum(2)
     output.requires_grad_()
     upstream = torch.linspace(-1, 2, 7).double()
     expected = plain_scores(1 - F.normalize(output, dim=1) @ source.T + extra)
     (wanted,) = torch.autograd.grad((expected * upstream).sum(), output)
-    sizes = []
+    sizes, of_rows = [], ExtraDistance.of_rows
 
-    def told(rows):
+    def watched(held, rows):
         sizes.append(rows.stop - rows.start)
-        return extra[0] if kind == "per source row" else extra[rows]
+        return of_rows(held, rows)
 
-    scores = ContextualScore.apply(output, source, told)
+    monkeypatch.setattr(ExtraDistance, "of_rows", watched)
+    held = ExtraDistance(penalty, ours, theirs) if guided else ExtraDistance(penalty)
+    scores = ContextualScore.apply(output, source, held)
     (gradient,) = torch.autograd.grad((scores * upstream).sum(), output)
     torch.testing.assert_close(scores, expected)
     torch.testing.assert_close(gradient, wanted)
@@ -246,20 +252,20 @@ def test_contextual_score_is_the_formula(kind, chunk_bytes, rows, monkeypatch):
 
 
 def test_contextual_score_is_higher_for_what_is_penalised(rows):
-    output, source, _ = rows
+    output, source, *_ = rows
     nearest = (F.normalize(output, dim=1) @ source.T).argmax(1)
-    before = ContextualScore.apply(output, source, lambda rows: torch.zeros(11).double())
+    before = ContextualScore.apply(output, source, ExtraDistance(torch.zeros(11).double()))
     for row in range(7):
-        extra = torch.zeros(11).double()
-        extra[nearest[row]] = 0.02
-        after = ContextualScore.apply(output, source, lambda rows, extra=extra: extra)
+        penalty = torch.zeros(11).double()
+        penalty[nearest[row]] = 0.02
+        after = ContextualScore.apply(output, source, ExtraDistance(penalty))
         assert after[row] > before[row]
 
 
 def test_contextual_score_of_what_is_met_has_a_finite_gradient():
     source = F.normalize(noise(6, 3), dim=1)
     output = source.clone().requires_grad_()
-    scores = ContextualScore.apply(output, source, lambda rows: 0)
+    scores = ContextualScore.apply(output, source, ExtraDistance(torch.zeros(6)))
     scores.sum().backward()
     assert scores.abs().max() < 1e-6 and output.grad.isfinite().all()
 
