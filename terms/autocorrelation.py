@@ -152,24 +152,27 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
     lags = _peaks(correlation, top, size_of(grey))
     if not len(lags):
         return 0.0, 0, 0
-
-    def at_multiple(share: float) -> Tensor:
-        positions = (share * lags).round().long() + 2 * farthest
-        return top[positions[:, 0], positions[:, 1]].clamp(min=0)
-
-    once, twice = at_multiple(1), at_multiple(2)
-    first_valley, second_valley = (
-        torch.stack([at_multiple(start + k / 48) for k in range(48)]).amin(0) for start in (0, 1)
-    )
-    clarity = torch.minimum(once - first_valley, twice - second_valley)
+    line = _along_lags(top, lags)
+    valleys = line[:48].amin(0), line[48:96].amin(0)
+    clarity = torch.minimum(line[48] - valleys[0], line[96] - valleys[1])
     best = clarity.max().item()
     if best < TINY:
         return 0.0, 0, 0
     # In a brick wall the courses are clearest, but bricks along a course are the most alike.
-    height = once.where(clarity > best / 6, -1)
+    height = line[48].where(clarity > best / 6, -1)
     length = lags.square().sum(1).where(height >= SAME_PERIOD * height.max(), 2**62)
     y, x = lags[length.argmin()] * factor
     return best, int(y), int(x)
+
+
+def _along_lags(top: Tensor, lags: Tensor) -> Tensor:
+    """Return the correlation, at least 0, at 97 points of the line from lag 0 to twice each lag:
+    (n, n), (K, 2) -> (97, K); point 48 is the lag itself."""
+    points = []
+    for k in range(97):
+        y, x = ((k / 48 * lags).round().long() + top.shape[0] // 2).unbind(1)
+        points.append(top[y, x].clamp(min=0))
+    return torch.stack(points)
 
 
 def _peaks(correlation: Tensor, top: Tensor, size: Size) -> Tensor:

@@ -67,26 +67,23 @@ class CNNMRF(Term):
     def _match(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Match the patches of (C, H, W) and overlap the source patches that are found."""
         size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
-        output_guide: Tensor | None = None
-        source_guides: Sequence[Tensor | None] = [None] * len(sources)
+        guides: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(sources)
         if self.canvas.guide is not None:
             guide = resize_guide(self.canvas.guide, picture.shape[1:])
             guide = wrapped(guide, self.canvas.tile, size - 1, size - 1)
-            output_guide = self._patch_guides(guide, size)
-            source_guides = [
-                self._patch_guides(resize_guide(view.guide, maps.shape[1:]), size)
+            guide = self._patch_guides(guide, size)
+            guides = [
+                (guide, self._patch_guides(resize_guide(view.guide, maps.shape[1:]), size))
                 for view, maps in zip(self.views, sources, strict=True)
             ]
         picture = wrapped(picture[None], self.canvas.tile, size - 1, size - 1)[0]
         found: list[Sequence[Tensor]] = []
         offset = 0
-        for view, source, source_guide in zip(self.views, sources, source_guides, strict=True):
+        for view, source, pair in zip(self.views, sources, guides, strict=True):
             usable = None
             if view.valid is not None:
                 usable = usable_patches(view.valid, size_of(source[None]), size)
-            start, correlation = nearest_patches(
-                picture, source, size, output_guide, source_guide, usable
-            )
+            start, correlation = nearest_patches(picture, source, size, pair, usable)
             found.append((start + offset, correlation, torch.full_like(start, source.shape[2])))
             offset += source[0].numel()
         if self.shares:

@@ -56,8 +56,7 @@ def nearest_patches(
     output: Tensor,
     source: Tensor,
     patch: int,
-    output_guide: Tensor | None = None,
-    source_guide: Tensor | None = None,
+    guides: tuple[Tensor, Tensor] | None = None,
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the source patch of highest normalised correlation for every output patch.
@@ -71,9 +70,8 @@ def nearest_patches(
         output: (C, H, W).
         source: (C, h, w).
         patch: side of a patch.
-        output_guide: (G, H - patch + 1, W - patch + 1), one vector for each patch.
-        source_guide: (G, h - patch + 1, w - patch + 1). The squared distance of the guides is
-            subtracted from the correlation.
+        guides: of output and source, (G, H - patch + 1, W - patch + 1) and (G, h - patch + 1,
+            w - patch + 1); their squared distance is subtracted from the correlation.
         usable: (h - patch + 1, w - patch + 1) of bool, the source patches to search; None: all.
 
     Returns:
@@ -82,7 +80,7 @@ def nearest_patches(
     """
     (_, H, W), (_, h, w) = output.shape, source.shape
     # n rows of patches need the products of n + patch - 1 rows, in three buffers or five.
-    pairs = chunk_rows((3 if output_guide is None else 5) * 4, output.device)
+    pairs = chunk_rows((3 if guides is None else 5) * 4, output.device)
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
     starts: list[Tensor] = []
@@ -92,11 +90,11 @@ def nearest_patches(
         found: list[Sequence[Tensor]] = []
         for y in range(0, h - patch + 1, source_rows):
             part = source[:, y : y + source_rows + patch - 1]
-            guides = None
-            if output_guide is not None and source_guide is not None:
-                guides = (output_guide[:, top : top + rows], source_guide[:, y : y + source_rows])
-            usable_rows = None if usable is None else usable[y : y + source_rows]
-            start, similarity = _nearest(strip, part, patch, guides, usable_rows)
+            at = slice(top, top + rows), slice(y, y + source_rows)
+            near = None if guides is None else (guides[0][:, at[0]], guides[1][:, at[1]])
+            start, similarity = _nearest(
+                strip, part, patch, near, None if usable is None else usable[at[1]]
+            )
             found.append((start + y * w, similarity))
         start, similarity = reduce(elementwise_best, found)
         starts.append(start)

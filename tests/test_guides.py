@@ -257,7 +257,7 @@ def test_criterion_of_one_region_is_the_criterion(tiny):
 def test_nearest_patches_of_the_same_guide_are_brute_force():
     output, source = noise(3, 7, 6) - 0.5, noise(3, 8, 9, seed=1) - 0.5
     here, there = noise(2, 5, 4, seed=2), noise(2, 6, 7, seed=3)
-    index, height = nearest_patches(output, source, 3, here, there)
+    index, height = nearest_patches(output, source, 3, (here, there))
     drawn, wanted = (F.unfold(maps[None], 3)[0].T for maps in (output, source))
     norms = drawn.norm(dim=1, keepdim=True)
     distances = torch.cdist(here.flatten(1).T, there.flatten(1).T).square()
