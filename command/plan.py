@@ -52,6 +52,7 @@ from utils import (
     Size,
     UserError,
     available_bytes,
+    prefixed,
     rotated_and_resized,
     scaled_size,
     size_of,
@@ -579,12 +580,10 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
     Args:
         names: of the files of the exemplars.
     """
-    try:
+    with prefixed(f"{names[0]}: "):
         if spec.repaint:
             check_sides(spec.exemplars, spec.canvas.size)
         coarsest = sizes_of(spec, layers)[0][0]
-    except UserError as error:
-        raise UserError(f"{names[0]}: {error}") from error
     least = least_side(layers)
     first, *others = spec.exemplars
     factor = coarsest[0] / first.image.shape[2]

@@ -35,7 +35,7 @@ from command.workers import AT_ONCE, MANY, Workers, is_small
 from engine.blocks import Parts
 from engine.precision import pick_precision
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
-from utils import UserError
+from utils import UserError, prefixed
 
 
 def instead(request: Request) -> bool:
@@ -85,7 +85,8 @@ def run(request: Request, *, anew: bool = False, spawn: bool = False) -> Iterato
         raise UserError(
             "--report: several processes end at different times, run --report alone afterwards"
         )
-    precision = pick_precision(request.precision, device)
+    with prefixed("--"):
+        precision = pick_precision(request.precision, device)
     orders, left_out = orders_of(request)
     mine = orders if request.split else orders[own.rank :: own.count]
     allowed = allowed_bytes(request.max_memory, device, own.beside)

@@ -358,5 +358,5 @@ def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path):
     _, told = both[0].communicate(timeout=30)
     both[1].communicate()
     assert both[0].returncode == 2
-    assert told == "Synthesis.py: --split: another process has ended, and with it this one\n"
+    assert told == "Synthesis.py: another process has ended, and with it this one\n"
     assert (tmp_path / "two.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
