@@ -1,268 +1,331 @@
-"""A first layout: blocks of the exemplar laid over each other so that they fit.
+"""First layout of a painting: overlapping blocks of the source, by image quilting.
 
-Image quilting, Efros and Freeman 2001, at the coarsest scale, where it takes no time and whole
-objects fit into a block. What has rows and columns keeps them beyond a block: two blocks are to lie
-as far from each other as the exemplar, moved by as much, is like itself (He and Sun, "Statistics of
-Patch Offsets for Image Completion", 2012, who take the offsets of similar patches for that).
+Efros and Freeman, "Image Quilting for Texture Synthesis and Transfer", 2001. Departures: a block's
+error is multiplied by how often its pixels were used, so that all of the source appears; blocks
+avoid their place in the source; and blocks of regular textures keep the source's rows and columns,
+by its autocorrelation, as He and Sun, "Statistics of Patch Offsets for Image Completion", 2012,
+keep the offsets of similar patches.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.correspondences import Places, marks_of_windows
+from engine.descriptors import window_labels
 from engine.kinds import STOCHASTIC, Kind
+from engine.patchmatch import NNField
 from terms.autocorrelation import pearson_autocorrelation, remove_shading
 from utils import Size, size_of
 
-OVERLAP = 0.3  # of a block
-TOLERANCE = 0.1  # over the best block's error: among those one is drawn
-ANY_ORDER = 0.05  # of the output; exemplars that lack about as much come in any order
-LEAST_ERROR = 1e-4  # of a pixel; less is no reason to prefer a block
-MOVED = 0.25  # of a block, by which it lies elsewhere than in the source at least
-ORDER = 3.0  # of the squared difference that a block's place makes expect, beside that of its rim
-NEAR = 1.5  # blocks, after which a block counts 1 / e for another one's place; beyond twice that, 0
-LEAST_LAG = 0.08  # of the shorter side; what is less is the same place, not a period
-LEFT = 0.15  # of the picture, which two copies of it must share for their likeness to be known
+OVERLAP = 0.3  # of a block's side
+TOLERANCE = 0.1  # relative; a block is drawn from those within it above the least cost
+SHARE_JITTER = 0.05  # of the output; exemplars whose deficits differ by less come in random order
+ERROR_FLOOR = 1e-4  # mean square a pixel; smaller errors count as equal
+MIN_DISPLACEMENT = 0.25  # of a block's side, between its positions in output and source
+ORDER_WEIGHT = 3.0  # of the expected difference from regular order, relative to the overlap's error
+ORDER_RANGE = 1.5  # blocks, after which the weight of a laid block decays to 1 / e; 0 beyond twice
+MIN_LAG = 0.08  # of the source's shorter side; shorter lags are no periods
+MIN_COMMON_AREA = 0.15  # of the source, that two shifted copies share for a correlation to count
 
 
-def quilted(
-    source: Tensor,
-    owner: Tensor,
+@dataclass(frozen=True)
+class QuiltSource:
+    """Maps that blocks are taken from."""
+
+    # (C, h, w): image, then guide channels. Squared differences of all channels are summed.
+    maps: Tensor
+    exemplars: Tensor  # (h, w) of int64: the exemplar of each pixel, or NO_LABEL
+    shares: list[float]  # of the output, of each exemplar
+
+
+def quilt(
+    source: QuiltSource,
     canvas: Tensor,
     known: Tensor,
-    shares: list[float],
-    tile: str,
-    generator: torch.Generator,
+    *,
     block: Size,
+    generator: torch.Generator,
+    tile: str = "",
     kind: Kind = STOCHASTIC,
-) -> Places:
-    """Where in the source each pixel of a canvas comes from.
-
-    A block is chosen by how it fits to what lies there already, by the guide, and by how often
-    its pixels were used: so that all of the exemplar appears, and nothing twice before. No block
-    goes where it is in the exemplar, if another one fits at all.
+) -> NNField:
+    """Cover a canvas with overlapping blocks of the source.
 
     Args:
-        source: (C, h, w), pictures and after their three channels guides, all of them below each
-            other. Squared differences of all channels add up.
-        owner: (h, w) of int64: which exemplar a pixel is of; UNKNOWN is none.
-        canvas: (C, H, W), what is known of the output.
+        source: Maps on the CPU.
+        canvas: (C, H, W), known values of the output.
         known: (C, H, W) of bool.
-        shares: of the exemplars.
-        tile: axes along which the canvas goes on where it began.
-        generator: of what is drawn, on the CPU.
-        block: its height and width; of small exemplars and of small canvases it is the whole.
-        kind: of the source. If it is regular, blocks keep its rows and columns; if it has a grain,
-            their ends along it do not lie beside each other.
+        block: Height and width of a block; those of source and canvas are upper bounds.
+        generator: Generator on the CPU.
+        tile: Axes along which the canvas repeats.
+        kind: Kind of the source. Blocks of a regular one keep its rows and columns; those of one
+            with a grain end at different places along it.
 
     Returns:
-        Places of pixels, (H, W); where the canvas was known, too.
+        Coordinates of the source pixel of each canvas pixel, known ones included.
     """
-    block = (
-        min(block[0], source.shape[1], canvas.shape[1]),
-        min(block[1], source.shape[2], canvas.shape[2]),
-    )
-    # A line of blocks along a grain begins before the canvas and ends behind it, anywhere, unless
-    # one block reaches from border to border.
-    beyond = [
+    height, width = map(min, block, source.maps.shape[1:], canvas.shape[1:])
+    block = height, width
+    # A line of blocks along a grain starts before the canvas and ends behind it, at random places,
+    # unless one block reaches from border to border.
+    margins = [
         n if axis == kind.axis and axis not in tile and n < side else 0
         for axis, n, side in zip("yx", block, canvas.shape[1:], strict=True)
     ]
-    around = (beyond[1], beyond[1], beyond[0], beyond[0])
-    canvas, known = F.pad(canvas, around), F.pad(known, around)
-    size = H, W = canvas.shape[1], canvas.shape[2]
-    order = _Order(source[:3], block, size, tile) if kind.regular else None
-    quilt = _Quilt(source, owner, block, shares, generator, order)
-    free = ~known[0]
-    y, x = (torch.zeros(size, dtype=torch.int64, device=source.device) for _ in "yx")
-    below, beside = (torch.arange(side, device=source.device) for side in block)
-    for top, left in _corners(size, block, tile, kind.axis, generator):
-        rows, columns = ((top + below) % H)[:, None], (left + beside) % W
-        here, sure = canvas[:, rows, columns], known[:, rows, columns]
-        laid_so_far = owner[y[free & known[0]], x[free & known[0]]]
-        exemplar = quilt.neediest(laid_so_far)
-        down, across = quilt.chosen(exemplar, here, sure, (top - beyond[0], left - beyond[1]))
-        laid = source[:, down : down + block[0], across : across + block[1]]
-        error = (laid - here).square().sum(0)
-        taken = _cut(error, sure[0])
-        y[rows, columns] = torch.where(taken, (down + below)[:, None], y[rows, columns])
-        x[rows, columns] = torch.where(taken, across + beside, x[rows, columns])
-        taken &= free[rows, columns]
-        canvas[:3, rows, columns] = torch.where(taken, laid, here)[:3]
-        known[:3, rows, columns] = True
-    inside = slice(beyond[0], H - beyond[0]), slice(beyond[1], W - beyond[1])
-    return Places(y[inside], x[inside])
+    sides = margins[1], margins[1], margins[0], margins[0]
+    area = _Area(F.pad(canvas, sides), F.pad(known, sides), block)
+    order = _Order(source.maps[:3], block, area.size, tile) if kind.regular else None
+    blocks = _BlockChooser(source, block, generator, order)
+    for top, left in _block_corners(area.size, block, tile, kind.axis, generator):
+        exemplar = blocks.most_lacking(source.exemplars[area.covered()])
+        values, given = area.window((top, left))
+        start = blocks.choose(exemplar, values, given, (top - margins[0], left - margins[1]))
+        y, x = start
+        area.cover((top, left), source.maps[:, y : y + height, x : x + width], start)
+    rows, columns = (slice(n, side - n) for n, side in zip(margins, area.size, strict=True))
+    return area.field[rows, columns]
 
 
-def _corners(
+class _Area:
+    """Canvas with margins, while it is covered by blocks."""
+
+    def __init__(self, maps: Tensor, known: Tensor, block: Size) -> None:
+        """Maps (C, H, W), and (C, H, W) of bool."""
+        self.maps, self.known, self.free = maps, known, ~known[0]
+        self.size = size_of(maps[None])
+        y, x = (torch.zeros(self.size, dtype=torch.int64, device=maps.device) for _ in "yx")
+        self.field = NNField(y, x)
+        self.block_rows, self.block_columns = (torch.arange(n, device=maps.device) for n in block)
+
+    def covered(self) -> tuple[Tensor, Tensor]:
+        """Return the source coordinates (N,), (N,) of the pixels that blocks cover."""
+        inside = self.free & self.known[0]
+        return self.field.y[inside], self.field.x[inside]
+
+    def _index(self, corner: Size) -> tuple[Tensor, Tensor]:
+        height, width = self.size
+        return ((corner[0] + self.block_rows) % height)[:, None], (
+            corner[1] + self.block_columns
+        ) % width
+
+    def window(self, corner: Size) -> tuple[Tensor, Tensor]:
+        """Return the values under a block and which are known, (C, height, width) each."""
+        rows, columns = self._index(corner)
+        return self.maps[:, rows, columns], self.known[:, rows, columns]
+
+    def cover(self, corner: Size, block: Tensor, start: Size) -> None:
+        """Lay a block (C, height, width) from `start` of the source on one side of a cut."""
+        rows, columns = self._index(corner)
+        values, known = self.window(corner)
+        error = (block - values).square().sum(0)
+        taken = _side_of_cut(error, known[0])
+        for z, own in (
+            (self.field.y, (start[0] + self.block_rows)[:, None]),
+            (self.field.x, start[1] + self.block_columns),
+        ):
+            z[rows, columns] = torch.where(taken, own, z[rows, columns])
+        taken &= self.free[rows, columns]
+        self.maps[:3, rows, columns] = torch.where(taken, block, values)[:3]
+        self.known[:3, rows, columns] = True
+
+
+def _block_corners(
     size: Size, block: Size, tile: str, grain: str, generator: torch.Generator
 ) -> list[Size]:
-    """Rows and columns where blocks begin, in the order in which they are laid: those of a line
-    along the grain one after the other, and every line from another place on."""
+    """Return the top left corners of the blocks, in the order in which they are laid.
+
+    Along a grain, "y" or "x", one line of blocks after the other, each with a random start.
+    """
     if not grain:
-        rows, columns = (_starts(size[i], block[i], "yx"[i] in tile) for i in (0, 1))
+        rows, columns = (_block_starts(size[i], block[i], "yx"[i] in tile) for i in (0, 1))
         return [(row, column) for row in rows for column in columns]
     i = "yx".index(grain)
     anywhere = grain in tile or block[i] < size[i]
     corners = []
-    for line in _starts(size[1 - i], block[1 - i], "yx"[1 - i] in tile):
-        step = _step(block[i])
+    for line in _block_starts(size[1 - i], block[1 - i], "yx"[1 - i] in tile):
+        step = _block_step(block[i])
         first = int(torch.randint(step, (1,), generator=generator)) if anywhere else 0
-        last = first + size[i] if grain in tile else size[i] - block[i] + 1
-        along = range(first, last, step)
+        end = first + size[i] if grain in tile else size[i] - block[i] + 1
+        along = range(first, end, step)
         corners += [(n, line) if grain == "y" else (line, n) for n in along]
     return corners
 
 
-def _step(block: int) -> int:
-    """From where a block begins to where the next one does."""
-    return block - round(OVERLAP * block)
+def _block_step(side: int) -> int:
+    """Return the distance from one block to the next."""
+    return side - round(OVERLAP * side)
 
 
-def _starts(side: int, block: int, wraps: bool) -> list[int]:
-    """Where blocks begin, for them to cover a side."""
+def _block_starts(size: int, side: int, wraps: bool) -> list[int]:
+    """Return the first pixels of blocks that cover an axis."""
     if wraps:
-        return list(range(0, side, _step(block)))
-    return [*range(0, side - block, _step(block)), side - block]
+        return list(range(0, size, _block_step(side)))
+    return [*range(0, size - side, _block_step(side)), size - side]
 
 
-class _Quilt:
-    """All blocks of the source, and how often each was used."""
+class _BlockChooser:
+    """Chooses blocks by error on known and covered pixels, by use, and by order."""
 
     def __init__(
-        self,
-        source: Tensor,
-        owner: Tensor,
-        block: Size,
-        shares: list[float],
-        generator: torch.Generator,
-        order: _Order | None,
+        self, source: QuiltSource, block: Size, generator: torch.Generator, order: _Order | None
     ) -> None:
-        self.spectra = torch.fft.rfft2(torch.cat((source.square(), source)))
-        self.size = size_of(source[None])
-        self.block, self.shares, self.generator, self.order = block, shares, generator, order
-        self.owner = marks_of_windows(owner, block)
-        # How often the pixels of each block were used, on average.
-        self.used = torch.zeros(self.owner.shape, device=source.device)
+        self.spectra = torch.fft.rfft2(torch.cat((source.maps.square(), source.maps)))
+        self.size = size_of(source.maps[None])
+        self.block, self.shares, self.generator, self.order = block, source.shares, generator, order
+        self.exemplars = window_labels(source.exemplars, block)  # of blocks, at their corners
+        # Mean number of times that a block's pixels were used.
+        self.use = torch.zeros(self.exemplars.shape, device=source.maps.device)
 
-    def chosen(self, exemplar: int, here: Tensor, sure: Tensor, at: Size) -> Size:
-        """(C, height, width) of the canvas, whether each is known, and where that is -> row and
-        column of the source, in that exemplar."""
-        there = here * sure
-        error = self._products(torch.cat((sure.float(), -2 * there))) + there.square().sum()
-        error = error / sure[0].sum().clamp(min=1)
-        cost = error.clamp(min=LEAST_ERROR) * (1 + self.used)
-        if self.order is not None:
-            cost = cost + ORDER * self.order.missing(at, (len(cost), cost.shape[1]))
-        cost = torch.where(self.owner == exemplar, cost, torch.inf)
-        elsewhere = cost.masked_fill(self._unmoved(at), torch.inf)
-        if elsewhere.isfinite().any():
-            cost = elsewhere
-        among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()
-        drawn = int(torch.randint(len(among), (1,), generator=self.generator))
-        down, across = among[drawn].tolist()
-        below, beside = (1 - n.abs() / side for n, side in self._from((down, across)))
-        self.used += below.clamp(min=0)[:, None] * beside.clamp(min=0)
-        if self.order is not None:
-            self.order.laid.append((at, (down, across)))
-        return down, across
-
-    def _unmoved(self, at: Size) -> Tensor:
-        """Which blocks of the source lie, but for a part of them, in the same place of it."""
-        below, beside = (n.abs() < MOVED * side for n, side in self._from(at))
-        return below[:, None] & beside
-
-    def _from(self, at: Size) -> list[tuple[Tensor, int]]:
-        """How many rows and columns every block begins behind a place, and their height, width."""
-        places = (torch.arange(n, device=self.owner.device) for n in self.owner.shape)
-        return [(n - start, side) for n, start, side in zip(places, at, self.block, strict=True)]
-
-    def _products(self, block: Tensor) -> Tensor:
-        """(2 C, height, width) -> (h', w'): summed products with every block of the squared source
-        and of the source."""
-        other = torch.fft.rfft2(block, self.size).conj()
-        found = torch.fft.irfft2((self.spectra * other).sum(0), self.size)
-        return found[: self.used.shape[0], : self.used.shape[1]]
-
-    def neediest(self, laid: Tensor) -> int:
-        """The index of the exemplar that the next block is taken from: that which lacks most of its
-        share.
+    def most_lacking(self, laid: Tensor) -> int:
+        """Return the exemplar that lacks most of its share.
 
         Args:
-            laid: (N,) of int64, the exemplar of each pixel that is laid.
+            laid: (N,) of int64, exemplar of each covered pixel.
         """
         found = laid.bincount(minlength=len(self.shares)) / max(1, len(laid))
-        drawn = torch.rand(len(self.shares), generator=self.generator)
-        return int((torch.tensor(self.shares) - found + ANY_ORDER * drawn).argmax())
+        jitter = SHARE_JITTER * torch.rand(len(self.shares), generator=self.generator)
+        return int((torch.tensor(self.shares) - found + jitter).argmax())
+
+    def choose(self, exemplar: int, values: Tensor, known: Tensor, position: Size) -> Size:
+        """Draw a block among those of about the least cost.
+
+        Args:
+            exemplar: Exemplar that the block is taken from.
+            values: (C, height, width) of the canvas.
+            known: (C, height, width) of bool.
+            position: Row and column of the canvas.
+
+        Returns:
+            Row and column of the source.
+        """
+        values = values * known
+        error = self._correlate(torch.cat((known.float(), -2 * values))) + values.square().sum()
+        error = error / known[0].sum().clamp(min=1)
+        cost = error.clamp(min=ERROR_FLOOR) * (1 + self.use)
+        if self.order is not None:
+            cost = cost + ORDER_WEIGHT * self.order.expected_difference(
+                position, size_of(cost[None, None])
+            )
+        cost = torch.where(self.exemplars == exemplar, cost, torch.inf)
+        displaced = cost.masked_fill(self._near_corner(position), torch.inf)
+        if displaced.isfinite().any():
+            cost = displaced
+        among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()
+        drawn = int(torch.randint(len(among), (1,), generator=self.generator))
+        y, x = among[drawn].tolist()
+        rows, columns = (1 - n.abs() / side for n, side in self._lags((y, x)))
+        self.use += rows.clamp(min=0)[:, None] * columns.clamp(min=0)
+        if self.order is not None:
+            self.order.laid.append((position, (y, x)))
+        return y, x
+
+    def _near_corner(self, position: Size) -> Tensor:
+        """Return which blocks are displaced from a position by less than MIN_DISPLACEMENT."""
+        rows, columns = (n.abs() < MIN_DISPLACEMENT * side for n, side in self._lags(position))
+        return rows[:, None] & columns
+
+    def _lags(self, position: Size) -> list[tuple[Tensor, int]]:
+        """Return for each axis the lags of all corners from a position, and the block's side."""
+        corners = (torch.arange(n, device=self.use.device) for n in self.use.shape)
+        return [
+            (n - start, side) for n, start, side in zip(corners, position, self.block, strict=True)
+        ]
+
+    def _correlate(self, block: Tensor) -> Tensor:
+        """Return the correlation (h', w') of (2 C, height, width) with the squared source and the
+        source, summed over channels."""
+        spectrum = torch.fft.rfft2(block, self.size).conj()
+        correlation = torch.fft.irfft2((self.spectra * spectrum).sum(0), self.size)
+        return correlation[: self.use.shape[0], : self.use.shape[1]]
 
 
 class _Order:
-    """How far a block, at its place, would be from the order of those that were laid."""
+    """Expected difference of a block from the regular order of those already laid.
+
+    Args:
+        source: (3, h, w).
+        block: Height and width of a block.
+        size: Height and width of the canvas.
+        tile: Axes along which it repeats.
+    """
 
     def __init__(self, source: Tensor, block: Size, size: Size, tile: str) -> None:
-        """(3, h, w) of the source; of the canvas its size, and the axes along which it wraps."""
         self.block, self.size, self.tile = block, size, tile
-        self.laid: list[tuple[Size, Size]] = []  # where in the canvas, and where from
+        self.laid: list[tuple[Size, Size]] = []  # positions of a block in canvas and source
         sides = source.shape[1:]
         self.reach = min(sides) - 1
-        likeness = pearson_autocorrelation(remove_shading(source[None]), self.reach).to(source)
+        correlation = pearson_autocorrelation(remove_shading(source[None]), self.reach).to(source)
         lag = torch.arange(-self.reach, self.reach + 1, device=source.device)
         rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)
-        known = rows[:, None] * columns > LEFT
-        far = lag[:, None].square() + lag.square() > (LEAST_LAG * min(sides)) ** 2
-        # No more is asked for than the exemplar has after a period: else blocks would go on where
-        # their neighbours end, which is to copy.
-        most = likeness[known & far].max()
-        # Two pictures of a variance and a correlation differ by 2 variance (1 - correlation).
+        reliable = rows[:, None] * columns > MIN_COMMON_AREA
+        far = lag[:, None].square() + lag.square() > (MIN_LAG * min(sides)) ** 2
+        # The correlation after one period suffices. Otherwise blocks would continue their
+        # neighbours, which copies the source.
+        highest = correlation[reliable & far].max()
+        # Two images of equal variance differ by 2 variance (1 - correlation) in the mean square.
         variance = source.var((1, 2)).sum()
-        likeness = torch.where(known, likeness, -1)
-        self.table = 2 * variance * (most - likeness).clamp(min=0)
+        correlation = torch.where(reliable, correlation, -1)
+        self.difference_at_lag = 2 * variance * (highest - correlation).clamp(min=0)
 
-    def missing(self, at: Size, among: Size) -> Tensor:
-        """The mean squared difference that is to be expected, of blocks from all of `among`."""
-        total, weights = torch.zeros(among, device=self.table.device), 0.0
-        places = [torch.arange(side, device=self.table.device) for side in among]
-        for there, source in self.laid:
-            gap = [
+    def expected_difference(self, position: Size, corners: Size) -> Tensor:
+        """Return the expected mean squared difference of blocks at a position of the canvas, for
+        all `corners` (h', w') of the source, as a weighted mean over the laid blocks."""
+        device = self.difference_at_lag.device
+        total, weights = torch.zeros(corners, device=device), 0.0
+        places = [torch.arange(side, device=device) for side in corners]
+        for other, source in self.laid:
+            lag = [
                 (to - from_ + side // 2) % side - side // 2 if axis in self.tile else to - from_
-                for to, from_, side, axis in zip(at, there, self.size, "yx", strict=True)
+                for to, from_, side, axis in zip(position, other, self.size, "yx", strict=True)
             ]
-            blocks = math.hypot(*(n / side for n, side in zip(gap, self.block, strict=True)))
-            if blocks > 2 * NEAR:
+            blocks = math.hypot(*(n / side for n, side in zip(lag, self.block, strict=True)))
+            if blocks > 2 * ORDER_RANGE:
                 continue
             y, x = (
                 (place - start - n).clamp(-self.reach, self.reach) + self.reach
-                for place, start, n in zip(places, source, gap, strict=True)
+                for place, start, n in zip(places, source, lag, strict=True)
             )
-            weight = math.exp(-blocks / NEAR)
-            total, weights = total + weight * self.table[y[:, None], x], weights + weight
+            weight = math.exp(-blocks / ORDER_RANGE)
+            total = total + weight * self.difference_at_lag[y[:, None], x]
+            weights += weight
         return total / max(weights, 1e-12)
 
 
-def _cut(error: Tensor, known: Tensor) -> Tensor:
-    """(height, width) of errors, and whether a pixel lies there already -> which pixels are taken
-    from the new block: those on its side of the cuts of least error, and all that are unknown."""
+def _side_of_cut(error: Tensor, known: Tensor) -> Tensor:
+    """Return which pixels of a block are laid.
+
+    Args:
+        error: (height, width), squared differences from what is covered.
+        known: (height, width) of bool, pixels that are covered.
+
+    Returns:
+        (height, width) of bool: pixels inside the cuts of least error through the overlaps along
+        each side, and all that are not covered.
+    """
     taken = torch.ones_like(known)
     for quarter in range(4):
         e, k = torch.rot90(error, quarter), torch.rot90(known, quarter)
         overlap = int(k.all(0).long().cumprod(0).sum())
         if 0 < overlap < e.shape[1]:
             turned = torch.rot90(taken, quarter)
-            turned &= torch.arange(e.shape[1], device=e.device) > _path(e[:, :overlap])[:, None]
+            columns = torch.arange(e.shape[1], device=e.device)
+            turned &= columns > _least_path(e[:, :overlap])[:, None]
             taken = torch.rot90(turned, -quarter)
     return taken | ~known
 
 
-def _path(error: Tensor) -> Tensor:
-    """(n, m) -> (n,): the column of every row, on the way down of least sum of errors that moves
-    one column a row at most."""
-    total = error.numpy().copy()  # whose operations on a few numbers take a fifth of PyTorch's time
+def _least_path(error: Tensor) -> Tensor:
+    """Return the column of each row (n,) on the path of least summed error through (n, m).
+
+    The path moves by at most one column from row to row. By dynamic programming in NumPy, whose
+    operations on a few numbers take a fifth of the time of PyTorch's.
+    """
+    total = error.numpy().copy()
     for above, row in zip(total, total[1:], strict=False):
         least = above.copy()
         np.minimum(least[1:], above[:-1], out=least[1:])

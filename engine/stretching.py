@@ -1,4 +1,7 @@
-"""Exemplars whose rows and columns are stretched and squeezed a little."""
+"""Random stretch of an exemplar's rows and columns, too weak to be seen.
+
+So that painting with the exemplar's pixels copies no part of it exactly.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from terms.base import Exemplar, View
 from terms.valid import NEARLY_ALL
 from utils import size_of
 
-STRAIN = 0.12  # by how much the exemplar is stretched, root mean square
-WAVE = 32  # px, from stretched to squeezed and back; longer ones make tiles unequal
-LANCZOS = 6  # px to both sides, from which a pixel is interpolated
+STRAIN = 0.12  # root mean square of the relative stretch
+WAVELENGTH = 32  # px, from stretched to squeezed and back; longer waves make tiles unequal
+LANCZOS_RADIUS = 6  # px
 
 
-def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
-    """The same with rows and columns stretched and squeezed by STRAIN: all maps of a view alike."""
+def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
+    """Return exemplars whose images, guides and valid masks are stretched alike."""
 
-    def of(view: View) -> View:
+    def stretch_view(view: View) -> View:
         guide = None if view.guide is None else stretch(view.guide, seed)
         valid = view.valid
         if valid is not None:
@@ -28,53 +31,60 @@ def stretched(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...
         features = {"image": stretch(view.image, seed)}
         return replace(view, features=features, guide=guide, valid=valid)
 
-    return tuple(replace(one, views=tuple(of(view) for view in one.views)) for one in exemplars)
+    return tuple(
+        replace(one, views=tuple(stretch_view(view) for view in one.views)) for one in exemplars
+    )
 
 
 def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
-    """(1, C, H, W) -> the same, stretched at random by the seed, alike for all maps of one size;
-    labels by the nearest pixel.
+    """Stretch and squeeze rows and columns of maps (1, C, H, W) at random.
 
-    Straight rows and columns stay straight, and nothing moves by more than some two pixels: so that
-    lines are not seen to waver, and tiles are equally wide.
+    Rows and columns stay straight, and none is displaced by more than about two pixels, so that
+    lines do not waver and tiles stay equal. Maps of one size are stretched alike by one seed.
+
+    Args:
+        maps: (1, C, H, W).
+        seed: Seed of the displacements.
+        labels: Take the nearest pixel instead of interpolating.
     """
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
-    y, x = (torch.arange(side) + _moved(side, generator) for side in (height, width))
-    # Pixel n of the maps is pixel 2 n of the doubled ones, half a pixel further to the left.
-    middle = 1 if labels else 0.5
-    y, x = (2 * y[:, None] + middle) / height - 1, (2 * x + middle) / width - 1
+    y, x = (torch.arange(side) + _displacements(side, generator) for side in (height, width))
+    # Pixel n of the maps is pixel 2 n of the doubled ones, whose centre is half a pixel less.
+    centre = 1 if labels else 0.5
+    y, x = (2 * y[:, None] + centre) / height - 1, (2 * x + centre) / width - 1
     grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
     if labels:
         return F.grid_sample(maps, grid, "nearest", "border", align_corners=False)
-    found = F.grid_sample(doubled(maps), grid, "bicubic", "border", align_corners=False)
-    return found.clamp(maps.min(), maps.max())
+    stretched = F.grid_sample(double(maps), grid, "bicubic", "border", align_corners=False)
+    return stretched.clamp(maps.min(), maps.max())
 
 
-def _moved(side: int, generator: torch.Generator) -> Tensor:
-    """(side,): by how many px each row is moved; the first and the last are not."""
-    count = round(2 * side / WAVE) + 4
-    drawn = 0.5 + torch.rand(count, generator=generator)
-    # To and fro by turns: else moves add up, and what is far apart is seen to be too far.
-    drawn[int(torch.randint(2, (1,), generator=generator)) :: 2] *= -1
-    knots = drawn.view(1, 1, 1, count)
-    moved = F.interpolate(knots, (1, side), mode="bicubic", align_corners=True).flatten()
+def _displacements(side: int, generator: torch.Generator) -> Tensor:
+    """Return the displacement of each row in px, (side,); the first and the last have 0."""
+    count = round(2 * side / WAVELENGTH) + 4
+    knots = 0.5 + torch.rand(count, generator=generator)
+    # Alternating signs. Otherwise displacements accumulate, and distances change visibly.
+    knots[int(torch.randint(2, (1,), generator=generator)) :: 2] *= -1
+    moved = F.interpolate(
+        knots.view(1, 1, 1, count), (1, side), mode="bicubic", align_corners=True
+    ).flatten()
     moved = moved - torch.lerp(moved[:1], moved[-1:], torch.linspace(0, 1, side))
     return moved * STRAIN / moved.diff().square().mean().sqrt()
 
 
-def doubled(maps: Tensor) -> Tensor:
-    """(1, C, H, W) -> (1, C, 2 H, 2 W): the same, and what lies halfway to the next pixels.
+def double(maps: Tensor) -> Tensor:
+    """Upsample maps (1, C, H, W) to (1, C, 2 H, 2 W), with pixel n at 2 n.
 
-    By a windowed sinc (Lanczos): what is interpolated from the nearest pixels alone is blurred, the
-    more the nearer to halfway it lies, and the eye sees that grain comes and goes.
+    By a windowed sinc (Lanczos). Interpolation from the nearest pixels alone blurs values the more,
+    the nearer they are to halfway, so that grain would visibly vary.
     """
-    offset = torch.arange(0.5 - LANCZOS, LANCZOS, device=maps.device)
-    kernel = torch.sinc(offset) * torch.sinc(offset / LANCZOS)
+    offset = torch.arange(0.5 - LANCZOS_RADIUS, LANCZOS_RADIUS, device=maps.device)
+    kernel = torch.sinc(offset) * torch.sinc(offset / LANCZOS_RADIUS)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
     for _ in "xy":
         columns = maps.reshape(-1, 1, *maps.shape[2:])
-        padded = F.pad(columns, (LANCZOS - 1, LANCZOS, 0, 0), mode="reflect")
+        padded = F.pad(columns, (LANCZOS_RADIUS - 1, LANCZOS_RADIUS, 0, 0), mode="reflect")
         between = F.conv2d(padded, kernel).view(maps.shape)
         maps = torch.stack((maps, between), 4).flatten(3).mT
     return maps

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from command.weights import Found
-from engine import painting
+from engine import layouts, painting
+from engine.kinds import STOCHASTIC
+from engine.levels import Job, generators, level_at
 from engine.synthesis import Spec, exemplar_of, new_texture
 from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
@@ -48,8 +50,28 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def few_layouts(monkeypatch):
-    """Where a test paints, how often a layout is tried is not what it is about."""
-    monkeypatch.setattr(painting, "LAYOUTS", 2)
+    """Paintings choose from two layouts, since tests of other things need no more."""
+    monkeypatch.setattr(layouts, "LAYOUTS", 2)
+
+
+def seeded(seed=0) -> torch.Generator:
+    """A generator of that seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_image(height, width, seed=0) -> Tensor:
+    """(1, 3, height, width) of uniform noise in [0, 1]."""
+    return torch.rand(1, 3, height, width, generator=seeded(seed))
+
+
+def level_of(exemplars, size, *, factor=1.0, kind=STOCHASTIC, group=SINGLE_PROCESS, **canvas):
+    """A level of a painting without stretch; exemplars, or an image (1, 3, h, w)."""
+    if isinstance(exemplars, Tensor):
+        exemplars = exemplar_of(exemplars)
+    exemplars = exemplars if isinstance(exemplars, tuple) else (exemplars,)
+    draws = generators(torch.device("cpu"), 0)
+    job = Job(exemplars, Canvas(size, **canvas), kind, draws, group=group)
+    return level_at(job, factor, size)
 
 
 class TinyExtractor(nn.Module):
@@ -186,8 +208,8 @@ def checkerboard():
 @pytest.fixture
 def brief_painting(monkeypatch):
     """One layout and two rounds, where no picture's quality decides."""
-    monkeypatch.setattr(painting, "LAYOUTS", 1)
-    monkeypatch.setattr(painting, "_rounds", lambda *_: 2)
+    monkeypatch.setattr(layouts, "LAYOUTS", 1)
+    monkeypatch.setattr(painting, "rounds_at", lambda side: 2)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import Synthesis
 from command.files import TEXTURES
 from command.pictures import read_picture
-from engine import optimizers, painting
+from engine import levels, optimizers
 from losses import METHODS, TERMS
 
 DEVICE = torch.device("meta")
@@ -113,7 +113,7 @@ def far(monkeypatch):
 
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(painting, "BUSY", 0)  # as if pictures were large
+    monkeypatch.setattr(levels, "GPU_PIXELS", 0)  # as if pictures were large
     monkeypatch.setattr("command.run.pick_device", lambda *_: (DEVICE, None))
     with FarDevice():
         yield

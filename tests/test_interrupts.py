@@ -133,10 +133,10 @@ serve()"""
 def test_a_picture_is_there_once_a_layout_was_tried(exemplar, tmp_path, monkeypatch, capfd):
     """Before the first round, which at 1024x1024 comes after a quarter of the time."""
 
-    def stopped(painter):
+    def stopped(level, state):
         raise Stopped(signal.SIGINT)
 
-    monkeypatch.setattr(painting._Painter, "round", stopped)
+    monkeypatch.setattr(painting, "paint_round", stopped)
     flags = f"--gt_path {exemplar} --preset best --size 48x40 --device cpu --quiet --save_path "
     assert Synthesis.main([*flags.split(), f"{tmp_path}/made.png"]) == 130
     assert capfd.readouterr().err == "Synthesis.py: interrupted\n"

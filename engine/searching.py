@@ -1,0 +1,167 @@
+"""One round of painting: patch search in both directions, then voting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.descriptors import PATCH, LazyDescriptors
+from engine.levels import Level, fill_rows
+from engine.patchmatch import STRIDES, Candidates, NNField, PatchMatch
+from engine.voting import main_source, vote
+from terms.matching import row_slices
+from utils import resize
+
+ALPHA = 0.005  # mean square; the less, the more evenly source patches are used (Granot et al.)
+VOTE_EXPONENT = 2.0  # patches are weighted by distance to the power of minus this
+DISTANCE_FLOOR = 1e-4  # mean square; smaller distances count as equal
+MAX_DESCRIPTORS = 2**17  # output patches whose descriptors are held at a time
+SOURCE_CHUNK = 2**14  # source patches searched at a time in an output larger than that
+HALO = max(STRIDES)  # rows of patches around a strip that its search propagates from
+
+
+@dataclass(frozen=True)
+class State:
+    """A painting between two rounds."""
+
+    factor: float  # of full size
+    output_field: NNField  # (H', W'): source patch of each output patch
+    source_field: NNField  # (h', w'): output patch of each source patch
+    image: Tensor  # (1, 3, H, W)
+    weights: Tensor | None = None  # (H', W') of the votes that made the image; None: equal
+
+    def source_pixels(self, level: Level) -> Tensor:
+        """Return the atlas pixel that each output pixel mainly comes from, (H, W) of int64."""
+        return main_source(level, self.output_field, self.weights)
+
+
+def random_source_field(level: Level) -> NNField:
+    """Return a random field of the source patches."""
+    return NNField.random(level.source_patches, level.patches, level.generator)
+
+
+def state_of_layout(level: Level, layout: Tensor) -> State:
+    """Return the state before the first round that starts from an image (1, 3, ., .)."""
+    source_field = random_source_field(level)
+    output_field = NNField.random(level.patches, level.source_patches, level.generator)
+    image = resize(layout.to(level.device), level.size, level.tile)
+    return State(level.factor, output_field, source_field, image)
+
+
+def upsample(level: Level, state: State) -> State:
+    """Return the state of a coarser level, resized to this one."""
+    factor = level.factor / state.factor
+    output_field = state.output_field.to(level.device).resize(level.patches, factor)
+    source_field = state.source_field.to(level.device).resize(level.source_patches, factor)
+    return State(level.factor, output_field, source_field, vote(level, output_field))
+
+
+def paint_round(level: Level, state: State) -> State:
+    """Return the state after one round of search and vote.
+
+    Squared distances d(x, y) of output patches x to source patches y are divided by
+    ALPHA + min over x of d(x, y), so that source patches that are not used yet cost less (Granot et
+    al., "Drop the GAN", 2022).
+    """
+    source_field, nearest = _search_output(level, state)
+    output_field, distance = _search_source(level, state, 1 / (ALPHA + nearest))
+    weights = (distance + DISTANCE_FLOOR) ** -VOTE_EXPONENT
+    image = vote(level, output_field, weights)
+    return State(level.factor, output_field, source_field, image, weights)
+
+
+def _search_output(level: Level, state: State) -> tuple[NNField, Tensor]:
+    """Find the nearest output patch of each source patch, and its squared distance, (h', w')."""
+    height, width = level.source_patches
+    large = math.prod(level.patches) > MAX_DESCRIPTORS
+    describe = level.describe
+    output = (
+        LazyDescriptors(describe, state.image, level.guide, level.tile)
+        if large
+        else describe(state.image, level.guide, level.tile)
+    )
+    anywhere = torch.ones(level.patches, dtype=torch.bool, device=level.device)
+    candidates = Candidates(output, anywhere)
+
+    def search(rows: slice, generator: torch.Generator) -> list[Tensor]:
+        first = max(0, rows.start - HALO)
+        around = slice(first, rows.stop + HALO)
+        inside = slice(rows.start - first, rows.stop - first)
+        match = PatchMatch(level.descriptors[around], candidates, generator)
+        field = match(state.source_field[around], 1)
+        return [x[inside] for x in (field.y, field.x, match.distance(field))]
+
+    field = state.source_field.zeros_like()
+    distance = level.descriptors.new_zeros(height, width)
+    strips = _strips(level, height, SOURCE_CHUNK // width if large else height)
+    fill_rows((field.y, field.x, distance), strips, search, level.job.group)
+    return field, distance
+
+
+def _search_source(level: Level, state: State, cost_factor: Tensor) -> tuple[NNField, Tensor]:
+    """Find the source patch of least cost of each output patch, and its squared distance, (H', W').
+
+    Args:
+        cost_factor: (h', w'), multiplies squared distances of source patches.
+    """
+    h, w = level.source_patches
+    candidates = Candidates(
+        level.descriptors,
+        level.usable,
+        cost_factor,
+        labels=level.atlas.exemplars[:h, :w] if level.job.separate else None,
+        guide_channels=0 if level.guide is None else level.guide.shape[1],
+    )
+
+    def search(rows: slice, generator: torch.Generator) -> list[Tensor]:
+        queries, field, inside, tile = describe_strip(level, state, rows)
+        match = PatchMatch(queries, candidates, generator, tile)
+        field = match(field, 1)
+        return [x[inside] for x in (field.y, field.x, match.distance(field))]
+
+    height, width = level.patches
+    field = state.output_field.zeros_like()
+    distance = cost_factor.new_zeros(height, width)
+    strips = _strips(level, height, MAX_DESCRIPTORS // width)
+    fill_rows((field.y, field.x, distance), strips, search, level.job.group)
+    return field, distance
+
+
+def _strips(level: Level, height: int, rows: int) -> list[tuple[slice, torch.Generator]]:
+    """Return strips of so many rows, each with a generator of its own if there are several.
+
+    So strips may be searched in any order and by different processes.
+    """
+    parts, shared = list(row_slices(height, max(1, rows))), level.generator
+    if len(parts) == 1:
+        return [(parts[0], shared)]
+    seeds = torch.randint(2**62, (len(parts),), generator=shared, device=shared.device).tolist()
+    return [
+        (part, torch.Generator(shared.device).manual_seed(seed))
+        for part, seed in zip(parts, seeds, strict=True)
+    ]
+
+
+def describe_strip(level: Level, state: State, rows: slice) -> tuple[Tensor, NNField, slice, str]:
+    """Return what a search of some rows of output patches needs, with a halo of rows around them.
+
+    Returns:
+        Descriptors (n, W', D + G), field (n, W'), the slice of the n rows without the halo, and the
+        axes along which the strip repeats.
+    """
+    tile, field = level.tile, state.output_field
+    height = level.patches[0]
+    if rows == slice(0, height):
+        return level.describe(state.image, level.guide, tile), field, rows, tile
+    first, last = rows.start - HALO, rows.stop + HALO
+    if "y" not in tile:
+        first, last = max(first, 0), min(last, height)
+    y = torch.arange(first, last + PATCH - 1, device=level.device) % level.size[0]
+    image = state.image.index_select(2, y)
+    guide = None if level.guide is None else level.guide.index_select(2, y)
+    tile = tile.replace("y", "")
+    inside = slice(rows.start - first, rows.stop - first)
+    return level.describe(image, guide, tile), field[y[: last - first]], inside, tile
