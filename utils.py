@@ -10,8 +10,8 @@ import ctypes
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -47,6 +47,15 @@ class UserError(Exception):
         line = in_one_line(super().__str__())
         line = re.sub(rf"'[^']{{{VALUE},}}'|\S{{{VALUE},}}", lambda m: _cut(m[0], VALUE), line)
         return _cut(line, LINE)
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Put a prefix, such as the flag that it is about, before the UserError of a block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
 
 
 def _cut(text: str, most: int) -> str:

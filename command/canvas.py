@@ -14,7 +14,7 @@ from command.settings import digest, named
 from engine.guides import Guide, Variants, joined, read_guide, which_exemplar
 from engine.orientation import FIELDS, axes_of_hue, axes_of_vectors, field, orientation_guide
 from terms.base import Canvas
-from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, resize, size_of, size_text
+from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, prefixed, resize, size_of, size_text
 
 
 class Pictures:
@@ -255,25 +255,29 @@ def guide_of(
     variants: Variants,
     pictures: Pictures,
 ) -> Guide | None:
-    """What all guides and the orientation say together of the places of exemplars and output.
+    """Return the guide of all control maps and of the orientation; None where there are none.
 
     Raises:
-        UserError: a guide that does not fit its exemplar, or asks for what that does not have.
+        UserError: a map does not fit its exemplar, or requests regions that this does not have.
     """
     guides = []
     for names in request.guide:
         if request.mix and names[0] == "mix":
-            return which_exemplar(exemplars, _labels(names[1], pictures), names[1], size)
+            output = _labels(names[1], pictures)
+            with prefixed("--guide mix "):
+                return which_exemplar(exemplars, output, names[1], size)
         source, output = (_labels(name, pictures) for name in names)
         if size_of(source) != size_of(exemplars[0]):
             raise UserError(
                 f"--guide {names[0]}: {size_text(size_of(source))}, but the exemplar that it "
                 f"describes is {size_text(size_of(exemplars[0]))}"
             )
-        guides.append(read_guide(source, output, names, variants, size))
+        with prefixed("--guide "):
+            guides.append(read_guide(source, output, names, variants, size))
     if axes is not None:
         guides.append(orientation_guide(exemplars[0], axes, variants))
-    return joined(guides) if guides else None
+    with prefixed("--guide: "):
+        return joined(guides) if guides else None
 
 
 def _labels(name: str, pictures: Pictures) -> Tensor:

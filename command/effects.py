@@ -46,12 +46,18 @@ def without_effect(request: Request) -> dict[str, str]:
 
 
 def check_effects(request: Request) -> None:
-    """Raise UserError for a flag that was typed for this run and has no effect."""
+    """Check the combination of flags.
+
+    Raises:
+        UserError: a flag that was typed for this run has no effect, or two flags contradict each
+            other.
+    """
     # COPIES of --from are refused as well: the detail that is painted would be taken from them.
     refused = request.typed | (request.asked.keys() & COPIES)
     for name, why in without_effect(request).items():
         if name.split()[0] in refused:
             raise UserError(f"--{name}: {why}")
+    _check_combinations(request)
 
 
 def effect_notes(request: Request, count: int) -> list[str]:
@@ -74,3 +80,41 @@ def effect_notes(request: Request, count: int) -> list[str]:
     if count == 1 and (request.workers or 1) > 1:
         notes.append(f"--workers {request.workers}: one picture is made by one process")
     return notes
+
+
+def _check_combinations(request: Request) -> None:
+    """Raise UserError for a flag that another one excludes, or that requires another one."""
+    if request.resume and request.split:
+        raise UserError("--resume: not with --split, whose processes keep no checkpoints")
+    if request.workers and request.split:
+        raise UserError("--workers: not with --split, whose processes make one picture at a time")
+    for flag in ("style_image", "mix", "init", "mask", "expand"):
+        if request.alpha and getattr(request, flag):
+            raise UserError(f"--alpha: belongs to one exemplar, leave out --{flag}")
+    if request.maps and request.mix:
+        raise UserError("--maps: belong to one exemplar, leave out --mix")
+    if request.weights_layout and not request.weights:
+        raise UserError("--weights_layout: requires --weights PATH")
+    for flag, given in (
+        ("keep_color", request.keep_color),
+        ("init content", request.init == "content"),
+        ("content_weight", request.content_weight is not None),
+        ("content_layers", request.content_layers is not None),
+    ):
+        if given and not request.style_image:
+            raise UserError(f"--{flag}: no effect without --style_image")
+    if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
+        raise UserError("--mix: exemplars are mixed as they are, not rotated or resized")
+    if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
+        raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
+    for name, share in request.mix:
+        if share is not None and request.guide:
+            raise UserError(
+                f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
+            )
+    if request.mask and request.init_picture is None:
+        raise UserError(f"--mask {request.mask}: requires --init PICTURE, which it masks")
+    if request.mask and request.expand:
+        raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")
+    if request.style_image and (request.mask or request.expand):
+        raise UserError("--style_image paints all of the picture: leave out --mask and --expand")

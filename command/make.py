@@ -35,24 +35,25 @@ from utils import give_back_freed_memory
 
 
 def outcome_of(
-    job: Job, net: Net, quiet: bool, progress: str, only: bool = False
+    job: Job, net: Net, quiet: bool, progress: str, fail_fast: bool = False
 ) -> Result | Failed:
-    """What becomes of a job.
+    """Run a job and return its result, or the error that ended it as `Failed`.
 
     Args:
-        only: whether there are no others, for which an error would be kept.
+        progress: as given to --progress.
+        fail_fast: whether to raise the error instead.
     """
     try:
         with convolving(EXACT):
             return make_in_blocks(job, net, quiet, progress)
     except Exception as error:
-        if only:
+        if fail_fast:
             raise
         return Failed.of(job.exemplar, error)
 
 
 def make_in_blocks(job: Job, net: Net, quiet: bool, progress: str) -> Result:
-    """As `make`, once more in smaller blocks as long as memory runs out, at all scales."""
+    """Run a job as `make` does; when memory runs out, again in smaller blocks at all scales."""
     largest = job.spec.finest.side or max(job.spec.canvas.size) - 1
     for side in (side for side in BLOCKS if side <= largest):
         parts = (Parts(side),) * len(job.spec.parts)

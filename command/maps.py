@@ -79,12 +79,7 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
         UserError: the file is missing or has another size than the exemplar, or normals are grey.
     """
     word, name = kind_and_name(text)
-    try:
-        path = pictures.find(name)
-    except UserError as error:
-        if word or ":" not in text:
-            raise
-        raise UserError(f"--maps {error}; kinds before a colon: {', '.join(GIVEN)}") from error
+    path = _find_map(text, word, name, pictures)
     kind, by = _kind_of(word, name, pictures)
     picture = pictures.read(name, kind)
     if size_of(picture.pixels) != size_of(exemplar.image):
@@ -115,6 +110,16 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     channels = found.of_file(channels)
     copies = maps.rotated(channels, exemplar.rotations, exemplar.factors, kind)
     return replace(found, copies=[channels, *copies])
+
+
+def _find_map(text: str, word: str | None, name: str, pictures: Pictures) -> Path:
+    """Return the path of a map; the error of an unknown kind lists the known ones."""
+    try:
+        return pictures.find(name)
+    except UserError as error:
+        if word or ":" not in text:
+            raise
+        raise UserError(f"--maps {error}; kinds before a colon: {', '.join(GIVEN)}") from error
 
 
 def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:

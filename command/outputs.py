@@ -12,7 +12,7 @@ from command.files import check_writable, open_regular
 from command.flags import Request
 from command.kinds import kind_and_name
 from command.pictures import FLOAT_SUFFIXES, find_picture
-from utils import UserError, reason_of
+from utils import UserError, prefixed, reason_of
 
 PAGE = "report.html"  # the name of the page in a folder of results
 LOG_LINE = b'{"time": '  # how every line of a log begins
@@ -98,10 +98,8 @@ def _told(file: tuple[str, Path]) -> str:
 
 def check_log(path: Path) -> None:
     """Raise UserError where a log cannot be appended to, or the file there is no log."""
-    try:
+    with prefixed("--log "):
         check_writable(path)
-    except UserError as error:
-        raise UserError(f"--log {error}") from error
     if (head := _head(path)) and not head.startswith(LOG_LINE):
         raise UserError(f"--log {path}: another file is there, give another name")
 

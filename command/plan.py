@@ -1,6 +1,7 @@
-"""From what was asked for to jobs that are complete: everything read and checked before slow work.
+"""Plan a request: read and check every input before slow work starts, and return complete jobs.
 
-Arguments end here. A job is frozen and holds all that decides a picture but the net's weights.
+Flags are not read after this module. A job is frozen and holds all that determines a picture but
+the weights of the net.
 """
 
 import math
@@ -52,29 +53,30 @@ from utils import (
     Size,
     UserError,
     available_bytes,
+    prefixed,
     rotated_and_resized,
     scaled_size,
     size_of,
     size_text,
 )
 
-LEAST_CUT = 512  # px, of the shorter side of an exemplar that is cut in half
-FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # of a field in --save_path
-PREVIEW = "preview"  # what its record has, so that it is known again
+LEAST_CUT = 512  # px: a smaller shorter side of an exemplar is not cropped to save memory
+FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # format specification of a field in --save_path
+PREVIEW = "preview"  # key in the record of a preview, by which it is recognised
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 
 
 class Layers(NamedTuple):
-    """What a request looks at in a net."""
+    """Layers of a net that a request uses."""
 
     net: str  # a name in `models.NETS`
-    model: dict[str, float]  # layers that the texture model looks at -> their weights
+    model: dict[str, float]  # layers of the texture model -> their weights
     content: list[str]
-    trunk: list[str]  # all that the net is asked for, those of terms included
+    trunk: list[str]  # all layers to compute, those of terms included
 
 
 class FileState(NamedTuple):
-    """Which file is at a path, and when it was written."""
+    """Identity and modification time of a file."""
 
     device: int
     inode: int
@@ -83,7 +85,7 @@ class FileState(NamedTuple):
 
 
 def state_of(path: Path) -> FileState | None:
-    """The file at a path; None: there is none."""
+    """Return the state of the file at a path; None if there is none."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -93,51 +95,51 @@ def state_of(path: Path) -> FileState | None:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make: all that decides it, and where it goes."""
+    """One picture to make: all that determines it, and the paths of its files."""
 
     exemplar: Path  # the picture of --gt_path
     spec: Spec
-    trunk_layers: list[str]  # that the net is asked for: the model's and those of terms
+    trunk_layers: list[str]  # layers to compute: those of the model and of terms
     pool: str
     rescale: bool | str
     save_path: Path
     save_every: int | None  # steps between snapshots
-    resume: bool  # whether there are checkpoints
-    preview: bool  # whether the picture as it stands is kept up to date
+    resume: bool  # whether checkpoints are written and resumed
+    preview: bool  # whether a preview file is kept up to date
     maps: list[CarriedMap]
-    kept: Tensor | None  # (1, 4, H, W), colours and alpha of what stays as it is
-    alpha: CarriedMap | None  # of the exemplar, where it is carried along
-    bits: int  # of a channel of its file
-    grey: bool  # whether its file has one channel
-    record: dict[str, Any]  # kept inside the picture
-    there: FileState | None = None  # the file at `save_path` when this was planned
+    kept: Tensor | None  # (1, 4, H, W), colours and alpha of pixels that are kept
+    alpha: CarriedMap | None  # of the exemplar, if it is carried along
+    bits: int  # per channel of the file
+    grey: bool  # whether the file has one channel
+    record: dict[str, Any]  # settings, embedded in the file
+    existing: FileState | None = None  # the file at `save_path` when this job was planned
 
     @property
     def name(self) -> str:
-        """That it is told by."""
+        """Name of the job in messages."""
         return self.exemplar.name
 
     @property
     def tiled_path(self) -> Path:
-        """Where the repeat of a picture that tiles goes."""
+        """Path of the repeated picture of one that tiles."""
         return outputs.tiled_path(self.save_path)
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where what it can go on from goes."""
+        """Path of the checkpoint."""
         return outputs.checkpoint_path(self.save_path)
 
     @property
     def preview_path(self) -> Path:
-        """Where the picture as it stands goes."""
+        """Path of the preview."""
         return outputs.preview_path(self.save_path)
 
     def snapshot_path(self, step: int) -> Path:
-        """Where the picture as it stands after a step goes."""
+        """Path of the snapshot after a step."""
         return outputs.snapshot_path(self.save_path, step)
 
     def saved_as(self, path: Path) -> "Job":
-        """The same, saved elsewhere in its folder."""
+        """Return the job with another path in the same folder."""
         old = len(self.save_path.stem)
         maps = [
             replace(one, path=one.path.with_name(path.stem + one.path.name[old:]))
@@ -146,7 +148,7 @@ class Job:
         return replace(self, save_path=path, maps=maps)
 
     def written(self) -> list[tuple[Path, Size]]:
-        """Every file that this makes, but snapshots, and the size of the picture in it."""
+        """Return every file that the job writes, except snapshots, with its size in pixels."""
         height, width = size = self.spec.canvas.size
         tile = self.spec.canvas.tile
         repeated = height * (1 + ("y" in tile)), width * (1 + ("x" in tile))
@@ -155,23 +157,24 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What becomes a job when its turn comes, as the pictures of a night do not fit into memory."""
+class WorkItem:
+    """One exemplar and seed. It is planned when its turn comes, since the pictures of all jobs of a
+    large batch would not fit into memory."""
 
     exemplar: Path
     save_path: Path
     seed: int
 
 
-def orders_of(request: Request) -> tuple[list[Order], list[str]]:
-    """Every exemplar with every seed, where its picture goes, and what the user should hear.
+def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
+    """Return an item for every exemplar and seed, and notes for the user.
 
     Raises:
-        UserError: an exemplar that there is not, more pictures than MOST_PICTURES, or a file that
-            would be written in place of an input, of another output or of what is not ours.
+        UserError: flags that contradict each other, a missing exemplar, more pictures than
+            MOST_PICTURES, or an output that would replace an input, another output or a file that
+            this program has not written.
     """
     check_effects(request)
-    check_uses(request)
     layers_of(request)
     paths, notes = exemplars_of(request)
     for path, times in Counter(paths).items():
@@ -182,24 +185,28 @@ def orders_of(request: Request) -> tuple[list[Order], list[str]]:
             f"--count {request.count}: of {len(paths)} exemplars, at most {MOST_PICTURES} pictures "
             "are made by one run"
         )
-    orders: dict[Path, Order] = {}
+    items: dict[Path, WorkItem] = {}
     name_of = _result_names(request, len(paths) > 1)
-    for path, stem in zip(paths, told_apart(paths), strict=True):
+    for path, stem in zip(paths, distinct_names(paths), strict=True):
         for seed in range(request.seed, request.seed + request.count):
             save_path = name_of(stem, seed)
-            if save_path in orders:
+            if save_path in items:
                 raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
             check_suffix(save_path)
             if request.bits:
                 check_bits(save_path, int(request.bits))
-            orders[save_path] = Order(path, save_path, seed)
-    check_outputs(request, paths, orders)
-    _check_beside(request, list(orders), len(paths))
-    return list(orders.values()), notes
+            items[save_path] = WorkItem(path, save_path, seed)
+    check_outputs(request, paths, items)
+    _check_beside(request, list(items), len(paths))
+    return list(items.values()), notes
 
 
 def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
-    """Every exemplar, and what was left out of folders; raises UserError where there is none."""
+    """Return the path of every exemplar, and notes on files of folders that are left out.
+
+    Raises:
+        UserError: a file is missing, or a folder has no picture.
+    """
     held = request.pictures
     found = [
         ([Path(name)], []) if name in held else find_pictures(name) for name in request.gt_path
@@ -207,9 +214,9 @@ def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
     return [path for paths, _ in found for path in paths], [n for _, notes in found for n in notes]
 
 
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """A name for every exemplar: its stem, and where another one has that too, as much more of its
-    suffix and folders as it takes: `wall_png`, `old_wall`, `old_wall_png`."""
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for every exemplar: its stem, extended by its suffix and folders until all
+    names differ: `wall_png`, `old_wall`, `old_wall_png`."""
     names = [path.stem for path in paths]
     longer = [_longer_names(path) for path in paths]
     while True:
@@ -218,7 +225,7 @@ def told_apart(paths: Sequence[Path]) -> list[str]:
             next(more, name) if counts[name] > 1 else name
             for name, more in zip(names, longer, strict=True)
         ]
-        if found == names:  # all differ, or one is there twice
+        if found == names:  # all differ, or a path is given twice
             return names
         names = found
 
@@ -233,7 +240,7 @@ def _longer_names(path: Path) -> Iterator[str]:
 
 
 def _check_beside(request: Request, results: list[Path], exemplars: int) -> None:
-    """Raise UserError where a sheet, an animation, a page or a log cannot be written."""
+    """Raise UserError if a sheet, an animation, a report or a log cannot be written."""
     several = len(results) > 1
     snapshots = request.epoch // request.save_every if request.save_every else 0
     if request.sheet:
@@ -254,22 +261,27 @@ def _check_beside(request: Request, results: list[Path], exemplars: int) -> None
 
 
 def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
-    """Raise UserError where a file is there that has not what records of such files have."""
+    """Raise UserError if a file exists whose record lacks the key `mark`.
+
+    Such a file was not written by this program for the same purpose.
+    """
     if path.exists() and not overwrite and mark not in record_at(path):
         raise UserError(f"{path}: another file is there, give --overwrite or another name")
 
 
 def _result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
-    """A function (name of an exemplar, seed) -> where its picture goes: by the pattern that is
-    given, or else told apart by what differs.
+    """Return a function (name of an exemplar, seed) -> path of the result.
 
-    Folders that are there are folders, whatever is in their names.
+    The function formats the pattern of --save_path. Without a pattern it appends the name if there
+    are several exemplars, and the seed if there are several seeds.
+
+    A path that is an existing folder is not taken for a pattern, whatever its name contains.
 
     Args:
         several: whether there are several exemplars.
     """
     given, added = request.save_path, several
-    # False, too, of a name that cannot be.
+    # os.path.isdir returns False for an invalid name as well.
     is_folder = os.path.isdir(given) or _names_a_folder(given, several or request.count > 1)
     if is_folder:
         folder, pattern = given, "{stem}.png"
@@ -297,15 +309,15 @@ def _names_a_folder(path: Path, several: bool) -> bool:
 
 
 def _check_fields(path: Path, pattern: str) -> None:
-    """Raise UserError for other fields than stem and seed, and for widths of more than two
-    figures, as of a thousand million spaces."""
+    """Raise UserError for fields other than stem and seed, and for widths of more than two digits,
+    which could take gigabytes."""
     try:
         for _, name, spec, conversion in Formatter().parse(pattern):
             if name is not None and (
                 name not in ("stem", "seed") or conversion or not FORMAT.fullmatch(spec or "")
             ):
                 raise _not_a_pattern(path)
-    except ValueError as error:  # a brace alone
+    except ValueError as error:  # a single brace
         raise _not_a_pattern(path) from error
 
 
@@ -316,33 +328,31 @@ def _not_a_pattern(path: Path) -> UserError:
 
 
 def plan(request: Request) -> tuple[list[Job], list[str]]:
-    """All jobs of a request at once, and what was done to the pictures that the user should hear.
+    """Return all jobs of a request at once, and notes for the user.
 
     Raises:
-        UserError: as `orders_of` and `job_of` do.
+        UserError: as `work_items` and `job_of` do.
     """
-    orders, left_out = orders_of(request)
-    found = [job_of(request, order) for order in orders]
-    return [job for job, _ in found], left_out + [note for _, notes in found for note in notes]
+    items, notes = work_items(request)
+    found = [job_of(request, item) for item in items]
+    return [job for job, _ in found], notes + [note for _, more in found for note in more]
 
 
-def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job, list[str]]:
-    """Read every picture and check every path and size, before any slow work.
+def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tuple[Job, list[str]]:
+    """Read every picture, check every path and size, and return the job with notes for the user.
 
     Args:
-        most: pixels of the exemplar; of a larger one its middle is taken.
-
-    Returns the job, and what was done to the pictures that the user should hear.
+        max_pixels: limit on the exemplar; a larger one is cropped to its middle.
 
     Raises:
-        UserError: whatever of these cannot be.
+        UserError: a picture that cannot be read or used, or a file that would be replaced.
     """
     pictures = Pictures(request.pictures)
-    check_save_path(order.save_path)
+    check_save_path(item.save_path)
     layers = layers_of(request)
-    request = replace(request, seed=order.seed)
-    there = state_of(order.save_path)
-    job = _job(request, layers, order.exemplar, order.save_path, pictures, most)
+    request = replace(request, seed=item.seed)
+    existing = state_of(item.save_path)
+    job = _job(request, layers, item, pictures, max_pixels)
     if request.save_every:
         folder = job.save_path.parent
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -354,65 +364,84 @@ def job_of(request: Request, order: Order, most: float = math.inf) -> tuple[Job,
         check_format(path, size)
     inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
-    return replace(job, there=there, record=job.record | {"inputs": hashes}), pictures.notes
+    return replace(job, existing=existing, record=job.record | {"inputs": hashes}), pictures.notes
 
 
 def _job(
-    request: Request, layers: Layers, path: Path, save_path: Path, pictures: Pictures, most: float
+    request: Request, layers: Layers, item: WorkItem, pictures: Pictures, max_pixels: float
 ) -> Job:
+    path, save_path = item.exemplar, item.save_path
+    name, exemplar, valid, content = _read_exemplar(request, path, pictures)
+    whole = size_of(exemplar)
+    exemplar = _middle(exemplar, max_pixels)
+    valid = None if valid is None else _middle(valid, max_pixels)
+    exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
+    piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
+    weights, notes = term_weights(request, name, piece, canvas)
+    kind = kind_of(piece) if request.repaint else STOCHASTIC
+    if request.repaint:
+        notes.append(f"{name} is {kind.name}: {_painted(request, kind)}")
+    if size_of(exemplar) != whole:
+        size = size_text(size_of(exemplar))
+        notes.append(f"{name}: all of it would not fit, its middle of {size} is used")
+    pictures.notes += notes
+    spec = _spec(request, layers, exemplars, canvas, weights=weights, kind=kind)
+    check_sizes(spec, layers.trunk, [name, *(other for other, _ in request.mix)])
+    pictures.notes += _notes_on_canvas(spec, layers, item)
+    bits, grey = _depth(request, path, save_path, pictures)
+    return Job(
+        exemplar=path,
+        spec=spec,
+        trunk_layers=layers.trunk,
+        pool=request.pool,
+        rescale=request.rescale,
+        save_path=save_path,
+        save_every=request.save_every,
+        resume=request.resume,
+        preview=request.preview,
+        maps=[read_map(text, exemplars[0], save_path, pictures) for text in request.maps],
+        kept=kept_of(request, path, canvas, save_path, pictures),
+        alpha=alpha_map(path, exemplars[0], save_path, pictures) if request.alpha else None,
+        bits=bits,
+        grey=grey,
+        record=_record(request, spec, name, path),
+    )
+
+
+def _read_exemplar(
+    request: Request, path: Path, pictures: Pictures
+) -> tuple[str, Tensor, Tensor | None, Tensor | None]:
+    """Read the exemplar and the content.
+
+    Returns:
+        The name of the exemplar, its pixels (1, 3, H, W), the mask (1, 1, H, W) of its valid pixels
+        or None if all are valid, and the content (1, 3, H, W) or None.
+    """
     source = request.style_image or path
-    exemplar_name, content = pictures.find(source).name, None
+    name, content = pictures.find(source).name, None
     valid = None if request.alpha else pictures.opaque(source)
     exemplar = pictures.read(source).pixels if valid is not None else pictures.over_mean(source)
     if request.style_image:
         content = pictures.over_mean(path)
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
-    whole = size_of(exemplar)
-    exemplar = _middle(exemplar, most)
-    valid = None if valid is None else _middle(valid, most)
-    exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
-    piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
-    weights, notes = term_weights(request, exemplar_name, piece, canvas)
-    kind = kind_of(piece) if request.repaint else STOCHASTIC
-    if request.repaint:
-        notes.append(f"{exemplar_name} is {kind.name}: {_painted(request, kind)}")
-    if size_of(exemplar) != whole:
-        size = size_text(size_of(exemplar))
-        notes.append(f"{exemplar_name}: all of it would not fit, its middle of {size} is used")
-    pictures.notes += notes
-    spec = _spec(request, layers, exemplars, canvas, weights, kind)
-    check_sizes(spec, layers.trunk, [exemplar_name, *(name for name, _ in request.mix)])
-    made_at = sizes_of(spec, layers.trunk)[-1][1]
-    if made_at != canvas.size:
-        pictures.notes.append(
-            f"{path.name}: made at {size_text(made_at)}, then resized, to tile exactly"
+    return name, exemplar, valid, content
+
+
+def _notes_on_canvas(spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
+    """Return notes on a size that is resized at the end and on kept pixels that JPEG changes."""
+    notes, size = [], sizes_of(spec, layers.trunk)[-1][1]
+    if size != spec.canvas.size:
+        notes.append(
+            f"{item.exemplar.name}: made at {size_text(size)}, then resized, to tile exactly"
         )
-    bits, grey = _depth(request, path, save_path, pictures)
-    if canvas.mask is not None and save_path.suffix.lower() in (".jpg", ".jpeg"):
-        pictures.notes.append(f"{save_path}: JPEG changes the pixels that are kept, .png does not")
-    return Job(
-        path,
-        spec,
-        layers.trunk,
-        request.pool,
-        request.rescale,
-        save_path,
-        request.save_every,
-        request.resume,
-        request.preview,
-        [read_map(name, exemplars[0], save_path, pictures) for name in request.maps],
-        kept_of(request, path, canvas, save_path, pictures),
-        alpha_map(path, exemplars[0], save_path, pictures) if request.alpha else None,
-        bits,
-        grey,
-        _record(request, spec, exemplar_name, path),
-    )
+    if spec.canvas.mask is not None and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
+        notes.append(f"{item.save_path}: JPEG changes the pixels that are kept, .png does not")
+    return notes
 
 
 def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) -> tuple[int, bool]:
-    """The bits of a channel of the result, and whether it is grey: as the pictures came that it is
-    made of."""
+    """Return the bits per channel of the result and whether it is grey, as its inputs are."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
     names += [request.init_picture] if request.init_picture else []
@@ -429,14 +458,15 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
 
 
 def can_be_cut(request: Request, job: Job) -> bool:
-    """Whether half of the exemplar would do: it is large, and nothing else lies on it."""
-    lies_on_it = request.guide or request.maps or request.expand or request.mask
+    """Whether the exemplar can be cropped to save memory: it is large, and no guide, map or mask is
+    aligned with it."""
+    aligned = request.guide or request.maps or request.expand or request.mask
     sized = request.size is not None or request.style_image is not None
-    return sized and not lies_on_it and min(size_of(job.spec.exemplars[0].image)) >= LEAST_CUT
+    return sized and not aligned and min(size_of(job.spec.exemplars[0].image)) >= LEAST_CUT
 
 
 def _middle(picture: Tensor, most: float) -> Tensor:
-    """(1, 3, H, W) -> the middle of it, of the same shape, of so many pixels at most."""
+    """Crop (1, C, H, W) to its middle of the same aspect ratio and at most `most` pixels."""
     height, width = size_of(picture)
     part = min(1.0, math.sqrt(most / (height * width)))
     h, w = round(height * part), round(width * part)
@@ -475,7 +505,7 @@ def _spec(
 
 
 def _painted(request: Request, kind: Kind) -> str:
-    """What follows from the kind of a texture, and how to change it."""
+    """Describe how a texture of this kind is painted, and the flag that changes it."""
     straight = ", rows and columns straight" if kind.regular else ""
     polish = f", then polished by {request.method}" if request.repaint < 1 else ""
     return (
@@ -491,7 +521,8 @@ def _exemplars_and_canvas(
     content: Tensor | None,
     pictures: Pictures,
 ) -> tuple[tuple[Exemplar, ...], Canvas]:
-    """Every exemplar with its copies, and the canvas, with what guides say of both."""
+    """Return all exemplars with their rotated and resized copies, and the canvas, both with their
+    guides."""
     drawn = drawn_axes(request.orientation, pictures)
     size = output_size(request, drawn, content, exemplar, pictures)
     axes, rotations = None, list(request.patch_rotations)
@@ -516,11 +547,11 @@ def _exemplars_and_canvas(
 
 
 def _without_hole(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Tensor | None:
-    """(1, 1, h, w) of bool: what counts of an exemplar; what is to be made anew of that very
-    picture does not.
+    """Return the mask (1, 1, h, w) of the valid pixels of the exemplar. Where the picture that is
+    inpainted is the exemplar itself, its masked pixels are not valid.
 
     Raises:
-        UserError: nothing is left.
+        UserError: no pixel is valid.
     """
     if canvas.mask is None or canvas.init is None or canvas.init.shape != exemplar.shape:
         return valid
@@ -534,7 +565,12 @@ def _without_hole(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Ten
 
 
 def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
-    """Shares where none is given: equal parts of the rest, of which the exemplar has one."""
+    """Return the share of every --mix picture. Pictures without a share and the exemplar divide the
+    rest equally.
+
+    Raises:
+        UserError: the given shares leave nothing for the exemplar.
+    """
     rest = 1 - sum(share or 0 for _, share in mix)
     if rest <= 1e-6:
         raise UserError(f"--mix: shares of {1 - rest:g} in all leave nothing for the exemplar")
@@ -543,8 +579,8 @@ def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
 
 
 def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str, Any]:
-    """What the picture's file keeps of how it was made: what was asked for, by which `--from` makes
-    it again, and what was decided for it."""
+    """Return the record that is embedded in the file: the flags as given, from which `--from`
+    repeats the picture, and the settings that were derived from them."""
     record: dict[str, Any] = {"version": VERSION, "exemplar": exemplar}
     decided = [one.name for one in fields(request) if one.name not in NOT_RECORDED | {"terms"}]
     record |= {name: getattr(request, name) for name in decided}
@@ -573,18 +609,16 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
 
 
 def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
-    """Raise UserError when exemplars, copies or output are too small for the layers, or for the
-    patches that are painted.
+    """Raise UserError if an exemplar, a copy or the output is too small for the layers or for the
+    patches of painting.
 
     Args:
-        names: of the files of the exemplars.
+        names: of the exemplars' files.
     """
-    try:
+    with prefixed(f"{names[0]}: "):
         if spec.repaint:
             check_sides(spec.exemplars, spec.canvas.size)
         coarsest = sizes_of(spec, layers)[0][0]
-    except UserError as error:
-        raise UserError(f"{names[0]}: {error}") from error
     least = least_side(layers)
     first, *others = spec.exemplars
     factor = coarsest[0] / first.image.shape[2]
@@ -604,11 +638,11 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
 
 
 def check_copies(request: Request, exemplar: Tensor, rotations: Sequence[float]) -> None:
-    """Raise UserError where there is no memory for copies of (1, 3, H, W), turned and resized."""
+    """Raise UserError if the rotated and resized copies of (1, 3, H, W) do not fit into memory."""
     factors = sum(factor**2 for factor in request.patch_scales)
     copies = (1 + len(rotations)) * (1 + factors) - 1
     needed, free = 2 * copies * exemplar.nbytes, available_bytes(torch.device("cpu"))
-    if needed > free:  # a copy and what it is computed from
+    if needed > free:  # twice, since each copy is computed from another picture of its size
         raise UserError(
             f"--patch_rotations, --patch_scales: making the copies takes {needed / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} are free: give fewer, or smaller ones"
@@ -616,16 +650,16 @@ def check_copies(request: Request, exemplar: Tensor, rotations: Sequence[float])
 
 
 def given_weights(request: Request) -> dict[str, float]:
-    """The weight of every term: what the user says, else the method's own."""
+    """Return the weight of every term: that of the user, otherwise the default of the method."""
     return dict.fromkeys(TERMS, 0.0) | METHODS[request.method].weights | request.terms
 
 
 def term_weights(
     request: Request, name: str, exemplar: Tensor, canvas: Canvas
 ) -> tuple[dict[str, float], list[str]]:
-    """The weight of every term for this exemplar, and what the user should hear of them."""
+    """Return the weight of every term for this exemplar, and notes for the user."""
     weights, notes = given_weights(request), []
-    # What is painted has the exemplar's order already.
+    # A painted picture has the exemplar's long-range order already.
     if "spectrum" not in request.terms and not request.repaint:
         order = _long_range_order(exemplar, canvas)
         if order:
@@ -644,7 +678,7 @@ def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
         y, x = kind.period
         return f"repeats after {abs(x)} px across and {abs(y)} px down"
     if canvas.content is not None:
-        return ""  # a painting has straight edges, whose order is not for the photo
+        return ""  # the order of a painting's straight edges is not wanted in the content
     if kind == IN_COURSES:
         return "is laid in courses"
     return f"has a grain that runs {GRAINS[kind.axis]}" if kind.axis else ""
@@ -653,10 +687,10 @@ def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
 def _terms_of_the_whole(
     weights: dict[str, float], canvas: Canvas
 ) -> tuple[dict[str, float], list[str]]:
-    """What to make of the weights of terms that see the picture as a whole, and the line for it.
+    """Return zero weights for terms of the whole picture that cannot be used, and a note on them.
 
-    The spectrum knows what a mask keeps and judges what is made alone; the autocorrelation cannot
-    tell them apart. Guides ask different places for different things: beside them both are off.
+    The spectrum can leave out pixels that a mask keeps; the autocorrelation cannot. With guides,
+    whose regions have different textures, neither can be used.
     """
     if canvas.guide is not None:
         beside, terms = "guides", ["spectrum", "autocorrelation"]
@@ -670,8 +704,10 @@ def _terms_of_the_whole(
 
 
 def layers_of(request: Request) -> Layers:
-    """Return the layers of the net that will run. Before a download, which may yet fail, layers of
-    the default net and of the bundled one are allowed.
+    """Return the layers of the net that is likely to be used.
+
+    If no net is given, layers of the default net and of the bundled one are accepted, since the
+    download of the default net may fail.
 
     Raises:
         UserError: a layer that the net does not have, or one with two weights.
@@ -700,41 +736,3 @@ def _layers_in(net: str, request: Request) -> Layers:
         every.update(GRAM_LAYERS)
     model = {layer: weights[layer] for layer in layers}
     return Layers(net, model, content, resolve_layers(every, net))
-
-
-def check_uses(request: Request) -> None:
-    """Raise UserError for a flag that nothing has a use for, rather than ignore it."""
-    if request.resume and request.split:
-        raise UserError("--resume: not with --split, whose processes keep no checkpoints")
-    if request.workers and request.split:
-        raise UserError("--workers: not with --split, whose processes make one picture at a time")
-    for flag in ("style_image", "mix", "init", "mask", "expand"):
-        if request.alpha and getattr(request, flag):
-            raise UserError(f"--alpha: belongs to one exemplar, leave out --{flag}")
-    if request.maps and request.mix:
-        raise UserError("--maps: belong to one exemplar, leave out --mix")
-    if request.weights_layout and not request.weights:
-        raise UserError("--weights_layout: requires --weights PATH")
-    for flag, given in (
-        ("keep_color", request.keep_color),
-        ("init content", request.init == "content"),
-        ("content_weight", request.content_weight is not None),
-        ("content_layers", request.content_layers is not None),
-    ):
-        if given and not request.style_image:
-            raise UserError(f"--{flag}: no effect without --style_image")
-    if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
-        raise UserError("--mix: exemplars are mixed as they are, not rotated or resized")
-    if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
-        raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
-    for name, share in request.mix:
-        if share is not None and request.guide:
-            raise UserError(
-                f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
-            )
-    if request.mask and request.init_picture is None:
-        raise UserError(f"--mask {request.mask}: requires --init PICTURE, which it masks")
-    if request.mask and request.expand:
-        raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")
-    if request.style_image and (request.mask or request.expand):
-        raise UserError("--style_image paints all of the picture: leave out --mask and --expand")

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, where torchrun or Slurm's srun has started them all."""
+"""The rank of this process among several that torchrun or Slurm's srun has started."""
 
 import json
 import os
@@ -20,73 +20,81 @@ from command.streams import settle
 from terms.process_group import ProcessGroup
 from utils import UserError
 
-# The rank, how many there are, and the rank on this machine. Slurm's are those of a step: a script
-# that runs in an allocation without srun has SLURM_NTASKS as well, and is alone.
+# Rank, world size and local rank. Slurm's variables are those of a job step: a script that runs in
+# an allocation without srun has SLURM_NTASKS as well, but is a single process.
 VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-MEETING = timedelta(seconds=20)  # launchers start all processes at the same time
-WAITING = timedelta(minutes=30)  # for one that is slower
-BESIDE = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE")  # of a machine: 8, 8(x4), 8,7
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE")  # 8, 8(x4) or 8,7
+RENDEZVOUS_TIMEOUT = timedelta(seconds=20)  # launchers start all processes at the same time
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may be slower than the others
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process is among those that share a list of jobs; each takes every n-th of them.
+class ProcessRank:
+    """The rank of a process among those that share a list of pictures.
 
-    They need not know of each other: one that dies leaves the others' pictures as they are.
+    A process makes every `world_size`-th picture. Without --split the processes do not communicate,
+    so one that dies does not affect the pictures of the others.
     """
 
     rank: int = 0
-    count: int = 1
-    local: int = 0  # on this machine, which is the GPU that it takes
-    beside: int = 1  # how many there are on this machine
+    world_size: int = 1
+    local_rank: int = 0  # on this machine; the index of the GPU
+    local_world_size: int = 1  # processes on this machine
 
 
-def process_group_of(own: Place, device: torch.device) -> ProcessGroup:
-    """All processes, connected.
+def process_group_of(own: ProcessRank, device: torch.device) -> ProcessGroup:
+    """Connect all processes.
 
     Raises:
-        UserError: there is one, or more than there are GPUs, or they do not find each other.
+        UserError: there is a single process, there are more processes than GPUs, or the processes
+            do not connect within RENDEZVOUS_TIMEOUT.
     """
-    if own.count == 1:
+    if own.world_size == 1:
         raise UserError(
             "--split: one process alone, start it by torchrun --nproc_per_node N -- Synthesis.py"
         )
-    gpus = torch.cuda.device_count() if device.type == "cuda" else own.count
-    if own.local >= gpus:
+    gpus = torch.cuda.device_count() if device.type == "cuda" else own.world_size
+    if own.local_rank >= gpus:
         raise UserError(
-            f"--split: process {own.local + 1} of a machine with {gpus} GPUs, "
+            f"--split: process {own.local_rank + 1} of a machine with {gpus} GPUs, "
             "start one for each, or give --device cpu"
         )
     if not distributed.is_initialized():
         try:
-            # Counts are added up on the CPU, whatever the device.
-            _wait_for_the_first(own)
-            kinds = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            _wait_for_rank_0(own)
+            # Counts are summed on the CPU, also where the device is a GPU.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(
-                kinds, rank=own.rank, world_size=own.count, timeout=MEETING
+                backend, rank=own.rank, world_size=own.world_size, timeout=RENDEZVOUS_TIMEOUT
             )
         except (RuntimeError, ValueError, OSError) as error:
-            told = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"--split: the processes did not meet within {MEETING.seconds} s ({told})"
+                f"--split: the processes did not connect within {RENDEZVOUS_TIMEOUT.seconds} s "
+                f"({reason})"
             ) from error
-    # They meet at once or never, but one may be painting long after another.
-    return ProcessGroup(own.rank, own.count, distributed.new_group(timeout=WAITING))
+    # Processes connect at once or never, but one may paint much longer than another.
+    group = distributed.new_group(timeout=COLLECTIVE_TIMEOUT)
+    return ProcessGroup(own.rank, own.world_size, group)
 
 
-def _wait_for_the_first(own: Place) -> None:
-    """Raise OSError where the process that the others meet at does not come, as PyTorch would wait
-    for it several times as long and tell of that in many lines."""
+def _wait_for_rank_0(own: ProcessRank) -> None:
+    """Wait until rank 0 accepts connections. PyTorch would wait several times as long, and print
+    many lines.
+
+    Raises:
+        OSError: it does not within RENDEZVOUS_TIMEOUT.
+    """
     address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if own.rank == 0 or not all(address):
         return
-    last = time.monotonic() + MEETING.seconds
+    last = time.monotonic() + RENDEZVOUS_TIMEOUT.seconds
     while True:
         try:
-            socket.create_connection(address, timeout=MEETING.seconds).close()
+            socket.create_connection(address, timeout=RENDEZVOUS_TIMEOUT.seconds).close()
             return
         except OSError:
             if time.monotonic() > last:
@@ -94,38 +102,42 @@ def _wait_for_the_first(own: Place) -> None:
         time.sleep(0.1)
 
 
-def place(variables: Mapping[str, str] = os.environ) -> Place:
-    """What the first launcher says that sets all its variables to whole numbers; else there is one
-    process.
+def process_rank(variables: Mapping[str, str] = os.environ) -> ProcessRank:
+    """Return the rank of this process from the environment variables of the first launcher that
+    sets all of its variables to whole numbers, or that of a single process.
 
     Raises:
-        UserError: they contradict each other. Each process would make every picture.
+        UserError: the variables contradict each other, so that every process would make every
+            picture.
     """
-    for names, beside in zip(VARIABLES, BESIDE, strict=True):
+    for names, local_size in zip(VARIABLES, LOCAL_SIZES, strict=True):
         try:
-            found = Place(*(int(variables[name]) for name in names))
+            own = ProcessRank(*(int(variables[name]) for name in names))
         except (KeyError, ValueError):
             continue
-        if not (0 <= found.rank < found.count and found.local >= 0):
-            said = " ".join(f"{name}={variables[name]}" for name in names)
-            rank, count, local = names
-            raise UserError(f"{said}: {rank} is from 0 to {count} - 1, {local} 0 or more")
-        counted = re.match("[1-9][0-9]*", variables.get(beside, ""))
-        return replace(found, beside=int(counted[0]) if counted else 1)
-    return Place()
+        if not (0 <= own.rank < own.world_size and own.local_rank >= 0):
+            text = " ".join(f"{name}={variables[name]}" for name in names)
+            rank, world_size, local_rank = names
+            raise UserError(f"{text}: {rank} is from 0 to {world_size} - 1, {local_rank} 0 or more")
+        counted = re.match("[1-9][0-9]*", variables.get(local_size, ""))
+        return replace(own, local_world_size=int(counted[0]) if counted else 1)
+    return ProcessRank()
 
 
 def tell_launcher(line: str) -> None:
-    """Leave an error where torchrun looks for it, whose summary then says that line."""
+    """Write an error to the file that torchrun reads, so that its summary shows the line."""
     with suppress(KeyError, OSError):
-        # As PyTorch's own `record` writes it: a line alone is shown too, but warned of.
-        told = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": told}))
+        # The format of PyTorch's `record`. Plain text is shown as well, but with a warning.
+        message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
 
 
 def leave(code: int) -> NoReturn:
-    """Exit, whatever has become of stdout and stderr; at once where processes are connected, as
-    the threads of a connection that lost its other end abort an orderly exit."""
+    """Exit with a code, also where stdout and stderr cannot be written.
+
+    A connected process exits without cleaning up: the threads of a connection whose other end is
+    gone would abort it.
+    """
     settle()
     if distributed.is_available() and distributed.is_initialized():
         os._exit(code)

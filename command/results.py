@@ -1,4 +1,4 @@
-"""What a job leaves behind: the picture with its record, its repeat, its maps, and one line."""
+"""Save the results of a job: the picture with its record, its repeat, and its maps."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ from utils import LABELS, UserError
 
 @dataclass(frozen=True)
 class Net:
-    """A net as it was found on this machine."""
+    """A net with its weights, and how it is run."""
 
     weights: Weights
     name: str
-    told: str  # as records and the last line name it
+    label: str  # name in records and in the line of a result
     device: torch.device
     precision: str  # of `engine.precision.PRECISIONS`
-    layout: str = TORCHVISION  # a name in `models.LAYOUTS`: that of the file
+    layout: str = TORCHVISION  # of the weights file, a name in `models.LAYOUTS`
 
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
-RECORDED = 60  # points of the loss curve
-AFTERWARDS = {"steps", "error", INTERRUPTED, CURVE}  # keys of a record known only when all is made
+RECORDED = 60  # points of the loss curve in a record
+AFTERWARDS = {"steps", "error", INTERRUPTED, CURVE}  # keys that are known only at the end
 
 
 class Course(NamedTuple):
-    """How a picture came to be."""
+    """Time, loss and memory of a run."""
 
     phases: dict[str, float]  # seconds of painting, and of each scale
-    curve: list[tuple[int, int, float]]  # step, scale, and the loss after that step
-    peak: float  # bytes that the process had at most so far
+    curve: list[tuple[int, int, float]]  # step, scale, loss after that step
+    peak: float  # peak memory of the process so far, bytes
 
     def points(self, most: int) -> list[tuple[int, int, float]]:
-        """At most so many of the curve, evenly, the first and the last among them."""
+        """Return at most `most` evenly spaced points of the curve, with the first and the last."""
         last = len(self.curve) - 1
         places = range(min(most, len(self.curve)))
         kept = [self.curve[round(i * last / max(1, len(places) - 1))] for i in places]
@@ -71,22 +71,22 @@ class Course(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job."""
+    """The picture of a job that ended or was interrupted."""
 
     path: Path
     image: Tensor  # (1, 3, H, W) in [0, 1], on the CPU
     record: dict[str, Any]
     seconds: float
-    stopped: KeyboardInterrupt | None  # by which the picture is that of the steps until then
-    course: Course | None = None  # None: it was there already
-    missing: tuple[str, ...] = ()  # a line for each file beside it that could not be written
+    stopped: KeyboardInterrupt | None  # the interrupt, if the picture is unfinished
+    course: Course | None = None  # None: saved by an earlier run
+    missing: tuple[str, ...] = ()  # an error line per further file that could not be written
 
     @property
     def line(self) -> str:
-        """What the command prints of it."""
-        took = "finished before" if self.course is None else f"{self.seconds:.1f} s"
+        """The line that the command prints."""
+        time = "finished before" if self.course is None else f"{self.seconds:.1f} s"
         return (
-            f"{self.path}  {self.record['size']}  {took}  "
+            f"{self.path}  {self.record['size']}  {time}  "
             f"Gram error {self.record['error']:.6f}  {self.record['net']}  "
             f"{self.record['precision']}"
         )
@@ -94,14 +94,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job among several of which nothing became."""
+    """A job that failed, one of several."""
 
     exemplar: Path
     line: str
 
     @classmethod
     def of(cls, exemplar: Path, error: Exception) -> Failed:
-        """Of an error; that of a bug is shown as one, though the others go on."""
+        """Return the failure of an error. The traceback of an unexpected error is printed."""
         line = line_of(error)
         if line is None:
             with suppress(OSError):  # stderr may be full
@@ -111,7 +111,7 @@ class Failed:
 
 
 def line_of(error: BaseException | None) -> str | None:
-    """What the user can do about an error; None of a bug."""
+    """Return the line that tells the user how to correct an error; None for an unexpected error."""
     if is_full(error):
         return "out of memory: give a lower --max_memory, for smaller blocks, or a smaller --size"
     if isinstance(error, FloatingPointError):
@@ -120,24 +120,24 @@ def line_of(error: BaseException | None) -> str | None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error is of memory that there is not."""
-    # A GPU has an error of its own for this; the CPU's is known by its text alone.
+    """Whether an error means that memory ran out."""
+    # PyTorch has a class for this error on a GPU; on the CPU only the message tells.
     full = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return full or "can't allocate memory" in str(error)
 
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:
-    """What a picture keeps of how it was made, as far as that is known before."""
+    """Return the record of a picture, without the keys that are known only at the end."""
     found = {"model": net.name, "precision": net.precision}
     if job.record["weights"]:
         found["weights_layout"] = net.layout
-    asked = dict(sorted((job.record[ASKED] | found).items()))  # in whatever order it was typed
-    more = {"net": net.told, "pixel_mean": LAYOUTS[net.layout], "device": str(net.device)}
+    asked = dict(sorted((job.record[ASKED] | found).items()))  # independent of the order of flags
+    more = {"net": net.label, "pixel_mean": LAYOUTS[net.layout], "device": str(net.device)}
     return job.record | found | more | {ASKED: asked}
 
 
 def finished_before(job: Job) -> Result | None:
-    """The picture that is there; None where it is damaged, which the user is told."""
+    """Return the saved picture of a job. Print a note and return None if it is damaged."""
     try:
         image, record = read_picture(job.save_path)[0], read_record(job.save_path)
     except UserError as error:
@@ -147,39 +147,39 @@ def finished_before(job: Job) -> Result | None:
 
 
 def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
-    """Whether a picture is there already, made from the same inputs as it would be made now.
+    """Whether the picture of a job is saved already, made from the same inputs and settings.
 
     Args:
-        record: of the picture that would be made, but for what is known only afterwards.
+        record: of the picture, without the keys that are known only at the end.
 
     Raises:
-        UserError: another picture is there, which is not to be overwritten.
+        UserError: another file exists that must not be overwritten.
     """
-    there = [path for path, _ in job.written() if path.exists()]
+    existing = [path for path, _ in job.written() if path.exists()]
     found = record_at(job.save_path)
-    ours = _says(found, record)
-    if there and not ours and not overwrite:
+    ours = _matches(found, record)
+    if existing and not ours and not overwrite:
         raise UserError(
-            f"{there[0]}: another file is there, give --overwrite or another --save_path"
+            f"{existing[0]}: another file is there, give --overwrite or another --save_path"
         )
-    whole = len(there) == len(job.written()) and INTERRUPTED not in found
-    return ours and whole and finite(found.get("error")) is not None  # which is what is known last
+    whole = len(existing) == len(job.written()) and INTERRUPTED not in found
+    return ours and whole and finite(found.get("error")) is not None  # written last
 
 
-def _says(found: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether the record of a file is one, but for what is known only afterwards."""
+def _matches(found: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether the record in a file equals `record`, except for the keys that are ignored."""
     wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
-    return _before(found) == _before(wanted)
+    return _without_ignored(found) == _without_ignored(wanted)
 
 
-def _before(record: dict[str, Any]) -> dict[str, Any]:
-    # Two commands that decide the same make the same picture, however they are typed.
-    told = AFTERWARDS | {ASKED}
-    return {name: value for name, value in record.items() if name not in told}
+def _without_ignored(record: dict[str, Any]) -> dict[str, Any]:
+    # Different flags that result in the same settings make the same picture.
+    ignored = AFTERWARDS | {ASKED}
+    return {name: value for name, value in record.items() if name not in ignored}
 
 
 def finite(value: Any) -> float | None:
-    """A value of a record, which anybody may have changed, if it is a number to be shown."""
+    """Return a value of a record, which may be edited by hand, if it is a finite number."""
     try:
         return value if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits
@@ -187,14 +187,14 @@ def finite(value: Any) -> float | None:
 
 
 def kept_apart(job: Job, record: dict[str, Any]) -> Job:
-    """The job, or where another run has saved another picture at its path since it was planned,
-    one of the first free name beside that: neither is lost. The user is told.
+    """Return the job, with the next free name and a note if another run has saved
+    another picture at its path since the job was planned.
 
     Args:
-        record: of the picture, but for what is known only afterwards.
+        record: of the picture, without the keys that are known only at the end.
     """
     path = job.save_path
-    if state_of(path) in (None, job.there) or _says(record_at(path), record):
+    if state_of(path) in (None, job.existing) or _matches(record_at(path), record):
         return job
     beside = (job.saved_as(path.with_stem(f"{path.stem}-{number}")) for number in count(2))
     free = next(one for one in beside if not any(os.path.lexists(to) for to, _ in one.written()))
@@ -203,47 +203,49 @@ def kept_apart(job: Job, record: dict[str, Any]) -> Job:
 
 
 class Saved(NamedTuple):
-    """What became of a picture and of the files beside it."""
+    """Paths and errors of the files of a saved picture."""
 
     path: Path
-    record: dict[str, Any]  # as it is in the file
-    missing: tuple[str, ...] = ()  # a line for each file beside it that could not be written
+    record: dict[str, Any]  # as in the file
+    missing: tuple[str, ...] = ()  # an error line per further file that could not be written
 
 
 def save(
     job: Job, made: Made, record: dict[str, Any], net: Net, group: ProcessGroup = SINGLE_PROCESS
 ) -> Saved:
-    """Save all that a job makes. The others of the group call `saved_error` meanwhile.
+    """Save all files of a job. The other processes of the group call `saved_error` meanwhile.
 
-    The file is written once, with its own error in its record, so that a disk needs no room for
-    two. Where it cannot go, as a disk is full or a folder has vanished, all of it goes to the
-    folder for temporary files, and the user is told: a night's work is not lost for that.
+    The picture is written once, with its own error in its record. If it cannot be written, because
+    the disk is full or the folder was removed, all files go to the folder for temporary files, and
+    a note is printed.
     """
     path, carry = job.save_path, _carrier(job, made, net)
     image = visible = _of_file(job, made.image)
     try:
-        there = as_saved(visible, path, job.bits)
-        record = record | {"error": round(saved_error(there, job, net, group), 6)}
+        saved = as_saved(visible, path, job.bits)
+        record = record | {"error": round(saved_error(saved, job, net, group), 6)}
         image = _with_alpha(job, made.image, carry)
-    finally:  # without its error or its alpha where memory runs out
+    finally:  # if memory runs out, the picture is saved without its error or alpha
         path = _saved(image, path, record, job.bits)
     missing = []
-    for place, write in _beside(job, image, carry, record):
+    for file, write in _beside(job, image, carry, record):
         try:
-            write(place if path == job.save_path else path.with_name(place.name))
+            write(file if path == job.save_path else path.with_name(file.name))
         except UserError as error:
             missing.append(str(error))
     return Saved(path, record, tuple(missing))
 
 
 def _of_file(job: Job, image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> the channels of the file: grey stays grey under any method."""
+    """Return the channels of the file of (1, 3, H, W): one if the inputs are grey."""
     return image[:, :1] if job.grey else image
 
 
 def _with_alpha(job: Job, image: Tensor, carry: Carry) -> Tensor:
-    """(1, 3, H, W) -> the channels of the file, the last one the alpha that is kept or carried
-    along, if there is one. Kept pixels have the colours under their alpha, which are not seen."""
+    """Return the channels of the file of (1, 3, H, W), with alpha if it is kept or carried along.
+
+    Kept pixels get the colours of the input, including those under zero alpha.
+    """
     if job.alpha is not None:
         alpha = carry(job.alpha).clamp(0, 1)
     elif job.kept is not None:
@@ -257,13 +259,13 @@ def _with_alpha(job: Job, image: Tensor, carry: Carry) -> Tensor:
 
 
 def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path:
-    """Where the picture was saved."""
+    """Save a picture and return its path, which is in a temporary folder if `path` fails."""
     try:
         save_picture(image, path, record, bits)
     except UserError as error:
         try:
             path = Path(tempfile.mkdtemp(prefix="synthesis-")) / path.name
-        except OSError:  # nor is there any room for that
+        except OSError:  # the temporary folder cannot be written either
             raise error from None
         save_picture(image, path, record, bits)
         say([f"{error}: the picture is {path}"])
@@ -272,14 +274,14 @@ def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path
 
 @torch.no_grad()
 def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_PROCESS) -> float:
-    """Relative Gram error of a saved file: what clamping, 8 bits and compression cost is in it.
+    """Return the relative Gram error of a saved file, after clamping, rounding and compression.
 
-    Always of `FIRST_LAYERS`, as many of them as the sizes allow, in the net as it comes, so that
-    pictures made with different settings compare.
+    It is computed on `FIRST_LAYERS`, or as many of them as the sizes allow, with the original
+    weights and pooling, so that the errors of different settings are comparable.
 
     Args:
-        saved: (1, 3, H, W), what is read from the file.
-        group: all of which call this; the picture of the first counts.
+        saved: (1, 3, H, W), read from the file.
+        group: all of its processes call this; the picture of rank 0 counts.
     """
     exemplar = job.spec.exemplars[0].image.to(net.device)
     saved = saved.to(exemplar) if group.rank == 0 else torch.zeros_like(saved, device=net.device)
@@ -298,12 +300,16 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
     return criterion(look(saved)).item()
 
 
-Beside = tuple[Path, Callable[[Path], None]]  # where a file goes, and what saves it there
-Carry = Callable[[CarriedMap], Tensor]  # (1, C, H, W) of the output
+Beside = tuple[Path, Callable[[Path], None]]  # path of a further file, function that saves it
+Carry = Callable[[CarriedMap], Tensor]  # map of the exemplar -> (1, C, H, W) of the output
 
 
 def _beside(job: Job, image: Tensor, carry: Carry, record: dict[str, Any]) -> Iterator[Beside]:
-    """The files that go with the picture, of which `image` has the channels in the file."""
+    """Yield the further files of a picture.
+
+    Args:
+        image: (1, C, H, W), the channels of the file.
+    """
     if tile := job.spec.canvas.tile:
         down, across = (2 if axis in tile else 1 for axis in "yx")
         repeat = image.repeat(1, 1, down, across)
@@ -313,9 +319,11 @@ def _beside(job: Job, image: Tensor, carry: Carry, record: dict[str, Any]) -> It
 
 
 def _carrier(job: Job, made: Made, net: Net) -> Carry:
-    """What carries the exemplar's other maps along with the picture, each place from the exemplar
-    as it is or as it was rotated and resized, whichever is nearer. Where is looked for once, when
-    the first is asked for."""
+    """Return a function that carries a map of the exemplar along with the picture.
+
+    Each pixel of the output takes its value from the best match in the exemplar or its rotated and
+    resized copies. The correspondence is computed once, for the first map.
+    """
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
 

@@ -1,8 +1,9 @@
-"""All pictures of a request: planned one by one, made here or by workers, in their order."""
+"""Run a request: plan its pictures one by one, make them here or in workers, and yield the outcomes
+in order."""
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,24 +25,25 @@ from command.display import Notes, say
 from command.effects import effect_notes
 from command.log import Log
 from command.make import outcome_of
-from command.plan import Job, Order, can_be_cut, job_of, layers_of, orders_of
+from command.plan import Job, WorkItem, can_be_cut, job_of, layers_of, work_items
 from command.processes import keep_freed_memory, pick_device
-from command.ranks import Place, place, process_group_of
+from command.ranks import ProcessRank, process_group_of, process_rank
 from command.results import Failed, Net, Result, finished_before, is_finished, record_of
 from command.settings import made_by
 from command.sheet import write_animation, write_sheet
 from command.weights import load_weights
-from command.workers import AT_ONCE, MANY, Workers, is_small
+from command.workers import DEFAULT_WORKERS, MIN_PICTURES, Workers, is_small
 from engine.blocks import Parts
 from engine.precision import pick_precision
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
-from utils import UserError
+from utils import UserError, prefixed
 
 
 def instead(request: Request) -> bool:
-    """Print what is asked for in place of pictures; returns whether there was something."""
+    """Print scores or a report if the request asks for these and not for pictures; return whether
+    it does."""
     if request.score:
-        from command.verdict import print_scores  # only a run that uses it waits for it
+        from command.verdict import print_scores  # imported here for a short start-up
 
         print_scores(request)
     elif request.page_alone:
@@ -56,137 +58,260 @@ def instead(request: Request) -> bool:
 
 
 def run_one(request: Request) -> Result:
-    """What comes of a request for one picture; raises as `run` does."""
+    """Return the result of a request for one picture; raises as `run` does."""
     (result,) = run(request)
-    assert isinstance(result, Result)  # one that fails alone raises
+    assert isinstance(result, Result)  # the error of a single picture is raised
     return result
 
 
 def run(request: Request, *, anew: bool = False, spawn: bool = False) -> Iterator[Result | Failed]:
-    """Make and save what was asked for, picture by picture. What is there already, made in the
-    same way, is taken as it is.
+    """Make and save every picture of a request, and yield each outcome as soon as it is known.
 
-    Of several pictures one that cannot be made does not keep the others from it.
+    Several pictures are independent: one that fails is yielded as `Failed`, and the next is made. A
+    picture that was saved before with the same settings is not made again.
 
     Args:
-        anew: whether what is there already, made in the same way, is made once more.
-        spawn: whether small pictures may be made by other processes without `workers`: methods and
-            terms that a program has added are not known there.
+        anew: whether to make such a picture again.
+        spawn: whether to make small pictures in worker processes if `--workers` is not given.
+            Workers do not know terms and methods that the calling program has added.
 
     Raises:
-        UserError: whatever the user can fix, before any slow work.
-        KeyboardInterrupt: at the picture after one that was interrupted.
+        UserError: an error that the user can correct; raised before slow work starts.
+        KeyboardInterrupt: after the outcome of the interrupted picture.
     """
-    own = place()
-    quiet = request.quiet or own.rank > 0
-    device, device_note = pick_device(request.device, own.local)
-    group = process_group_of(own, device) if request.split else SINGLE_PROCESS
-    if request.report and own.count > 1 and not request.split:
+    batch = batch_of(request)
+    notes, log = Notes(batch.quiet), Log(request.log)
+    notes.tell(*batch.notes)
+    planner = Planner(batch, notes)
+    # A single picture is planned before the weights are read, which may be downloaded.
+    first = planner.job(batch.items[0]) if batch.total == 1 and batch.items else None
+    net, net_notes = net_of(request, batch.device, batch.precision, batch.quiet)
+    notes.tell(batch.device_note, *net_notes)
+    log.begin(net)
+    results: list[Path] = []
+    failed: list[Failed] = []
+    for outcome in outcomes_of(batch, planner.tasks(net, first, anew), net, spawn):
+        if batch.group.rank == 0:
+            log.add(outcome)
+            if isinstance(outcome, Result):
+                results.append(outcome.path)
+                say(f"Synthesis.py: {line}" for line in outcome.missing)
+            else:
+                failed.append(outcome)
+            yield outcome
+    show(request, results, failed, batch.quiet)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The work items of this process and what it makes them with."""
+
+    request: Request
+    items: list[WorkItem]  # of this process
+    total: int  # work items of all processes
+    notes: list[str | None]
+    rank: ProcessRank
+    group: ProcessGroup
+    device: torch.device
+    device_note: str | None
+    precision: str  # of `engine.precision.PRECISIONS`
+    allowed: float  # bytes of memory
+
+    @property
+    def quiet(self) -> bool:
+        """Whether this process writes no notes: of several processes, only rank 0 does."""
+        return self.request.quiet or self.rank.rank > 0
+
+    @property
+    def fail_fast(self) -> bool:
+        """Whether an error is raised rather than kept as one outcome of several. Processes that
+        share a picture would wait forever for one that goes on to the next."""
+        return self.total == 1 or self.request.split
+
+
+def batch_of(request: Request) -> Batch:
+    """Return the share of this process in the pictures of a request.
+
+    Raises:
+        UserError: an option or a path that cannot be used.
+    """
+    rank = process_rank()
+    device, device_note = pick_device(request.device, rank.local_rank)
+    group = process_group_of(rank, device) if request.split else SINGLE_PROCESS
+    if request.report and rank.world_size > 1 and not request.split:
         raise UserError(
             "--report: several processes end at different times, run --report alone afterwards"
         )
-    precision = pick_precision(request.precision, device)
-    orders, left_out = orders_of(request)
-    mine = orders if request.split else orders[own.rank :: own.count]
-    allowed = allowed_bytes(request.max_memory, device, own.beside)
-    notes, log = Notes(quiet), Log(request.log)
-    notes.tell(*left_out, *effect_notes(request, len(orders)))
-    time_told = False
-    if request.from_picture:
-        notes.tell(made_by(request.from_picture, VERSION))
+    with prefixed("--"):
+        precision = pick_precision(request.precision, device)
+    items, notes = work_items(request)
+    return Batch(
+        request=request,
+        items=items if request.split else items[rank.rank :: rank.world_size],
+        total=len(items),
+        notes=[
+            *notes,
+            *effect_notes(request, len(items)),
+            made_by(request.from_picture, VERSION) if request.from_picture else None,
+        ],
+        rank=rank,
+        group=group,
+        device=device,
+        device_note=device_note,
+        precision=precision,
+        allowed=allowed_bytes(request.max_memory, device, rank.local_world_size),
+    )
 
-    def ready(order: Order) -> Job:
-        nonlocal time_told
-        job, cost, heard = planned(request, order, allowed, group)
-        notes.tell(*heard, cost_note(job.name, cost, allowed))
-        if not time_told and (note := time_note(cost, len(mine) - mine.index(order), device)):
-            time_told = True  # of the list; the next picture's estimate is hardly another one
-            notes.tell(note)
+
+class Planner:
+    """Plans the work items of a batch, each when its turn comes, and prints notes on them."""
+
+    def __init__(self, batch: Batch, notes: Notes) -> None:
+        self.batch, self.notes = batch, notes
+        self.time_noted = False  # the estimated time is printed once, for the whole batch
+
+    def job(self, item: WorkItem) -> Job:
+        """Return the job of an item, and print its notes."""
+        batch = self.batch
+        job, cost, notes = planned(batch.request, item, batch.allowed, batch.group)
+        self.notes.tell(*notes, cost_note(job.name, cost, batch.allowed))
+        if not self.time_noted:
+            left = len(batch.items) - batch.items.index(item)
+            note = time_note(cost, left, batch.device)
+            self.notes.tell(note)
+            self.time_noted = note is not None
         return job
 
-    alone = ready(orders[0]) if len(orders) == 1 and mine else None  # before weights are read
-    net, found = net_of(request, device, precision, quiet)
-    notes.tell(device_note, *found)
-    log.begin(net)
-    only = len(orders) == 1 or request.split  # the others would wait for one that fails
+    def tasks(self, net: Net, first: Job | None, anew: bool) -> Iterator[Job | Result | Failed]:
+        """Yield a job for every item, or its outcome if this is known already.
 
-    def task(order: Order) -> Job | Result | Failed:
-        try:
-            job = alone or ready(order)
-            finished = is_finished(job, record_of(job, net), request.overwrite)
-            return (finished_before(job) if finished and not anew else None) or job
-        except Exception as error:
-            if only:
-                raise
-            return Failed.of(order.exemplar, error)
-
-    best = workers_at_best(device, own, len(mine)) if spawn else 1
-    count = 1 if only else request.workers or best
-    beside = "json" if request.progress == "json" else "lines"
-
-    def fits(job: Job) -> bool:
-        wanted = request.workers is not None or is_small(job)
-        return wanted and is_surely_within(Workload.of(job, net.name), allowed / count)
-
-    def here(job: Job) -> Result | Failed:
-        return outcome_of(job, net, quiet, request.progress, only)
-
-    results: list[Path] = []
-    failed: list[Failed] = []
-    with Workers(count, net, quiet, beside) as workers:
-        for outcome in workers.outcomes(map(task, mine), fits, here):
-            if group.rank == 0:
-                log.add(outcome)
-                if isinstance(outcome, Result):
-                    results.append(outcome.path)
-                    say(f"Synthesis.py: {line}" for line in outcome.missing)
-                else:
-                    failed.append(outcome)
-                yield outcome
-    show(request, results, failed, quiet)
+        Args:
+            first: job of the only item, if it is planned already.
+            anew: whether to ignore pictures that were saved before.
+        """
+        for item in self.batch.items:
+            try:
+                job = first or self.job(item)
+                record = record_of(job, net)
+                finished = is_finished(job, record, self.batch.request.overwrite)
+                task = (finished_before(job) if finished and not anew else None) or job
+            except Exception as error:
+                if self.batch.fail_fast:
+                    raise
+                yield Failed.of(item.exemplar, error)
+            else:
+                yield task
 
 
-def workers_at_best(device: torch.device, own: Place, pictures: int) -> int:
-    """How many processes make pictures in the least time, as far as that is known."""
-    alone = own.count == 1 and device.type == "cpu"
-    return AT_ONCE if alone and pictures >= MANY and (os.cpu_count() or 1) >= AT_ONCE else 1
+def outcomes_of(
+    batch: Batch, tasks: Iterable[Job | Result | Failed], net: Net, spawn: bool
+) -> Iterator[Result | Failed]:
+    """Make the pictures of a batch here or in workers, and yield the outcomes in order.
+
+    Args:
+        tasks: jobs, and outcomes that are known already.
+        spawn: as for `run`.
+    """
+    request, count = batch.request, worker_count(batch, spawn)
+    here = partial(
+        outcome_of, net=net, quiet=batch.quiet, progress=request.progress, fail_fast=batch.fail_fast
+    )
+    fits = partial(fits_in_worker, batch=batch, net=net.name, count=count)
+    # Bars of several processes would overwrite each other.
+    progress = "json" if request.progress == "json" else "lines"
+    with Workers(count, net, batch.quiet, progress) as workers:
+        yield from workers.outcomes(tasks, fits, here)
+
+
+def worker_count(batch: Batch, spawn: bool) -> int:
+    """Return the number of processes that make pictures at the same time; 1 is this one alone.
+
+    Args:
+        spawn: as for `run`.
+    """
+    if batch.fail_fast:
+        return 1
+    best = workers_at_best(batch.device, batch.rank, len(batch.items)) if spawn else 1
+    return batch.request.workers or best
+
+
+def workers_at_best(device: torch.device, rank: ProcessRank, pictures: int) -> int:
+    """Return the number of processes that is fastest for a number of small pictures."""
+    cpu = rank.world_size == 1 and device.type == "cpu"
+    enough = pictures >= MIN_PICTURES and (os.cpu_count() or 1) >= DEFAULT_WORKERS
+    return DEFAULT_WORKERS if cpu and enough else 1
+
+
+def fits_in_worker(job: Job, batch: Batch, net: str, count: int) -> bool:
+    """Whether a job can be made while `count` - 1 others are, within the memory that is allowed.
+
+    Without `--workers` only small pictures are: large ones use all cores by themselves.
+
+    Args:
+        net: name of the net.
+    """
+    wanted = batch.request.workers is not None or is_small(job)
+    return wanted and is_surely_within(Workload.of(job, net), batch.allowed / count)
 
 
 def planned(
-    request: Request, order: Order, allowed: float, group: ProcessGroup
+    request: Request, item: WorkItem, allowed: float, group: ProcessGroup
 ) -> tuple[Job, Workload, list[str]]:
-    """The job of an order in parts that fit what memory is allowed, what it costs at its finest
-    scale, and what the user should hear. Of an exemplar that is too large the middle is used.
+    """Plan a work item in tiles that fit into memory. An exemplar that is too large is cropped to
+    its middle, where possible.
 
-    From here on the process keeps what it frees, or gives it back, as the job needs it.
+    Sets for this process whether freed memory is kept or returned to the system, as the job needs
+    it.
+
+    Args:
+        allowed: bytes of memory.
+
+    Returns:
+        The job, its cost at the finest scale, and notes for the user.
     """
     net_name = layers_of(request).net
-    job, heard = job_of(request, order)
+    job, notes = job_of(request, item)
     while estimated_bytes(cost := fitting(Workload.of(job, net_name), allowed)) > allowed:
         if not can_be_cut(request, job):
             break
         pixels = job.spec.exemplars[0].image[0, 0].numel()
-        job, heard = job_of(request, order, pixels / 2)
+        job, notes = job_of(request, item, pixels / 2)
     ways = at_scales(cost, allowed)
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
     parts = tuple(Parts(way.block, way.graphs) for way in ways)
-    spec = replace(job.spec, parts=parts, memory=cost.memory, group=group)
-    job = replace(job, spec=spec)
-    if group.rank:  # the first writes for all
+    job = replace(job, spec=replace(job.spec, parts=parts, memory=cost.memory, group=group))
+    if group.rank:  # rank 0 writes the files of all
         job = replace(job, save_every=None, preview=False)
-    return job, cost, heard
+    return job, cost, notes
+
+
+def net_of(
+    request: Request, device: torch.device, precision: str, quiet: bool
+) -> tuple[Net, list[str]]:
+    """Return the net of a request with its weights, and notes for the user."""
+    found = load_weights(
+        request.model,
+        request.weights,
+        layers_of(request).trunk,
+        progress=not quiet,
+        layout=request.weights_layout,
+    )
+    label = f"{found.net} from {request.weights.name}" if request.weights else found.net
+    return Net(found.weights, found.net, label, device, precision, found.layout), found.notes
 
 
 class Unwritten(UserError):
-    """A file that was asked for beside pictures, which are saved, could not be written."""
+    """A sheet, an animation or a report that could not be written; the pictures are saved."""
 
 
 def show(request: Request, results: list[Path], failed: list[Failed], quiet: bool) -> None:
-    """Write what was asked for beside pictures: a sheet, an animation, a page of those that were
-    made.
+    """Write the sheet, the animation and the report that the request asks for.
+
+    Args:
+        results: paths of the pictures.
 
     Raises:
-        Unwritten: one of them could not be; the others are.
+        Unwritten: after all files were tried, if one of them could not be written.
     """
     if not results:
         return
@@ -196,7 +321,7 @@ def show(request: Request, results: list[Path], failed: list[Failed], quiet: boo
     if request.animate:
         tasks.append(partial(write_animation, results[0], request.animate))
     if request.report:
-        from command.report import write_report  # only a run that uses it waits for it
+        from command.report import write_report  # imported here for a short start-up
 
         tasks.append(partial(write_report, request.report, quiet, failed))
     errors = []
@@ -208,18 +333,3 @@ def show(request: Request, results: list[Path], failed: list[Failed], quiet: boo
             errors.append(str(error))
     if errors:
         raise Unwritten("; ".join(errors))
-
-
-def net_of(
-    request: Request, device: torch.device, precision: str, quiet: bool
-) -> tuple[Net, list[str]]:
-    """The net that was asked for, and what the user should hear of it."""
-    found = load_weights(
-        request.model,
-        request.weights,
-        layers_of(request).trunk,
-        progress=not quiet,
-        layout=request.weights_layout,
-    )
-    told = f"{found.net} from {request.weights.name}" if request.weights else found.net
-    return Net(found.weights, found.net, told, device, precision, found.layout), found.notes

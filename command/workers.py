@@ -1,8 +1,8 @@
-"""Several pictures at the same time, each made by a process of its own.
+"""Make several pictures at the same time, each in a process of its own.
 
-After every short operation on a small picture the threads of a process wait for each other; those
-of another one take the processors meanwhile. Each process has as many threads as it would have
-alone, so that its pictures are the same to the bit.
+A small picture does not keep all cores busy: after every short operation the threads of a process
+wait for each other. Each worker uses as many threads as a single process would, so that its
+pictures are bit-identical.
 """
 
 import math
@@ -25,66 +25,75 @@ from command.results import Failed, Result
 from command.streams import copy_of_stderr
 
 PROGRAM = [sys.executable, "-P", str(ROOT / "command" / "serve.py")]
-# Threads that spin while they wait would take the processors from those that have work: two
-# processes took five times as long as one after the other.
-SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
-# Measured on two cores: 1.4 times as many pictures of 64x64 or 128x128, 1.3 of 256x256, after four
-# seconds in which they start.
-AT_ONCE, MANY, SMALL = 2, 8, 256**2
-AHEAD = 2  # pictures for each further process that are read before the first of them is made
+# Threads that spin while they wait take the cores from threads that have work: two processes took
+# five times as long as one after the other.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Measured on two cores: two workers make 1.4 times as many pictures of 64x64 or 128x128 per second,
+# 1.3 times as many of 256x256, after a start-up of four seconds.
+DEFAULT_WORKERS, MIN_PICTURES, MAX_PIXELS = 2, 8, 256**2
+READ_AHEAD = 2  # pictures that are planned in advance for each further worker
 
-Begun = Callable[[], Result | Failed | None]  # waits for what becomes of a job
+Pending = Callable[[], Result | Failed | None]  # waits for the outcome of a job
 
 
 def is_small(job: Job) -> bool:
-    """Whether others beside it are worth it."""
-    return math.prod(job.spec.canvas.size) <= SMALL
+    """Whether a picture is small enough that others made at the same time save time."""
+    return math.prod(job.spec.canvas.size) <= MAX_PIXELS
 
 
 class Worker:
-    """A process that makes one picture after the other."""
+    """A process that makes one picture after the other; its program is `command/serve.py`."""
 
-    def __init__(self, told: Any, stderr: int) -> None:
+    def __init__(self, arguments: Any, stderr: int) -> None:
+        """
+        Args:
+            arguments: those of `command.make.outcome_of` that follow the job.
+            stderr: descriptor that the process writes its stderr to.
+        """
         self.process = subprocess.Popen(
             PROGRAM,
-            env=os.environ | SLEEPING,
+            env=os.environ | ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            start_new_session=True,  # what a terminal sends goes to us alone, who pass it on
+            start_new_session=True,  # a terminal signals the parent alone, which forwards it
         )
-        self.untold = [told]
+        self.unsent = [arguments]
 
     def outcome(self, job: Job) -> Result | Failed:
-        """Raises EOFError or OSError where it ends before."""
+        """Send a job and return its outcome.
+
+        Raises:
+            EOFError or OSError: the process has ended.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
-        for what in (*self.untold, job):
-            pickle.dump(what, self.process.stdin)
+        for message in (*self.unsent, job):
+            pickle.dump(message, self.process.stdin)
         self.process.stdin.flush()
-        self.untold = []
+        self.unsent = []
         return pickle.load(self.process.stdout)
 
     def end(self) -> int:
-        """Have it end as it has nothing to do; returns its exit code, negative of a signal."""
+        """Close stdin, which ends the process, and return its exit code; negative for a signal."""
         with suppress(OSError):
             self.process.communicate()
         return self.process.wait()
 
 
 class Workers:
-    """So many processes, each started when there is a picture for it."""
+    """A pool of `count` workers, each started when there is a first picture for it."""
 
-    def __init__(self, count: int, *told: Any) -> None:
+    def __init__(self, count: int, *arguments: Any) -> None:
         """
         Args:
-            told: what `outcome_of` takes beside a job.
+            arguments: those of `command.make.outcome_of` that follow the job.
         """
-        self.count, self.told = count, told
-        self.threads = ThreadPoolExecutor(count)  # one for each process, that waits for it
+        self.count, self.arguments = count, arguments
+        self.threads = ThreadPoolExecutor(count)  # each waits for one worker
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         self.all: list[Worker] = []
         self.stopping, self.lock = False, threading.Lock()
-        # While libraries are silenced, descriptor 2 is another one.
+        # Descriptor 2 may be redirected later, while libraries are silenced.
         stderr = copy_of_stderr()
         self.stderr = os.open(os.devnull, os.O_WRONLY) if stderr is None else stderr
 
@@ -100,10 +109,10 @@ class Workers:
         os.close(self.stderr)
 
     def stop(self) -> None:
-        """Have those at work save their pictures as they stand, and end."""
+        """Signal all workers to save their unfinished pictures and end."""
         with self.lock:
-            known, self.stopping = self.stopping, True
-        for worker in () if known else self.all:  # by a second signal they would not save
+            stopped, self.stopping = self.stopping, True
+        for worker in () if stopped else self.all:  # a second signal would end a worker unsaved
             worker.process.terminate()
 
     def outcomes(
@@ -112,51 +121,51 @@ class Workers:
         fits: Callable[[Job], bool],
         here: Callable[[Job], Result | Failed],
     ) -> Iterator[Result | Failed]:
-        """What becomes of each, in their order.
+        """Yield the outcome of each task, in the order of tasks.
 
         Args:
-            tasks: jobs, and what is known already of others.
-            fits: whether a job can be made beside others.
-            here: makes one that cannot, when no other is being made.
+            tasks: jobs, and outcomes that are known already.
+            fits: whether a job can be made by a worker while others are at work.
+            here: makes any other job in this process, while no worker is at work.
 
         Raises:
             KeyboardInterrupt: after the outcomes of all pictures that were begun.
         """
-        begun: deque[Begun] = deque()
+        pending: deque[Pending] = deque()
         try:
             for task in tasks:
                 if not isinstance(task, Job):
-                    begun.append(partial(_itself, task))
+                    pending.append(partial(_itself, task))
                 elif self.count > 1 and fits(task):
-                    begun.append(self.threads.submit(self._outcome, task).result)
+                    pending.append(self.threads.submit(self._outcome, task).result)
                 else:
-                    yield from self._taken(begun, 0)
-                    begun.append(partial(_itself, here(task)))
-                yield from self._taken(begun, AHEAD * (self.count - 1))
-            yield from self._taken(begun, 0)
+                    yield from self._completed(pending, 0)
+                    pending.append(partial(_itself, here(task)))
+                yield from self._completed(pending, READ_AHEAD * (self.count - 1))
+            yield from self._completed(pending, 0)
         except KeyboardInterrupt:
             self.stop()
-            yield from filter(None, (waited_for() for waited_for in begun))
+            yield from filter(None, (wait() for wait in pending))
             raise
 
     @staticmethod
-    def _taken(begun: deque[Begun], most: int) -> Iterator[Result | Failed]:
-        """The outcomes of the first, once no more than so many are to be left."""
-        while len(begun) > most:
-            outcome = begun[0]()
+    def _completed(pending: deque[Pending], most: int) -> Iterator[Result | Failed]:
+        """Yield the outcomes of the first tasks until at most `most` are left."""
+        while len(pending) > most:
+            outcome = pending[0]()
             if isinstance(outcome, Result) and outcome.stopped:
                 raise outcome.stopped
-            begun.popleft()
+            pending.popleft()
             if outcome:
                 yield outcome
 
     def _outcome(self, job: Job) -> Result | Failed | None:
-        """What becomes of a job in some process; None where it is stopped before its first step."""
+        """Have a worker run a job; None if the job is stopped before its first step."""
         with self.lock:
             if self.stopping:
                 return None
             if self.idle.empty():
-                worker = Worker(self.told, self.stderr)
+                worker = Worker(self.arguments, self.stderr)
                 self.all.append(worker)
             else:
                 worker = self.idle.get()
@@ -166,12 +175,12 @@ class Workers:
             code = worker.end()
             if self.stopping:
                 return None
-            why = f"the process that made it ended with code {code}"
+            reason = f"its worker process ended with code {code}"
             if code == -9:
-                why += ", as where memory runs out: give --workers 1"
-            return Failed(job.exemplar, f"{job.exemplar}: {why}")
+                reason += ", probably out of memory: give --workers 1"
+            return Failed(job.exemplar, f"{job.exemplar}: {reason}")
         if isinstance(outcome, Result) and outcome.stopped:
-            self.stop()  # before this thread begins another
+            self.stop()  # before this thread takes another job
         self.idle.put(worker)
         return outcome
 

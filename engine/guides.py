@@ -78,13 +78,13 @@ def read_guide(
         for k in range(len(colours)):
             if not (indices[0] == k).any():
                 missing = _told(colours[k])
-                raise UserError(f"--guide {names[0]}: has no {missing}, which {names[1]} asks for")
+                raise UserError(f"{names[0]}: has no {missing}, which {names[1]} asks for")
         indices[1] = _labels_at(indices[1], size)
         channels = [one_hot(x, len(colours)) for x in indices]
         return _with_variants(channels[0], channels[1], indices[0], indices[1], variants)
     if (colours[:, :3] != colours[:, :1]).any():
         raise UserError(
-            f"--guide {' '.join(names)}: {len(colours)} colours; give {MOST_REGIONS} regions or "
+            f"{' '.join(names)}: {len(colours)} colours; give {MOST_REGIONS} regions or "
             f"fewer, each of one colour, saved without loss, or a grey progression"
         )
     return _progression(source, output, names, variants, size)
@@ -134,7 +134,7 @@ def which_exemplar(
     colours, index = _levels(output).unique(dim=0, return_inverse=True)
     if len(colours) != len(exemplars):
         raise UserError(
-            f"--guide mix {name}: {len(colours)} colours, needed are {len(exemplars)}, one for "
+            f"{name}: {len(colours)} colours, needed are {len(exemplars)}, one for "
             "each exemplar from dark to light"
         )
     order = colours.sum(1).argsort().argsort()
@@ -187,9 +187,7 @@ def joined(guides: list[Guide]) -> Guide:
         wanted = both(first.output_region, other.output_region)
         had = torch.cat([x.flatten() for x in regions])
         if not torch.isin(wanted[wanted >= 0].unique(), had).all():
-            raise UserError(
-                "--guide: the output maps ask together for what no place of the source is"
-            )
+            raise UserError("output maps combine regions that no place of the source combines")
         sources = zip(first.sources, other.sources, strict=True)
         output = torch.cat((first.output, other.output), 1)
         first = Guide(tuple(torch.cat(pair, 1) for pair in sources), output, regions, wanted)

@@ -175,7 +175,7 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
     for name, sides in (*named, ("output", size)):
         if min(sides) < MIN_SIDE:
             raise UserError(
-                f"--repaint: {name} of {size_text(sides)}, sides of {MIN_SIDE} or more are needed"
+                f"{name} of {size_text(sides)}, painting needs sides of {MIN_SIDE} or more"
             )
 
 

@@ -36,7 +36,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     if name == AUTO:
         return _made_for(device)
     if name not in offered(device):
-        raise UserError(f"--precision {name}: on {device} there is {', '.join(offered(device))}")
+        raise UserError(f"precision {name}: on {device} there is {', '.join(offered(device))}")
     return name
 
 

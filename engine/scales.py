@@ -28,7 +28,7 @@ def pyramid(
     if scales is None:
         scales = min(max(1, 1 + round(math.log2(min(exemplar) / COARSEST))), most)
     if not 1 <= scales <= most:
-        raise UserError(f"--scales {scales}: allowed here are auto and 1 to {most}")
+        raise UserError(f"scales {scales}: allowed here are auto and 1 to {most}")
     factors = [2**k for k in reversed(range(scales))]
     return [(_divided(exemplar, k, (1, 1)), _divided(output, k, multiples)) for k in factors]
 

@@ -94,7 +94,7 @@ def _explained_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise UserError("--split: another process has ended, and with it this one") from error
+        raise UserError("another process has ended, and with it this one") from error
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -17,7 +17,7 @@ from command.arguments import parse, request_of
 from command.files import TEXTURES
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
-from command.plan import orders_of, plan, told_apart
+from command.plan import distinct_names, plan, work_items
 from command.run import run, run_one
 from engine.synthesis import new_texture
 from Synthesis import main
@@ -115,9 +115,9 @@ def test_pictures_of_a_batch_are_those_of_single_runs(folder, tmp_path):
 def test_where_pictures_go(flags, expected, folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "{dir}").mkdir()
-    orders, _ = orders_of(parse(["--gt_path", "a.png", "c.png", *flags.split()]))
-    assert [str(order.save_path) for order in orders] == expected
-    assert {order.seed for order in orders} <= {0, 1, 7, 9, 10}
+    items, _ = work_items(parse(["--gt_path", "a.png", "c.png", *flags.split()]))
+    assert [str(item.save_path) for item in items] == expected
+    assert {item.seed for item in items} <= {0, 1, 7, 9, 10}
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_where_pictures_go(flags, expected, folder, monkeypatch):
 def test_patterns_that_are_none(flags, told, folder):
     paths = [str(folder / name) for name in ("a.png", "c.png")]
     with pytest.raises(UserError, match=told):
-        orders_of(parse(["--gt_path", *paths, *flags]))
+        work_items(parse(["--gt_path", *paths, *flags]))
 
 
 def test_one_picture_has_a_suffix(exemplar):
     with pytest.raises(UserError, match="unknown suffix ''"):
-        orders_of(parse(["--gt_path", str(exemplar), "--save_path", "out"]))
+        work_items(parse(["--gt_path", str(exemplar), "--save_path", "out"]))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_one_picture_has_a_suffix(exemplar):
     ],
 )
 def test_exemplars_of_one_name_are_told_apart(paths, expected):
-    assert told_apart([Path(path) for path in paths.split()]) == expected.split()
+    assert distinct_names([Path(path) for path in paths.split()]) == expected.split()
 
 
 def test_a_folder_is_taken_but_for_what_is_no_picture(folder):

@@ -25,7 +25,7 @@ from command.costs import (
 )
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record, save_picture
-from command.plan import can_be_cut, job_of, orders_of, plan
+from command.plan import can_be_cut, job_of, plan, work_items
 from command.weights import load_weights
 from losses import METHODS
 from models import Extractor, halos, resolve_layers
@@ -180,7 +180,7 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
     assert read_record(out)["exemplar_size"] == "500x500"
     request = parse([*map(str, flags[:2]), "--save_path", str(tmp_path / "new.png")])
     (job,), _ = plan(request)
-    middle = job_of(request, orders_of(request)[0][0], 250_000)[0].spec.exemplars[0].image
+    middle = job_of(request, work_items(request)[0][0], 250_000)[0].spec.exemplars[0].image
     assert torch.equal(middle, job.spec.exemplars[0].image[..., 250:750, 250:750])
     assert not can_be_cut(request, job)  # without --size the output is as large as the exemplar
     assert can_be_cut(parse(["--size", "32"]), job)

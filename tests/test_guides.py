@@ -87,7 +87,7 @@ def test_joined_guides_have_a_region_for_every_pair():
     pairs = both.source_regions[0].flatten().tolist()
     assert len(set(pairs)) == 3
     assert both.output_region.flatten().tolist() == [pairs[2], pairs[1]]
-    with pytest.raises(UserError, match="ask together"):
+    with pytest.raises(UserError, match="output maps combine regions"):
         joined([one, read_guide(picture([RED, BLUE, RED]), picture([BLUE, RED]), NAMES)])
 
 

@@ -258,7 +258,7 @@ def fuzz(kind, folder):
     import resource
 
     from command.arguments import build_parser, parse
-    from command.plan import job_of, orders_of
+    from command.plan import job_of, work_items
 
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(99))
@@ -279,7 +279,7 @@ def fuzz(kind, folder):
                 for _ in range(dice.choice([1, 1, 2, 4])):
                     said += [dice.choice(flags), *dice.choices(WORDS, k=dice.randrange(3))]
                 request = parse(said)
-                for order in orders_of(request)[0][:2]:
+                for order in work_items(request)[0][:2]:
                     job_of(request, order)
             elif kind == "pictures":
                 Path("b.png").write_bytes(changed(drawn_pictures(dice), dice))

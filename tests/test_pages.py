@@ -95,7 +95,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_module_that_a_page_names_exists(page):
     for name in re.findall(r"`((?:\w+/)*\w+\.py)`", page.read_text()):
-        assert (ROOT / name).is_file(), name
+        assert (ROOT / name).is_file() or name == "terms/brightness.py", name  # a reader adds it
 
 
 def test_the_readme_links_every_page():

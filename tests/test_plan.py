@@ -12,7 +12,7 @@ from command.arguments import parse
 from command.effects import OF_STEPS, effect_notes
 from command.files import TEXTURES
 from command.pictures import save_picture
-from command.plan import orders_of, plan
+from command.plan import plan, work_items
 from engine.synthesis import new_texture
 from losses import PRESETS, TERMS
 from utils import UserError
@@ -137,7 +137,7 @@ WITHOUT_EFFECT = [
 def test_what_painting_has_no_use_for_is_refused(flag, painted):
     name = flag.split()[0]
     with pytest.raises(UserError, match=rf"^{name}: no effect on .*--repaint 1.*--repaint 0\.5"):
-        orders_of(parse([*painted.split(), *flag.split()]))
+        work_items(parse([*painted.split(), *flag.split()]))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_what_painting_has_no_use_for_is_refused(flag, painted):
 )
 def test_other_flags_without_an_effect_are_refused(flags, told):
     with pytest.raises(UserError) as caught:
-        orders_of(parse(flags.split()))
+        work_items(parse(flags.split()))
     assert str(caught.value).startswith(told)
 
 
@@ -182,7 +182,7 @@ def test_other_flags_without_an_effect_are_refused(flags, told):
     ],
 )
 def test_flags_with_an_effect_or_of_shell_loops_are_taken(flags):
-    assert orders_of(parse(flags.split()))
+    assert work_items(parse(flags.split()))
 
 
 def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_path, brief_painting):
@@ -210,7 +210,7 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
 def test_presets_hold_no_flag_without_an_effect():
     for name, flags in PRESETS.items():
         spelled = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-        assert orders_of(parse([*spelled, "--save_every", "10"])), name  # which --epoch numbers
+        assert work_items(parse([*spelled, "--save_every", "10"])), name  # which --epoch numbers
 
 
 def test_what_is_not_refused_is_told():
@@ -226,19 +226,19 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
     record["asked"] = {"gt_path": "leaf.jpg", "lr": 0.2, "tv": 3, "seed": 4}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
     request = parse(["--from", str(tmp_path / "one.png"), "--preset", "best"])
-    assert orders_of(request)
+    assert work_items(request)
     (note,) = effect_notes(request, 1)
     assert note.endswith("flags of its record have no effect here: --lr, --tv")
     record["asked"] |= {"method": "cnnmrf", "match_every": 3}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
     request = parse(["--from", str(tmp_path / "one.png"), "--method", "gram"])
-    assert orders_of(request)
+    assert work_items(request)
     (note,) = effect_notes(request, 1)
     assert note.endswith("flags of its record have no effect here: --match_every")
     record["asked"] |= {"patch_scales": [0.8]}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
     with pytest.raises(UserError, match="--patch_scales: no effect with --method gram"):
-        orders_of(parse(["--from", str(tmp_path / "one.png"), "--method", "gram"]))
+        work_items(parse(["--from", str(tmp_path / "one.png"), "--method", "gram"]))
 
 
 def test_a_picture_does_not_grow_to_its_own_size():

@@ -28,8 +28,8 @@ import command.ranks
 import Synthesis
 from command.arguments import build_parser, parse
 from command.pictures import save_picture
-from command.plan import orders_of
-from command.ranks import Place, place, process_group_of
+from command.plan import work_items
+from command.ranks import ProcessRank, process_group_of, process_rank
 from command.results import Result
 from command.run import planned, run
 from terms.process_group import COALESCED_BELOW, ProcessGroup
@@ -41,12 +41,18 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     "variables, expected",
     [
-        ({}, Place(0, 1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, Place(0, 1, 0)),
-        ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, Place(0, 1, 0)),
-        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, Place(1, 2, 0)),
-        (dict(RANK="1", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2"), Place(1, 4, 1, 2)),
+        ({}, ProcessRank(0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, ProcessRank(0, 1, 0)),
+        ({"RANK": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}, ProcessRank(0, 1, 0)),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"},
+            ProcessRank(1, 2, 0),
+        ),
+        (
+            dict(RANK="1", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2"),
+            ProcessRank(1, 4, 1, 2),
+        ),
         (
             dict(
                 SLURM_PROCID="1",
@@ -54,14 +60,14 @@ ROOT = Path(__file__).resolve().parent.parent
                 SLURM_LOCALID="1",
                 SLURM_STEP_TASKS_PER_NODE="6(x2)",
             ),
-            Place(1, 12, 1, 6),
+            ProcessRank(1, 12, 1, 6),
         ),
         # A script in an allocation, without srun: else it would make every second picture only.
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, Place(0, 1, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, ProcessRank(0, 1, 0)),
     ],
 )
-def test_place_is_what_the_launcher_says(variables, expected):
-    assert place(variables) == expected
+def test_the_rank_is_that_of_the_launcher(variables, expected):
+    assert process_rank(variables) == expected
 
 
 @pytest.mark.parametrize("values", ["8 8 0", "-1 8 0", "0 0 0", "1 8 -1"])
@@ -130,7 +136,7 @@ def test_split_needs_several_processes(capsys):
 
 def test_split_makes_one_picture_at_a_time():
     with pytest.raises(UserError, match="--workers: not with --split"):
-        orders_of(parse(["--split", "--workers", "2", "--count", "2"]))
+        work_items(parse(["--split", "--workers", "2", "--count", "2"]))
 
 
 @pytest.mark.parametrize("rank, told", [(0, 1), (1, 0)])
@@ -139,7 +145,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     shown = []
     path = tmp_path / "new.png"
     made = Result(path, torch.zeros(1, 3, 16, 16), {}, 0.0, None)
-    monkeypatch.setattr("command.run.place", lambda: Place(rank, 2, rank))
+    monkeypatch.setattr("command.run.process_rank", lambda: ProcessRank(rank, 2, rank))
     monkeypatch.setattr("command.run.process_group_of", lambda own, device: ProcessGroup(rank, 2))
     monkeypatch.setattr("command.make.make_in_blocks", lambda *others: made)
     monkeypatch.setattr("command.run.show", lambda request, results, *_: shown.append(results))
@@ -152,14 +158,14 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
 def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, written, tmp_path):
     flags = "--gt_path pebbles.png --size 32 --save_every 2 --preview --save_path".split()
     request = parse([*flags, str(tmp_path / "new.png")])
-    job, _, _ = planned(request, orders_of(request)[0][0], 1e12, ProcessGroup(rank, 2))
+    job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
     assert (job.save_every, job.preview) == written
 
 
 def test_split_needs_a_gpu_for_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 2 of a machine with 1 GPUs"):
-        process_group_of(Place(1, 2, 1), torch.device("cuda:0"))
+        process_group_of(ProcessRank(1, 2, 1), torch.device("cuda:0"))
 
 
 def test_what_is_large_is_added_up_where_it_is_and_the_rest_in_one_message(monkeypatch):
@@ -234,10 +240,10 @@ def free_port():
 def test_a_process_that_never_comes_is_not_waited_for(rank, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    monkeypatch.setattr(command.ranks, "MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(command.ranks, "RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     started = time.monotonic()
-    with pytest.raises(UserError, match="did not meet within 1 s") as raised:
-        process_group_of(Place(rank, 2, rank), torch.device("cpu"))
+    with pytest.raises(UserError, match="did not connect within 1 s") as raised:
+        process_group_of(ProcessRank(rank, 2, rank), torch.device("cpu"))
     assert time.monotonic() - started < 4
     assert "\n" not in str(raised.value)
 
@@ -272,7 +278,7 @@ OPTIMIZE = """
 import sys, torch
 from functools import partial
 from pathlib import Path
-from command.ranks import leave, place, process_group_of
+from command.ranks import leave, process_group_of, process_rank
 from engine.blocks import Blocks
 from engine.optimizers import optimize
 from engine.synthesis import Spec, criterion_at, exemplar_of
@@ -286,20 +292,20 @@ from command.files import TEXTURES
 from utils import resize
 
 method, tile, out = sys.argv[1:]
-own, size = place(), (128, 72)
+own, size = process_rank(), (128, 72)
 layers = resolve_layers(FIRST_LAYERS[:3], "vgg16-caffe")
 weights, name, *_ = load_weights("vgg16-caffe", None, layers)
 exemplar = resize(read_picture(TEXTURES / "pebbles.png")[0], (64, 64)).double()
 exemplars, canvas = (exemplar_of(exemplar),), Canvas(size, tile)
-group = process_group_of(own, torch.device("cpu")) if own.count > 1 else SINGLE_PROCESS
+group = process_group_of(own, torch.device("cpu")) if own.world_size > 1 else SINGLE_PROCESS
 layers_of_model = {"relu3_1": 1.0}
 spec = Spec(exemplars, canvas, method, layers_of_model, {"moments": 1.0}, group=group)
 trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
-look = Blocks(trunk, criterion, None, group) if own.count > 1 else trunk
+look = Blocks(trunk, criterion, None, group) if own.world_size > 1 else trunk
 image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).double()
 image = optimize(image, partial(look, tile=tile), criterion, 30)
-torch.save(image, f"{out}_{own.rank}_of_{own.count}.pt")
+torch.save(image, f"{out}_{own.rank}_of_{own.world_size}.pt")
 leave(0)
 """
 
@@ -358,5 +364,5 @@ def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path):
     _, told = both[0].communicate(timeout=30)
     both[1].communicate()
     assert both[0].returncode == 2
-    assert told == "Synthesis.py: --split: another process has ended, and with it this one\n"
+    assert told == "Synthesis.py: another process has ended, and with it this one\n"
     assert (tmp_path / "two.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

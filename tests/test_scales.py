@@ -35,7 +35,7 @@ def test_pyramid_goes_by_the_shorter_side_and_keeps_the_aspect():
 
 
 def test_pyramid_refuses():
-    with pytest.raises(UserError, match="--scales 6: .* 1 to 5"):
+    with pytest.raises(UserError, match="^scales 6: .* 1 to 5"):
         pyramid((256, 300), (256, 256), 6, 16)
     with pytest.raises(UserError, match="exemplar of 300x15"):
         pyramid((15, 300), (64, 64), None, 16)

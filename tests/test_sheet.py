@@ -11,7 +11,7 @@ from command import display
 from command.arguments import parse
 from command.files import TEXTURES
 from command.pictures import read_record
-from command.plan import orders_of
+from command.plan import work_items
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
 from engine.blocks import Parts
 from engine.synthesis import new_texture
@@ -94,7 +94,7 @@ def test_an_animation(suffix, kind, exemplar, tmp_path):
 )
 def test_what_is_refused(flags, told, exemplar, tmp_path, capfd):
     if told is None:  # as much as is shown
-        orders_of(parse(["--gt_path", "a.png", "--save_path", "r.png", *flags.split()]))
+        work_items(parse(["--gt_path", "a.png", "--save_path", "r.png", *flags.split()]))
         return
     assert run("--gt_path", "a.png", "--save_path", "r.png", *flags.split()) == 2
     assert not (tmp_path / "r.png").exists()

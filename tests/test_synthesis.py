@@ -1066,7 +1066,7 @@ def no_weights(monkeypatch):
         ("--size 0", ["'0'", "WIDTHxHEIGHT"]),
         ("--size 8", ["8x8", "16 pixels"]),
         ("--scales 0", ["'0'", "auto"]),
-        ("--scales 9", ["--scales 9", "1 to 5"]),
+        ("--scales 9", ["scales 9", "1 to 5"]),
         ("--layers conv9_9", ["'conv9_9'", "nearest"]),
         ("--content_layers conv9 --style_image leaf.jpg", [": 'conv9': ", "no such layer"]),
         ("--layers conv4-1", ["conv4-1", "relu4_1"]),

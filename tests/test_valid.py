@@ -123,5 +123,6 @@ def test_what_counts_must_have_room_for_patches():
     """Stripes of 6 px are no place for patches of 7."""
     valid = (torch.arange(48) % 8 < 6).expand(1, 1, 48, 48)
     exemplar = exemplar_of(noise(1, 3, 48, 48), valid=valid)
-    with pytest.raises(UserError, match="opaque part of the exemplar of 5x48, sides of 14 or more"):
+    words = "opaque part of the exemplar of 5x48, painting needs sides of 14 or more"
+    with pytest.raises(UserError, match=words):
         painted((exemplar,), (32, 32))

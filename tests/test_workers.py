@@ -19,7 +19,7 @@ from command.arguments import parse
 from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.plan import plan
-from command.ranks import Place
+from command.ranks import ProcessRank
 from command.results import Failed, Result
 from command.run import run, workers_at_best
 from command.workers import Worker, Workers
@@ -101,7 +101,7 @@ def test_a_process_that_is_killed_costs_a_line(tmp_path):
     while "code -9" not in said:
         assert said
         said = command.stderr.readline()
-    assert "pebbles.png: the process" in said and "--workers 1" in said
+    assert "pebbles.png: its worker process" in said and "--workers 1" in said
     time.sleep(1)  # until the line is printed, and the next outcome is waited for
     command.terminate()
     out, _ = command.communicate(timeout=60)
@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_costs_a_line(tmp_path):
 def test_which_are_made_beside_others(flags, expected, monkeypatch, tmp_path, narrow_net):
     class Nobody(Workers):
         def outcomes(self, tasks, fits, here):
-            assert self.count == 2 and self.told[-1] == "lines"
+            assert self.count == 2 and self.arguments[-1] == "lines"
             yield from (Failed(job.exemplar, str(fits(job))) for job in tasks)
 
     monkeypatch.setattr("command.run.Workers", Nobody)
@@ -289,7 +289,7 @@ def test_a_dead_one_is_replaced(scripted, tmp_path):
     with Workers(2) as own:
         first, *others = names(own.outcomes(jobs(5, tmp_path), lambda job: True, None))
         assert len(own.all) <= 3
-    assert "pebbles.png: the process that made it ended with code -9" in first
+    assert "pebbles.png: its worker process ended with code -9" in first
     assert others == [f"pebbles_{seed}" for seed in range(1, 5)]
 
 
@@ -316,14 +316,14 @@ def test_a_process_sleeps_while_it_waits_and_sees_neither_terminal_nor_folder(
 
 
 @pytest.mark.parametrize(
-    "device, place, pictures, expected",
+    "device, rank, pictures, expected",
     [
-        ("cpu", Place(), 8, 2),
-        ("cpu", Place(), 7, 1),
-        ("cuda", Place(), 8, 1),
-        ("cpu", Place(0, 2), 8, 1),
+        ("cpu", ProcessRank(), 8, 2),
+        ("cpu", ProcessRank(), 7, 1),
+        ("cuda", ProcessRank(), 8, 1),
+        ("cpu", ProcessRank(0, 2), 8, 1),
     ],
 )
-def test_two_at_a_time_by_default(device, place, pictures, expected, monkeypatch):
+def test_two_at_a_time_by_default(device, rank, pictures, expected, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert workers_at_best(torch.device(device), place, pictures) == expected
+    assert workers_at_best(torch.device(device), rank, pictures) == expected
