@@ -16,9 +16,9 @@ from command.display import duration
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
-from engine.scales import split_steps
+from engine.scales import Sizes, split_steps
+from engine.schedule import PAINTING, sizes_of, steps_after_painting
 from engine.searching import MAX_DESCRIPTORS
-from engine.synthesis import PAINTING, Sizes, sizes_of, steps_after_painting
 from losses import MATCH_EVERY, METHODS, whole_layers_of
 from models import NETS, WIDTHS, halos, layer_table, resolve_layers
 from terms.base import MAX_PATCHES, equal_weights

@@ -1,4 +1,4 @@
-"""What the user sees and gets while a picture is made: a bar or lines on stderr, and snapshots."""
+"""Output while a picture is made: a progress bar or lines on stderr, snapshots, a preview."""
 
 import json
 import math
@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from command.pictures import save_picture
 from command.plan import PREVIEW, Job
 from command.streams import write
-from engine.synthesis import Progress, finished
+from engine.synthesis import Frame
 from utils import UserError, in_one_line, reason_of
 
 A_LINE = 60  # s between lines where there is no terminal
@@ -52,18 +51,19 @@ def print_result(line: str) -> None:
 
 
 class Display:
-    """Shows progress, saves snapshots, and keeps the picture as it stands and how it came there."""
+    """A consumer of frames: shows progress, saves snapshots, and records the loss curve.
+
+    Args:
+        progress: "bar", "lines" or "json".
+    """
 
     def __init__(self, job: Job, record: dict[str, Any], quiet: bool, progress: str) -> None:
-        """
-        Args:
-            progress: as the flag has it, or "lines" where other processes say theirs too.
-        """
         self.job, self.record, self.quiet = job, record, quiet
-        self.last: Progress | None = None
-        self.before = 0.0  # fraction of the work that an earlier run has done
+        self.last: Frame | None = None
+        self.before = 0.0  # share of the work that an earlier run has done
         self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
-        self.phases: dict[str, float] = {}  # seconds by what was done
+        self.phases: dict[str, float] = {}  # seconds of painting, and of each scale
+        self.went_back = False
         self.as_json = progress == "json" and not quiet
         terminal = sys.stderr is not None and sys.stderr.isatty()
         lines = progress == "lines" or not terminal
@@ -73,7 +73,7 @@ class Display:
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
-            smoothing=0,  # work is counted as it is, so that the rate so far is the best guess
+            smoothing=0,  # the unit is work, so that the mean rate is the best estimate
             disable=quiet or self.as_json or self.lines,
             leave=False,
         )
@@ -91,97 +91,92 @@ class Display:
             with suppress(OSError):
                 self.job.preview_path.unlink(missing_ok=True)
 
-    def __call__(self, progress: Progress) -> None:
-        """Called after each step, or where the picture is painted after each round, which counts as
-        several."""
+    def resumes(self, course: dict[str, Any]) -> None:
+        """Continue the `course` of an earlier run."""
+        self.curve = [(step, scale, loss) for step, scale, loss in course["curve"]]
+        self.phases = course["phases"]
+        self.before = self.bar.initial = self.bar.n = course["work"]
+
+    @property
+    def course(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the run so far."""
+        work = self.before if self.last is None else self.last.work
+        return {"curve": self.curve, "phases": self.phases, "work": work}
+
+    def show(self, frame: Frame) -> None:
+        """Show a frame, and save a snapshot or preview of it if one is due."""
         now, before = time.monotonic(), self.last
-        since = self.curve[-1][0] if self.curve else 0  # what was resumed has a curve
-        if before is not None:
-            since = before.step
-        self.last = progress
-        painting = math.isnan(progress.loss)
-        height, width = progress.image.shape[-2:]
-        scale = f"scale {progress.scale}/{progress.scales} {width}x{height}"
+        # A round of painting counts as several steps; a run that goes on has a curve.
+        since = before.step if before else self.curve[-1][0] if self.curve else 0
+        self.last = frame
+        painting = math.isnan(frame.loss)
+        height, width = frame.pixels.shape[-2:]
+        scale = f"scale {frame.scale}/{frame.scales} {width}x{height}"
         phase = "painting" if painting else scale
         self.phases[phase] = self.phases.get(phase, 0.0) + now - self.at
         self.at = now
         if not painting:
-            self.curve.append((progress.step, progress.scale, progress.loss))
+            self.curve.append((frame.step, frame.scale, frame.loss))
+        if frame.went_back and not self.went_back:
+            self.went_back = True
+            said = f"{self.job.name}: step {frame.step} led to no finite loss: "
+            say([f"{said}back to the best picture, with half of the step size"], self.quiet)
         if self.as_json:
-            self._say_as_json(progress, now)
+            self._show_json(frame, now)
         else:
-            self._show(progress, scale, before is None or before.scale != progress.scale, now)
+            self._show_text(frame, scale, before is None or before.scale != frame.scale, now)
+        self._save(frame, since, now)
+
+    def _save(self, frame: Frame, since: int, now: float) -> None:
+        """Save the snapshots of the steps after `since`, and the preview."""
         if every := self.job.save_every:
-            for step in range(since + every - since % every, progress.step + 1, every):
-                self._save_snapshot(step)
+            for step in range(since + every - since % every, frame.step + 1, every):
+                try:
+                    path = self.job.snapshot_path(step)
+                    save_picture(frame.made.image, path, self.record | {"step": step})
+                except UserError as error:  # a missing snapshot is no reason to end
+                    say([str(error)])
         if self.job.preview and now - self.previewed >= A_PREVIEW:
             self.previewed = now
-            with suppress(UserError):  # it is worth no line
-                save_picture(self.picture(), self.job.preview_path, {PREVIEW: self.job.name})
+            with suppress(UserError):
+                save_picture(frame.made.image, self.job.preview_path, {PREVIEW: self.job.name})
 
-    def resumes(self, fraction: float) -> None:
-        """Called before the first step where an earlier run has done that fraction of the work."""
-        self.before = self.bar.initial = self.bar.n = fraction
-
-    @property
-    def fraction(self) -> float:
-        """Of the work that is done."""
-        return self.before if self.last is None else self.last.fraction
-
-    def _save_snapshot(self, step: int) -> None:
-        path = self.job.snapshot_path(step)
-        try:
-            save_picture(self.picture(), path, self.record | {"step": step})
-        except UserError as error:  # a snapshot less is no reason to end
-            say([str(error)])
-
-    def went_back(self, step: int) -> None:
-        """After the first step whose loss or gradient is not finite."""
-        said = f"{self.job.name}: step {step} led to no finite loss: back to the best picture, "
-        say([f"{said}with half of the step size"], self.quiet)
-
-    def _show(self, progress: Progress, scale: str, new: bool, now: float) -> None:
-        told = f"step {progress.step}/{self.job.spec.steps}"
-        # The finer a scale, the more there is to be wrong: its error begins anew.
-        of_scale = " at this scale" if progress.scales > 1 else ""
-        error = f"error {progress.loss:.2g}{of_scale}"
-        told += ", painting" if math.isnan(progress.loss) else f", {error}"
+    def _show_text(self, frame: Frame, scale: str, new: bool, now: float) -> None:
+        step = f"step {frame.step}/{self.job.spec.steps}"
+        # Each scale has an error of its own: the finer it is, the more can be wrong.
+        of_scale = " at this scale" if frame.scales > 1 else ""
+        error = f"error {frame.loss:.2g}{of_scale}"
+        step += ", painting" if math.isnan(frame.loss) else f", {error}"
         if new:
             self.bar.set_description(scale, refresh=False)
-        self.bar.set_postfix_str(told, refresh=False)
-        self.bar.update(progress.fraction - self.bar.n)
+        self.bar.set_postfix_str(step, refresh=False)
+        self.bar.update(frame.work - self.bar.n)
         if self.lines and new:
-            say([f"{self.job.name}: {scale} from step {progress.step}"])
+            say([f"{self.job.name}: {scale} from step {frame.step}"])
         elif self.lines and now - self.said >= A_LINE:
-            left = duration(self._left(progress, now))
-            say([f"{self.job.name}: {told}, {progress.fraction:.0%}, {left} left"])
+            left = duration(self._left(frame, now))
+            say([f"{self.job.name}: {step}, {frame.work:.0%}, {left} left"])
             self.said = now
 
-    def _say_as_json(self, progress: Progress, now: float) -> None:
+    def _show_json(self, frame: Frame, now: float) -> None:
         found = {
             "picture": self.job.name,
             "result": str(self.job.save_path),
-            "step": progress.step,
+            "step": frame.step,
             "steps": self.job.spec.steps,
-            "scale": progress.scale,
-            "scales": progress.scales,
-            "fraction": round(progress.fraction, 4),
-            "error": None if math.isnan(progress.loss) else float(f"{progress.loss:.6g}"),
+            "scale": frame.scale,
+            "scales": frame.scales,
+            "fraction": round(frame.work, 4),
+            "error": None if math.isnan(frame.loss) else float(f"{frame.loss:.6g}"),
             "seconds": round(now - self.started, 2),
-            "left": round(self._left(progress, now), 1),
+            "left": round(self._left(frame, now), 1),
         }
         say([json.dumps(found)])
 
-    def _left(self, progress: Progress, now: float) -> float:
-        """Seconds, at the rate of this run so far."""
-        done = max(progress.fraction - self.before, 1e-9)
-        return (now - self.started) * (1 - progress.fraction) / done
-
-    def picture(self) -> Tensor:
-        """(1, 3, height, width) in [0, 1]: the best so far, as it would be saved."""
-        assert self.last is not None  # there is a picture after the first step
-        image = self.last.image
-        return finished(self.job.spec.canvas.to(image.device), image)
+    def _left(self, frame: Frame, now: float) -> float:
+        """Return the seconds that are left at the mean rate of this run."""
+        done = max(frame.work - self.before, 1e-9)
+        return (now - self.started) * (1 - frame.work) / done
 
 
 def duration(seconds: float) -> str:

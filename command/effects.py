@@ -1,7 +1,7 @@
 """Flags that have no effect in combination with others: refused or told, never ignored."""
 
 from command.flags import Request
-from engine.synthesis import steps_after_painting
+from engine.schedule import steps_after_painting
 from losses import METHODS, TERMS
 from utils import UserError
 

@@ -15,7 +15,8 @@ from command.kinds import GIVEN
 from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
-from engine.optimizers import LEARNING_RATES, OPTIMIZERS, SETTLING
+from engine.objective import SETTLING
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS
 from engine.orientation import FIELDS
 from engine.painting import MIN_SIDE
 from engine.precision import AUTO, PRECISIONS

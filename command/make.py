@@ -1,4 +1,4 @@
-"""One job -> one saved picture."""
+"""From a job to a saved picture: the loop over the frames of a synthesis."""
 
 import time
 from dataclasses import replace
@@ -25,10 +25,11 @@ from command.results import (
     save,
     saved_error,
 )
-from command.resume import checkpoints_of
-from engine.blocks import Parts
+from command.resume import Checkpoints
 from engine.precision import EXACT, convolving
-from engine.synthesis import Made, new_texture, steps_after_painting
+from engine.schedule import steps_after_painting
+from engine.synthesis import Frame, frames
+from engine.tiling import Tiling
 from models import FILTER, LAYER, Extractor
 from terms.process_group import SINGLE_PROCESS
 from utils import give_back_freed_memory
@@ -45,56 +46,62 @@ def outcome_of(
     """
     try:
         with convolving(EXACT):
-            return make_in_blocks(job, net, quiet, progress)
+            return make_in_tiles(job, net, quiet, progress)
     except Exception as error:
         if fail_fast:
             raise
         return Failed.of(job.exemplar, error)
 
 
-def make_in_blocks(job: Job, net: Net, quiet: bool, progress: str) -> Result:
-    """Run a job as `make` does; when memory runs out, again in smaller blocks at all scales."""
+def make_in_tiles(job: Job, net: Net, quiet: bool, progress: str) -> Result:
+    """Run a job as `make` does; when memory runs out, again with smaller tiles at all scales."""
     largest = job.spec.finest.side or max(job.spec.canvas.size) - 1
     for side in (side for side in BLOCKS if side <= largest):
-        parts = (Parts(side),) * len(job.spec.parts)
-        if parts == job.spec.parts:
+        tilings = (Tiling(side),) * len(job.spec.tilings)
+        if tilings == job.spec.tilings:
             continue
         try:
             return make(job, net, quiet, progress)
         except Exception as error:
             if not is_full(error):
                 raise
-        say([f"{job.name}: out of memory, once more in blocks of {side} px"], quiet)
+        say([f"{job.name}: out of memory, once more in tiles of {side} px"], quiet)
         give_back_freed_memory()
-        job = replace(job, spec=replace(job.spec, parts=parts))
+        job = replace(job, spec=replace(job.spec, tilings=tilings))
     return make(job, net, quiet, progress)
 
 
 def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
-    """One job -> one saved picture.
+    """Make one picture and save it.
 
     Raises:
-        KeyboardInterrupt: before the first step; after it, the picture as it stands is saved.
+        KeyboardInterrupt: before the first frame; after it, the picture of the last one is saved.
     """
     started = time.perf_counter()
     spec = replace(job.spec.to(net.device), precision=net.precision)
-    trunk = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
+    extractor = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
     if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
-        trunk.rescale(spec.exemplars[0].image, FILTER if job.rescale == FILTER else LAYER)
+        extractor.rescale(spec.exemplars[0].image, FILTER if job.rescale == FILTER else LAYER)
     record = record_of(job, net)
-    made = stopped = result = None
+    stopped = result = None
     with Display(job, record, quiet, progress) as display:
         try:
-            made = new_texture(
-                spec, trunk, display, checkpoints_of(job, record, display), display.went_back
-            )
+            checkpoints = Checkpoints(job, record, display)
+            for frame in frames(spec, extractor, checkpoints.state):
+                display.show(frame)
+                checkpoints.offer(frame)
         except KeyboardInterrupt as error:
             if display.last is None:
                 raise
             stopped = error
         try:
             with signals_held():
-                result = saved_result(job, made, record, net, display)
+                display.close()  # removes the preview, which frees its room on the disk
+                course = Course(display.phases, display.curve, peak_bytes(net.device))
+                assert display.last is not None  # there is a frame in any case
+                result = saved_result(job, display.last, record, net, course, stopped is None)
+                if stopped is None:
+                    checkpoints.remove()
         except KeyboardInterrupt as error:
             if result is None:
                 say([line_of(error.__context__)])
@@ -104,27 +111,23 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
 
 
 def saved_result(
-    job: Job, made: Made | None, record: dict[str, Any], net: Net, display: Display
+    job: Job, frame: Frame, record: dict[str, Any], net: Net, course: Course, finished: bool
 ) -> Result:
-    """Save what a job has made; None is what was stopped, of which the picture as it stands is
-    saved."""
-    display.close()  # its preview leaves its room on the disk
-    if display.last is not None:
-        record["steps"] = display.last.step
-    finished, group = made is not None, job.spec.group
-    if made is None:
-        # Other processes may be at another step.
-        made, group = Made(display.picture(), None), SINGLE_PROCESS
-        record[INTERRUPTED] = record["steps"]
-    course = Course(display.phases, display.curve, peak_bytes(net.device))
+    """Save the picture of the last frame.
+
+    Args:
+        finished: whether the run was not interrupted.
+    """
+    record["steps"] = frame.step
+    if not finished:
+        record[INTERRUPTED] = frame.step
     if points := course.points(RECORDED):
         record[CURVE] = points
     saved = Saved(job.save_path, record)
     if job.spec.group.rank == 0:  # the others have the same picture
-        saved = save(kept_apart(job, record), made, record, net, group)
-        if job.resume and finished:
-            job.checkpoint_path.unlink(missing_ok=True)
+        group = job.spec.group if finished else SINGLE_PROCESS  # others may stand at another step
+        saved = save(kept_apart(job, record), frame.made, record, net, group)
     elif finished:
-        saved_error(made.image, job, net, group)
-    image = made.image.cpu()
+        saved_error(frame.made.image, job, net, job.spec.group)
+    image = frame.made.image.cpu()
     return Result(saved.path, image, saved.record, 0.0, None, course, saved.missing)

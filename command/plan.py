@@ -43,7 +43,8 @@ from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.painting import check_sides
-from engine.synthesis import Spec, exemplar_of, sizes_of
+from engine.schedule import sizes_of
+from engine.spec import Spec, exemplar_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import least_side, resolve_layers
 from terms.base import MAX_PATCHES, Canvas, Exemplar

@@ -25,9 +25,9 @@ from command.plan import Job, state_of
 from command.settings import ASKED
 from command.weights import LAYOUTS, TORCHVISION
 from engine import maps
-from engine.blocks import Blocks
 from engine.stretching import stretch
 from engine.synthesis import Made
+from engine.tiling import TiledExtractor
 from losses import Criterion
 from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, TermInputs, View, equal_weights
@@ -295,9 +295,10 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
     valid = None if valid is None else valid.to(net.device)
     inputs = TermInputs((Exemplar((View(trunk(exemplar), valid=valid),)),))
     criterion = Criterion(inputs, equal_weights(layers), weights={})
-    side = job.spec.finest.side
-    look = Blocks(trunk, criterion, side, group) if side or group.size > 1 else trunk
-    return criterion(look(saved)).item()
+    tiling = job.spec.finest
+    tiled = tiling.side is not None or group.size > 1
+    extractor = TiledExtractor(trunk, criterion, tiling, group) if tiled else trunk
+    return criterion(extractor(saved)).item()
 
 
 Beside = tuple[Path, Callable[[Path], None]]  # path of a further file, function that saves it

@@ -1,8 +1,8 @@
-"""Checkpoints in files: where a run that was killed goes on."""
+"""Checkpoint files, from which a run that was killed goes on."""
 
 import json
+import time
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,62 +10,74 @@ import torch
 from command.display import Display, say
 from command.files import open_regular, save_bytes
 from command.plan import Job
-from engine.checkpoints import Checkpoints
+from engine.objective import State
+from engine.synthesis import Frame
 from utils import UserError
 
-FORMAT = 2  # of the file; another one is refused
+FORMAT = 3  # of the file; others are refused
 EVERY = 30.0  # s
 
 
-def checkpoints_of(job: Job, record: dict[str, Any], display: Display) -> Checkpoints | None:
-    """Where the states of a job go, and the one that there is; None where nobody asked for it.
+class Checkpoints:
+    """A consumer of frames that saves the state of a job with `resume` every half minute.
+
+    Args:
+        record: of the picture, which a checkpoint of the same run has too.
 
     Raises:
-        UserError: the file that there is cannot be gone on from.
+        UserError: there is a file at the checkpoint's path that is no checkpoint of this run.
     """
-    if not job.resume:
-        return None
-    settings = json.dumps(record, default=str, sort_keys=True)
 
-    def save(state: dict[str, Any]) -> None:
-        file = BytesIO()
-        known = {"format": FORMAT, "settings": settings, "curve": display.curve}
-        known |= {"phases": display.phases, "fraction": display.fraction}
-        torch.save(known | {"state": state}, file)
+    def __init__(self, job: Job, record: dict[str, Any], display: Display) -> None:
+        self.job, self.display = job, display
+        self.settings = json.dumps(record, default=str, sort_keys=True)
+        self.last = time.monotonic()
+        self.state: State | None = None  # from which the job goes on
+        found = self._read() if job.resume else None
+        if found is not None:
+            self.state = found["state"]
+            display.resumes(found["course"])
+            say([f"{job.name}: goes on from {job.checkpoint_path}"], display.quiet)
+
+    def offer(self, frame: Frame) -> None:
+        """Save the state of a frame if a checkpoint is due."""
+        due = self.job.resume and time.monotonic() - self.last >= EVERY
+        if due and frame.state is not None:
+            content = {"format": FORMAT, "settings": self.settings, "state": frame.state()}
+            file = BytesIO()
+            torch.save(content | {"course": self.display.course}, file)
+            try:
+                save_bytes(file.getbuffer(), self.job.checkpoint_path)
+            except UserError as error:  # a missing checkpoint is no reason to end
+                say([str(error)])
+            self.last = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the file, when the picture is saved."""
+        if self.job.resume:
+            self.job.checkpoint_path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.job.checkpoint_path
         try:
-            save_bytes(file.getbuffer(), job.checkpoint_path)
-        except UserError as error:  # one less is no reason to end
-            say([str(error)])
-
-    found = _read(job.checkpoint_path, settings, job.spec.exemplars[0].image.device)
-    if found is not None:
-        display.curve = [(step, scale, loss) for step, scale, loss in found["curve"]]
-        display.phases = found["phases"]
-        display.resumes(found["fraction"])
-        say([f"{job.name}: goes on from {job.checkpoint_path}"], display.quiet)
-    return Checkpoints(save, EVERY, None if found is None else found["state"])
-
-
-def _read(path: Path, settings: str, device: torch.device) -> dict[str, Any] | None:
-    try:
-        with open_regular(path) as file:
-            found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        same = found["format"] == FORMAT and found["settings"] == settings
-        state = found["state"]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # as many kinds as there are ways to damage a file
-        raise UserError(f"--resume: {path} is no checkpoint, remove it") from error
-    if not same:
-        raise UserError(
-            f"--resume: {path} is of other settings or another version, remove it or give another "
-            "--save_path"
-        )
-    return found | {"state": _on(device, state)}
+            with open_regular(path) as file:
+                found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            same = found["format"] == FORMAT and found["settings"] == self.settings
+            state = found["state"]
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a damaged file raises one of many kinds
+            raise UserError(f"--resume: {path} is no checkpoint, remove it") from error
+        if not same:
+            raise UserError(
+                f"--resume: {path} is of other settings or another version, remove it or give "
+                "another --save_path"
+            )
+        return found | {"state": _on(self.job.spec.exemplars[0].image.device, state)}
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    """A state on the device of the picture; states of generators, of bytes, are the CPU's."""
+    """Return a state on a device, except for the states of the CPU's random generators."""
     if isinstance(value, torch.Tensor):
         return value if value.dtype == torch.uint8 else value.to(device)
     if isinstance(value, list | tuple):

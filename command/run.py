@@ -33,8 +33,8 @@ from command.settings import made_by
 from command.sheet import write_animation, write_sheet
 from command.weights import load_weights
 from command.workers import DEFAULT_WORKERS, MIN_PICTURES, Workers, is_small
-from engine.blocks import Parts
 from engine.precision import pick_precision
+from engine.tiling import Tiling
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import UserError, prefixed
 
@@ -278,8 +278,8 @@ def planned(
         job, notes = job_of(request, item, pixels / 2)
     ways = at_scales(cost, allowed)
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
-    parts = tuple(Parts(way.block, way.graphs) for way in ways)
-    job = replace(job, spec=replace(job.spec, parts=parts, memory=cost.memory, group=group))
+    tilings = tuple(Tiling(way.block, way.graphs) for way in ways)
+    job = replace(job, spec=replace(job.spec, tilings=tilings, memory=cost.memory, group=group))
     if group.rank:  # rank 0 writes the files of all
         job = replace(job, save_every=None, preview=False)
     return job, cost, notes

@@ -1,407 +1,313 @@
-"""Bring a loss to its minimum over pictures in the box [0, 1]; knows no texture model.
+"""Optimizers of pictures within the box [0, 1]; independent of texture models.
 
-Every picture whose loss and gradient are evaluated is one step, whichever optimiser asks for it.
-A criterion that is renewed between steps judges the last picture again by the features that are
-there already, which is no step. The box is part of the problem: a picture is saved in [0, 1], and
-one that was optimised outside of it and clamped afterwards is another picture, with another loss.
+Each evaluation of loss and gradient is one step, whichever optimizer makes it. The box is a part of
+the problem: a picture is saved in [0, 1], and one that is optimized outside of it and clamped
+afterwards is another picture, with another loss.
+
+A new optimizer is a class with the methods of `Optimizer` and one line in `OPTIMIZERS`.
 """
 
 import math
-import statistics
 from collections import deque
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.graphs import KIND, LARGEST, Measure, graphed
-from models import Features
+from engine.graphs import KIND, LARGEST
+from engine.objective import Evaluator, Objective, State, sent
 
-LBFGS_MEMORY = 20  # pairs of steps kept; 50 gave no smaller error and costs memory
-
-
-class Objective(Protocol):
-    """What is brought to its minimum: features -> losses (B,)."""
-
-    match_every: int | None  # steps between renewals; None: there is nothing to renew
-
-    def __call__(self, output: Features, /) -> Tensor: ...
-
-    @property
-    def generators(self) -> list[torch.Generator]: ...  # what renewals draw from
-
-    def renew(self, output: Features, /) -> None: ...
+LBFGS_MEMORY = 20  # steps in the history; 50 gave no smaller error and cost memory
+ADAM_BETA1, ADAM_BETA2 = 0.95, 0.99
+LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
+LINE_SEARCH_TRIALS = 10
+LATE = 8  # steps by which reading the losses of a GPU is delayed, so that it is always busy
+READ_EVERY = 64  # steps after which all losses of a GPU are read, for a checkpoint
 
 
-# Of tensors, numbers and lists of both: all that decides how a run goes on.
-State = dict[str, Any]
-# Told, where a run can be gone on from, what gives the state there.
-Keep = Callable[[Callable[[], State]], None]
-Extract = Callable[[Tensor], Features]
-Report = Callable[[int, Tensor, float], None]
-WentBack = Callable[[int], None]
-Numbers = Callable[[], list[float]]
+class Optimizer(Protocol):
+    """An optimizer of pictures (B, C, H, W) in [0, 1]."""
 
-
-def sent(values: Tensor) -> Numbers:
-    """Some numbers on their way to the CPU; called, they are waited for and there."""
-    if values.device.type != KIND:
-        return values.cpu().tolist  # CPU-GPU sync point
-    there = values.to("cpu", non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def numbers() -> list[float]:
-        arrived.synchronize()
-        found: list[float] = there.tolist()
-        return found
-
-    return numbers
-
-
-# Of an evaluator.
-KEPT = (
-    *("taken", "steps", "exact_steps", "settled", "losses", "renewed", "best", "best_loss"),
-    "total",
-)
-
-
-class _OutOfSteps(Exception):
-    """The evaluations that were paid for are used up."""
-
-
-class _Evaluator:
-    """The loss of a picture: counts the pictures seen, renews the criterion, remembers the best."""
-
-    def __init__(
-        self,
-        extractor: Extract,
-        criterion: Objective,
-        steps: int,
-        report: Report | None,
-        quick: Extract | None = None,
-        exact_steps: int = 0,
-        tolerance: float = 0.0,
-        late: int = 0,
-        keep: Keep | None = None,
-        went_back: WentBack | None = None,
-    ) -> None:
-        self.keep, self.went_back = keep, went_back
-        self.exact, self.criterion, self.report = extractor, criterion, report
-        self.extractor = extractor if quick is None or exact_steps >= steps else quick
-        self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
-        self.match_every = criterion.match_every
-        self.tolerance, self.settled = tolerance, False
-        self.losses: list[float] = []  # of every step
-        self.renewed: int | None = None  # after which step
-        self.measure: Measure | None = None  # of pictures, as it is the fastest
-        self.kept: tuple[Tensor, Features] | None = None  # the last picture, its graph to pixels
-        self.best: Tensor | None = None
-        self.best_loss = math.inf
-        # Steps whose loss is on its way from the GPU, which need not wait for what is said of it.
-        self.unread: deque[tuple[int, Tensor, Numbers]] = deque()
-        self.late = late
-        self.total = 0.0  # of the last step that was read
-
-    def offer(self, state: Callable[[], State]) -> None:
-        """Let a run be kept that goes on with a renewal, if there is anything to renew: what is
-        held between renewals is no part of its state."""
-        if self.keep is not None and self.left and (self.match_every is None or self.due):
-            self.keep(lambda: self._state() | state())
-
-    def _state(self) -> State:
-        self.read()
-        return {
-            "evaluator": {name: getattr(self, name) for name in KEPT},
-            "exact": self.extractor is self.exact,
-            "generators": [one.get_state() for one in self.criterion.generators],
-        }
-
-    def go_on(self, state: State) -> None:
-        """Take up a state that was kept."""
-        for name in KEPT:
-            setattr(self, name, state["evaluator"][name])
-        if state["exact"]:
-            self.extractor = self.exact
-        for one, kept in zip(self.criterion.generators, state["generators"], strict=True):
-            one.set_state(kept)
+    def __init__(self, image: Tensor, *, lr: float, memory: int) -> None: ...
 
     @property
-    def best_seen(self) -> Tensor:
-        """(B, C, H, W): the best picture; there is one after the first step."""
-        assert self.best is not None
-        return self.best
-
-    def go_back(self) -> Tensor:
-        """The best picture seen; what came of the last step is worth nothing, nor what followed."""
-        self.unread.clear()
-        if self.went_back is not None:
-            self.went_back(self.taken)
-        return self.best_seen
+    def reads_losses(self) -> bool:
+        """Whether each step depends on the loss of the step before."""
 
     @property
-    def due(self) -> bool:
-        """Whether the criterion should take anew what it holds fixed, for the steps to come."""
-        if self.match_every is None or not self.left:
-            return False
-        return self.renewed is None or self.taken - self.renewed >= self.match_every
+    def converged(self) -> bool:
+        """Whether no step leads to a smaller loss."""
 
     @property
-    def left(self) -> int:
-        """How many steps may still be taken."""
-        return self.steps - self.taken
+    def may_renew(self) -> bool:
+        """Whether the next step may begin with a renewal of the criterion."""
 
-    def sharpen(self, at_once: bool = False) -> bool:
-        """Look exactly from here on, where the last steps begin or at once.
+    def step(self, evaluate: Evaluator) -> None:
+        """Evaluate one picture and prepare the next one."""
 
-        Returns whether that is new: losses that were seen before are another objective's then.
-        """
-        waits = self.left > self.exact_steps and not at_once
-        if self.extractor is self.exact or waits:
-            return False
-        self.read()
-        self.extractor, self.measure, self.best_loss = self.exact, None, math.inf
-        return True
+    def state_dict(self) -> State:
+        """Return all that determines the steps that follow."""
 
-    def __call__(
-        self, image: Tensor, renew: bool = False, keep: bool = False
-    ) -> tuple[Tensor, Tensor, float]:
-        """One step: (B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sum of the losses.
-
-        Args:
-            renew: renew the criterion for this picture first.
-            keep: hold its features, as large as the step itself, where a renewal is due after it.
-        """
-        if not self.left:
-            raise _OutOfSteps
-        self.kept = None  # before the forward pass, since two graphs may not fit
-        image = image.detach()
-        if self.match_every is None:
-            self.taken += 1
-            if self.measure is None:
-                self.measure = graphed(self._measure, image)
-            found = self._judge(image, self.measure(image))
-        else:
-            image = image.requires_grad_()
-            features = self.extractor(image)
-            if renew:
-                self._renew(features)
-            self.taken += 1
-            if keep and self.due:
-                self.kept = image, features
-            found = self._judge(image, self._measure_features(image, features))
-        return found
-
-    def _settle(self, loss: float) -> None:
-        """Leave only a few steps, exact ones, where the loss has stopped falling.
-
-        Medians over as many steps as matches are held for, at least: a step of a line search may
-        go far up, and a renewal moves the loss by itself.
-        """
-        self.losses.append(loss if math.isfinite(loss) else math.inf)
-        window = max(SETTLING, self.match_every or 0)
-        if not self.tolerance or self.settled or len(self.losses) < 2 * window:
-            return
-        before = statistics.median(self.losses[-2 * window : -window])
-        if statistics.median(self.losses[-window:]) >= (1 - self.tolerance) * before:
-            self.steps = min(self.steps, self.taken + math.ceil(LAST_STEPS * self.taken))
-            self.settled, self.exact_steps = True, self.left
-
-    def renew_kept(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The last picture, under the criterion renewed for it: no step, as it was seen before."""
-        if self.kept is None:  # a run that goes on
-            image = image.detach().requires_grad_()
-            self.kept = image, self.extractor(image)
-        (image, features), self.kept = self.kept, None
-        self._renew(features)
-        return self._judge(image, self._measure_features(image, features))
-
-    def _renew(self, features: Features) -> None:
-        """Another objective, for which no earlier picture counts as the best."""
-        self.read()
-        self.criterion.renew(features)
-        self.renewed, self.best_loss = self.taken, math.inf
-
-    def _measure(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> losses (B,), gradient (B, C, H, W), and the sums of both (2,)."""
-        image = image.detach().requires_grad_()
-        return self._measure_features(image, self.extractor(image))
-
-    def _measure_features(self, image: Tensor, features: Features) -> tuple[Tensor, ...]:
-        losses = self.criterion(features)
-        keep = self.kept is not None
-        (gradient,) = torch.autograd.grad(losses.sum(), image, retain_graph=keep)
-        losses = losses.detach()
-        return losses, gradient, torch.stack((losses.sum(), gradient.sum()))
-
-    def _judge(self, image: Tensor, measured: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
-        losses, gradient, both = measured
-        self.unread.append((self.taken, image.detach(), sent(both)))
-        self.read(self.late)
-        return losses, gradient, self.total
-
-    def read(self, late: int = 0) -> None:
-        """Judge the pictures whose losses were not read yet, but for so many of the last."""
-        while len(self.unread) > late:
-            step, image, numbers = self.unread.popleft()
-            total, slope = numbers()
-            self.total = total if math.isfinite(slope) else math.nan
-            if self.total < self.best_loss:
-                self.best, self.best_loss = image, self.total
-            if self.best is None:
-                raise FloatingPointError(f"the loss of the first picture is {self.total}")
-            if step > len(self.losses):  # else it was judged before, by another criterion
-                self._settle(self.total)
-                if self.report:
-                    self.report(step, self.best, self.best_loss)
+    def load_state_dict(self, state: State) -> None:
+        """Restore a state of `state_dict`."""
 
 
-def optimize(
-    image: Tensor,
-    extractor: Extract,
-    criterion: Objective,
-    steps: int,
-    optimizer: str = "Adam",
-    lr: float | None = None,
-    report: Report | None = None,
-    quick: Extract | None = None,
-    exact_steps: int = 0,
-    tolerance: float = 0.0,
-    memory: int = LBFGS_MEMORY,
-    keep: Keep | None = None,
-    state: State | None = None,
-    went_back: WentBack | None = None,
-) -> Tensor:
-    """The best of the pictures seen in `steps` evaluations or fewer, starting from `image`.
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a minimization."""
+
+    steps: int  # evaluations of loss and gradient
+    optimizer: str = "Adam"  # a name in `OPTIMIZERS`
+    lr: float | None = None  # step size; None: `LEARNING_RATES`
+    memory: int = LBFGS_MEMORY  # steps in the history of L-BFGS, each of two pictures
+    exact_steps: int = 0  # at the end, if the objective has a rough extractor
+    tolerance: float = 0.0  # as `Evaluator` has it
+
+
+class Step(NamedTuple):
+    """The outcome of a step of `minimize`."""
+
+    number: int  # from 1
+    image: Tensor  # (B, C, H, W): the best picture so far
+    loss: float  # of the best picture
+    went_back: bool  # whether Adam went back to the best picture, after a loss that is not finite
+    state: Callable[[], State] | None  # from which `minimize` can go on; valid until the next step
+
+
+class Minimum(NamedTuple):
+    """The result of `minimize`."""
+
+    image: Tensor  # (B, C, H, W): the best of all pictures that were evaluated
+    steps: int  # that were taken
+
+
+def minimize(
+    image: Tensor, objective: Objective, settings: Settings, state: State | None = None
+) -> Generator[Step, None, Minimum]:
+    """Minimize the sum of the losses of pictures.
 
     Args:
-        image: (B, C, H, W) in [0, 1]; it is not changed.
-        extractor: pictures -> features.
-        criterion: features -> losses (B,); their sum is minimised.
-        steps: evaluations of loss and gradient; with 0 the picture comes back as it is.
-        optimizer: a name in `OPTIMIZERS`.
-        lr: step size; None means the optimiser's own default, `LEARNING_RATES`.
-        report: called after every step with its number, from 1, the best picture and its loss.
-        quick: what looks at pictures instead of `extractor`, less exactly; None: nothing does.
-        exact_steps: for how many steps at the end it does not.
-        tolerance: share of the loss which `SETTLING` steps must save, or a few exact ones, in the
-            measure of `LAST_STEPS`, are the last; with 0 all steps are taken.
-        memory: so many steps L-BFGS remembers, each with two pictures.
-        keep: called wherever the run could be gone on from.
-        state: what was kept of a run with the same arguments, which goes on from there and ends as
-            it would have ended.
-        went_back: called with the number of a step whose loss or gradient is not finite, from
-            which Adam goes back to the best picture with half of its step size.
+        image: (B, C, H, W) in [0, 1], the start; it is not changed.
+        objective: loss and gradient.
+        settings: with 0 steps the start is returned.
+        state: of a step of a run with the same arguments: the run goes on from there, and ends in
+            the same pictures.
+
+    Yields:
+        Each step.
+
+    Returns:
+        The best picture, or the start if there are no steps.
 
     Raises:
-        FloatingPointError: the loss of `image` itself is not finite.
+        FloatingPointError: the loss of the start is not finite.
     """
+    kind = OPTIMIZERS[settings.optimizer]
+    lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
+    optimizer = kind(image, lr=lr, memory=settings.memory)
     small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
-    late = LATE if small and optimizer in WAITS_FOR_NOTHING else 0
-    evaluate = _Evaluator(
-        extractor, criterion, steps, report, quick, exact_steps, tolerance, late, keep, went_back
+    evaluate = Evaluator(
+        objective,
+        steps=settings.steps,
+        exact_steps=settings.exact_steps,
+        tolerance=settings.tolerance,
+        late=LATE if small and not optimizer.reads_losses else 0,
     )
     if state is not None:
-        evaluate.go_on(state)
-    lr = LEARNING_RATES[optimizer] if lr is None else lr
-    try:
-        OPTIMIZERS[optimizer](evaluate, image, lr, memory, state)
-    except _OutOfSteps:
-        pass
-    evaluate.read()
-    return image if evaluate.best is None else evaluate.best
+        evaluate.load_state_dict(state["evaluator"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    def current() -> State:
+        return {"evaluator": evaluate.state_dict(), "optimizer": optimizer.state_dict()}
+
+    while evaluate.left and not optimizer.converged:
+        optimizer.step(evaluate)
+        if evaluate.taken % READ_EVERY == 0 or not evaluate.left:
+            evaluate.read()
+        # What the criterion holds between renewals is not a part of the state.
+        renews = evaluate.match_every is None or (optimizer.may_renew and evaluate.due)
+        resumable = evaluate.tracker.is_read and evaluate.left and renews
+        for reached in evaluate.tracker.take():
+            yield Step(*reached, evaluate.went_back, current if resumable else None)
+            evaluate.went_back = False
+    best = evaluate.tracker.best
+    return Minimum(image if best is None else best, evaluate.taken)
 
 
-def _adam(evaluate: _Evaluator, image: Tensor, lr: float, _: int, state: State | None) -> None:
+class Adam:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
-    The loss falls by four orders of magnitude and its gradient with it. Adam divides by a mean of
-    past gradients, so that on the loss itself the steps freeze soon after the start; on its
-    logarithm the gradient keeps its size. A cosine decay follows the steps that are left.
+    The loss decreases by four orders of magnitude and its gradient with it. Adam divides by a mean
+    of past gradients, so that on the loss itself the steps vanish soon after the start; on its
+    logarithm the gradient keeps its size. The step size follows a cosine over the steps that are
+    left. After a loss or gradient that is not finite it is halved, and the best picture is the new
+    start.
     """
-    first, second = torch.zeros_like(image), torch.zeros_like(image)
-    age, losses, phase = 0, image.new_ones(len(image)), 0.0
-    if state is not None:
-        image, first, second, losses, age, phase, lr = state["adam"]
-    while evaluate.left:
-        evaluate.offer(partial(dict, adam=[image, first, second, losses, age, phase, lr]))
-        rate = (1 + math.cos(math.pi * phase)) / 2
-        phase += (1 - phase) / evaluate.left
-        sharper, due, before = evaluate.sharpen(), evaluate.due, losses
-        losses, gradient, total = evaluate(image, renew=due)
+
+    reads_losses = False
+    converged = False
+    may_renew = True
+
+    def __init__(self, image: Tensor, *, lr: float, memory: int = 0) -> None:
+        self.image, self.lr = image, lr
+        self.first, self.second = torch.zeros_like(image), torch.zeros_like(image)
+        self.losses = image.new_ones(len(image))  # of the last step
+        self.age = 0  # steps in the moments
+        self.phase = 0.0  # of the cosine, 0 ... 1
+
+    def step(self, evaluate: Evaluator) -> None:
+        """Evaluate the picture and move it."""
+        rate = (1 + math.cos(math.pi * self.phase)) / 2
+        self.phase += (1 - self.phase) / evaluate.left
+        is_exact_now, due, before = evaluate.use_exact(), evaluate.due, self.losses
+        self.losses, gradient, total = evaluate(self.image, renew=due)
         if not math.isfinite(total):
-            image, lr, age = evaluate.go_back(), lr / 2, 0
-            first.zero_()
-            second.zero_()
-            continue
-        if (sharper or due) and age:
-            # What is remembered was divided by losses of another height.
-            ratio = (before / losses.clamp(min=1e-12)).clamp(max=1e3).view(-1, 1, 1, 1)
-            first.mul_(ratio)
-            second.mul_(ratio.square())
-        gradient = gradient / losses.clamp(min=torch.finfo(losses.dtype).tiny).view(-1, 1, 1, 1)
-        age += 1
-        # In place: of a large picture each of these takes hundreds of megabytes.
-        first.lerp_(gradient, 1 - ADAM_BETA1)
-        second.lerp_(gradient.square_(), 1 - ADAM_BETA2)
-        deviation = gradient.copy_(second).div_(1 - ADAM_BETA2**age).sqrt_().add_(1e-12)
-        direction = (first / (1 - ADAM_BETA1**age)).div_(deviation)
-        image = (image - direction.mul_(lr * rate)).clamp_(0, 1)
+            self.image, self.lr, self.age = evaluate.go_back(), self.lr / 2, 0
+            self.first.zero_()
+            self.second.zero_()
+            return
+        if (is_exact_now or due) and self.age:
+            # The moments are of gradients that were divided by losses of another objective.
+            ratio = (before / self.losses.clamp(min=1e-12)).clamp(max=1e3).view(-1, 1, 1, 1)
+            self.first.mul_(ratio)
+            self.second.mul_(ratio.square())
+        tiny = torch.finfo(self.losses.dtype).tiny
+        gradient = gradient / self.losses.clamp(min=tiny).view(-1, 1, 1, 1)
+        self.age += 1
+        # In place, since each of these takes hundreds of megabytes for a large picture.
+        self.first.lerp_(gradient, 1 - ADAM_BETA1)
+        self.second.lerp_(gradient.square_(), 1 - ADAM_BETA2)
+        deviation = gradient.copy_(self.second).div_(1 - ADAM_BETA2**self.age).sqrt_().add_(1e-12)
+        direction = (self.first / (1 - ADAM_BETA1**self.age)).div_(deviation)
+        self.image = (self.image - direction.mul_(self.lr * rate)).clamp_(0, 1)
+
+    def state_dict(self) -> State:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: State) -> None:
+        vars(self).update(state)
 
 
-def _lbfgs(
-    evaluate: _Evaluator, image: Tensor, lr: float, memory: int, state: State | None
-) -> None:
+class LBFGS:
     """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
 
-    Pixels that are at a bound and whose gradient pushes them out of the box are held; the others
-    take the quasi-Newton step, are clamped, and a backtracking line search asks the clamped
-    picture, not the free one, for a sufficient decrease (Armijo). The line search makes every
-    accepted step a descent: it cannot diverge, and a value that is not finite is one more step
-    that was too long.
+    Pixels that are at a bound, and whose gradient points out of the box, are held. The others take
+    the quasi-Newton step and are clamped; a backtracking line search requires a sufficient decrease
+    (Armijo) of the clamped picture. Each accepted step is a descent, so that the method cannot
+    diverge; a loss that is not finite is one of a step that was too long.
     """
-    history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=memory)
-    if state is None:
-        _, gradient, loss = evaluate(image, renew=evaluate.due)
-    else:
-        image, gradient, loss, pairs = state["lbfgs"]
-        history.extend(map(tuple, pairs))
-        if evaluate.due:
-            _, gradient, loss = evaluate.renew_kept(image)
-    while True:
-        if evaluate.sharpen():
-            # The curvature seen so far is kept: rounding hardly touches it.
-            _, gradient, loss = evaluate(image)
-        held = ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
-        free_gradient = gradient.masked_fill(held, 0)
-        direction = _quasi_newton(free_gradient, history).masked_fill_(held, 0)
-        slope = (free_gradient * direction).sum()
-        accepted = _line_search(evaluate, image, direction, gradient, slope, loss, lr)
-        if accepted is None:
-            if not history and evaluate.sharpen(at_once=True):
-                _, gradient, loss = evaluate(image)
-            elif not history and evaluate.match_every is None:
-                return  # the gradient itself leads nowhere: a minimum
-            elif not history:
-                _, gradient, loss = evaluate(image, renew=True)
-            history.clear()
-            continue
-        new_image, new_gradient, loss = accepted
-        moved, gradient_change = new_image - image, new_gradient - gradient
-        curvature = (moved * gradient_change).sum()
-        if curvature > 1e-10 * gradient_change.square().sum():  # CPU-GPU sync point
-            history.append((moved, gradient_change, 1 / curvature))
-        image, gradient = new_image, new_gradient
-        evaluate.offer(partial(dict, lbfgs=[image, gradient, loss, list(history)]))
-        if evaluate.due:
-            # The curvature seen so far is kept: it is the features', hardly the held matches'.
-            _, gradient, loss = evaluate.renew_kept(image)
+
+    reads_losses = True
+
+    def __init__(self, image: Tensor, *, lr: float, memory: int = LBFGS_MEMORY) -> None:
+        self.image, self.lr = image, lr  # the last picture that was accepted
+        self.gradient: Tensor | None = None  # None: the picture must be evaluated
+        self.loss = math.inf
+        self.history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=memory)
+        self.search: Search | None = None  # the line search that is going on
+        self.accepted = self.converged = self.stuck = False
+
+    @property
+    def may_renew(self) -> bool:
+        """Whether the last picture was accepted."""
+        return self.accepted
+
+    def step(self, evaluate: Evaluator) -> None:
+        """Evaluate a picture: a trial of the line search, or the last accepted picture where the
+        objective has changed."""
+        if self.gradient is None or self.stuck:
+            _, self.gradient, self.loss = evaluate(self.image, renew=evaluate.due or self.stuck)
+            self.stuck = False
+            return
+        if self.search is None:
+            if self.accepted and evaluate.due:
+                _, self.gradient, self.loss = evaluate.renew_last(self.image)
+            self.accepted = False
+            if evaluate.use_exact():
+                # The history is kept: rounding hardly changes curvature.
+                _, self.gradient, self.loss = evaluate(self.image)
+                return
+            self.search = self._new_search(self.gradient)
+        self._try(evaluate, self.search, self.gradient)
+
+    def _new_search(self, gradient: Tensor) -> "Search":
+        held = ((self.image <= 0) & (gradient > 0)) | ((self.image >= 1) & (gradient < 0))
+        free = gradient.masked_fill(held, 0)
+        direction = quasi_newton(free, self.history).masked_fill_(held, 0)
+        return Search(direction, (free * direction).sum(), self.lr)
+
+    def _try(self, evaluate: Evaluator, search: "Search", gradient: Tensor) -> None:
+        """Evaluate one picture on the clamped path, and accept it or shorten the step.
+
+        Whether the direction descends is read together with the loss of the trial, since the CPU
+        waits for a GPU whenever it reads a number. A trial is wasted then, which is rare.
+        """
+        trial = (self.image + search.rate * search.direction).clamp(0, 1)
+        numbers = sent(torch.stack((search.slope, (gradient * (trial - self.image)).sum())))
+        _, trial_gradient, loss = evaluate(trial, keep=True)
+        down, expected = numbers()
+        if not down < 0:
+            self._fail(evaluate)
+        elif loss <= self.loss + 1e-4 * min(expected, 0):
+            self._accept(trial, trial_gradient, loss)
+        else:
+            rate = search.rate * _shortened(loss - self.loss, expected)
+            self.search = search._replace(rate=rate, trials=search.trials + 1)
+            if self.search.trials == LINE_SEARCH_TRIALS:
+                self._fail(evaluate)
+
+    def _accept(self, image: Tensor, gradient: Tensor, loss: float) -> None:
+        assert self.gradient is not None  # where a line search is going on
+        moved, change = image - self.image, gradient - self.gradient
+        curvature = (moved * change).sum()
+        if curvature > 1e-10 * change.square().sum():  # CPU-GPU sync point
+            self.history.append((moved, change, 1 / curvature))
+        self.image, self.gradient, self.loss = image, gradient, loss
+        self.search, self.accepted = None, True
+
+    def _fail(self, evaluate: Evaluator) -> None:
+        """End a line search without a step: forget the history, or if there is none, change the
+        objective or end."""
+        self.search = None
+        if self.history:
+            self.history.clear()
+        elif evaluate.use_exact(at_once=True):
+            self.gradient = None
+        elif evaluate.match_every is None:
+            self.converged = True  # the gradient itself is no descent
+        else:
+            self.stuck = True
+
+    def state_dict(self) -> State:
+        search = None if self.search is None else list(self.search)
+        return vars(self) | {"history": list(self.history), "search": search}
+
+    def load_state_dict(self, state: State) -> None:
+        history = deque(map(tuple, state["history"]), self.history.maxlen)
+        search = state["search"] and Search(*state["search"])
+        vars(self).update(state | {"history": history, "search": search})
 
 
-def _quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The direction `-H gradient` by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
+class Search(NamedTuple):
+    """A line search."""
+
+    direction: Tensor  # (B, C, H, W)
+    slope: Tensor  # (), of the loss along the direction
+    rate: float  # of the next trial, relative to the direction
+    trials: int = 0  # that have failed
+
+
+def quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Return the direction `-H gradient` by the two-loop recursion (Nocedal and Wright, algorithm
+    7.4).
+
+    Args:
+        gradient: (B, C, H, W).
+        history: of each step the change of the picture, that of the gradient, and the reciprocal of
+            their product.
+    """
     if not history:
         return gradient * (-LBFGS_FIRST_MOVE / gradient.abs().mean().clamp(min=1e-30))
     direction, weights = -gradient, []
@@ -419,45 +325,19 @@ def _quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]
     return direction
 
 
-def _line_search(
-    evaluate: _Evaluator,
-    image: Tensor,
-    direction: Tensor,
-    gradient: Tensor,
-    slope: Tensor,
-    loss: float,
-    rate: float,
-) -> tuple[Tensor, Tensor, float] | None:
-    """The first picture along the clamped path that decreases the loss enough, or None.
+def _shortened(increase: float, expected: float) -> float:
+    """Return the factor of the step to the minimum of the parabola through the losses at the start
+    and at a trial, and the slope at the start; 0.1 where there is none.
 
-    A `slope` along the direction that is not negative is seen together with the first trial's loss,
-    since a GPU waits whenever the CPU asks it for a number: one trial is in vain then, which is
-    rare.
+    Args:
+        increase: of the loss at the trial.
+        expected: the increase by the slope at the start.
     """
-    for _ in range(LINE_SEARCH_TRIALS):
-        trial = (image + rate * direction).clamp(0, 1)
-        numbers = sent(torch.stack((slope, (gradient * (trial - image)).sum())))
-        _, trial_gradient, trial_loss = evaluate(trial, keep=True)
-        down, expected = numbers()
-        if not down < 0:
-            return None
-        if trial_loss <= loss + 1e-4 * min(expected, 0):
-            return trial, trial_gradient, trial_loss
-        if math.isfinite(trial_loss):
-            # The minimum of the parabola through both losses and the slope at the start.
-            bend = trial_loss - loss - expected
-            rate *= min(max(-expected / (2 * bend), 0.1), 0.5) if bend > 0 else 0.1
-        else:
-            rate *= 0.1
-    return None
+    bend = increase - expected
+    if not math.isfinite(bend) or bend <= 0:
+        return 0.1
+    return min(max(-expected / (2 * bend), 0.1), 0.5)
 
 
-SETTLING = 20  # steps over which a loss must fall to be worth more of them
-LAST_STEPS = 0.125  # of those that were taken until a loss stopped falling
-ADAM_BETA1, ADAM_BETA2 = 0.95, 0.99
-LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
-LINE_SEARCH_TRIALS = 10
-LATE = 8  # steps after which a GPU's losses are read, so that it always has work
-WAITS_FOR_NOTHING = {"Adam"}  # whose next step does not turn on the loss; a line search's does
-OPTIMIZERS = {"Adam": _adam, "LBFGS": _lbfgs}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"Adam": Adam, "LBFGS": LBFGS}
 LEARNING_RATES = {"Adam": 0.05, "LBFGS": 1.0}

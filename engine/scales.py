@@ -1,23 +1,30 @@
-"""The sizes that a picture goes through, coarse to fine, and the steps that each of them gets."""
+"""The sizes of a coarse-to-fine synthesis, and the steps of each."""
 
 import math
 
 from utils import Size, UserError, size_text
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
-FEWER = 0.7  # ratio of a scale's steps to those of the next coarser scale
+FEWER = 0.7  # ratio of the steps of a scale to those of the next coarser scale
+
+Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale, coarse to fine
 
 
 def pyramid(
     exemplar: Size, output: Size, scales: int | None, least: int, multiples: Size = (1, 1)
-) -> list[tuple[Size, Size]]:
+) -> Sizes:
     """Return the sizes of (exemplar, output) from coarse to fine, each twice the one before.
 
-    `scales` is how many; None takes as many as bring the exemplar's shorter side nearest to
-    COARSEST. It is the exemplar that decides: when it is seen whole in fewer pixels, its layout
-    is pinned and the output turns into a copy. The output's sides are rounded up to `multiples`.
+    The number of scales depends on the exemplar: if fewer pixels show all of it, its layout is
+    fixed and the output becomes a copy.
 
-    Raises UserError when a shorter side would fall below `least` pixels.
+    Args:
+        scales: their number; None brings the exemplar's shorter side nearest to `COARSEST`.
+        least: px, the shortest side that is allowed.
+        multiples: to which the sides of the output are rounded up.
+
+    Raises:
+        UserError: a shorter side would be less than `least`.
     """
     for name, size in (("exemplar", exemplar), ("output", output)):
         if min(size) < least:
@@ -41,11 +48,11 @@ def _divided(size: Size, factor: int, multiples: Size) -> Size:
 
 
 def split_steps(steps: int, scales: int) -> list[int]:
-    """Return how many of the steps each scale gets, coarse to fine: each finer scale FEWER times
+    """Return the number of steps of each scale, coarse to fine: each finer scale has `FEWER` times
     those of the coarser one, the coarsest at least one.
 
-    A step costs four times as much at every finer scale and gains less there, but errors that are
-    left at the finest scale are the visible ones.
+    A step costs four times as much at every finer scale and improves less there, but errors that
+    remain at the finest scale are the visible ones.
     """
     parts = [FEWER**scale for scale in range(scales)]
     ends = [round(steps * sum(parts[: k + 1]) / sum(parts)) for k in range(scales)]

@@ -19,7 +19,10 @@ from command.weights import Found
 from engine import layouts, painting
 from engine.kinds import STOCHASTIC
 from engine.levels import Job, generators, level_at
-from engine.synthesis import Spec, exemplar_of, new_texture
+from engine.objective import Objective
+from engine.optimizers import Settings, minimize
+from engine.spec import Spec, exemplar_of
+from engine.synthesis import frames
 from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, TermInputs, View, equal_weights
@@ -153,11 +156,36 @@ def criterion_of(
     )
 
 
+def made(spec, net, state=None, report=None):
+    """The result of a synthesis; each frame is reported."""
+    for frame in frames(spec, net, state):
+        if report:
+            report(frame)
+    return frame.made
+
+
 def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec) -> Tensor:
-    """What `new_texture` makes of one exemplar (1, 3, H, W); `canvas` has fields of that."""
+    """The result of a synthesis from one exemplar (1, 3, H, W); `canvas` has fields of that."""
     size = size or tuple(exemplar.shape[2:])
     spec = Spec((exemplar_of(exemplar),), Canvas(size, **canvas or {}), **spec)
-    return new_texture(spec, trunk, report).image
+    return made(spec, trunk, report=report).image
+
+
+def optimize(image, extract, criterion, steps, optimizer="Adam", report=None, rough=None, **more):
+    """The result of `minimize`, of functions too, which cannot be renewed; each step is reported
+    as (number, best picture, its loss)."""
+    if not hasattr(criterion, "match_every"):
+        criterion.match_every = None
+    run = minimize(
+        image, Objective(extract, criterion, rough=rough), Settings(steps, optimizer, **more)
+    )
+    while True:
+        try:
+            step = next(run)
+        except StopIteration as end:
+            return end.value.image
+        if report:
+            report(step)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
 from command.plan import distinct_names, plan, work_items
 from command.run import run, run_one
-from engine.synthesis import new_texture
+from engine.synthesis import frames
 from Synthesis import main
 from utils import UserError
 
@@ -269,7 +269,7 @@ def test_what_was_interrupted_or_is_not_whole_is_made_again(exemplar, tmp_path, 
 
 def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypatch):
     (folder / "b.png").unlink()
-    make = new_texture
+    make = frames
     failures = iter([RuntimeError("can't allocate memory: 9 bytes"), IndexError("off by one")])
 
     def failing(*arguments):
@@ -277,7 +277,7 @@ def test_a_job_that_fails_midway_costs_a_line(folder, tmp_path, capfd, monkeypat
             raise error
         return make(*arguments)
 
-    monkeypatch.setattr("command.make.new_texture", failing)
+    monkeypatch.setattr("command.make.frames", failing)
     assert run_main("--gt_path", folder, "--save_path", f"{tmp_path}/out/") == 1
     err = capfd.readouterr().err
     assert names(tmp_path / "out") == ["d.png"]
@@ -397,17 +397,17 @@ def test_a_snapshot_of_each_of_twenty_million_steps_takes_no_list(exemplar, tmp_
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_two_runs_to_one_path_lose_no_picture(overwrite, exemplar, tmp_path, monkeypatch, capfd):
-    make, result = new_texture, tmp_path / "r.png"
+    make, result = frames, tmp_path / "r.png"
     command = ["--gt_path", exemplar, "--save_path", result, "--tile", "x", "--maps", exemplar]
 
     def meanwhile(*arguments):
-        monkeypatch.setattr("command.make.new_texture", make)
+        monkeypatch.setattr("command.make.frames", make)
         assert run_main(*command, "--seed", "1", *overwrite) == 0
         return make(*arguments)
 
     if overwrite:
         assert run_main(*command, "--seed", "2") == 0
-    monkeypatch.setattr("command.make.new_texture", meanwhile)
+    monkeypatch.setattr("command.make.frames", meanwhile)
     (tmp_path / "r-2.png").write_bytes(b"taken")
     assert run_main(*command, *overwrite) == 0
     out, err = capfd.readouterr()
@@ -420,14 +420,14 @@ def test_two_runs_to_one_path_lose_no_picture(overwrite, exemplar, tmp_path, mon
 
 
 def test_two_runs_of_one_command_are_one(exemplar, tmp_path, monkeypatch, capfd):
-    make, command = (new_texture, ["--gt_path", exemplar, "--save_path", tmp_path / "r.png"])
+    make, command = (frames, ["--gt_path", exemplar, "--save_path", tmp_path / "r.png"])
 
     def meanwhile(*arguments):
-        monkeypatch.setattr("command.make.new_texture", make)
+        monkeypatch.setattr("command.make.frames", make)
         assert run_main(*command) == 0
         return make(*arguments)
 
-    monkeypatch.setattr("command.make.new_texture", meanwhile)
+    monkeypatch.setattr("command.make.frames", meanwhile)
     assert run_main(*command) == 0
     assert capfd.readouterr().err == "" and names(tmp_path) == ["in", "r.png"]
 

@@ -9,8 +9,9 @@ from test_pictures import colour_profile
 from command.arguments import request_of
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, expanded, guide_of
 from engine.colours import colours, luma, matched_colours, with_chroma, with_colours
+from engine.finish import cut_at, whole
 from engine.orientation import axis_bins
-from engine.synthesis import _started, cut, finished
+from engine.start import with_given_pixels
 from terms.base import Canvas
 from utils import UserError, resize, scaled_size
 
@@ -19,12 +20,16 @@ def noise(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def rolled(image, tile):
+    return image.roll(cut_at(image, tile), (2, 3))
+
+
 def test_start_is_what_came_before_unless_there_is_an_init():
     before, init = noise(1, 3, 8, 8), noise(1, 3, 8, 8, seed=1)
-    assert _started(Canvas((8, 8)), before, first=True) is before
-    assert _started(Canvas((8, 8), init=init), before, first=True) is init
+    assert with_given_pixels(Canvas((8, 8)), before, everywhere=True) is before
+    assert with_given_pixels(Canvas((8, 8), init=init), before, everywhere=True) is init
     # It has been left already.
-    assert _started(Canvas((8, 8), init=init), before, first=False) is before
+    assert with_given_pixels(Canvas((8, 8), init=init), before, everywhere=False) is before
 
 
 def test_a_canvas_has_one_size():
@@ -37,9 +42,9 @@ def test_a_tile_is_cut_where_the_step_is_nearest_to_the_mean():
     ring = torch.tensor([0.0, 0.6, 0.7, 0.8])
     across, down = (ring.view(shape).expand(1, 3, 4, 4) for shape in ((1, 4), (4, 1)))
     moved = torch.tensor([0.6, 0.7, 0.8, 0.0])
-    assert torch.equal(cut(across, "xy"), moved.expand(1, 3, 4, 4))
-    assert torch.equal(cut(down, "y"), moved.view(4, 1).expand(1, 3, 4, 4))
-    assert torch.equal(cut(across, "y"), across)
+    assert torch.equal(rolled(across, "xy"), moved.expand(1, 3, 4, 4))
+    assert torch.equal(rolled(down, "y"), moved.view(4, 1).expand(1, 3, 4, 4))
+    assert torch.equal(rolled(across, "y"), across)
 
 
 def test_what_is_kept_far_from_a_hole_does_not_count():
@@ -82,7 +87,7 @@ def test_what_the_mask_keeps_is_init_at_every_scale():
     canvas = Canvas((8, 8), init=init, mask=mask)
     for first in (True, False):
         before = noise(1, 1, 8, 8)  # one channel, of a grey exemplar
-        start = _started(canvas, before, first)
+        start = with_given_pixels(canvas, before, everywhere=first)
         assert torch.equal(start[..., 2, 5], before[..., 2, 5].expand(1, 3))
         assert (start != init).any(1).sum() == 1
     # A small hole is a hole at every scale.
@@ -103,9 +108,9 @@ def test_mixed_exemplars_are_resized_as_the_exemplar_is():
 def test_finish_puts_back_what_is_kept():
     init, mask = noise(1, 3, 8, 8, seed=1), noise(1, 1, 8, 8) > 0.5
     image = noise(1, 3, 8, 8, seed=2)
-    found = finished(Canvas((8, 8), init=init, mask=mask), image)
+    found = whole(Canvas((8, 8), init=init, mask=mask), image)
     assert torch.equal(found, torch.where(mask, image, init))
-    assert torch.equal(finished(Canvas((8, 8), init=init), image), image)
+    assert torch.equal(whole(Canvas((8, 8), init=init), image), image)
 
 
 def test_expanded_by_hand():

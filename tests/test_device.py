@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 import Synthesis
 from command.files import TEXTURES
 from command.pictures import read_picture
-from engine import levels, optimizers
+from engine import levels
+from engine.objective import Evaluator
 from losses import METHODS, TERMS
 
 DEVICE = torch.device("meta")
@@ -154,13 +155,13 @@ WAITING = {  # how often the CPU waits for the device in a step: for the loss, b
 )
 def test_a_step_copies_nothing_between_the_devices(command, waits, far, tmp_path, monkeypatch):
     """Nor does the CPU wait, but for what it decides by."""
-    marks, plain = [], optimizers._Evaluator.__call__
+    marks, plain = [], Evaluator.__call__
 
     def marked(self, *args, **kwargs):
         marks.append(len(crossings))
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(optimizers._Evaluator, "__call__", marked)
+    monkeypatch.setattr(Evaluator, "__call__", marked)
     run_far(tmp_path, f"--scales 1 --epoch 12 {command}")
     each_step = [b - a for a, b in zip(marks, marks[1:], strict=False)]
     # The first steps find what stays the same; the last ones show a picture that was painted.

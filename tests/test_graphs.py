@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import criterion_of
+from conftest import criterion_of, optimize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -109,7 +109,7 @@ def test_an_optimiser_by_graphs_makes_the_same_picture(
     # Without the histogram, as NumPy sorts here.
     criterion = criterion_of(tiny(checkerboard), tiny.layers, weights={})
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    looked = {"tiny": 0, "quick": 0}
+    looked = {"tiny": 0, "rough": 0}
 
     def looking(name):
         def extractor(image):
@@ -120,12 +120,12 @@ def test_an_optimiser_by_graphs_makes_the_same_picture(
 
     def found():
         args = start, looking("tiny"), criterion, 40, optimizer
-        return optimizers.optimize(*args, quick=looking("quick"), exact_steps=10)
+        return optimize(*args, rough=looking("rough"), exact_steps=10)
 
     by_graphs = found()
     # Once for each way of looking, and never in a step.
     assert len(captures) == 2
-    assert looked == {"tiny": graphs.WARM_UP + 1, "quick": graphs.WARM_UP + 1}
+    assert looked == {"tiny": graphs.WARM_UP + 1, "rough": graphs.WARM_UP + 1}
     monkeypatch.setattr(graphs, "KIND", "cuda")
     torch.testing.assert_close(by_graphs, found(), atol=1e-5, rtol=0)
     assert sum(looked.values()) == 2 * (graphs.WARM_UP + 1) + 40
@@ -133,5 +133,5 @@ def test_an_optimiser_by_graphs_makes_the_same_picture(
 
 def test_what_is_renewed_is_no_graph(tiny, checkerboard, captures):
     criterion = criterion_of(tiny(checkerboard), tiny.layers, "swd", match_every=3)
-    optimizers.optimize(checkerboard, tiny, criterion, 5)
+    optimize(checkerboard, tiny, criterion, 5)
     assert not captures

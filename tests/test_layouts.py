@@ -9,7 +9,7 @@ from engine import layouts
 from engine.kinds import ALONG_AN_AXIS
 from engine.layouts import layout_cost, layout_count, quilt_layout
 from engine.patchmatch import NNField
-from engine.synthesis import exemplar_of
+from engine.spec import exemplar_of
 from engine.voting import vote
 
 

@@ -8,7 +8,7 @@ from conftest import noise_image
 from engine.descriptors import NO_LABEL
 from engine.levels import Atlas
 from engine.patchmatch import NNField
-from engine.synthesis import exemplar_of
+from engine.spec import exemplar_of
 
 
 def test_an_atlas_stacks_all_views():

@@ -12,7 +12,7 @@ import Synthesis
 from command.files import TEXTURES
 from command.memory import held
 from command.pictures import read_picture, read_record
-from engine.synthesis import Progress
+from engine.synthesis import Frame
 from Synthesis import synthesize
 from utils import UserError
 
@@ -198,10 +198,10 @@ def test_an_error_and_an_interrupt_are_raised(folder, monkeypatch):
     with pytest.raises(UserError, match="c.png"):
         synthesize(["a.png", "c.png"], **QUICK)
 
-    def stopped(spec, trunk, report, *others):
-        report(Progress(1, 1, 1, 0.5, torch.rand(1, 3, 32, 32), 0.5))
+    def stopped(spec, *_):
+        yield Frame(1, 1, 1, 0.5, torch.rand(1, 3, 32, 32), spec.canvas, 0.5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("command.make.new_texture", stopped)
+    monkeypatch.setattr("command.make.frames", stopped)
     with pytest.raises(KeyboardInterrupt):
         synthesize("a.png", **QUICK)

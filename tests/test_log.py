@@ -9,13 +9,13 @@ from PIL import Image
 
 from command import display
 from command.arguments import parse
-from command.display import Display, _duration
+from command.display import Display, duration
 from command.files import TEXTURES
 from command.log import POINTS
 from command.pictures import read_record
 from command.plan import plan
 from command.results import Course
-from engine.synthesis import Progress
+from engine.synthesis import Frame
 from Synthesis import main
 
 
@@ -105,17 +105,17 @@ def test_the_time_left_counts_the_work_of_this_run_alone(exemplar, monkeypatch):
     """10 s for a hundredth of the work, after another run has done half of it: 490 s for 0.49."""
     (job,), _ = plan(parse(["--gt_path", str(exemplar), "--save_path", str(exemplar) + ".new.png"]))
     with Display(job, {}, True, "text") as shown:
-        progress = Progress(510, 1, 1, 0.51, torch.zeros(1, 3, 64, 64), 0.5)
-        assert shown._left(progress, shown.started + 10) == pytest.approx(10 * 0.49 / 0.51)
-        shown.resumes(0.5)
-        assert shown.fraction == 0.5 and shown.bar.initial == 0.5
-        assert shown._left(progress, shown.started + 10) == pytest.approx(490)
-        shown(progress)
-        assert shown.fraction == 0.51
+        frame = Frame(510, 1, 1, 0.51, torch.zeros(1, 3, 64, 64), job.spec.canvas, 0.5)
+        assert shown._left(frame, shown.started + 10) == pytest.approx(10 * 0.49 / 0.51)
+        shown.resumes({"curve": [], "phases": {}, "work": 0.5})
+        assert shown.course["work"] == 0.5 and shown.bar.initial == 0.5
+        assert shown._left(frame, shown.started + 10) == pytest.approx(490)
+        shown.show(frame)
+        assert shown.course["work"] == 0.51
 
 
-def test_durations():
-    assert [_duration(s) for s in (3.4, 119, 600, 9000)] == ["3 s", "119 s", "10 min", "2.5 h"]
+def testdurations():
+    assert [duration(s) for s in (3.4, 119, 600, 9000)] == ["3 s", "119 s", "10 min", "2.5 h"]
 
 
 def test_lines_are_appended_to_a_log_and_to_nothing_else(exemplar, tmp_path, capfd):

@@ -14,8 +14,8 @@ from command.maps import CarriedMap, read_map
 from command.pictures import Picture, read_picture, save_picture
 from engine import maps
 from engine.maps import carried, correspondence, dealt, finished, normalized, rotated, with_kept
+from engine.spec import exemplar_of
 from engine.stretching import stretch
-from engine.synthesis import exemplar_of
 from Synthesis import main
 from terms.base import Canvas, View
 from utils import COLOUR, DATA, LABELS, NORMALS, resize, rotated_and_resized

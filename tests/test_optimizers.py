@@ -5,19 +5,13 @@ import weakref
 
 import pytest
 import torch
-from conftest import criterion_of
+from conftest import criterion_of, optimize
 
-from engine import optimizers
+from engine import objective, optimizers
+from engine.objective import Evaluator, Objective
 from engine.optimizers import LINE_SEARCH_TRIALS, OPTIMIZERS
 from losses import METHODS
 from terms.base import Term
-
-
-def optimize(image, extractor, criterion, *arguments, **options):
-    """`optimizers.optimize`, of functions too: they have nothing to renew."""
-    if not hasattr(criterion, "match_every"):
-        criterion.match_every = None
-    return optimizers.optimize(image, extractor, criterion, *arguments, **options)
 
 
 def identity(image):
@@ -69,18 +63,18 @@ def test_lbfgs_asks_for_a_sufficient_decrease(short_of_one, third):
         return identity(image)
 
     lr = (1 - short_of_one) / optimizers.LBFGS_FIRST_MOVE
-    optimize(torch.zeros(1, 1, 1, 1), extractor, quadratic(0.5), 3, "LBFGS", lr)
+    optimize(torch.zeros(1, 1, 1, 1), extractor, quadratic(0.5), 3, "LBFGS", lr=lr)
     assert seen == pytest.approx([0, 1 - short_of_one, third], abs=1e-4)
 
 
 def test_lbfgs_remembers_so_many_steps(start, monkeypatch):
-    lengths, plain = [], optimizers._quasi_newton
+    lengths, plain = [], optimizers.quasi_newton
 
     def watched(gradient, history):
         lengths.append(len(history))
         return plain(gradient, history)
 
-    monkeypatch.setattr(optimizers, "_quasi_newton", watched)
+    monkeypatch.setattr(optimizers, "quasi_newton", watched)
     curvature = torch.logspace(0, 3, start.numel()).view_as(start)
     criterion = quadratic(torch.full_like(start, 0.3), curvature)
     optimize(start, identity, criterion, 30, "LBFGS", memory=3)
@@ -89,7 +83,7 @@ def test_lbfgs_remembers_so_many_steps(start, monkeypatch):
 
 def test_lbfgs_learns_nothing_where_there_is_no_positive_curvature(monkeypatch):
     """-x^2 has none; a step learnt from -2 would lead uphill, from 0.45 to 0."""
-    directions, plain = [], optimizers._quasi_newton
+    directions, plain = [], optimizers.quasi_newton
 
     def watched(gradient, history):
         direction = plain(gradient, history)
@@ -99,7 +93,7 @@ def test_lbfgs_learns_nothing_where_there_is_no_positive_curvature(monkeypatch):
     def criterion(features):
         return 10 - features["image"].square().flatten(1).sum(1)
 
-    monkeypatch.setattr(optimizers, "_quasi_newton", watched)
+    monkeypatch.setattr(optimizers, "quasi_newton", watched)
     found = optimize(torch.full((1, 3, 4, 4), 0.4), identity, criterion, 6, "LBFGS")
     assert directions == pytest.approx([optimizers.LBFGS_FIRST_MOVE] * len(directions))
     assert found.mean().item() == pytest.approx(0.4 + 5 * optimizers.LBFGS_FIRST_MOVE)
@@ -119,9 +113,9 @@ def test_steps_are_evaluations(method, optimizer, steps, tiny, checkerboard):
     settings = dict(match_every=3)
     criterion = criterion_of(tiny(checkerboard), tiny.layers, method, **settings)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    optimize(start, extractor, criterion, steps, optimizer, report=lambda *r: reported.append(r))
+    optimize(start, extractor, criterion, steps, optimizer, report=reported.append)
     assert len(seen) == steps
-    assert [step for step, _, _ in reported] == list(range(1, steps + 1))
+    assert [step.number for step in reported] == list(range(1, steps + 1))
     assert all(image.min() >= 0 and image.max() <= 1 for image in seen)
 
 
@@ -131,7 +125,7 @@ def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboa
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before, losses = start.clone(), []
     found = optimize(
-        start, tiny, criterion, 30, optimizer, lr=0.5, report=lambda *r: losses.append(r[2])
+        start, tiny, criterion, 30, optimizer, lr=0.5, report=lambda step: losses.append(step.loss)
     )
     assert torch.equal(start, before)
     assert losses == sorted(losses, reverse=True)
@@ -141,7 +135,7 @@ def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboa
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_last_steps_are_exact(optimizer, start):
-    """What looks quickly sees every pixel too bright by 0.02, and would lead to 0.28."""
+    """The rough extractor makes each pixel too bright by 0.02, and would lead to 0.28."""
     seen = []
 
     def looking(name, shift):
@@ -151,16 +145,16 @@ def test_the_last_steps_are_exact(optimizer, start):
 
         return extractor
 
-    exact, quick = looking("exact", 0.0), looking("quick", 0.02)
+    exact, rough = looking("exact", 0.0), looking("rough", 0.02)
     criterion = quadratic(torch.full_like(start, 0.3))
-    found = optimize(start, exact, criterion, 60, optimizer, quick=quick, exact_steps=20)
+    found = optimize(start, exact, criterion, 60, optimizer, rough=rough, exact_steps=20)
     first = seen.index("exact")
-    assert set(seen[:first]) == {"quick"} and set(seen[first:]) == {"exact"}
+    assert set(seen[:first]) == {"rough"} and set(seen[first:]) == {"exact"}
     # L-BFGS finishes its line search first, or finds a minimum before.
     assert first == 40 if optimizer == "Adam" else first <= 40 + LINE_SEARCH_TRIALS
     assert (found - 0.3).abs().max() < 0.01
     seen.clear()
-    optimize(start, exact, criterion, 20, optimizer, quick=quick, exact_steps=20)
+    optimize(start, exact, criterion, 20, optimizer, rough=rough, exact_steps=20)
     assert set(seen) == {"exact"}
 
 
@@ -189,7 +183,7 @@ def losses_seen(losses, *arguments, match_every=None, **options):
         return extractor
 
     criterion = Falling(losses, match_every)
-    optimize(start, looking("exact"), criterion, *arguments, quick=looking("quick"), **options)
+    optimize(start, looking("exact"), criterion, *arguments, rough=looking("rough"), **options)
     return len(seen), seen.count("exact")
 
 
@@ -228,7 +222,7 @@ def test_rolls_back_from_values_that_are_not_finite(optimizer, bad, start):
     assert (found - 0.55).abs().max() < 0.02
 
 
-def test_adam_says_from_which_steps_it_goes_back(start):
+def test_steps_after_which_adam_goes_back_say_so(start):
     """The third picture seen has no loss, and neither has the fifth."""
     seen, told = [], []
 
@@ -237,8 +231,8 @@ def test_adam_says_from_which_steps_it_goes_back(start):
         losses = quadratic(torch.full_like(start, 0.55))(features)
         return losses * (math.nan if len(seen) in (3, 5) else 1)
 
-    optimize(start * 0.5, identity, criterion, 10, "Adam", went_back=told.append)
-    assert told == [3, 5]
+    optimize(start * 0.5, identity, criterion, 10, "Adam", told.append)
+    assert [step.number for step in told if step.went_back] == [3, 5]
 
 
 def test_rolls_back_from_a_gradient_that_is_not_finite(start):
@@ -255,8 +249,9 @@ def late(request, monkeypatch):
     """Losses that are read so many steps later, as those of a GPU are."""
     monkeypatch.setattr(optimizers, "KIND", "cpu")
     monkeypatch.setattr(optimizers, "LATE", request.param)
-    monkeypatch.setattr(optimizers, "graphed", lambda measure, image: measure)
-    monkeypatch.setattr(optimizers, "sent", lambda values: values.tolist)
+    monkeypatch.setattr(objective, "graphed", lambda measure, image: measure)
+    for module in (objective, optimizers):
+        monkeypatch.setattr(module, "sent", lambda values: values.tolist)
     return request.param
 
 
@@ -265,19 +260,19 @@ def test_losses_that_are_read_late_tell_the_same(late, every, start, monkeypatch
     criterion, told = quadratic(torch.full_like(start, 0.3)), []
     criterion.match_every, criterion.renew = every, lambda features: None
 
-    def report(step, image, loss):
-        told.append((step, image.clone(), loss))
+    def report(step):
+        told.append((step.number, step.image.clone(), step.loss))
 
-    found = optimize(start, identity, criterion, 30, report=report, exact_steps=5, quick=identity)
+    found = optimize(start, identity, criterion, 30, report=report, exact_steps=5, rough=identity)
     monkeypatch.setattr(optimizers, "LATE", 0)
     at_once = []
     wanted = optimize(
-        start, identity, criterion, 30, report=lambda *x: at_once.append(x), exact_steps=5,
-        quick=identity,
+        start, identity, criterion, 30, report=at_once.append, exact_steps=5,
+        rough=identity,
     )  # fmt: skip
     assert torch.equal(found, wanted)
     assert [step for step, _, _ in told] == list(range(1, 31))
-    for (_, image, loss), (_, other, same) in zip(told, at_once, strict=True):
+    for (_, image, loss), (_, other, same, *_) in zip(told, at_once, strict=True):
         assert torch.equal(image, other) and loss == same
 
 
@@ -319,7 +314,7 @@ def test_a_batch_of_adam_is_its_single_runs(tiny, checkerboard):
     criterion = criterion_of(tiny(checkerboard), tiny.layers)
     batch = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     images = []
-    optimize(batch, tiny, criterion, 5, report=lambda _, image, __: images.append(image))
+    optimize(batch, tiny, criterion, 5, report=lambda step: images.append(step.image))
     for i in range(2):
         single = optimize(batch[i : i + 1], tiny, criterion, 5)
         torch.testing.assert_close(images[-1][i : i + 1], single, atol=1e-4, rtol=0)
@@ -338,14 +333,14 @@ class Moving:
         self.seen = []  # since the last renewal, pictures and losses
 
     def minimise(self, start, steps, optimizer, lr=None):
-        return optimize(start, self.extract, self, steps, optimizer, lr, self.report)
+        return optimize(start, self.extract, self, steps, optimizer, self.report, lr=lr)
 
     def extract(self, image):
         self.pictures.append(image.detach())
         return {"image": image}
 
-    def report(self, step, best, loss):
-        self.reported.append(loss)
+    def report(self, step):
+        self.reported.append(step.loss)
 
     def renew(self, features):
         self.renewed.append(len(self.reported))
@@ -382,10 +377,10 @@ def test_lbfgs_sees_another_picture_in_every_step(every, start):
 def test_a_renewal_judges_by_the_features_of_the_last_step(every, start):
     """What another forward pass for the same picture would give."""
     criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)))
-    evaluate = optimizers._Evaluator(identity, criterion, 2 * every, None)
+    evaluate = Evaluator(Objective(identity, criterion), steps=2 * every)
     for step in range(every):
         evaluate(start, renew=step == 0, keep=True)
-    again = evaluate.renew_kept(start)
+    again = evaluate.renew_last(start)
     assert evaluate.taken == every and criterion.wanted == 0.7
     losses, gradient, total = evaluate(start)
     torch.testing.assert_close(again, (losses, gradient, total))
@@ -405,7 +400,7 @@ def test_features_are_freed_where_no_renewal_is_due(start, tiny):
         return features["relu2_1"].square().flatten(1).sum(1)
 
     criterion.match_every, criterion.renew = 3, lambda features: None
-    evaluate = optimizers._Evaluator(extractor, criterion, 6, None)
+    evaluate = Evaluator(Objective(extractor, criterion), steps=6)
     start = start.repeat(1, 1, 2, 2)
     found = []
     for keep in (True, True, True, False, True, True):
@@ -417,17 +412,15 @@ def test_features_are_freed_where_no_renewal_is_due(start, tiny):
 
 @pytest.mark.parametrize("every", [1, 5, 20])
 def test_lbfgs_renews_in_time_and_between_line_searches(every, start, monkeypatch):
-    searches, plain = [], optimizers._line_search
+    searches, plain = [0], optimizers.LBFGS._try
 
-    def watched(*arguments):
-        before, renewed = len(criterion.pictures), len(criterion.renewed)
-        try:
-            return plain(*arguments)
-        finally:
-            searches.append(len(criterion.pictures) - before)
-            assert len(criterion.renewed) == renewed
+    def watched(self, evaluate, search, gradient):
+        renewed = len(criterion.renewed)
+        plain(self, evaluate, search, gradient)
+        searches.append(search.trials + 1)
+        assert len(criterion.renewed) == renewed
 
-    monkeypatch.setattr(optimizers, "_line_search", watched)
+    monkeypatch.setattr(optimizers.LBFGS, "_try", watched)
     curvature = torch.logspace(0, 3, start.numel()).view_as(start)
     # A thousand times too long a step: most line searches need several trials.
     criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)), curvature)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from engine import maps, painting
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC
 from engine.painting import paint, pixels_laid, rounds_at, value_of
+from engine.spec import exemplar_of
 from engine.stretching import stretch
-from engine.synthesis import exemplar_of
 from terms.base import Canvas
 from utils import UserError
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import made
 from PIL import Image
 
 from command import plan as planning
@@ -13,7 +14,6 @@ from command.effects import OF_STEPS, effect_notes
 from command.files import TEXTURES
 from command.pictures import save_picture
 from command.plan import plan, work_items
-from engine.synthesis import new_texture
 from losses import PRESETS, TERMS
 from utils import UserError
 
@@ -191,7 +191,7 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
     def painted(flags):
         request = replace(parse(["--repaint", "1", *flags.split()]), typed=frozenset())
         (job,), _ = plan(replace(request, gt_path=[str(tmp_path / "a.png")], size=(20, 20)))
-        return new_texture(job.spec, tiny).image
+        return made(job.spec, tiny).image
 
     for name in "ab":
         save_picture(torch.rand(1, 3, 20, 20), tmp_path / f"{name}.png", {})

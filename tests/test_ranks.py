@@ -147,7 +147,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     made = Result(path, torch.zeros(1, 3, 16, 16), {}, 0.0, None)
     monkeypatch.setattr("command.run.process_rank", lambda: ProcessRank(rank, 2, rank))
     monkeypatch.setattr("command.run.process_group_of", lambda own, device: ProcessGroup(rank, 2))
-    monkeypatch.setattr("command.make.make_in_blocks", lambda *others: made)
+    monkeypatch.setattr("command.make.make_in_tiles", lambda *others: made)
     monkeypatch.setattr("command.run.show", lambda request, results, *_: shown.append(results))
     flags = ["--split", "--device", "cpu", "--size", "32", "--save_path", str(path)]
     outcomes = list(run(parse(["--gt_path", "pebbles.png", *flags])))
@@ -279,9 +279,11 @@ import sys, torch
 from functools import partial
 from pathlib import Path
 from command.ranks import leave, process_group_of, process_rank
-from engine.blocks import Blocks
-from engine.optimizers import optimize
-from engine.synthesis import Spec, criterion_at, exemplar_of
+from engine.objective import Objective
+from engine.optimizers import Settings, minimize
+from engine.spec import Spec, exemplar_of
+from engine.synthesis import criterion_at
+from engine.tiling import TiledExtractor
 from command.weights import load_weights
 from models import Extractor, resolve_layers
 from terms.base import Canvas
@@ -302,9 +304,11 @@ layers_of_model = {"relu3_1": 1.0}
 spec = Spec(exemplars, canvas, method, layers_of_model, {"moments": 1.0}, group=group)
 trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
-look = Blocks(trunk, criterion, None, group) if own.world_size > 1 else trunk
+extractor = TiledExtractor(trunk, criterion, group=group) if own.world_size > 1 else trunk
 image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).double()
-image = optimize(image, partial(look, tile=tile), criterion, 30)
+objective = Objective(partial(extractor, tile=tile), criterion)
+for step in minimize(image, objective, Settings(30)):
+    image = step.image
 torch.save(image, f"{out}_{own.rank}_of_{own.world_size}.pt")
 leave(0)
 """

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import made
 from PIL import Image
 
 from command import resume
 from command.display import Display
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record
-from engine.checkpoints import Checkpoints
-from engine.synthesis import Spec, exemplar_of, new_texture
+from engine.spec import Spec, exemplar_of
+from engine.synthesis import frames
 from losses import METHODS
 from Synthesis import main
 from terms.base import Canvas
@@ -65,27 +66,24 @@ def test_at_any_moment(change, optimizer, moments, spec, tiny, brief_painting):
     spec = replace(spec, optimizer=optimizer, **OTHERS.get(change, {"method": change}))
     if change not in ("one scale", "four scales", "polished"):
         spec = replace(spec, scales=2)
-    states, reports, taken = [], [], []
-    keep = Checkpoints(lambda state: states.append(kept(state)), 0.0)
-    whole = new_texture(spec, tiny, lambda p: reports.append((p.step, p.scale, p.loss)), keep)
-    plain = new_texture(spec, tiny)
+    states, reports = [], []
+    for frame in frames(spec, tiny):
+        reports.append((frame.step, frame.scale, frame.loss))
+        if frame.state is not None:
+            states.append((len(reports), kept(frame.state())))
+    whole, plain = frame.made, made(spec, tiny)
     assert torch.equal(plain.image, whole.image)  # to be kept changes nothing
     assert len(states) >= 6
-    for state in states[-1 :: -max(1, len(states) // moments)]:
+    for before, state in states[-1 :: -max(1, len(states) // moments)]:
         again = []
-        on = new_texture(
-            spec,
-            tiny,
-            lambda p, again=again: again.append((p.step, p.scale, p.loss)),
-            Checkpoints(lambda _: None, 1e9, state),
-        )
-        assert torch.equal(on.image, whole.image)
-        assert on.shift == whole.shift
+        for frame in frames(spec, tiny, state):
+            again.append((frame.step, frame.scale, frame.loss))
+        assert torch.equal(frame.made.image, whole.image)
+        assert frame.made.shift == whole.shift
         if whole.painting is not None:
-            assert torch.equal(on.painting.places, whole.painting.places)
-        assert again == reports[len(reports) - len(again) :]
-        taken.append(len(again))
-    assert taken[0] < len(reports) / 2  # it does not begin anew
+            assert torch.equal(frame.made.painting.places, whole.painting.places)
+        assert again == reports[before:]
+    assert states[-1][0] > len(reports) / 2  # it does not begin anew
 
 
 # ------------------------------------------------------------------------------------ in files
@@ -109,17 +107,13 @@ class Killed(BaseException):
 
 
 def killed_after(steps, monkeypatch, error=Killed):
-    make = new_texture
-
-    def killed(spec, trunk, report, *others):
-        def on_step(progress):
-            report(progress)
-            if progress.step >= steps:
+    def killed(*args):
+        for frame in frames(*args):
+            yield frame
+            if frame.step >= steps:
                 raise error
 
-        return make(spec, trunk, on_step, *others)
-
-    monkeypatch.setattr("command.make.new_texture", killed)
+    monkeypatch.setattr("command.make.frames", killed)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +128,15 @@ def test_a_command_goes_on(flags, exemplar, narrow_net, monkeypatch, capfd):
         with pytest.raises(Killed):
             run(exemplar, "r.png", *flags.split())
     assert (folder / "r.png.checkpoint").exists() and not (folder / "r.png").exists()
-    done, resumed = torch.load(folder / "r.png.checkpoint")["fraction"], []
+    done, resumed = torch.load(folder / "r.png.checkpoint")["course"]["work"], []
     assert 0.2 < done < 0.8
-    monkeypatch.setattr(Display, "resumes", lambda self, fraction: resumed.append(fraction))
+    plain = Display.resumes
+
+    def resumes(self, course):
+        resumed.append(course["work"])
+        plain(self, course)
+
+    monkeypatch.setattr(Display, "resumes", resumes)
     capfd.readouterr()
     assert run(exemplar, "r.png", *flags.split(), "--seed", "3") == 2
     (line,) = capfd.readouterr().err.splitlines()

@@ -13,8 +13,8 @@ from command.files import TEXTURES
 from command.pictures import read_record
 from command.plan import work_items
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
-from engine.blocks import Parts
-from engine.synthesis import new_texture
+from engine.synthesis import frames
+from engine.tiling import WHOLE, Tiling
 from Synthesis import main
 
 
@@ -143,17 +143,14 @@ def test_a_sheet_of_a_name_in_no_alphabet(exemplar, tmp_path):
 
 def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypatch):
     seen = []
-    make = new_texture
 
-    def watched(spec, trunk, report, *others):
-        def on_step(progress):
-            report(progress)
+    def watched(*args):
+        for frame in frames(*args):
+            yield frame
             with Image.open(tmp_path / "r.preview.png") as picture:
                 seen.append(picture.size)
 
-        return make(spec, trunk, on_step, *others)
-
-    monkeypatch.setattr("command.make.new_texture", watched)
+    monkeypatch.setattr("command.make.frames", watched)
     monkeypatch.setattr(display, "A_PREVIEW", 0)
     assert run("--gt_path", "a.png", "--save_path", "r.jpg", "--preview") == 0
     assert seen == [(32, 24)] * 4
@@ -161,22 +158,22 @@ def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypa
 
 
 def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, capfd):
-    make, tried = new_texture, []
+    tried = []
 
     def full(spec, *rest):
         tried.append(spec.finest.side)
         if spec.finest.side != 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return make(spec, *rest)
+        return frames(spec, *rest)
 
     monkeypatch.setattr("command.make.BLOCKS", (48, 24, 16))
-    monkeypatch.setattr("command.make.new_texture", full)
+    monkeypatch.setattr("command.make.frames", full)
     command = "--gt_path a.png --save_path r.png --size 32 --epoch 2 --device cpu"
     assert main(command.split()) == 0
     assert tried == [None, 24, 16]
-    assert "out of memory, once more in blocks of 16 px" in capfd.readouterr().err
+    assert "out of memory, once more in tiles of 16 px" in capfd.readouterr().err
     assert read_record(tmp_path / "r.png")["error"] > 0
-    monkeypatch.setattr("command.make.new_texture", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr("command.make.frames", lambda *_: (_ for _ in ()).throw(MemoryError()))
     assert main([*command.split(), "--seed", "1", "--overwrite", "--quiet"]) == 2
     assert "--max_memory" in capfd.readouterr().err
 
@@ -187,7 +184,7 @@ def test_where_memory_runs_out_at_a_coarse_scale_it_gets_the_blocks_of_the_fines
     tried = []
 
     def full(spec, *rest):
-        tried.append(spec.parts)
+        tried.append(spec.tilings)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def ways(run, allowed):
@@ -195,17 +192,17 @@ def test_where_memory_runs_out_at_a_coarse_scale_it_gets_the_blocks_of_the_fines
 
     monkeypatch.setattr("command.make.BLOCKS", (48, 24, 16))
     monkeypatch.setattr("command.run.at_scales", ways)
-    monkeypatch.setattr("command.make.new_texture", full)
+    monkeypatch.setattr("command.make.frames", full)
     command = "--gt_path a.png --save_path r.png --size 32 --scales 2 --device cpu --quiet"
     assert main(command.split()) == 2
-    assert tried == [(Parts(), Parts(24, 2)), (Parts(24),) * 2, (Parts(16),) * 2]
+    assert tried == [(WHOLE, Tiling(24, 2)), (Tiling(24),) * 2, (Tiling(16),) * 2]
 
 
 def test_a_loss_that_is_no_number_is_one_line(exemplar, capfd, monkeypatch):
     def nan(*_):
         raise FloatingPointError("the loss of the first picture is nan")
 
-    monkeypatch.setattr("command.make.new_texture", nan)
+    monkeypatch.setattr("command.make.frames", nan)
     assert run("--gt_path", "a.png", "--save_path", "r.png") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "is nan: give --precision fp32" in line

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import synthesized
+from conftest import made, synthesized
 from PIL import Image
 
 import models
@@ -26,13 +26,15 @@ from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.pictures import SUFFIXES, read_picture, read_record, save_picture
 from command.weights import BUNDLE, CAFFE_MEAN, load_weights
-from engine import synthesis
+from engine import schedule, start, synthesis
 from engine.colours import noise_like
-from engine.optimizers import LEARNING_RATES
+from engine.finish import cut_at
+from engine.optimizers import LEARNING_RATES, minimize
 from engine.orientation import axes
-from engine.painting import Painting
+from engine.painting import Painting, PaintingFrame
 from engine.scales import split_steps
-from engine.synthesis import Made, Progress, Spec, exemplar_of, new_texture
+from engine.spec import Spec, exemplar_of
+from engine.synthesis import Frame, frames
 from losses import METHODS, TERMS
 from Synthesis import main
 from terms.base import Canvas, relative_error
@@ -184,7 +186,7 @@ def test_order_beyond_the_net_switches_the_spectrum_on(
 def test_tile_has_no_border(method, monkeypatch):
     """Moved round by whole patches and windows, the noise gives the same texture, moved round, up
     to detail that is painted, which is drawn by lot."""
-    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
     layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-caffe")
     weights = load_weights("vgg16-caffe", None, layers).weights
@@ -248,9 +250,9 @@ def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny):
     """What is cut stays as it is when it is cut again; by chance 1 in 40 does along an axis."""
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :40]
     output = synthesized(exemplar, tiny, steps=4, scales=1, canvas={"tile": tile})
-    assert torch.equal(synthesis.cut(output, tile), output)
+    assert cut_at(output, tile) == (0, 0)
     plain = synthesized(exemplar, tiny, steps=4, scales=1)
-    assert not torch.equal(synthesis.cut(plain, tile), plain)
+    assert cut_at(plain, tile) != (0, 0)
 
 
 def test_a_tile_of_what_has_its_place_is_not_moved(result, pebbles, narrow_net):
@@ -277,11 +279,11 @@ def test_what_is_kept_never_moves(optimizer, tiny, checkerboard):
     free = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     free[..., 5:9, 6:12] = True
     init = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    seen: list[Progress] = []
+    seen: list[Frame] = []
     canvas = {"init": init, "mask": free}
     options = {"canvas": canvas, "optimizer": optimizer, "scales": 1, "report": seen.append}
     synthesized(checkerboard, tiny, steps=10, **options)
-    moved = [(progress.image != init).any(1, keepdim=True) for progress in seen]
+    moved = [(frame.pixels != init).any(1, keepdim=True) for frame in seen]
     assert len(moved) == 10 and moved[-1][free].all()
     assert not any(pixels[~free].any() for pixels in moved)
 
@@ -656,7 +658,7 @@ def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
     seen = []
     tiny.register_forward_pre_hook(lambda net, args: seen.append(tuple(args[0].shape[2:])))
     mixed = exemplar_of(exemplar, share=0.5), exemplar_of(other, share=0.5)
-    new_texture(Spec(mixed, Canvas((32, 24)), steps=0, scales=2), tiny)
+    made(Spec(mixed, Canvas((32, 24)), steps=0, scales=2), tiny)
     assert (16, 12) in seen and (24, 32) in seen and (32, 24) in seen and (48, 64) in seen
     assert seen.count((48, 64)) == 1
 
@@ -673,7 +675,7 @@ def test_noise_has_the_colours_of_the_mixture(tiny):
         steps=0,
         scales=1,
     )
-    assert new_texture(spec, tiny).image.mean().item() == pytest.approx(0.35, abs=0.01)
+    assert made(spec, tiny).image.mean().item() == pytest.approx(0.35, abs=0.01)
 
 
 def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
@@ -736,7 +738,7 @@ def test_flags_change_the_picture(pebbles, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
 def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result, narrow_net, monkeypatch):
-    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
     record = make(pebbles, result, "--optimizer", optimizer, "--lr", "1e6", "--epoch", "20")
     start = make(pebbles, result, "--epoch", "1")
     assert record["error"] <= start["error"] * 1.5
@@ -970,7 +972,7 @@ def test_a_signal_before_the_first_step_says_that_there_is_nothing(
     def stopped(*arguments, **options):
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr("command.make.new_texture", stopped)
+    monkeypatch.setattr("command.make.frames", stopped)
     assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 143
     out, err = capfd.readouterr()
     assert (out, err) == ("", "Synthesis.py: interrupted, there is nothing to save yet\n")
@@ -1123,7 +1125,7 @@ def test_out_of_memory_is_one_line(error, pebbles, result, capfd, monkeypatch):
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("command.make.new_texture", full)
+    monkeypatch.setattr("command.make.frames", full)
     assert main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY, "--quiet"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "out of memory" in line and "--size" in line
@@ -1135,7 +1137,7 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
         def bug(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr("command.make.new_texture", bug)
+        monkeypatch.setattr("command.make.frames", bug)
         with pytest.raises(type(error)):
             main(["--gt_path", str(pebbles), "--save_path", str(result), *TINY])
 
@@ -1143,9 +1145,11 @@ def test_our_own_bugs_show_their_traceback(pebbles, result, monkeypatch):
 def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch, narrow_net):
     make(pebbles, result)
     before = result.read_bytes()
-    monkeypatch.setattr(
-        "command.make.new_texture", lambda *a, **k: Made(torch.full((1, 3, 8, 8), np.nan), None)
-    )
+
+    def not_finite(spec, *_):
+        yield Frame(1, 1, 1, 1.0, torch.full((1, 3, 8, 8), np.nan), spec.canvas)
+
+    monkeypatch.setattr("command.make.frames", not_finite)
     again = ["--gt_path", str(pebbles), "--save_path", str(result), "--overwrite", *TINY]
     with pytest.raises(ValueError, match="finite"):
         main([*again, "--seed", "1"])
@@ -1156,63 +1160,63 @@ def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch, narro
 
 
 def test_synthesize_in_a_notebook(tiny, checkerboard):
-    seen: list[Progress] = []
+    seen: list[Frame] = []
     steps = {"steps": 60, "scales": 1, "size": (20, 28), "report": seen.append}
     output = synthesized(checkerboard, tiny, **steps)
     assert output.shape == (1, 3, 20, 28)
     assert output.min() >= 0 and output.max() <= 1
-    assert [progress.step for progress in seen] == list(range(1, 61))
-    assert min(progress.loss for progress in seen) < seen[0].loss / 10
+    assert [frame.step for frame in seen] == list(range(1, 61))
+    assert min(frame.loss for frame in seen) < seen[0].loss / 10
     # The last steps follow painting, which counts as four.
     first = split_steps(60, 2)[0]
     done = [k / 64 for k in [*range(1, first + 1), *range(first + 5, 65)]]
-    assert [progress.fraction for progress in seen] == pytest.approx(done)
+    assert [frame.work for frame in seen] == pytest.approx(done)
     assert torch.equal(output, synthesized(checkerboard, tiny, **steps))
     with pytest.raises(UserError, match="exemplar"):
         synthesized(checkerboard[..., :2], tiny)
 
 
 def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
-    monkeypatch.setattr(synthesis, "STEP", 0)
-    seen: list[Progress] = []
+    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "STEP", 0)
+    seen: list[Frame] = []
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     # Four steps at 8x8 and two at 16x16, each of which is four times the work.
-    assert [progress.scale for progress in seen] == [1, 1, 1, 1, 2, 2]
-    assert [progress.fraction * 12 for progress in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
+    assert [frame.scale for frame in seen] == [1, 1, 1, 1, 2, 2]
+    assert [frame.work * 12 for frame in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
     # A step has work that is the same at any size, here as much as 8x8 pixels.
-    monkeypatch.setattr(synthesis, "STEP", 64)
+    monkeypatch.setattr(schedule, "STEP", 64)
     seen.clear()
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
-    assert [progress.fraction * 18 for progress in seen] == pytest.approx([2, 4, 6, 8, 13, 18])
+    assert [frame.work * 18 for frame in seen] == pytest.approx([2, 4, 6, 8, 13, 18])
 
 
 def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
-    monkeypatch.setattr(synthesis, "STEP", 0)
-    seen: list[Progress] = []
+    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "STEP", 0)
+    seen: list[Frame] = []
     # Any loss is near enough after the first 40 steps, and an eighth of them are the last ones: 45
     # of 235 at 8x8, and of 165 at 16x16, which are four times the work each.
     assert split_steps(400, 2) == [235, 165]
     synthesized(checkerboard, tiny, steps=400, scales=2, tolerance=1.0, report=seen.append)
-    assert [progress.step for progress in seen] == list(range(1, 45 + 45 + 1))
+    assert [frame.step for frame in seen] == list(range(1, 45 + 45 + 1))
     planned, left = 235 + 4 * 165, 45 + 4 * 165
     done = [k / planned for k in range(1, 46)] + [(45 + 4 * k) / left for k in range(1, 46)]
-    assert [progress.fraction for progress in seen] == pytest.approx(done)
+    assert [frame.work for frame in seen] == pytest.approx(done)
 
 
 def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(synthesis, "STEP", 0)
-    seen: list[Progress] = []
+    monkeypatch.setattr(schedule, "STEP", 0)
+    seen: list[Frame] = []
     synthesized(checkerboard, tiny, steps=4, scales=2, report=seen.append)
     # Two at 8x8, and two at 16x16, each four times the work, after painting.
-    assert [progress.scale for progress in seen] == [1, 1, 2, 2]
-    assert [progress.fraction * 26 for progress in seen] == pytest.approx([1, 2, 22, 26])
+    assert [frame.scale for frame in seen] == [1, 1, 2, 2]
+    assert [frame.work * 26 for frame in seen] == pytest.approx([1, 2, 22, 26])
 
 
 def painted_as(painting):
-    """What `paint` returns, without a frame."""
-    yield from ()
+    """A painter of one frame."""
+    yield PaintingFrame(1, 1, 1.0, painting.image)
     return painting
 
 
@@ -1226,7 +1230,7 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     places = torch.where(torch.arange(1024).view(32, 32) < 1024 - laid, 0, 1023)
     grey = (places > 0) * 0.8 + torch.rand(1, 3, 32, 32) * 0.1
     painting = Painting(grey, places, torch.zeros_like(places))
-    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
+    monkeypatch.setattr(synthesis, "painted", lambda *_, **__: painted_as(painting))
     found = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
@@ -1236,7 +1240,7 @@ def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     places = torch.arange(32 * 32).view(32, 32).flip(1)
     painting = Painting(dull, places, torch.zeros_like(places))
-    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
+    monkeypatch.setattr(synthesis, "painted", lambda *_, **__: painted_as(painting))
     alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
 
@@ -1274,12 +1278,12 @@ def test_noise_of_few_colours_is_between_them(count):
 
 def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
     exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 4 + 0.375  # clear of the bounds
-    start = {}
-    monkeypatch.setattr(synthesis, "_can_be_painted", lambda spec: False)
+    starts = {}
+    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
     for share in (0.0, 1.0):
-        monkeypatch.setattr(synthesis, "DETAIL", share)
-        start[share] = synthesized(exemplar, tiny, steps=0, scales=2)
-    added = (start[1.0] - start[0.0])[0].flatten(1)
+        monkeypatch.setattr(start, "DETAIL", share)
+        starts[share] = synthesized(exemplar, tiny, steps=0, scales=2)
+    added = (starts[1.0] - starts[0.0])[0].flatten(1)
     gained = (exemplar - resize(resize(exemplar, (128, 128)), (256, 256)))[0].flatten(1)
     torch.testing.assert_close(added.cov(), gained.cov(), atol=0, rtol=0.1)
     even, odd = (added[:, k::2].std().item() for k in (0, 1))
@@ -1320,18 +1324,17 @@ def test_json_of_a_record_is_plain(pebbles, result, narrow_net):
     json.dumps(make(pebbles, result))
 
 
-def test_of_going_back_is_told_once(tiny, monkeypatch):
+def test_going_back_is_said_once(pebbles, result, capfd, monkeypatch):
     """Of two scales, in each of which a step led nowhere."""
 
-    def lost(image, *args):
-        args[-1](2)
-        return image
+    def lost(*args):
+        for frame in frames(*args):
+            yield replace(frame, went_back=frame.step in (2, 7))
 
-    monkeypatch.setattr(synthesis, "optimize", lost)
-    exemplar, told = torch.rand(1, 3, 32, 32), []
-    spec = Spec((exemplar_of(exemplar),), Canvas((32, 32)), steps=8, scales=2)
-    new_texture(spec, tiny, went_back=told.append)
-    assert told == [2]
+    monkeypatch.setattr("command.make.frames", lost)
+    make(pebbles, result, "--epoch", "8", "--scales", "2")
+    assert capfd.readouterr().err.count("step 2 led to no finite loss: back to the best") == 1
+    assert "step 7" not in capfd.readouterr().err
 
 
 # ------------------------------------------------------------------------- bits of the result
@@ -1442,14 +1445,14 @@ def test_adam_starts_calmly_from_painted_detail(side, told, rates, tiny, monkeyp
     """As the help of `--lr` says."""
     seen = []
 
-    def spy(*args):
-        seen.append(LEARNING_RATES[args[4]] if args[5] is None else args[5])
-        return args[0]
+    def spy(image, objective, settings, state):
+        seen.append(LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr)
+        return minimize(image, objective, replace(settings, steps=1), state)
 
-    monkeypatch.setattr(synthesis, "optimize", spy)
+    monkeypatch.setattr(synthesis, "minimize", spy)
     exemplar = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     spec = Spec((exemplar_of(exemplar),), Canvas((side, side)), steps=20, **told)
-    new_texture(spec, tiny)
+    made(spec, tiny)
     assert seen == pytest.approx(rates)
     help = " ".join(build_parser().format_help().split())
     assert "Adam starts the finest scale with 0.08 times this" in help and "below 14 px" in help

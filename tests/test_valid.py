@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import made
 
 from engine.painting import paint, value_of
-from engine.synthesis import Spec, criterion_at, exemplar_of, new_texture
+from engine.spec import Spec, exemplar_of
+from engine.synthesis import criterion_at
 from losses import METHODS, TERMS
 from terms.base import Canvas, Exemplar, View
 from terms.valid import fill_invalid, largest_rectangle, usable_patches, valid_at
@@ -106,7 +108,7 @@ def test_no_picture_depends_on_what_does_not_count(tiny):
         image, valid = with_a_hole(seed)
         exemplars = (exemplar_of(image.clamp(0, 1), (90,), valid=valid),)
         pictures.append(painted(exemplars, (40, 40)).image)
-        pictures.append(new_texture(Spec(exemplars, Canvas((32, 32)), steps=3), tiny).image)
+        pictures.append(made(Spec(exemplars, Canvas((32, 32)), steps=3), tiny).image)
     assert torch.equal(pictures[0], pictures[2]) and torch.equal(pictures[1], pictures[3])
 
 

@@ -1,12 +1,13 @@
-"""Blocks of a picture against the whole, in float64."""
+"""Tiles of a picture against the whole, in float64."""
 
 import pytest
 import torch
 from conftest import in_threads
 
 from engine import synthesis
-from engine.blocks import Blocks, Parts, Span, spans
-from engine.synthesis import Spec, criterion_at, exemplar_of
+from engine.spec import Spec, exemplar_of
+from engine.synthesis import criterion_at, frames
+from engine.tiling import WHOLE, Span, TiledExtractor, Tiling, spans
 from losses import TERMS
 from models import NETS, Extractor, halos, layer_table, middle_pooling, resolve_layers, stride
 from terms.base import Canvas
@@ -46,13 +47,13 @@ def both(trunk, spec, size, side, exemplar=SOURCE):
     image, tile = noise(2, 3, *size, seed=1), spec.canvas.tile
     if criterion.match_every:
         criterion.renew(trunk(image, tile))
-    looks = trunk, Blocks(trunk, criterion, side)
+    looks = trunk, TiledExtractor(trunk, criterion, Tiling(side))
     return [judged(look, criterion, image, tile) for look in looks]
 
 
-def assert_same(whole, blocks):
-    torch.testing.assert_close(blocks[0], whole[0], rtol=1e-12, atol=0)
-    assert (blocks[1] - whole[1]).norm() < 1e-12 * whole[1].norm()
+def assert_same(whole, tiles):
+    torch.testing.assert_close(tiles[0], whole[0], rtol=1e-12, atol=0)
+    assert (tiles[1] - whole[1]).norm() < 1e-12 * whole[1].norm()
 
 
 def spec_of(size, method="gram", weights=None, tile="", **told):
@@ -69,7 +70,7 @@ def test_spans_by_hand():
         Span(56, 83, 16, 0, 83),
     ]
     assert spans(64, 16, 8, 8, True)[0] == Span(0, 16, 8, 8, 64)
-    assert spans(64, 16, 8, 8, True)[0].places(torch.device("cpu")).tolist() == [
+    assert spans(64, 16, 8, 8, True)[0].positions(torch.device("cpu")).tolist() == [
         *range(56, 64),
         *range(24),
     ]
@@ -110,13 +111,13 @@ def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
 
 
 @pytest.mark.parametrize("graphs", [1, 3, 9])
-def test_a_block_whose_graph_is_kept_is_looked_at_once(graphs):
+def test_a_tile_whose_graph_is_kept_is_evaluated_once(graphs):
     spec, trunk = spec_of((64, 64), weights={"moments": 1.0}), narrow("vgg16-caffe")
     criterion, image = criterion_at(spec, trunk, SOURCE, (64, 64)), noise(1, 3, 64, 64)
     looked = []
     trunk.register_forward_hook(lambda *_: looked.append(1))
     found = []
-    for look in (trunk, Blocks(trunk, criterion, 24, graphs=graphs)):
+    for look in (trunk, TiledExtractor(trunk, criterion, Tiling(24, graphs))):
         looked.clear()
         found.append(judged(look, criterion, image))
     assert_same(*found)
@@ -161,7 +162,7 @@ def test_processes_that_exchange_rows_see_the_whole(method, pool, tile, count):
     trunk.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[2]))
 
     def work(group):
-        return judged(Blocks(trunk, criterion, None, group), criterion, image, tile)
+        return judged(TiledExtractor(trunk, criterion, group=group), criterion, image, tile)
 
     for found in in_threads(count, work):
         assert_same(whole, found)
@@ -176,7 +177,7 @@ def test_odd_sides_leave_out_what_the_whole_leaves_out():
     assert_same(*both(narrow("vgg16-caffe"), spec_of((63, 78)), (63, 78), 16))
 
 
-def test_regions_mixes_and_content_are_the_same_by_blocks():
+def test_regions_mixes_and_content_are_the_same_by_tiles():
     size = SIZE
     regions = torch.zeros(1, 1, *size, dtype=torch.int64)
     mask = torch.ones(1, 1, *size, dtype=torch.bool)
@@ -193,30 +194,31 @@ def test_regions_mixes_and_content_are_the_same_by_blocks():
         assert_same(*both(trunk, spec_of(size, "gram", weights, **told), size, 16))
 
 
-def test_each_scale_is_looked_at_in_its_parts(monkeypatch):
-    """One that fits is looked at whole."""
-    cut = []
+def test_each_scale_has_its_tiling(monkeypatch):
+    """A picture that fits is evaluated whole."""
+    tilings = []
 
-    def blocks(trunk, criterion, side, group, graphs):
-        cut.append((side, graphs))
-        return Blocks(trunk, criterion, side, group, graphs)
+    def tiled(net, criterion, tiling, group):
+        tilings.append(tiling)
+        return TiledExtractor(net, criterion, tiling, group)
 
-    monkeypatch.setattr(synthesis, "Blocks", blocks)
+    monkeypatch.setattr(synthesis, "TiledExtractor", tiled)
     trunk, exemplar = narrow("vgg16-caffe").float(), exemplar_of(noise(1, 3, 64, 64).float())
-    parts = (Parts(), Parts(24, 2), Parts(16, 1))
-    told = {"exemplars": (exemplar,), "steps": 6, "parts": parts}
-    synthesis.new_texture(spec_of((64, 64), scales=3, **told), trunk)
-    assert cut == [(24, 2), (16, 1)]
-    cut.clear()
-    synthesis.new_texture(spec_of((64, 64), scales=3, repaint=0.5, **told), trunk)
-    assert cut == [(16, 1)]
+    told = {"exemplars": (exemplar,), "steps": 6, "tilings": (WHOLE, Tiling(24, 2), Tiling(16, 1))}
+    for _ in frames(spec_of((64, 64), scales=3, **told), trunk):
+        pass
+    assert tilings == [(24, 2), (16, 1)]
+    tilings.clear()
+    for _ in frames(spec_of((64, 64), scales=3, repaint=0.5, **told), trunk):
+        pass
+    assert tilings == [(16, 1)]
 
 
-def test_blocks_have_no_second_derivative():
+def test_tiles_have_no_second_derivative():
     trunk, size = narrow("vgg16-caffe"), (64, 64)
-    blocks = Blocks(trunk, criterion_at(spec_of(size), trunk, SOURCE, size), 32)
+    tiled = TiledExtractor(trunk, criterion_at(spec_of(size), trunk, SOURCE, size), Tiling(32))
     image = noise(1, 3, *size).requires_grad_()
-    loss = blocks.criterion(blocks(image)).sum()
+    loss = tiled.criterion(tiled(image)).sum()
     (gradient,) = torch.autograd.grad(loss, image, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

@@ -1,0 +1,126 @@
+"""The schedule of a synthesis: its stages with their sizes, steps and work."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.painting import MIN_SIDE
+from engine.scales import Sizes, pyramid, split_steps
+from engine.spec import Spec
+from engine.tiling import WHOLE, Tiling
+from models import least_side, stride
+from utils import Size, size_of
+
+PAINTING = 4  # steps at the finest scale that take as long as painting: 6 of gram, 3 of guided
+STEP = 2000  # px that take as long as the size-independent part of a step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Painting, or optimization steps at one size."""
+
+    source_size: Size  # of the exemplar
+    size: Size  # of the output
+    steps: int
+    scale: int = 1  # 1 ... scales
+    scales: int = 1
+    tiling: Tiling = WHOLE
+    paints_detail: bool = False  # whether the finest detail of its start is painted first
+    is_painting: bool = False  # whether its steps are painting, none is optimization
+    after_painting: bool = False  # whether its start is a painting
+
+    @property
+    def unit(self) -> float:
+        """The work of one optimization step."""
+        return STEP + math.prod(self.size)
+
+    def work(self, steps: float) -> float:
+        """Return the work of the stage's preparation and of its first steps. All steps of a
+        painting stage are as much work as `PAINTING` optimization steps."""
+        if self.is_painting:
+            return PAINTING * self.unit * steps / max(1, self.steps)
+        return (steps + PAINTING * self.paints_detail) * self.unit
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages in the order in which they run."""
+
+    stages: tuple[Stage, ...]
+
+    def position(self, index: int, steps: float) -> tuple[int, float]:
+        """Return the number of the step and the share of all work that is done after so many steps
+        of a stage."""
+        before = sum(stage.steps for stage in self.stages[:index])
+        work = sum(stage.work(stage.steps) for stage in self.stages[:index])
+        total = work + sum(stage.work(stage.steps) for stage in self.stages[index:])
+        stage = self.stages[index]
+        number = max(1, round(steps)) if stage.is_painting else int(steps)
+        return before + number, (work + stage.work(steps)) / total if total else 1.0
+
+    def ended(self, index: int, steps: int) -> "Schedule":
+        """Return the schedule of a run in which a stage has converged after fewer steps."""
+        return self.with_steps([*(stage.steps for stage in self.stages[:index]), steps])
+
+    def with_steps(self, steps: Sequence[int]) -> "Schedule":
+        """Return a copy in which the first stages have these numbers of steps."""
+        first = (replace(stage, steps=n) for stage, n in zip(self.stages, steps, strict=False))
+        return Schedule((*first, *self.stages[len(steps) :]))
+
+
+def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
+    """Return the schedule of a synthesis.
+
+    Without painting, the steps are spread over the scales. With painting, the steps that are left
+    are taken at the finest scale; but with a content, which determines the layout, they are
+    spread over the scales and precede painting.
+
+    Args:
+        layers: of the network.
+
+    Raises:
+        UserError: as `pyramid` raises it.
+    """
+    sizes = sizes_of(spec, layers)
+    if not spec.repaint:
+        return Schedule(_scales(spec, sizes, spec.steps))
+    exemplar, output = size_of(spec.exemplars[0].image), sizes[-1][1]
+    rest = steps_after_painting(spec.steps, spec.repaint)
+    painting = Stage(exemplar, output, spec.steps - rest, is_painting=True)
+    if spec.canvas.content is not None:
+        return Schedule((*(_scales(spec, sizes, rest) if rest else ()), painting))
+    finest = Stage(exemplar, output, rest, tiling=spec.finest, after_painting=True)
+    return Schedule((painting, finest) if rest else (painting,))
+
+
+def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
+    """Return the stages from coarse to fine. A single scale is split in two, so that the detail of
+    the second can be painted."""
+    tilings = spec.tilings or (WHOLE,) * len(sizes)
+    paints = _can_be_painted(spec)
+    if paints and len(sizes) == 1:
+        sizes, tilings = sizes * 2, tilings * 2
+    count = len(sizes)
+    shares = split_steps(steps, count)
+    rows = zip(sizes, tilings, shares, strict=True)
+    return tuple(
+        Stage(*sides, share, n, count, tiling, paints_detail=paints and n == count and share > 0)
+        for n, (sides, tiling, share) in enumerate(rows, 1)
+    )
+
+
+def _can_be_painted(spec: Spec) -> bool:
+    sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
+    return min(*sides, *spec.canvas.size) >= MIN_SIDE
+
+
+def steps_after_painting(steps: int, repaint: float) -> int:
+    """Return the number of steps that are not painting."""
+    return steps - round(repaint * steps)
+
+
+def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
+    """Return the sizes of (exemplar, output) from coarse to fine; raise UserError as `pyramid`."""
+    down, across = (stride(layers) if axis in spec.canvas.tile else 1 for axis in "yx")
+    exemplar = size_of(spec.exemplars[0].image)
+    return pyramid(exemplar, spec.canvas.size, spec.scales, least_side(layers), (down, across))

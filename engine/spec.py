@@ -1,0 +1,84 @@
+"""Everything that determines a synthesis, except for the network: a frozen specification."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.kinds import STOCHASTIC, Kind
+from engine.optimizers import LBFGS_MEMORY
+from engine.precision import EXACT
+from engine.tiling import WHOLE, Tiling
+from losses import MATCH_EVERY
+from terms.base import MAX_PATCHES, Canvas, Exemplar, LayerWeights, View
+from terms.process_group import SINGLE_PROCESS, ProcessGroup
+from terms.valid import NEARLY_ALL, fill_invalid
+from utils import rotated_and_resized
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Specification of one synthesis."""
+
+    exemplars: tuple[Exemplar, ...]  # views that hold pictures only, at full size
+    canvas: Canvas
+    method: str = "gram"  # a name in `losses.METHODS`
+    layers: LayerWeights | None = None  # of the method; None: all layers of the network, equally
+    weights: dict[str, float] | None = None  # of the additional terms; None: the method's own
+    match_every: int = MATCH_EVERY  # steps between two searches for matches
+    max_patches: int = MAX_PATCHES  # per layer, for methods that sample patches
+    content_layers: tuple[str, ...] = ()
+    content_weight: float = 0.0  # relative to the sum of all texture terms
+    optimizer: str = "Adam"  # a name in `optimizers.OPTIMIZERS`
+    steps: int = 1000  # evaluations of loss and gradient, over all scales
+    lr: float | None = None  # step size; None: the optimizer's default
+    memory: int = LBFGS_MEMORY  # steps in the history of L-BFGS
+    scales: int | None = None  # None: derived from the size of the exemplar
+    repaint: float = 0.0  # share of the steps that are spent on painting
+    kind: Kind = STOCHASTIC  # of the first exemplar; read by painting
+    tolerance: float = 0.0  # relative decrease of the loss below which a scale ends
+    precision: str = EXACT  # a name in `precision.PRECISIONS`
+    tilings: tuple[Tiling, ...] = ()  # one per scale, coarse to fine; (): untiled
+    group: ProcessGroup = SINGLE_PROCESS  # processes that make the picture together
+    seed: int = 0
+
+    @property
+    def finest(self) -> Tiling:
+        """The tiling of the finest scale."""
+        return self.tilings[-1] if self.tilings else WHOLE
+
+    def to(self, device: torch.device) -> "Spec":
+        """Return a copy whose tensors are on the device."""
+        exemplars = tuple(one.to(device) for one in self.exemplars)
+        return replace(self, exemplars=exemplars, canvas=self.canvas.to(device))
+
+
+def exemplar_of(
+    picture: Tensor,
+    rotations: Sequence[float] = (),
+    factors: Sequence[float] = (),
+    share: float = 1.0,
+    valid: Tensor | None = None,
+) -> Exemplar:
+    """Return an exemplar that holds a picture and its rotated and resized copies.
+
+    Args:
+        picture: (1, 3, H, W) in [0, 1].
+        rotations: angles of the copies in degrees, counter-clockwise.
+        factors: sizes of the copies, relative to the picture.
+        share: of the output, if it is a mixture of several exemplars.
+        valid: (1, 1, H, W) of bool, the pixels that count; None: all. The others are fill_invalid.
+    """
+    if valid is None:
+        copies = [picture, *rotated_and_resized(picture, rotations, factors)]
+        views = tuple(View({"image": image}) for image in copies)
+        return Exemplar(views, share, tuple(rotations), tuple(factors))
+    picture = fill_invalid(picture, valid)
+    copies = [picture, *rotated_and_resized(picture, rotations, factors)]
+    shares = [valid.float(), *rotated_and_resized(valid.float(), rotations, factors)]
+    views = tuple(
+        View({"image": image}, valid=part > NEARLY_ALL)
+        for image, part in zip(copies, shares, strict=True)
+    )
+    return Exemplar(views, share, tuple(rotations), tuple(factors))
