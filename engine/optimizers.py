@@ -104,17 +104,7 @@ def minimize(
     Raises:
         FloatingPointError: the loss of the start is not finite.
     """
-    kind = OPTIMIZERS[settings.optimizer]
-    lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
-    optimizer = kind(image, lr=lr, memory=settings.memory)
-    small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
-    evaluate = Evaluator(
-        objective,
-        steps=settings.steps,
-        exact_steps=settings.exact_steps,
-        tolerance=settings.tolerance,
-        late=LATE if small and not optimizer.reads_losses else 0,
-    )
+    optimizer, evaluate = _begin(image, objective, settings)
     if state is not None:
         evaluate.load_state_dict(state["evaluator"])
         optimizer.load_state_dict(state["optimizer"])
@@ -134,6 +124,20 @@ def minimize(
             evaluate.went_back = False
     best = evaluate.tracker.best
     return Minimum(image if best is None else best, evaluate.taken)
+
+
+def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Optimizer, Evaluator]:
+    lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
+    optimizer = OPTIMIZERS[settings.optimizer](image, lr=lr, memory=settings.memory)
+    small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
+    evaluate = Evaluator(
+        objective,
+        steps=settings.steps,
+        exact_steps=settings.exact_steps,
+        tolerance=settings.tolerance,
+        late=LATE if small and not optimizer.reads_losses else 0,
+    )
+    return optimizer, evaluate
 
 
 class Adam:

@@ -93,19 +93,36 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
         UserError: an exemplar or the size is too small for the layers, the scales or the patches.
         FloatingPointError: the loss of the start is not finite.
     """
-    schedule = schedule_of(spec, net.layers)
-    recipe = _from_noise if not spec.repaint else _painted_then_optimized
-    if spec.repaint and spec.canvas.content is not None:
-        recipe = _optimized_then_painted
-    yield from recipe(spec, net, schedule, state)
+    run = _Run(spec, net, schedule_of(spec, net.layers))
+    if not spec.repaint:
+        yield from _from_noise(run, state)
+    elif spec.canvas.content is None:
+        yield from _painted_then_optimized(run, state)
+    else:
+        yield from _optimized_then_painted(run, state)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A synthesis and its schedule, in which scales that have converged are shortened."""
+
+    spec: Spec
+    net: Extractor
+    schedule: Schedule
+
+    def frame(self, index: int, steps: float, pixels: Tensor) -> Frame:
+        """Return the frame after so many steps of a stage."""
+        stage = self.schedule.stages[index]
+        number, work = self.schedule.position(index, steps)
+        return Frame(number, stage.scale, stage.scales, work, pixels, self.spec.canvas)
 
 
 # ------------------------------------------------------------------------------------- recipes
 
-Optimized = Generator[Frame, None, tuple[Tensor, Schedule]]  # the picture, and what was run
+Optimized = Generator[Frame, None, tuple[Tensor, _Run]]  # returns the picture, and what was run
 
 
-def _from_noise(spec: Spec, net: Extractor, schedule: Schedule, state: State | None) -> Optimized:
+def _from_noise(run: _Run, state: State | None) -> Optimized:
     """Optimize a picture coarse to fine, from white noise.
 
     The first scale starts from noise with the exemplars' mean and covariance of colours, each other
@@ -115,13 +132,14 @@ def _from_noise(spec: Spec, net: Extractor, schedule: Schedule, state: State | N
     pooling. At the finest scale it is painted with the exemplar's patches: hatching and dark points
     have the Gram matrices of edges, so that optimized noise ends as such.
     """
+    spec, stages = run.spec, run.schedule.stages
     generator = torch.Generator().manual_seed(spec.seed)
     first = 0
     if state is not None:
         first, image = state["stage"], state["minimizer"]["optimizer"]["image"]
-        schedule = schedule.with_steps(state["steps"])
+        run = replace(run, schedule=run.schedule.with_steps(state["steps"]))
         generator.set_state(state["generator"])
-    for index, stage in enumerate(schedule.stages):
+    for index, stage in enumerate(stages):
         if index < first or stage.is_painting:
             continue
         if state is None:
@@ -131,73 +149,70 @@ def _from_noise(spec: Spec, net: Extractor, schedule: Schedule, state: State | N
             if stage.paints_detail:
                 image = with_painted_detail(spec, image)
             elif index > 0:
-                coarser = schedule.stages[index - 1]
-                image = with_noise_detail(spec, image, coarser, stage, generator)
+                image = with_noise_detail(spec, image, stages[index - 1], stage, generator)
+            image = _start(spec, stage, image)
         drawn = {"generator": generator.get_state()}
-        image, schedule = yield from _optimized(spec, net, schedule, index, image, state, drawn)
+        image, run = yield from _optimized(run, index, image, state, known=drawn)
         state = None
-    return image, schedule
+    return image, run
 
 
-def _painted_then_optimized(
-    spec: Spec, net: Extractor, schedule: Schedule, state: State | None
-) -> Optimized:
+def _painted_then_optimized(run: _Run, state: State | None) -> Optimized:
     """Paint a picture with the exemplars' pixels, and optimize it at the finest scale."""
     if state is None:
-        painting = yield from _painted(spec, schedule, 0)
+        painting = yield from _painted(run, 0)
     else:
         painting = Painting(*state["painting"])
     image = painting.image
-    if len(schedule.stages) > 1:
-        args = spec, net, schedule, 1, image, state
-        image, schedule = yield from _optimized(*args, {}, painting)
-    return image, schedule
+    if len(run.schedule.stages) > 1:
+        if state is None:
+            image = _start(run.spec, run.schedule.stages[1], image)
+        known = {"painting": [painting.image, painting.places, painting.views]}
+        image, run = yield from _optimized(run, 1, image, state, known=known, painting=painting)
+    return image, run
 
 
-def _optimized_then_painted(
-    spec: Spec, net: Extractor, schedule: Schedule, state: State | None
-) -> Optimized:
+def _optimized_then_painted(run: _Run, state: State | None) -> Optimized:
     """Optimize a picture coarse to fine, and paint one of its layout with the exemplars' pixels."""
-    layout = spec.canvas.content
-    if len(schedule.stages) > 1:
-        layout, schedule = yield from _from_noise(spec, net, schedule, state)
-    painting = yield from _painted(spec, schedule, len(schedule.stages) - 1, layout)
-    return painting.image, schedule
+    layout, last = run.spec.canvas.content, len(run.schedule.stages) - 1
+    if last > 0:
+        layout, run = yield from _from_noise(run, state)
+    painting = yield from _painted(run, last, layout)
+    return painting.image, run
 
 
 # -------------------------------------------------------------------------------------- stages
 
 
 def _painted(
-    spec: Spec, schedule: Schedule, index: int, layout: Tensor | None = None
+    run: _Run, index: int, layout: Tensor | None = None
 ) -> Generator[Frame, None, Painting]:
     """Run a painting stage.
 
     Args:
         layout: (1, 3 or 1, h, w), the picture whose layout is kept; None: the layout is made too.
     """
-    stage, last = schedule.stages[index], None
+    stage, last = run.schedule.stages[index], None
 
     def frame(one: PaintingFrame) -> Frame:
         nonlocal last
-        number, work = schedule.position(index, one.work * stage.steps)
-        last = Frame(number, one.scale, one.scales, work, one.image.clamp(0, 1), spec.canvas)
+        found = run.frame(index, one.work * stage.steps, one.image.clamp(0, 1))
+        last = replace(found, scale=one.scale, scales=one.scales)
         return last
 
-    painting = yield from _each(painted(spec, stage.size, layout), frame)
-    painting = in_exemplars_colours(spec, painting)
-    assert last is not None  # painting takes a round at least
+    painting = yield from _each(painted(run.spec, stage.size, layout), frame)
+    painting = in_exemplars_colours(run.spec, painting)
+    assert last is not None  # painting takes at least one round
     yield replace(last, pixels=painting.image, painting=painting)
     return painting
 
 
 def _optimized(
-    spec: Spec,
-    net: Extractor,
-    schedule: Schedule,
+    run: _Run,
     index: int,
     image: Tensor,
     state: State | None,
+    *,
     known: State,
     painting: Painting | None = None,
 ) -> Optimized:
@@ -209,42 +224,29 @@ def _optimized(
         known: further items of the states of its frames.
         painting: the start, if it was painted.
     """
-    stage = schedule.stages[index]
-    if state is None:
-        image = _start(spec, stage, image)
-    if painting is not None:
-        known = known | {"painting": [painting.image, painting.places, painting.views]}
-    taken = [one.steps for one in schedule.stages[:index]]
+    spec, stage = run.spec, run.schedule.stages[index]
+    known = known | {"stage": index, "steps": [one.steps for one in run.schedule.stages[:index]]}
 
     def frame(step: Step) -> Frame:
-        def state() -> State:
+        def current() -> State:
             assert step.state is not None
-            return known | {"stage": index, "steps": taken, "minimizer": step.state()}
+            return known | {"minimizer": step.state()}
 
-        number, work = schedule.position(index, step.number)
-        return Frame(
-            number,
-            stage.scale,
-            stage.scales,
-            work,
-            step.image,
-            spec.canvas,
-            step.loss,
-            painting,
-            step.went_back,
-            state if step.state else None,
+        return replace(
+            run.frame(index, step.number, step.image),
+            loss=step.loss,
+            painting=painting,
+            went_back=step.went_back,
+            state=current if step.state else None,
         )
 
-    settings = _settings(spec, stage)
-    objective = _objective(spec, net, stage)
+    objective, minimizer = _objective(spec, run.net, stage), state and state["minimizer"]
     with convolving(spec.precision):
-        args = image, objective, settings, None if state is None else state["minimizer"]
-        image, steps = yield from _each(minimize(*args), frame)
-    schedule = schedule.ended(index, steps)
-    if not stage.steps and index == len(schedule.stages) - 1:
-        number, work = schedule.position(index, 0)
-        yield Frame(number, stage.scale, stage.scales, work, image, spec.canvas, math.nan, painting)
-    return image, schedule
+        steps = minimize(image, objective, _settings(spec, stage), minimizer)
+        image, taken = yield from _each(steps, frame)
+    if not stage.steps and index == len(run.schedule.stages) - 1:
+        yield replace(run.frame(index, 0, image), painting=painting)
+    return image, replace(run, schedule=run.schedule.ended(index, taken))
 
 
 X = TypeVar("X")
