@@ -69,14 +69,6 @@ def test_nearest_patches_by_hand():
     assert index.tolist() == [[1]] and height.item() == pytest.approx(2)
 
 
-def test_nearest_patches_finds_every_patch_where_it_is():
-    source = noise(3, 7, 9)
-    index, height = nearest_patches(2.5 * source, source, 3)
-    assert torch.equal(index, torch.arange(63).view(7, 9)[:5, :7])
-    norms = 2.5 * columns(source, 3).norm(dim=1).view(5, 7)
-    torch.testing.assert_close(height, norms)
-
-
 def test_nearest_patches_of_flat_features_is_finite():
     index, height = nearest_patches(torch.zeros(2, 4, 4), torch.zeros(2, 5, 5), 3)
     assert height.abs().max() == 0 and index.max() < 13  # the last patch begins at 2 * 5 + 2
@@ -117,7 +109,7 @@ def test_nearest_patches_splits_a_large_source_too(monkeypatch):
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.9), (0.2, 0.3, 0.5)])
-def test_balanced_rows_are_highest_at_their_share(shares):
+def test_offset_rows_are_highest_at_their_share(shares):
     heights = noise(len(shares), 2000) * torch.arange(1.0, 1 + len(shares))[:, None]
     added = share_offsets(heights, shares)
     found = (heights + added[:, None]).argmax(0).bincount() / 2000
@@ -142,7 +134,7 @@ def test_chunks_where_the_system_does_not_say_what_is_free(monkeypatch):
 # ---------------------------------------------------------------------------------- overlapping
 
 
-def test_overlapped_by_hand():
+def test_overlapping_patches_by_hand():
     source = torch.tensor([[1.0, 2, 3, 4, 5, 6]])  # rows 1 2 3 and 4 5 6
     stride = torch.tensor([[3, 3]])
     # Both 2x2 patches where they are: the source itself, its middle column covered twice.
@@ -155,7 +147,7 @@ def test_overlapped_by_hand():
     assert mean.tolist() == [[[2, 2, 2], [5, 5, 5]]] and spread == 4
 
 
-def test_overlapped_takes_each_patch_at_its_own_stride():
+def test_each_patch_is_overlapped_at_its_own_stride():
     # Rows 1 2 3 and 4 5 6 of one map, then 7 8 and 9 10 of another one, from position 6 on.
     source = torch.arange(1.0, 11)[None]
     starts, stride = torch.tensor([[1], [6]]), torch.tensor([[3], [2]])
@@ -251,17 +243,6 @@ def test_contextual_score_is_the_formula(guided, chunk_bytes, rows, monkeypatch)
     assert sizes == {1: [1] * 7, 8 * 11 * 3: [3, 3, 1]}.get(chunk_bytes, [7])
 
 
-def test_contextual_score_is_higher_for_what_is_penalised(rows):
-    output, source, *_ = rows
-    nearest = (F.normalize(output, dim=1) @ source.T).argmax(1)
-    before = ContextualScore.apply(output, source, ExtraDistance(torch.zeros(11).double()))
-    for row in range(7):
-        penalty = torch.zeros(11).double()
-        penalty[nearest[row]] = 0.02
-        after = ContextualScore.apply(output, source, ExtraDistance(penalty))
-        assert after[row] > before[row]
-
-
 def test_contextual_score_of_what_is_met_has_a_finite_gradient():
     source = F.normalize(noise(6, 3), dim=1)
     output = source.clone().requires_grad_()
@@ -270,7 +251,7 @@ def test_contextual_score_of_what_is_met_has_a_finite_gradient():
     assert scores.abs().max() < 1e-6 and output.grad.isfinite().all()
 
 
-def test_at_once_is_the_function_and_frees_what_it_keeps():
+def test_eager_gradient_is_that_of_the_function_and_frees_what_it_saves():
     x = noise(5, 4).requires_grad_()
     kept = []
 

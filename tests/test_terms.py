@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from command.files import TEXTURES
 from command.pictures import read_picture
 from losses import TERMS
+from terms import autocorrelation as autocorrelation_file
 from terms import base
 from terms import spectrum as spectrum_file
 from terms.autocorrelation import (
@@ -24,6 +25,10 @@ from terms.autocorrelation import (
 )
 from terms.base import (
     TINY,
+    Canvas,
+    Exemplar,
+    QuantileMixture,
+    View,
     interpolate_quantiles,
     relative_error,
     sort_with_indices,
@@ -149,13 +154,6 @@ def test_gram_has_the_gradient_of_the_plain_product():
     torch.testing.assert_close(found, expected)
 
 
-def test_gram_does_not_see_where_things_are():
-    features = noise(1, 5, 6, 7)
-    order = torch.randperm(42, generator=torch.Generator().manual_seed(0))
-    shuffled = features.flatten(2)[:, :, order].view_as(features)
-    torch.testing.assert_close(gram(shuffled).mean, gram(features).mean)
-
-
 def test_relative_error_by_hand():
     output, source = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0]])
     # ((1-3)^2 + (2-4)^2) / (9 + 16), and 0 for the picture that is the source
@@ -212,7 +210,7 @@ def _lower(maps):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_in_order_is_what_torch_sorts(threads, dtype):
+def test_sort_with_indices_is_what_torch_sorts(threads, dtype):
     values = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     values[0, 0, ::7], values[0, 1, :9], values[1, 2, 3] = 0.25, -2.5, -math.inf
     values[1, 0, 4], values[1, 1, 5] = math.inf, 1e-40
@@ -273,12 +271,32 @@ def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkey
     assert shared == alone if count == 2 else shared == alone * count
 
 
-def test_resampled_by_hand():
+def test_quantiles_by_hand():
     # Four quantiles of two values lie at -0.25, 0.25, 0.75 and 1.25 of the way from 0 to 1.
     assert interpolate_quantiles(torch.tensor([0.0, 1.0]), 4).tolist() == [0, 0.25, 0.75, 1]
     # Two quantiles of four values lie between the first two, and between the last two.
     assert interpolate_quantiles(torch.tensor([0.0, 2.0, 4.0, 8.0]), 2).tolist() == [1, 6]
     assert interpolate_quantiles(torch.tensor([5.0, 7.0]), 2).tolist() == [5, 7]
+
+
+def test_quantiles_of_a_mixture_by_hand():
+    """Of four quantiles one exemplar has a share of 1 of 4, the other of 3; one without values has
+    none, so that 2 of 8 remain 1 of 4."""
+    zeros, ones = torch.zeros(5), torch.tensor([1.0, 2.0, 3.0])
+    assert QuantileMixture([(0.25, zeros), (0.75, ones)])(4).tolist() == [0, 1, 2, 3]
+    parts = [(0.125, zeros), (0.375, ones), (0.5, torch.zeros(0))]
+    assert QuantileMixture(parts)(4).tolist() == [0, 1, 2, 3]
+
+
+def test_exemplar_and_canvas_move_to_a_device_with_all_their_tensors():
+    maps = torch.zeros(1, 1, 4, 4)
+    view = View({"image": maps, "a": maps}, maps, maps, maps)
+    canvas = Canvas((4, 4), init=maps, mask=maps, content=maps, guide=maps, regions=maps)
+    (moved,) = Exemplar((view,)).to(torch.device("meta")).views
+    assert all(x.is_meta for x in moved.features.values())
+    for one in (moved, canvas.to(torch.device("meta"))):
+        tensors = [x for x in vars(one).values() if isinstance(x, torch.Tensor)]
+        assert len(tensors) == (3 if one is moved else 5) and all(x.is_meta for x in tensors)
 
 
 def test_histogram_by_hand():
@@ -292,10 +310,18 @@ def test_histogram_by_hand():
     assert term({"image": source.flip(3)}).item() == 0
 
 
-def test_histogram_of_a_flat_exemplar_is_finite(checkerboard):
-    flat = {"image": torch.full((1, 3, 4, 4), 0.5)}
-    assert built(Histogram, flat, [])(flat).item() == 0
-    assert built(Histogram, flat, [])({"image": checkerboard}).isfinite().all()
+def test_histogram_of_two_flat_exemplars_by_hand():
+    """Half 0 and half 1: the variance, 0.25, is that between the exemplars. A flat 0.5 is 0.5 off
+    everywhere, and all of the covariance is missing."""
+    zeros, ones = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    term = built(Histogram, {"image": zeros}, [], others=({"image": ones},), shares=(0.5, 0.5))
+    assert term({"image": (zeros + ones) / 2}).item() == pytest.approx(0.25 / 0.25 + 1)
+
+
+def test_rounding_makes_no_negative_variance():
+    term = built(Moments, {"a": torch.tensor([[[[-1.0, 1.0]]]])}, ["a"])
+    moments = term._moments(torch.tensor([[[3.0], [8.9]]]), "a")  # a mean square below 3 squared
+    assert moments.flatten().tolist() == pytest.approx([3, TINY**0.5])
 
 
 def test_moments_by_hand():
@@ -580,6 +606,7 @@ def test_period_of_a_large_picture_is_in_its_own_pixels():
     clear, y, x = period(tile.repeat(1, 1, 26, 13))  # 1040x1040, looked at in a third of it
     assert clear > 0.8
     assert min(abs(abs(y) - 40) + abs(x), abs(y) + abs(abs(x) - 80)) <= 3
+    assert period(tile.repeat(1, 1, 26, 13), 15) == (0, 0, 0)  # in a third, lags of 5 px
 
 
 @pytest.mark.parametrize(
@@ -592,9 +619,8 @@ def test_period_of_a_large_picture_is_in_its_own_pixels():
 def test_a_shade_of_light_is_no_period(name):
     whole = exemplar(f"{name}.png")
     for image in (whole, whole[..., 64:192, 64:192]):
-        for degrees in (0, 45, 100, 200, 290):
-            for strength in (0.3, 0.8):
-                assert period(shaded(image, degrees, strength))[0] < PERIODIC
+        for degrees in (0, 45, 290):
+            assert period(shaded(image, degrees, 0.8))[0] < PERIODIC
 
 
 @pytest.mark.slow
@@ -602,9 +628,9 @@ def test_clouds_are_no_period():
     """Noise of a spectrum that falls as frequency to a power, which photographs have."""
     down, across = torch.fft.fftfreq(192)[:, None], torch.fft.rfftfreq(192)
     frequency = (down.square() + across.square()).sqrt().clamp(min=1 / 192)
-    for power in (0, 1, 1.5, 2):
+    for power in (1, 2):
         called = 0
-        for seed in range(20):
+        for seed in range(10):
             spectrum = torch.fft.rfft2(noise(192, 192, seed=seed) - 0.5) * frequency**-power
             clouds = torch.fft.irfft2(spectrum, (192, 192))[:128, :128]
             clouds = 0.5 + 0.18 * (clouds - clouds.mean()) / clouds.std()
@@ -620,6 +646,17 @@ def test_one_edge_one_band_and_one_disc_are_no_period():
         across = (x - 45) * math.cos(turn) + (y - 50) * math.sin(turn)
         for shape in (across > 0, across.abs() < 9, (x - 40).hypot(y - 50) < 10 + degrees / 4):
             assert period((0.2 + 0.6 * shape + grain).expand(1, 3, 96, 96))[0] < PERIODIC
+
+
+def test_a_plateau_of_the_correlation_is_no_period(monkeypatch):
+    """It rises at 20 px and does not fall before 40 px."""
+
+    def plateau(grey, reach):
+        lags = torch.arange(-reach, reach + 1).abs()
+        return torch.where(lags < 20, 0.0, 0.8).expand(len(lags), -1)
+
+    monkeypatch.setattr(autocorrelation_file, "pearson_autocorrelation", plateau)
+    assert period(noise(1, 3, 100, 100)) == (0, 0, 0)
 
 
 def test_what_comes_only_twice_is_no_period():
@@ -731,6 +768,17 @@ def test_patches_beside_what_has_none():
     for regions in (((none,), some), ((some,), none)):
         term = built(Patches, {"image": image}, [], regions=regions)
         assert term({"image": image * 0.5}).item() == 0
+
+
+def test_an_exemplar_smaller_than_a_patch_has_no_share_of_patches():
+    source, small, output = (
+        noise(1, 3, 16, 16),
+        noise(1, 3, 6, 6, seed=2),
+        noise(1, 3, 16, 16, seed=1),
+    )
+    others = ({"image": small},)
+    both = built(Patches, {"image": source}, [], others=others, shares=(0.5, 0.5))
+    assert both({"image": output}) == built(Patches, {"image": source}, [])({"image": output})
 
 
 def test_patches_on_as_many_sizes_as_have_one():

@@ -11,6 +11,7 @@ from engine.spec import Spec, exemplar_of
 from engine.synthesis import criterion_at
 from losses import METHODS, TERMS
 from terms.base import Canvas, Exemplar, View
+from terms.regions import regions_of
 from terms.valid import fill_invalid, largest_rectangle, usable_patches, valid_at
 from utils import UserError
 
@@ -31,6 +32,12 @@ def test_a_position_counts_with_all_that_it_sees():
     valid[..., 7] = False
     assert valid_at(valid, (8, 8))[0, 0, 0].tolist() == [True] * 6 + [False] * 2
     assert valid_at(valid, (4, 4))[0, 0, 0].tolist() == [True] * 2 + [False] * 2
+
+
+def test_pixels_of_a_reduced_picture_are_valid_if_more_than_half_of_them_is():
+    valid = marks("#.##", "...#", "####", "####")
+    view = View({"image": torch.zeros(1, 3, 2, 2)}, valid=valid)
+    assert regions_of(view)[0, 0].tolist() == [[-1, 0], [0, 0]]
 
 
 def test_patches_that_are_usable():
@@ -57,6 +64,13 @@ def test_largest_rectangle_is_brute_force(seed):
     ]
     assert height * width == max(areas)
     assert largest_rectangle(torch.zeros_like(inside)) == ((0, 0), (0, 0))
+
+
+def test_largest_rectangle_of_a_large_picture():
+    """Of 1024 px every second one is looked at; columns 100 to 899 are valid."""
+    inside = torch.zeros(1, 1, 8, 1024, dtype=torch.bool)
+    inside[..., 100:900] = True
+    assert largest_rectangle(inside) == ((0, 100), (8, 800))
 
 
 def test_what_is_filled_is_near_what_lies_beside_it():
@@ -112,7 +126,7 @@ def test_no_picture_depends_on_what_does_not_count(tiny):
     assert torch.equal(pictures[0], pictures[2]) and torch.equal(pictures[1], pictures[3])
 
 
-def test_nothing_is_painted_of_what_does_not_count():
+def test_nothing_is_painted_of_what_does_not_count(brief_painting):
     """Black counts, white does not; interpolated between them are a few pixels at most."""
     _, valid = with_a_hole(0)
     white = (~valid).float().expand(1, 3, -1, -1)
