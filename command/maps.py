@@ -1,4 +1,4 @@
-"""The other maps of an exemplar's material: their kinds, and how they are read and saved."""
+"""Further maps of an exemplar's material (--maps, --alpha): their kinds, reading and saving."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,33 +12,33 @@ from command.canvas import Pictures, channels_of
 from command.deep import FLOAT_BITS
 from command.kinds import GIVEN, green_up_by_name, kind_and_name, kind_by_name
 from command.outputs import map_path
-from command.pictures import check_save_path, holds_alpha, save_picture
+from command.pictures import Picture, check_save_path, holds_alpha, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
 from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, size_text
 
-MOST_LABELS = 256  # colours of 4096 pixels; more come from compression with loss
+MOST_LABELS = 256  # colours of 4096 pixels; more suggest compression with loss
 TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
 BY_PIXELS = "its pixels"
 
 
 @dataclass(frozen=True)
 class CarriedMap:
-    """Another map of the exemplar's material."""
+    """A map that is synthesised with the result."""
 
-    path: Path  # where it goes
+    path: Path  # of the map of the result
     kind: str  # a name in `utils.KINDS`
-    # (1, C, h, w) each, of the channels of the file: the map as it is, then rotated and resized as
-    # the exemplar is. Normals are in [0, 1], with green up and with blue.
+    # (1, C, h, w) each: the map, then its copies rotated and resized as those of the exemplar.
+    # Normals are in [0, 1], with green up and with blue.
     copies: list[Tensor]
-    bits: int  # of a channel in the file
-    green_down: bool = False  # whether the green of normals points down in the file
-    blue: float | None = None  # what the file has in place of the blue of normals
-    signed: bool = False  # whether the file has normals in [-1, 1]
+    bits: int  # per channel in the file
+    green_down: bool = False  # whether green points down in a file of normals (DirectX)
+    blue: float | None = None  # constant that a file of normals has instead of blue
+    signed: bool = False  # whether a file of normals is in [-1, 1]
 
     def of_file(self, channels: Tensor) -> Tensor:
-        """Channels of the file, (1, C, H, W) -> the same as in `copies`."""
+        """Convert channels of the file, (1, C, H, W), to those of `copies`."""
         if self.signed:
             channels = _changed(channels, slice(0, 3), lambda x: (x + 1) / 2)
         if self.green_down:
@@ -46,7 +46,7 @@ class CarriedMap:
         return channels if self.blue is None else maps.with_blue(channels)
 
     def as_file(self, channels: Tensor) -> Tensor:
-        """Channels as in `copies`, (1, C, H, W) -> the same as in the file."""
+        """Convert channels as in `copies`, (1, C, H, W), to those of the file."""
         if self.blue is not None:
             blue = self.blue
             channels = _changed(channels, slice(2, 3), lambda x: torch.full_like(x, blue))
@@ -55,48 +55,39 @@ class CarriedMap:
         return _changed(channels, slice(0, 3), lambda x: 2 * x - 1) if self.signed else channels
 
     def save(self, channels: Tensor, record: dict[str, Any]) -> None:
-        """Save channels as in `copies`, (1, C, H, W), as those of the file that was read."""
+        """Save channels as in `copies`, (1, C, H, W), in the encoding of the file that was read."""
         save_picture(self.as_file(channels), self.path, record, self.bits, self.kind)
 
 
 def _changed(channels: Tensor, some: slice, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """(1, C, H, W) with some of its channels changed."""
+    """Return a copy of (1, C, H, W) with some of its channels changed."""
     found = channels.clone()
     found[:, some] = change(channels[:, some])
     return found
 
 
 def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    """Read a map.
+    """Read a map of --maps, with copies rotated and resized as the exemplar's are.
 
     Args:
-        text: KIND:FILE or FILE, as given to --maps.
-        exemplar: the map is rotated and resized as this is.
+        text: KIND:FILE or FILE.
         save_path: path of the result.
-        pictures: reads the file; a line on what the map was taken for is appended to its notes.
+        pictures: reads the file; a line on the kind of the map is appended to its notes.
 
     Raises:
-        UserError: the file is missing or has another size than the exemplar, or normals are grey.
+        UserError: the file is missing or differs in size from the exemplar, or normals are grey.
     """
     word, name = kind_and_name(text)
     path = _find_map(text, word, name, pictures)
     kind, by = _kind_of(word, name, pictures)
     picture = pictures.read(name, kind)
-    if size_of(picture.pixels) != size_of(exemplar.image):
-        raise UserError(
-            f"--maps {text}: {size_text(size_of(picture.pixels))}, but the exemplar is "
-            f"{size_text(size_of(exemplar.image))}"
-        )
-    if kind == NORMALS and picture.grey:
-        raise UserError(
-            f"--maps {text}: a grey picture, but normals have red, green and maybe blue"
-        )
+    _check_map(text, kind, picture, exemplar)
     goes = map_path(save_path, path, floats=picture.bits == FLOAT_BITS)
     check_save_path(goes)
     channels = channels_of(picture)
     line = f"taken for {TOLD[kind]} by {by}"
     if kind == DATA and not word and _count_of_tuples(channels) <= MOST_REGIONS:
-        # A mask of black and white, a number for each material.
+        # For example a black and white mask, or a number for each material.
         kind, line = LABELS, f"{line}, carried as labels as it has few values"
     found = CarriedMap(goes, kind, [], picture.bits)
     if kind == NORMALS:
@@ -122,11 +113,24 @@ def _find_map(text: str, word: str | None, name: str, pictures: Pictures) -> Pat
         raise UserError(f"--maps {error}; kinds before a colon: {', '.join(GIVEN)}") from error
 
 
+def _check_map(text: str, kind: str, picture: Picture, exemplar: Exemplar) -> None:
+    """Raise UserError if a map differs in size from the exemplar, or normals are grey."""
+    if size_of(picture.pixels) != size_of(exemplar.image):
+        raise UserError(
+            f"--maps {text}: {size_text(size_of(picture.pixels))}, but the exemplar is "
+            f"{size_text(size_of(exemplar.image))}"
+        )
+    if kind == NORMALS and picture.grey:
+        raise UserError(
+            f"--maps {text}: a grey picture, but normals have red, green and maybe blue"
+        )
+
+
 def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    """The exemplar's alpha as one more map, which becomes that of the result.
+    """Return the alpha channel of the exemplar as a map that becomes that of the result.
 
     Raises:
-        UserError: all of it is opaque, or the result's format holds no alpha.
+        UserError: the exemplar is opaque, or the format of the result has no alpha.
     """
     picture = pictures.read(path)
     if picture.alpha is None or picture.opaque:
@@ -138,7 +142,7 @@ def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Picture
 
 
 def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:
-    """(kind, what tells it): the word before the name, else the name, else the pixels."""
+    """Return the kind of a map and its source: the word before the name, the name or the pixels."""
     if word:
         return GIVEN[word], f"{word}:"
     kind = kind_by_name(Path(name).stem)
@@ -154,7 +158,7 @@ def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]
 
 
 def _count_of_tuples(channels: Tensor) -> int:
-    """The number of different pixels of (1, C, H, W); of some 4096 pixels alone where these have
+    """Return the number of distinct pixels of (1, C, H, W), or of about 4096 of them if these have
     more than MOST_REGIONS."""
     flat = channels[0].flatten(1)
     some = len(flat[:, :: max(1, flat.shape[1] // 4096)].unique(dim=1)[0])
@@ -164,7 +168,7 @@ def _count_of_tuples(channels: Tensor) -> int:
 def _normals(
     found: CarriedMap, channels: Tensor, word: str | None, path: Path
 ) -> tuple[CarriedMap, str]:
-    """The map with how its file stores normals, and a line on that."""
+    """Return the map with the encoding of its normals, and a line on that."""
     signed = channels[:, :3].min().item() < -0.1
     plain = replace(found, signed=signed).of_file(channels)
     lacks_blue = maps.lacks_blue(plain)

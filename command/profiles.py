@@ -7,7 +7,7 @@ of tables, such as those of CMYK, are left to Little CMS, which Pillow applies a
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -283,24 +283,20 @@ def _icc_curve(tag: bytes) -> Curve:
     function = count >> 16
     if function > 4:
         raise ValueError(f"a curve by function {function}")
-    g, *rest = (v / 65536 for v in struct.unpack_from(f">{(1, 3, 4, 5, 7)[function]}i", tag, 12))
-    return _parametric(function, g, *rest)
+    parameters = struct.unpack_from(f">{(1, 3, 4, 5, 7)[function]}i", tag, 12)
+    return _parametric(function, [value / 65536 for value in parameters])
 
 
-def _parametric(
-    function: int,
-    g: float,
-    a: float = 1.0,
-    b: float = 0.0,
-    c: float = 0.0,
-    d: float = -1.0,
-    e: float = 0.0,
-    f: float = 0.0,
-) -> Curve:
-    """The curves 0 to 4 of ICC.1: (a x + b) ** g + e from d on, c x + f below it; a x + b is 0
-    where it would be less."""
-    if function == 2:  # which has no d
-        e = c
+def _parametric(function: int, parameters: Sequence[float]) -> Curve:
+    """Return a parametric curve of ICC.1, 10.18: (a x + b) ** g + e from d on, c x + f below d.
+
+    Args:
+        function: number from 0 to 4.
+        parameters: g, then a and b, c, d, e and f, as many as the function has.
+    """
+    g, a, b, c, d, e, f = (*parameters, *(1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0)[len(parameters) :])
+    if function == 2:  # its fourth parameter is the offset e, and it has no lower part
+        c, e = 0.0, c
 
     def curve(values: np.ndarray) -> np.ndarray:
         above = np.maximum(a * values + b, 0) ** g + e
