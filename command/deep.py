@@ -1,7 +1,7 @@
 """Picture files of more than 8 bits a channel, read and written by OpenImageIO.
 
-Pillow has 16 bits and floats for grey pictures alone, and reports no damage within a JPEG.
-OpenImageIO is imported when a picture needs it, as the import takes a tenth of a second.
+Pillow supports 16 bits and floats for grey pictures only, and reports no damage within a JPEG.
+OpenImageIO is imported when a picture needs it, since the import takes 0.1 s.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BEGINNINGS = {
     b"\x76\x2f\x31\x01": "openexr",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "tiff"),
 }
-# Names of formats in Pillow, and EXR, which it does not know -> names in OpenImageIO.
+# Formats by their names in Pillow, and EXR, which Pillow does not know -> names in OpenImageIO.
 FORMATS = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000", "EXR": "openexr"}
 FLOAT_BITS = 32
 PHOTOMETRIC, WHITE_IS_ZERO, PALETTE = "tiff:PhotometricInterpretation", 0, 3
-# Values of the Exif tag Orientation -> what turns rows and columns upright.
+# Values of the EXIF tag Orientation -> functions that turn a picture upright.
 _TURNS = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -56,14 +56,14 @@ class Deep(NamedTuple):
 
 
 def format_of(path: Path) -> str | None:
-    """The format of a file that Pillow may not know, by its first bytes, as OpenImageIO names it;
-    None for other files."""
+    """Return OpenImageIO's name of the format of a file that Pillow may not know, by its first
+    bytes; None for other files."""
     with open_regular(path) as file:
         return _BEGINNINGS.get(file.read(4))
 
 
 def _library() -> ModuleType:
-    """Import OpenImageIO, without threads, which would not survive a fork, and without output."""
+    """Import OpenImageIO without threads, which do not survive a fork, and without output."""
     import OpenImageIO
 
     OpenImageIO.attribute("threads", 1)
@@ -74,10 +74,13 @@ def _library() -> ModuleType:
 
 @contextmanager
 def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
-    """Open a file of a format, a name in OpenImageIO.
+    """Open a file for reading.
+
+    Args:
+        format: as OpenImageIO names it.
 
     Raises:
-        OSError: it cannot be opened, or is of another format.
+        OSError: the file cannot be opened, or is of another format.
     """
     oiio = _library()
     hints = oiio.ImageSpec()
@@ -100,13 +103,13 @@ def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep
     """Read a picture.
 
     Args:
-        format: its format, a name in OpenImageIO.
+        format: as OpenImageIO names it.
         notes: lines for the user are appended to it.
-        straight: whether colours that the file has multiplied by alpha are divided by it.
+        straight: whether to divide premultiplied colours by alpha.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: its channels or values are not those of a picture.
+        ValueError: its channels or values are not supported.
     """
     with opened(path, format) as (file, spec):
         channels = _channels(spec, notes)
@@ -150,27 +153,27 @@ def _light(spec: ImageSpec, notes: list[str]) -> Space | None:
 
 
 def deep_size(path: Path, format: str) -> tuple[int, int]:
-    """(width, height) of a picture in a file; OSError where it cannot be read."""
+    """Return (width, height) of a picture; raise OSError if the file cannot be read."""
     with opened(path, format) as (_, spec):
         return spec.width, spec.height
 
 
 def has_more_than_8_bits(path: Path, format: str) -> bool:
-    """Whether a channel has more than 8 bits; False, too, where OpenImageIO cannot read it."""
+    """Return whether a channel has more than 8 bits; False if OpenImageIO cannot read the file."""
     with suppress(OSError), opened(path, format) as (_, spec):
         return str(spec.format) != "uint8"
     return False
 
 
 def deep_record(path: Path, format: str) -> tuple[str, str]:
-    """(Software, ImageDescription) of a file; OSError where it cannot be read."""
+    """Return (Software, ImageDescription) of a file; raise OSError if it cannot be read."""
     with opened(path, format) as (_, spec):
         return spec.get_string_attribute("Software"), spec.get_string_attribute("ImageDescription")
 
 
 def lacks_data(path: Path) -> bool:
-    """Whether data of a JPEG are missing at its end, where Pillow fills in grey without an error;
-    False, too, where OpenImageIO cannot read the file."""
+    """Return whether data are missing at the end of a JPEG, where Pillow silently fills in grey;
+    False if OpenImageIO cannot read the file."""
     with suppress(OSError), opened(path, "jpeg") as (file, _):
         file.read_image("uint8")
         return "premature end" in file.geterror().lower()
@@ -178,10 +181,10 @@ def lacks_data(path: Path) -> bool:
 
 
 def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
-    """The indices of the channels that are used: red, green and blue, or the only one.
+    """Return the indices of the channels to use: red, green and blue, or the only one.
 
     Raises:
-        ValueError: there are two, or several without R, G and B.
+        ValueError: there are two channels, or several without R, G and B.
     """
     names = list(spec.channelnames)
     alpha = spec.alpha_channel
@@ -199,13 +202,13 @@ def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
 
 
 def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int]:
-    """Levels of a file -> the same divided by their white, float32, and their bits in the file.
+    """Normalise the levels of a file; return values, float32 in units of white, and the bits.
 
     Args:
-        photometric: TIFF's tag PhotometricInterpretation.
+        photometric: value of TIFF's tag PhotometricInterpretation.
 
     Raises:
-        ValueError: their type or range is not read.
+        ValueError: the type or range of the levels is not supported.
     """
     if photometric > PALETTE:
         raise ValueError(
@@ -230,16 +233,16 @@ def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int
 
 
 def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memoryview:
-    """The bytes of a picture file.
+    """Return the bytes of a picture file.
 
     Args:
         levels: uint16 or float32 of shape (H, W, C): C is 1 for grey, 3 for colours, and one more
             with alpha.
-        format: a name in OpenImageIO.
-        texts: names -> texts that are stored in the file.
+        format: as OpenImageIO names it.
+        texts: attributes of the file, by name.
 
     Raises:
-        OSError: OpenImageIO cannot write it.
+        OSError: OpenImageIO cannot write the file.
     """
     oiio = _library()
     height, width, channels = levels.shape
@@ -247,8 +250,8 @@ def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memo
     spec = oiio.ImageSpec(width, height, channels, kind)
     spec.channelnames = tuple({1: "Y", 2: "YA", 3: "RGB", 4: "RGBA"}[channels])
     spec.alpha_channel = channels - 1 if channels in (2, 4) else -1
-    # Colours are not multiplied by alpha, no time of writing makes two files differ, and no colour
-    # space is named, as in files of 8 bits.
+    # Straight alpha; no date, so that equal pictures give equal files; no colour space, as in files
+    # of 8 bits.
     spec["oiio:UnassociatedAlpha"] = 1
     spec["DateTime"] = ""
     spec["oiio:ColorSpace"] = "data"

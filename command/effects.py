@@ -1,11 +1,11 @@
-"""Flags that have no effect in combination with others: refused or told, never ignored."""
+"""Flags that have no effect in combination with others: refused or reported, never ignored."""
 
 from command.flags import Request
 from engine.schedule import steps_after_painting
 from losses import METHODS, TERMS
 from utils import UserError
 
-# Flags of the optimisation. A picture that is only painted is not optimised.
+# Flags of the optimisation, which a picture that is only painted does not have.
 OF_STEPS = (
     *("method", "layers", "pool", "rescale", *TERMS, "match_every", "max_patches"),
     *("content_layers", "content_weight", "optimizer", "lr", "tolerance", "scales"),
@@ -15,16 +15,16 @@ HOW = "--repaint 0.5 has the model polish them, --repaint 0 is the model alone"
 
 
 def only_painted(request: Request) -> bool:
-    """Whether the picture is painted and no step of optimisation follows."""
+    """Return whether the picture is painted and not optimised."""
     return request.repaint > 0 and steps_after_painting(request.epoch, request.repaint) == 0
 
 
 def without_effect(request: Request) -> dict[str, str]:
-    """Names of flags that have no effect on the picture or on what is shown of it -> the reason,
-    and what would give them one.
+    """Return flags that have no effect on the picture or on the output of the command, by name ->
+    the reason, and what would give them an effect.
 
-    Flags that do not describe the picture, such as --device, --seed and --overwrite, are left out:
-    scripts give them to any run.
+    Flags that do not describe the picture, such as --device, --seed and --overwrite, are left out,
+    since scripts give them to any run.
     """
     found: dict[str, str] = {}
     if only_painted(request):
@@ -52,7 +52,7 @@ def check_effects(request: Request) -> None:
         UserError: a flag that was typed for this run has no effect, or two flags contradict each
             other.
     """
-    # COPIES of --from are refused as well: the detail that is painted would be taken from them.
+    # COPIES of --from are refused as well, since painting would take detail from them.
     refused = request.typed | (request.asked.keys() & COPIES)
     for name, why in without_effect(request).items():
         if name.split()[0] in refused:
@@ -61,8 +61,8 @@ def check_effects(request: Request) -> None:
 
 
 def effect_notes(request: Request, count: int) -> list[str]:
-    """Lines on flags that have no effect but are not refused: those of the picture of --from, which
-    cannot be removed, and --resume and --workers.
+    """Return lines on flags that have no effect but are not refused: those of the picture of
+    --from, which cannot be removed, --resume and --workers.
 
     Args:
         count: number of pictures.

@@ -1,4 +1,4 @@
-"""What `--log` keeps of every picture: a line of JSON each."""
+"""The log of a run (--log): a line of JSON for each picture."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from command.display import say
 from command.results import CURVE, INTERRUPTED, Failed, Net, Result
 from utils import UserError, reason_of
 
-POINTS = 200  # of a loss curve that are kept
+POINTS = 200  # of a loss curve
 
 
 class Log:
-    """A file that lines are appended to; without one nothing is done."""
+    """A file to which lines are appended; without a path, methods do nothing."""
 
     def __init__(self, path: Path | None) -> None:
-        """Raises UserError where it cannot be written to."""
+        """Raise UserError if the file cannot be written."""
         self.path = path
-        self.known: dict[str, Any] = {}  # the same in every line
+        self.known: dict[str, Any] = {}  # identical in all lines
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ class Log:
                 raise UserError(f"--log {path}: cannot be written ({reason_of(error)})") from error
 
     def begin(self, net: Net) -> None:
-        """What every picture of the run has in common."""
+        """Set what all pictures of the run have in common."""
         if self.path is not None:
             self.known = {
                 "python": platform.python_version(),
@@ -40,7 +40,7 @@ class Log:
             }
 
     def add(self, result: Result | Failed) -> None:
-        """One line; a log that can no longer be written is no reason to end."""
+        """Append a line; if the log can no longer be written, the run continues."""
         if self.path is None:
             return
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | _told(result) | self.known
@@ -70,7 +70,7 @@ def _told(result: Result | Failed) -> dict[str, Any]:
 
 
 def _digest(net: Net) -> str:
-    """SHA-256 of the weights, tensor by tensor in the order of their names."""
+    """Return the SHA-256 of the weights, tensor by tensor in the order of their names."""
     found = hashlib.sha256()
     for name in sorted(net.weights):
         found.update(net.weights[name].contiguous().numpy().tobytes())

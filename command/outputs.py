@@ -1,4 +1,4 @@
-"""The files that a run writes: their names, and checks that none replaces an input or another
+"""The files that a run writes: their names, and checks that none overwrites an input or another
 output."""
 
 import os
@@ -14,31 +14,36 @@ from command.kinds import kind_and_name
 from command.pictures import FLOAT_SUFFIXES, find_picture
 from utils import UserError, prefixed, reason_of
 
-PAGE = "report.html"  # the name of the page in a folder of results
-LOG_LINE = b'{"time": '  # how every line of a log begins
-PAGE_TITLE = b"<title>Textures</title>"  # what every page has in its head
-HEAD = 4096  # bytes of a file that are looked at to know what it is
-Identity = tuple[object, object]  # device and inode; of a missing file its folder and name
+PAGE = "report.html"  # name of the page in a folder of results
+LOG_LINE = b'{"time": '  # beginning of each line of a log
+PAGE_TITLE = b"<title>Textures</title>"  # in the head of each page
+HEAD = 4096  # bytes of a file that are read to recognise it
+Identity = tuple[object, object]  # device and inode, or folder and name of a missing file
 
 
 def tiled_path(result: Path) -> Path:
-    """The path of the repeat of a picture that tiles."""
+    """Return the path of the repeat of a seamless picture."""
     return result.with_stem(f"{result.stem}_tiled")
 
 
 def checkpoint_path(result: Path) -> Path:
-    """The path of the checkpoint from which a stopped run continues."""
+    """Return the path of the checkpoint from which a stopped run continues."""
     return result.with_name(f"{result.name}.checkpoint")
 
 
 def preview_path(result: Path) -> Path:
-    """The path of the unfinished picture while it is made."""
+    """Return the path of the preview of an unfinished picture."""
     return result.with_name(f"{result.stem}.preview.png")
 
 
 def map_path(result: Path, path: Path, floats: bool) -> Path:
-    """Where the map from that file is saved: floats with its suffix if that holds them, else as
-    .tif; all others as .png."""
+    """Return the path of the result's map.
+
+    Args:
+        path: of the exemplar's map.
+        floats: whether it holds floats, which are saved with its suffix if that allows floats and
+            else as .tif; other maps are saved as .png.
+    """
     suffix = ".png"
     if floats:
         suffix = path.suffix if path.suffix.lower() in FLOAT_SUFFIXES else ".tif"
@@ -46,12 +51,12 @@ def map_path(result: Path, path: Path, floats: bool) -> Path:
 
 
 def snapshot_path(result: Path, step: int) -> Path:
-    """The path of the snapshot after a step."""
+    """Return the path of the snapshot after a step."""
     return result.with_stem(f"{result.stem}_{step:06d}")
 
 
 def snapshot_of(path: Path, request: Request) -> Path | None:
-    """The result of which the run would save a snapshot at that path; None: of no result."""
+    """Return the result of which the run would save a snapshot at that path, or None."""
     result = path.with_stem(path.stem.rpartition("_")[0] or path.stem)
     step = step_of(path, result)
     if step is None or request.save_every is None:
@@ -60,14 +65,14 @@ def snapshot_of(path: Path, request: Request) -> Path | None:
 
 
 def step_of(path: Path, result: Path) -> int | None:
-    """The step by the path of a snapshot of a result; None where it is no such path."""
+    """Return the step of a snapshot of a result by its path; None if it is no such path."""
     found = re.fullmatch(r".+_(\d{6,18})", path.stem, re.ASCII)
     step = int(found[1]) if found else None
     return None if step is None or snapshot_path(result, step) != path else step
 
 
 def check_outputs(request: Request, exemplars: Iterable[Path], results: Collection[Path]) -> None:
-    """Check that every output is a file of its own.
+    """Check that no output overwrites an input or another output.
 
     Raises:
         UserError: an output is the same file as an input or another output.
@@ -97,7 +102,7 @@ def _told(file: tuple[str, Path]) -> str:
 
 
 def check_log(path: Path) -> None:
-    """Raise UserError where a log cannot be appended to, or the file there is no log."""
+    """Raise UserError if a log cannot be written, or the existing file is no log."""
     with prefixed("--log "):
         check_writable(path)
     if (head := _head(path)) and not head.startswith(LOG_LINE):
@@ -105,14 +110,14 @@ def check_log(path: Path) -> None:
 
 
 def check_page(path: Path) -> None:
-    """Raise UserError where a page cannot be saved, or the file there is no page."""
+    """Raise UserError if a page cannot be saved, or the existing file is no page."""
     check_writable(path)
     if (head := _head(path)) and PAGE_TITLE not in head:
         raise UserError(f"{path}: another file is there, rename that")
 
 
 def _head(path: Path) -> bytes:
-    """The first HEAD bytes of a file; none where it is missing or empty."""
+    """Return the first HEAD bytes of a file; none if it is missing or empty."""
     try:
         if not path.exists() or path.stat().st_size == 0:
             return b""
@@ -123,8 +128,8 @@ def _head(path: Path) -> bytes:
 
 
 def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Every file that a run reads, with the flag that names it; without that of --from, which the
-    run may replace as any picture that is there."""
+    """Yield each file that a run reads, with the flag that names it. The picture of --from is left
+    out, since the run may replace it like any picture."""
     yield from (("--gt_path", path) for path in exemplars)
     named = [
         *(("--style_image", request.style_image), ("--init", request.init)),
@@ -138,12 +143,12 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
         try:
             if name is not None and name not in request.pictures:
                 yield flag, find_picture(name)
-        except UserError:  # no file, as `noise`, or it is refused where it is read
+        except UserError:  # no file, such as `noise`, or reading it raises the error
             continue
 
 
 def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Every file that a run writes except snapshots, with the flag that asks for it."""
+    """Yield each file that a run writes, except snapshots, with the flag that requests it."""
     for result in results:
         yield "--save_path", result
         if request.tile:
@@ -154,7 +159,7 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
             yield "--resume", checkpoint_path(result)
         for name in request.maps:
             source = Path(kind_and_name(name)[1])
-            for floats in (False, True):  # which of the two is known when it is read
+            for floats in (False, True):  # known only when the map is read
                 yield "--maps", map_path(result, source, floats)
     page = request.report and request.report / PAGE
     flags = ("--sheet", request.sheet), ("--animate", request.animate), ("--log", request.log)
@@ -164,11 +169,11 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
 
 
 def _identities() -> Callable[[Path], Identity]:
-    """A function from a path, however it is spelled, to the identity of its file."""
-    real = cache(os.path.realpath)  # of folders, most of which are the same
+    """Return a function from any path of a file to the identity of the file."""
+    real = cache(os.path.realpath)  # of folders, which many paths share
 
     def identity(path: Path) -> Identity:
-        with suppress(OSError, ValueError):  # missing, or a name that cannot be
+        with suppress(OSError, ValueError):  # missing, or not a valid name
             known = os.stat(path)
             return known.st_dev, known.st_ino
         with suppress(ValueError):

@@ -1,7 +1,7 @@
 """Colour spaces of picture files, by ICC profile, PNG chunk, AVIF box or EXIF, converted to sRGB.
 
-A colour space is three primaries, a white and a curve for each channel. ICC profiles that consist
-of tables, such as those of CMYK, are left to Little CMS, which Pillow applies at 8 bits.
+A colour space consists of three primaries, a white point and a curve for each channel. ICC profiles
+made of tables, such as those of CMYK, are left to Little CMS, which Pillow applies at 8 bits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 Curve = Callable[[np.ndarray], np.ndarray]  # values in [0, 1] -> light in [0, 1], by element
 Chromaticities = tuple[float, ...]  # x and y of white, red, green and blue
 
-ROWS = 256  # of a picture, converted at a time
-NEARLY = 1 / 255  # a space that differs from sRGB by at most this counts as sRGB
+ROWS = 256  # of a picture, converted at once
+SRGB_TOLERANCE = 1 / 255  # a space that differs from sRGB by at most this counts as sRGB
 D65 = (0.3127, 0.3290)
 SRGB_PRIMARIES = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE_RGB_PRIMARIES = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_RGB_GAMMA = 563 / 256
-# Numbers of ITU-T H.273, which cICP uses; those left out are rare in pictures.
+# Code points of ITU-T H.273, which cICP uses; those left out are rare in pictures.
 H273_PRIMARIES: dict[int, Chromaticities] = {
     1: SRGB_PRIMARIES,
     5: (*D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
@@ -35,7 +35,7 @@ H273_PRIMARIES: dict[int, Chromaticities] = {
 }
 H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 H273_SRGB, H273_UNSPECIFIED, H273_VIDEO = 13, 2, (1, 6, 14, 15)
-# gAMA: the values that libpng takes for sRGB, and those that are usable.
+# gAMA: values that libpng takes for sRGB, and usable values.
 SRGB_GAMMAS = (0.45, 0.46)
 GAMMAS = (0.05, 20)
 EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
@@ -48,12 +48,12 @@ class Space(NamedTuple):
 
     curves: tuple[Curve, ...]  # one for all channels, or three
     to_xyz: np.ndarray  # (3, 3): light in red, green and blue -> XYZ about the white D50
-    least: float = 0.0  # the values of black and of white
-    most: float = 1.0
+    least: float = 0.0  # the value of black
+    most: float = 1.0  # the value of white
 
     def to_srgb(self, values: np.ndarray) -> np.ndarray:
-        """(..., 1) or (..., 3) of values in [0, 1] -> the same in sRGB, colours beyond it clipped.
-        One channel is grey, the line from black to white."""
+        """Convert values, (..., 1) or (..., 3) in [0, 1], to sRGB; one channel is grey. Colours out
+        of gamut are clipped."""
         values = np.clip((values - self.least) / (self.most - self.least), 0, 1)
         parts = np.split(values, values.shape[-1], axis=-1)
         curves = self.curves * (len(parts) // len(self.curves))
@@ -64,16 +64,16 @@ class Space(NamedTuple):
         return _srgb_encoded(np.clip(light, 0, 1))
 
     def is_srgb(self) -> bool:
-        """Whether it differs from sRGB by at most NEARLY."""
+        """Return whether the space differs from sRGB by at most SRGB_TOLERANCE."""
         steps = np.linspace(0, 1, 9)
         cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
         ramp = np.repeat(np.linspace(0, 1, 256)[:, None], 3, 1)
         probes = np.concatenate((cube, ramp))
-        return bool(np.abs(self.to_srgb(probes) - probes).max() <= NEARLY)
+        return bool(np.abs(self.to_srgb(probes) - probes).max() <= SRGB_TOLERANCE)
 
 
 def converted(values: np.ndarray, space: Space) -> np.ndarray:
-    """(H, W, 1) or (H, W, 3) of values of a space in [0, 1] -> the same in sRGB, float32."""
+    """Convert values of a space, (H, W, 1) or (H, W, 3) in [0, 1], to sRGB, float32."""
     if space.is_srgb():
         return values
     found = np.empty(values.shape, np.float32)
@@ -84,12 +84,12 @@ def converted(values: np.ndarray, space: Space) -> np.ndarray:
 
 
 def gamma_curve(gamma: float) -> Curve:
-    """The curve that raises values to the power of gamma."""
+    """Return the curve that raises values to the power of gamma."""
     return lambda values: values**gamma
 
 
 def srgb_curve(values: np.ndarray) -> np.ndarray:
-    """Values of sRGB -> light."""
+    """Decode sRGB values to linear light (IEC 61966-2-1)."""
     return np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
 
 
@@ -98,13 +98,13 @@ def _srgb_encoded(light: np.ndarray) -> np.ndarray:
 
 
 def space_of(primaries: Chromaticities, curve: Curve) -> Space:
-    """The space of the given chromaticities and curve.
+    """Return the space of the given chromaticities and curve.
 
     Args:
         primaries: x and y of white, red, green and blue.
 
     Raises:
-        ValueError: the primaries do not add up to the white.
+        ValueError: no mixture of the primaries is the white point.
     """
     white, *colours = (_xyz(*pair) for pair in zip(primaries[::2], primaries[1::2], strict=True))
     matrix = np.stack(colours, 1)
@@ -123,7 +123,7 @@ def _xyz(x: float, y: float) -> np.ndarray:
 
 
 def _adapted_to_d50(white: np.ndarray) -> np.ndarray:
-    """(3, 3): adapts XYZ from a white to D50, that of ICC profiles, by Bradford's method."""
+    """Return the matrix (3, 3) of Bradford's adaptation of XYZ from a white to D50, that of ICC."""
     bradford = np.array(
         [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
     )
@@ -135,19 +135,19 @@ SRGB = space_of(SRGB_PRIMARIES, srgb_curve)
 LINEAR = SRGB._replace(curves=(gamma_curve(1),))
 
 
-# --------------------------------------------------------------------------------- what files say
+# --------------------------------------------------------------------------------- spaces of files
 
 
 def space_in_png(
     info: Mapping[Any, Any], cicp: bytes | None, bits: int, notes: list[str]
 ) -> Space | None:
-    """The space that a PNG names by cICP, or else by gAMA and cHRM; None where it names none, or
-    has an ICC profile or sRGB instead, which come after cICP and before gAMA and cHRM.
+    """Return the space of a PNG by its chunk cICP, or else by gAMA and cHRM; None without these, or
+    with an ICC profile or sRGB chunk, which have priority over gAMA and cHRM but not over cICP.
 
     Args:
         info: `Image.info` of Pillow.
-        cicp: the content of that chunk; None: there is none.
-        bits: of a channel.
+        cicp: content of the chunk, or None.
+        bits: per channel.
         notes: lines for the user are appended to it.
     """
     if cicp is not None:
@@ -180,12 +180,12 @@ def _space_of_cicp(chunk: bytes, bits: int, notes: list[str]) -> Space | None:
         return None
     if full:
         return space
-    white = 2**bits - 1  # of narrow range, 16 to 235 of 8 bits, is a part of it
+    white = 2**bits - 1  # narrow range ends below it: 16 to 235 of 8 bits
     return space._replace(least=16 * 2 ** (bits - 8) / white, most=235 * 2 ** (bits - 8) / white)
 
 
 def _space_of_h273(primaries: int, transfer: int, notes: list[str]) -> Space | None:
-    """The space by numbers of ITU-T H.273; None where it is none of those above."""
+    """Return the space by code points of ITU-T H.273; None if they are not among those above."""
     known = transfer in (H273_SRGB, *H273_VIDEO, *H273_GAMMAS)
     if primaries not in H273_PRIMARIES or not known:
         return None
@@ -196,11 +196,11 @@ def _space_of_h273(primaries: int, transfer: int, notes: list[str]) -> Space | N
 
 
 def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
-    """The space that an AVIF names by numbers of H.273, which Pillow does not read; None where it
-    names none.
+    """Return the space of an AVIF by code points of H.273, which Pillow does not read; None without
+    these.
 
     Args:
-        head: the first bytes of the file, up to its pixels.
+        head: first bytes of the file, up to its pixels.
         notes: lines for the user are appended to it.
     """
     bits = head.find(b"pixi") + 9  # after the version, flags and the number of channels
@@ -219,9 +219,9 @@ def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
 
 
 def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
-    """Adobe RGB where EXIF names it, as cameras do (DCF 2.0); None for sRGB. A line for the user is
-    appended to `notes` where it names another space."""
-    with suppress(Exception):  # as many kinds as there are ways to write EXIF wrongly
+    """Return Adobe RGB if EXIF names it (DCF 2.0), else None, which means sRGB. If EXIF names
+    another space, a line for the user is appended to `notes`."""
+    with suppress(Exception):  # malformed EXIF raises errors of many types
         exif = picture.getexif()
         colour_space = exif.get_ifd(EXIF_IFD).get(COLOR_SPACE)
         index = str(exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")).strip("\0 ")
@@ -238,13 +238,13 @@ def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
 
 
 def space_of_icc(profile: bytes, channels: int) -> Space | None:
-    """The space of an ICC profile; None where the profile consists of tables.
+    """Return the space of an ICC profile; None if the profile consists of tables.
 
     Args:
         channels: of the picture, 1 or 3.
 
     Raises:
-        ValueError: the profile is damaged, or of another number of channels.
+        ValueError: the profile is damaged, or has another number of channels.
     """
     try:
         (count,) = struct.unpack_from(">I", profile, 128)

@@ -1,6 +1,6 @@
-"""Flags that are read from a picture's record or from a file.
+"""Flags that are read from the record of a picture or from a file.
 
-The parser of the command line checks them as if they had been typed: neither is trusted.
+Neither is trusted: the parser of the command line checks them like typed flags.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from losses import TERMS
 from utils import UserError, reason_of
 
 Flags = dict[str, Any]
-# The key of a record that holds the flags that were typed, the exemplar, the seed, the net and the
-# precision, by which --from makes the picture again. All other keys hold what the program decided.
+# Key of a record with the flags that were typed, the exemplar, the seed, the net and the precision,
+# from which --from repeats the picture. All other keys hold what the program decided.
 ASKED = "asked"
 NET_FLAGS = {"model", "weights", "weights_layout"}  # together they select the net
-# Flags of a record -> flags that, typed now, drop them.
+# Flags of a record -> flags that drop them when typed now.
 REPLACED = dict.fromkeys(NET_FLAGS, NET_FLAGS) | {"precision": {"device"}}
-# The same for records of 0.2.1 and older, which do not tell flags that were typed from values that
-# followed from them: all count as typed.
+# The same for records of 0.2.1 and older, which do not distinguish typed flags from derived values:
+# all count as typed.
 FOLLOWED = {
     **dict.fromkeys(TERMS, {"method", "preset"}),
     "spectrum": {"method", "preset", "gt_path", "style_image", "guide", "orientation", "repaint"},
@@ -41,15 +41,15 @@ TYPED_ONLY = {"config", "help", "version"}  # flags that are not allowed in a fi
 
 
 def named(path: Path) -> str:
-    """The name of a file in records: of one in textures/ its name alone, else its path."""
+    """Return the name of a file in records: its path, or in textures/ its name alone."""
     return path.name if path.parent == TEXTURES else str(path)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file.
+    """Return the SHA-256 of a file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         known = path.stat()
@@ -65,17 +65,17 @@ def _digest(path: Path, changed: int, size: int) -> str:
 
 
 def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Flags:
-    """The flags that were typed for a picture, by its record.
+    """Return the flags that were typed for a picture, according to its record.
 
     Args:
-        path: path of the picture.
-        names: names of flags that may be taken from a record; others are ignored.
-        typed: names of flags that are typed now, which are left out.
+        path: of the picture.
+        names: flags that may be taken from a record; others are ignored.
+        typed: flags that are typed now, which are left out.
 
     Raises:
-        UserError: there is no picture or no record in it, or a file that it was made from is
-            missing or has changed. Files are looked for at their old path, in `textures/` and
-            beside the picture.
+        UserError: the picture or its record is missing, or a file that it was made from is missing
+            or has changed. Files are searched at their old path, in `textures/` and beside the
+            picture.
     """
     record = read_record(path)
     inputs = record.get("inputs")
@@ -87,7 +87,7 @@ def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Fl
 
 
 def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ()) -> Flags:
-    """The same from a record, with files named as in the record."""
+    """Return the same from a record, with files named as in the record."""
     asked, replaced = record.get(ASKED), REPLACED
     if not isinstance(asked, dict) or "gt_path" not in asked:
         asked, replaced = record, REPLACED | FOLLOWED
@@ -96,7 +96,7 @@ def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ())
 
 
 def made_by(path: Path, version: str) -> str | None:
-    """A line where another version of this program made the picture; None where this one did."""
+    """Return a line if another version of this program made the picture, else None."""
     found = record_at(path).get("version")
     if found == version:
         return None
@@ -104,7 +104,7 @@ def made_by(path: Path, version: str) -> str | None:
 
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
-    """A value with the name of every input replaced by its present path."""
+    """Return a value with the names of inputs replaced by their present paths."""
     if isinstance(value, dict):
         return {name: _located(one, inputs, picture) for name, one in value.items()}
     if isinstance(value, list):
@@ -127,8 +127,8 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
 
 
 def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
-    """The present path of a file that a picture was made from: its old one, in `textures/` or
-    beside the picture; None where it is missing or has changed."""
+    """Return the present path of a file that a picture was made from: the old one, in `textures/`
+    or beside the picture; None if it is missing or has changed."""
     for path in _candidates(name, picture):
         with suppress(UserError):  # it can be opened, but not read
             if digest(path) == sha256:
@@ -137,7 +137,7 @@ def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
 
 
 def exemplar_of(picture: Path, record: Flags) -> Path | None:
-    """The exemplar of a result; None where it is missing or has changed."""
+    """Return the exemplar of a result; None if it is missing or has changed."""
     name, inputs = record.get("style_image") or record.get("gt_path"), record.get("inputs")
     if not isinstance(name, str) or not isinstance(inputs, dict):
         return None
@@ -153,16 +153,16 @@ def _candidates(name: str, picture: Path) -> Iterable[Path]:
 
 
 def of_file(path: Path) -> Flags:
-    """The flags of a TOML file: `size = "512x256"`, `preset = "best"`.
+    """Return the flags of a TOML file: `size = "512x256"`, `preset = "best"`.
 
     Raises:
-        UserError: the file cannot be read, is not TOML, or has one of TYPED_ONLY.
+        UserError: the file cannot be read, is not TOML, or contains one of TYPED_ONLY.
     """
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise ValueError(f"larger than {MOST_BYTES} bytes")
-            # Editors of Windows begin a file of UTF-8 with a byte order mark.
+            # Editors on Windows begin a UTF-8 file with a byte order mark.
             found = tomllib.loads(file.read().decode("utf-8-sig"))
     except RecursionError as error:
         raise UserError(f"--config {path}: nested too deep") from error
