@@ -58,9 +58,9 @@ from utils import (
     size_text,
 )
 
-ROWS = 256  # of a picture, rounded at a time
-# Suffixes -> formats and options of Pillow, which has no EXR. JPEG keeps full chroma, as halving
-# it smears fine texture. WebP is lossless, as its lossy mode always halves the chroma.
+ROWS = 256  # of a picture, rounded at once
+# Suffixes -> formats and options of Pillow, which has no EXR. JPEG keeps full chroma, since
+# subsampling smears fine texture. WebP is lossless, since its lossy mode always subsamples.
 _JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
 _TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"})
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,18 +78,18 @@ _RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
 _BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # of others: 8
 # px; a PNG could be larger
 MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
-_ANY_SIZE = ("JPEG", "PNG")  # others Pillow checks against its limit once more on decoding
+_ANY_SIZE = ("JPEG", "PNG")  # Pillow checks others against its limit again when it decodes
 MAX_SIDE = max(MAX_SIDES.values())
 # EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 0x0102, 0x0153, 2
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
-# Formats that Pillow recognises but reads by another program, on one system or not at all.
+# Formats that Pillow recognises but reads with another program, on some systems or not at all.
 _NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC", "MPEG"}
-NAMED = 3  # files left out of a folder that a line names
+NAMED = 3  # skipped files of a folder that a line names
 MOST_BYTES = 2**30  # of a file, except in _ANY_SIZE
-# Bytes a pixel at the peak of reading, by Pillow and by OpenImageIO.
+# Bytes per pixel at the peak of reading, with Pillow and with OpenImageIO.
 READ_BYTES, DEEP_READ_BYTES = 24, 64
 JPEG_END = b"\xff\xd9"
 AVIF_HEAD = 2**16  # bytes in which the boxes before the pixels lie
@@ -101,9 +101,10 @@ _NOT_FINITE = "holds values that are not finite"
 
 
 def find_picture(name: str | Path) -> Path:
-    """Return where the picture is: as given, or in the `textures/` folder beside this file.
+    """Return the path of a picture, searched as given and then in `textures/`.
 
-    Raises UserError when it is in neither place, is a folder or may not be read.
+    Raises:
+        UserError: it is in neither place, is a folder or may not be read.
     """
     for path in (Path(name), TEXTURES / name):
         try:
@@ -111,7 +112,7 @@ def find_picture(name: str | Path) -> Path:
             return path
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, ValueError) as error:  # ValueError: a character 0 in it
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
             reason = "a folder, not a picture" if os.path.isdir(path) else reason_of(error)
             raise UserError(f"{str(name)!r}: {reason}") from error
     pictures = {p.stem.lower(): p.name for p in TEXTURES.glob("*") if p.suffix.lower() in SUFFIXES}
@@ -121,12 +122,12 @@ def find_picture(name: str | Path) -> Path:
 
 
 def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
-    """Return the pictures of a name, in order, and a line on files that were left out.
+    """Return the pictures of a name, sorted, and a line on skipped files.
 
     Args:
-        name: a picture, looked up as by `find_picture`, a folder, or a pattern with *, ? or [. Of a
-            folder or pattern, files that Pillow does not read and pictures that this program made
-            are left out.
+        name: a picture, searched as by `find_picture`, a folder, or a pattern with *, ? or [. Of
+            a folder or pattern, files that Pillow does not read and pictures that this program made
+            are skipped.
 
     Raises:
         UserError: there is no picture.
@@ -142,7 +143,7 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
             found = sorted(
                 there / one for one in glob.glob(pattern, root_dir=there, recursive=True)
             )
-        except ValueError:  # a character 0 in it
+        except ValueError:  # a null character in the pattern
             found = []
         found = [one for one in found if not one.is_dir()]
     else:
@@ -167,7 +168,7 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the files in a folder, in order, without hidden ones; UserError where it cannot be
+    """Return the files in a folder, sorted, without hidden ones; raise UserError if it cannot be
     read."""
     try:
         return sorted(one for one in folder.iterdir() if not one.name.startswith("."))
@@ -177,7 +178,7 @@ def files_in(folder: Path) -> list[Path]:
 
 @cache
 def _read_suffixes() -> frozenset[str]:
-    """Return the suffixes of all pictures that are read."""
+    """Return the suffixes of all formats that are read."""
     Image.init()
     kinds = Image.OPEN.keys() - _NOT_READ
     known = (suffix for suffix, kind in Image.EXTENSION.items() if kind in kinds)
@@ -192,23 +193,23 @@ def _some(files: list[Path]) -> str:
 
 
 class Picture(NamedTuple):
-    """A picture as it was read from a file."""
+    """A picture that was read from a file."""
 
-    pixels: Tensor  # (1, 3, H, W) in [0, 1]: sRGB if it is of COLOUR, else the file's own values;
-    # of what is transparent those under the alpha
-    alpha: Tensor | None  # (1, 1, H, W) in [0, 1]; None where all of it is opaque
-    bits: int  # of a channel in the file: 8, 16, or 32 for floats
-    grey: bool  # whether the file has one channel for all three
+    pixels: Tensor  # (1, 3, H, W) in [0, 1]: sRGB for COLOUR, else the values of the file; straight
+    # alpha
+    alpha: Tensor | None  # (1, 1, H, W) in [0, 1]; None without an alpha channel
+    bits: int  # per channel in the file: 8, 16, or 32 for floats
+    grey: bool  # whether the file has a single channel besides alpha
     notes: list[str]  # lines for the user, each beginning with the name of the file
 
     @property
     def opaque(self) -> bool:
-        """Whether no pixel is transparent, even in part."""
+        """Whether alpha is 1 everywhere."""
         return self.alpha is None or bool((self.alpha == 1).all())
 
     @property
     def over_mean(self) -> Tensor:
-        """(1, 3, H, W): the pixels composited over their own mean colour, weighted by alpha."""
+        """The pixels (1, 3, H, W) composited over their mean colour weighted by alpha."""
         if self.alpha is None:
             return self.pixels
         alpha = self.alpha.double()
@@ -217,14 +218,18 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
-    """Read a picture of a kind, a name in `utils.KINDS`; only COLOUR is colour managed.
+    """Read a picture.
 
-    Pillow reads pictures of 8 bits: grey, palette, transparent, CMYK, rotated, with a colour
-    profile. OpenImageIO reads those of 16 bits and of floats, EXR included.
+    Pillow reads 8 bits per channel: grey, palette, transparency, CMYK, rotated by EXIF, with a
+    colour profile. OpenImageIO reads 16 bits and floats, EXR included.
 
-    Raises UserError when the file cannot be read, is damaged, is beyond Pillow's limit on
-    pixels or holds values that are not finite; of COLOUR also when it is wholly transparent or
-    holds floats outside [0, 1].
+    Args:
+        kind: a name in `utils.KINDS`; only COLOUR is colour managed.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, exceeds Pillow's limit on pixels or holds
+            values that are not finite; for COLOUR also if it is entirely transparent or holds
+            floats outside [0, 1].
     """
     notes: list[str] = []
     with _opened(path) as picture:
@@ -252,19 +257,19 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
 
 
 def read_levels(path: Path) -> Image.Image:
-    """What `read_picture` reads, at 8 bits, to be looked at; raises as that does."""
+    """Read a picture as `read_picture` does, for display at 8 bits without alpha."""
     return Image.fromarray(_levels_of(read_picture(path).over_mean, 8))
 
 
 def read_vectors(path: Path) -> Tensor:
-    """Return vectors, .npy of (2, H, W), as (1, 2, H, W); UserError for anything else."""
+    """Read vectors, .npy of shape (2, H, W), as (1, 2, H, W); raise UserError for anything else."""
     try:
         open_regular(path).close()
-        # Mapped, as a header may claim to be of any size.
+        # Memory-mapped, since a header may claim any size.
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
-    except Exception as error:  # as many kinds as there are ways to damage a header
+    except Exception as error:  # a damaged header raises errors of many types
         raise UserError(f"{path}: not a .npy file of numbers") from error
     if not isinstance(found, np.ndarray):
         raise UserError(f"{path}: an archive, not a .npy file of numbers")
@@ -279,12 +284,12 @@ def read_vectors(path: Path) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image | None]:
-    """Open a picture; None where OpenImageIO alone reads it. Any error raised inside the block
-    becomes a UserError."""
+    """Open a picture; yield None if only OpenImageIO reads it. Errors raised inside the block
+    become UserErrors."""
     try:
         with warnings.catch_warnings():
-            # Pillow grumbles about files that it then reads well; but between one and two times
-            # its limit on pixels it only warns, and that we refuse.
+            # Pillow warns of files that it then reads correctly; but it also only warns between
+            # one and two times its limit on pixels, which is refused here.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _of_any_size_of_ours(path) or nullcontext() as picture:
@@ -301,7 +306,7 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
 
 @contextmanager
 def _libraries_silent() -> Iterator[None]:
-    """Drop lines that libraries write to descriptor 2; what matters is raised as well."""
+    """Discard what libraries write to descriptor 2; errors are raised as well."""
     stderr = copy_of_stderr()
     if stderr is None:
         yield
@@ -317,15 +322,15 @@ def _libraries_silent() -> Iterator[None]:
 
 
 def _of_any_size_of_ours(path: Path) -> Image.Image | None:
-    """Open a picture; None where OpenImageIO alone reads it.
+    """Open a picture; return None if only OpenImageIO reads it.
 
-    One beyond Pillow's limit on pixels is opened only if its record has that size and there is
-    memory for it, as a few bytes may claim to be a picture of any size.
+    A picture beyond Pillow's limit on pixels is opened only if its record has the same size and it
+    fits into memory, since a few bytes may claim to be a picture of any size.
     """
     kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
     with open_regular(path) as file:
         bytes_ = os.fstat(file.fileno()).st_size
-    if bytes_ > MOST_BYTES and kind not in _ANY_SIZE:  # of a TIFF all tags are read when it opens
+    if bytes_ > MOST_BYTES and kind not in _ANY_SIZE:  # opening a TIFF reads all its tags
         raise OSError(f"a file of {bytes_ / 1e9:.1f} GB, at most {MOST_BYTES / 1e9:.1f} are read")
     try:
         with _libraries_silent():
@@ -342,7 +347,7 @@ def _of_any_size_of_ours(path: Path) -> Image.Image | None:
         if kind not in _ANY_SIZE:
             raise
         Image.init()
-        opener: Any = Image.OPEN[kind][0]  # which does not look
+        opener: Any = Image.OPEN[kind][0]  # does not check the limit
         picture: Image.Image = opener(path, path.name)
         ours = _record_of(picture).get("size") == size_text(picture.size[::-1])
         if ours and READ_BYTES * math.prod(picture.size) <= available_bytes(torch.device("cpu")):
@@ -354,14 +359,14 @@ def _of_any_size_of_ours(path: Path) -> Image.Image | None:
 def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # as many kinds as there are ways to write EXIF wrongly
+    except Exception:  # malformed EXIF raises errors of many types
         notes.append("unreadable EXIF, orientation ignored")
         return picture
 
 
 def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
-    """The format, as OpenImageIO names it, of a file whose bits Pillow does not read in full; "" of
-    other files."""
+    """Return OpenImageIO's name of the format of a file that Pillow reads with fewer bits than it
+    has, or not at all; "" for other files."""
     if picture is None:
         return format_of(path) or ""
     tiles: Any = getattr(picture, "tile", [])
@@ -372,13 +377,13 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
         "TIFF": _bits_of_tiff(picture) > 8 and picture.mode not in ("CMYK", "LAB"),
     }
     name = picture.format or ""
-    if name == "JPEG2000":  # of which Pillow does not say
+    if name == "JPEG2000":  # Pillow does not expose its bits
         is_deep[name] = has_more_than_8_bits(path, FORMATS[name])
     return FORMATS[name] if is_deep.get(name) else ""
 
 
 def _bits_of_tiff(picture: Image.Image) -> int:
-    """Bits of a channel of a TIFF; 16 of signed ones, which Pillow takes for unsigned."""
+    """Return the bits per channel of a TIFF; 16 for signed ones, which Pillow reads as unsigned."""
     tags: Any = getattr(picture, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     return 16 if signed else max(tags.get(_BITS_PER_SAMPLE, (8,)))
@@ -390,20 +395,20 @@ Values = tuple[np.ndarray, np.ndarray | None, int]  # (H, W, 1 or 3), alpha (H, 
 def _deep_values(
     path: Path, format: str, picture: Image.Image | None, kind: str, notes: list[str]
 ) -> Values:
-    """The values by OpenImageIO: those of the file or, of COLOUR, converted to sRGB."""
+    """Read values with OpenImageIO: those of the file or, for COLOUR, converted to sRGB."""
     deep = read_deep(path, format, notes, straight=kind == COLOUR)
     values, bits = deep.values, deep.bits
     if kind != COLOUR:
         return values, deep.alpha, bits
     if bits < FLOAT_BITS:
-        values = values.clip(0, 1)  # as division by alpha may exceed 1
+        values = values.clip(0, 1)  # division by alpha may exceed 1
     _check_floats_of_colours(values)
     space: Space | None = None
     if format == "openexr":
-        space = deep.space or LINEAR  # its values are light
+        space = deep.space or LINEAR  # EXR holds linear light
     elif picture is not None:
         space = _space_in(picture, path, bits, notes)
-    # Pillow also has the profiles that libpng drops as invalid.
+    # Pillow also returns profiles that libpng drops as invalid.
     profile = picture.info.get("icc_profile") if picture else deep.profile
     if space is None and profile:
         try:
@@ -438,11 +443,11 @@ def _by_tables(values: np.ndarray, profile: bytes, notes: list[str]) -> np.ndarr
 
 
 def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str]) -> Values:
-    """The values by Pillow: those of the file or, of COLOUR, converted to sRGB."""
+    """Read values with Pillow: those of the file or, for COLOUR, converted to sRGB."""
     picture = _loaded(path, picture, notes)
     if getattr(picture, "is_animated", False):
         notes.append("several frames, only the first is used")
-    upright = _upright(picture, notes)  # before _space_in, as this notes EXIF that cannot be read
+    upright = _upright(picture, notes)  # before _space_in, so that unreadable EXIF is noted first
     space = _space_in(picture, path, 8, notes) if kind == COLOUR else None
     if _bits_of_tiff(picture) > 8:
         notes.append(f"{picture.mode} of more than 8 bits a channel, read with 8")
@@ -466,7 +471,7 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
 
 
 def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
-    """Decode a picture; a JPEG may lack its end mark, but no pixels."""
+    """Decode a picture; a JPEG may lack its end mark, but no data."""
     try:
         picture.load()
     except OSError:
@@ -500,8 +505,8 @@ def _may_end_early(picture: Image.Image) -> bool:
 
 
 def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
-    """The colour space that a file names by other means than an ICC profile, or None. Only cICP
-    takes precedence over an ICC profile."""
+    """Return the colour space that a file names other than by an ICC profile, or None. Only cICP
+    has priority over an ICC profile."""
     if picture.format == "PNG":
         space = space_in_png(picture.info, _cicp(path), bits, notes)
         if space is not None or {"srgb", "gamma", "chromaticity"} & picture.info.keys():
@@ -515,7 +520,7 @@ def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> 
 
 
 def _cicp(path: Path) -> bytes | None:
-    """The content of the chunk cICP of a PNG, which Pillow does not read; None: there is none."""
+    """Return the content of the chunk cICP of a PNG, which Pillow does not read, or None."""
     with open_regular(path) as file:
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
@@ -527,7 +532,7 @@ def _cicp(path: Path) -> bytes | None:
 
 
 def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
-    """Return an 8-bit picture as RGB in sRGB, through its own colour profile if it has one."""
+    """Convert an 8-bit picture to RGB in sRGB, by its colour profile if it has one."""
     profile = picture.info.get("icc_profile")
     if picture.mode == "LAB":  # its profile describes printing
         lab = ImageCms.createProfile("LAB")
@@ -542,7 +547,7 @@ def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     except ImageCms.PyCMSError:
         notes.append(_UNUSABLE)
         return plain
-    # A difference of one level is rounding: the profile is sRGB, so the exact pixels are kept.
+    # A difference of one level is rounding: the profile is sRGB, and the exact pixels are kept.
     difference = np.asarray(ImageChops.difference(plain, managed))
     return managed if difference.max() > 1 else plain
 
@@ -550,7 +555,7 @@ def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
 def _through(picture: Image.Image, profile: Any) -> Image.Image:
     srgb = ImageCms.createProfile("sRGB")
     managed = ImageCms.profileToProfile(picture, profile, srgb, outputMode="RGB")
-    assert managed is not None  # it is, where the picture is not changed in place
+    assert managed is not None  # None is returned only for changes in place
     return managed
 
 
@@ -558,20 +563,20 @@ def _through(picture: Image.Image, profile: Any) -> Image.Image:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise UserError when the suffix is not one of SUFFIXES."""
+    """Raise UserError if the suffix is not one of SUFFIXES."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: unknown suffix {path.suffix!r}, use one of {' '.join(SUFFIXES)}")
 
 
 def check_save_path(path: Path) -> None:
-    """Raise UserError when the suffix is not one of SUFFIXES or the file cannot be written."""
+    """Raise UserError if the suffix is not one of SUFFIXES or the file cannot be written."""
     check_suffix(path)
     check_writable(path)
 
 
 def check_format(path: Path, size: Size) -> None:
-    """Raise UserError where the format cannot hold a picture of (height, width), or Pillow would
-    not read it again."""
+    """Raise UserError if the format cannot hold a picture of (height, width), or Pillow would
+    refuse to read it."""
     kind, _ = _FORMATS[path.suffix.lower()]
     if max(size) > MAX_SIDES[kind]:
         raise UserError(
@@ -587,9 +592,10 @@ def check_format(path: Path, size: Size) -> None:
 def save_picture(
     image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
 ) -> None:
-    """Save a picture as `encoded` makes it. The file appears whole or not at all.
+    """Save a picture as encoded by `encoded`; the file appears complete or not at all.
 
-    Raises UserError when it cannot be written, and as `encoded` does.
+    Raises:
+        UserError: the file cannot be written; also as `encoded`.
     """
     save_bytes(encoded(image, path, record, bits, kind), path)
 
@@ -597,17 +603,19 @@ def save_picture(
 def encoded(
     image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
 ) -> memoryview:
-    """The bytes of the file that `save_picture` saves, in the format of its suffix.
+    """Return the bytes of a picture file, in the format of the suffix.
 
     Args:
         image: (1, C, H, W) in [0, 1]: C is 1 for grey, 3 for colours, and one more for alpha,
             which .png, .webp, .tif and .exr hold.
-        bits: of a channel: 8, 16, or 32 for floats, which may have any value. They are reduced to
-            what the format holds, as by `bits_saved`.
+        record: embedded in the file, from which `read_record` reads it.
+        bits: per channel: 8, 16, or 32 for floats, which may have any value; reduced to what the
+            format holds by `bits_saved`.
         kind: a name in `utils.KINDS`; an EXR of COLOUR holds linear light.
 
-    Raises UserError when the format cannot hold it, ValueError for another shape or for values
-    that are not finite.
+    Raises:
+        UserError: the format cannot hold the picture.
+        ValueError: the shape is another one, or values are not finite.
     """
     if image.ndim != 4 or len(image) != 1 or not 1 <= image.shape[1] <= 4:
         raise ValueError(f"expected a picture of shape (1, 1 to 4, H, W), got {tuple(image.shape)}")
@@ -618,7 +626,7 @@ def encoded(
     levels = _levels_of(image, bits)
     try:
         if bits == 8:
-            # Encoded in memory because libtiff writes complaints of its own to stderr.
+            # Encoded in memory because libtiff writes errors to stderr.
             file = BytesIO()
             picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
             picture.save(file, format, **options, **record_options(format, record))
@@ -631,12 +639,12 @@ def encoded(
         texts = {_RECORD_KEY: text} if format == "PNG" else in_exif
         with _libraries_silent():
             return encoded_deep(levels, FORMATS[format], texts)
-    except (OSError, ValueError) as error:  # ValueError: too many pixels a side for the format
+    except (OSError, ValueError) as error:  # ValueError: a side is too long for the format
         raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
 
 
 def check_bits(path: Path, bits: int) -> None:
-    """Raise UserError where a file of that suffix cannot have so many bits of a channel."""
+    """Raise UserError if files of that suffix cannot have so many bits per channel."""
     if bits_saved(path, bits) != bits:
         held = bits_saved(path, 8)
         raise UserError(
@@ -645,48 +653,48 @@ def check_bits(path: Path, bits: int) -> None:
 
 
 def holds_alpha(path: Path) -> bool:
-    """Return whether a file of that suffix can have an alpha channel."""
+    """Return whether files of that suffix can have an alpha channel."""
     return _FORMATS[path.suffix.lower()] is not _JPEG
 
 
 def bits_saved(path: Path, bits: int) -> int:
-    """The bits that a channel gets in a file of that suffix: as many as asked for or, where the
-    format does not hold them, the most below that it holds, or its least."""
+    """Return the bits per channel of a file of that suffix: those requested, or else the next lower
+    number that the format holds, or its lowest."""
     held = _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
     return max((one for one in held if one <= bits), default=held[0])
 
 
 def _levels_of(image: Tensor, bits: int) -> np.ndarray:
-    """(1, C, H, W) in [0, 1] -> levels (H, W, C): uint8, uint16 or, of 32 bits, float32."""
+    """Quantise (1, C, H, W) in [0, 1] to (H, W, C) of uint8 or uint16, or of float32 for 32
+    bits."""
     pixels = image.detach()[0].movedim(0, 2)
     kind, most = {8: (np.uint8, LEVELS), 16: (np.uint16, LEVELS_16_BIT)}.get(bits, (np.float32, 0))
     levels = np.empty(pixels.shape, kind)
     for top in range(0, len(levels), ROWS):
         rows = slice(top, top + ROWS)
         found = pixels[rows].cpu().double()
-        # The clamp keeps 1.0000001 from wrapping round to black.
+        # The clamp keeps values like 1.0000001 from wrapping around to 0.
         levels[rows] = (found.mul(most).round().clamp(0, most) if most else found).numpy()
     return levels
 
 
 def as_saved(image: Tensor, path: Path, bits: int = 8) -> Tensor:
-    """(1, 1 or 3, H, W) in [0, 1] -> (1, 3, H, W), as it will be read from the file that
-    `save_picture` saves; raises as `encoded` does."""
+    """Return (1, 1 or 3, H, W) as (1, 3, H, W) after a round trip through a file of that suffix,
+    with the losses of 8 bits and of JPEG; raise as `encoded`."""
     if bits_saved(path, bits) > 8:
-        return image.expand(
-            -1, 3, -1, -1
-        )  # what rounding to 16 bits changes is too little to matter
+        return image.expand(-1, 3, -1, -1)  # rounding to 16 bits is negligible
     Image.init()
-    opener: Any = Image.OPEN[_FORMATS[path.suffix.lower()][0]][0]  # of any size
+    opener: Any = Image.OPEN[_FORMATS[path.suffix.lower()][0]][0]  # does not check the limit
     with opener(BytesIO(encoded(image, path, {}, bits)), "") as picture, _libraries_silent():
         levels = np.array(picture.convert("RGB"))
     return torch.from_numpy(levels).permute(2, 0, 1)[None].float() / LEVELS
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return what `save_picture` recorded in the file, {} when it carries no record.
+    """Return the record that `save_picture` embedded in a file; {} if there is none.
 
-    Raises UserError when the file cannot be read as a picture.
+    Raises:
+        UserError: the file cannot be read as a picture.
     """
     with _opened(path) as picture:
         if picture is not None:
@@ -696,7 +704,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_size(path: Path) -> Size:
-    """Return (height, width) of a picture as it is stored; raises as `read_record` does."""
+    """Return (height, width) of a picture as stored; raise as `read_record`."""
     with _opened(path) as picture:
         if picture is not None:
             return picture.height, picture.width
@@ -705,7 +713,7 @@ def read_size(path: Path) -> Size:
 
 
 def record_at(path: Path) -> dict[str, Any]:
-    """The record of a picture; {} where there is no picture, or one without a record."""
+    """Return the record of a picture; {} if there is no picture or no record."""
     try:
         return read_record(path)
     except UserError:  # no picture
@@ -714,8 +722,8 @@ def record_at(path: Path) -> dict[str, Any]:
 
 def _record_of(picture: Image.Image) -> dict[str, Any]:
     text = picture.info.get("comment" if picture.format == "GIF" else _RECORD_KEY, "")
-    if picture.format != "PNG":  # which decodes all of the picture to look for EXIF at its end
-        with suppress(Exception):  # somebody else's broken EXIF is no record
+    if picture.format != "PNG":  # whose EXIF may follow the pixels, which would be decoded
+        with suppress(Exception):  # malformed EXIF is no record
             exif = picture.getexif()
             if exif.get(_SOFTWARE) == _RECORD_KEY:
                 text = exif.get(_DESCRIPTION)
@@ -731,9 +739,10 @@ def _parsed(text: Any) -> dict[str, Any]:
 
 
 def record_text(record: dict[str, Any]) -> str:
-    """Return a record as text, short enough for any format."""
+    """Return a record as JSON that is short enough for all formats; the longest values are left
+    out first."""
     record = {str(key): value for key, value in record.items()}
-    # JSON escapes to ASCII, all that EXIF descriptions hold, and so keeps any file name.
+    # EXIF descriptions are ASCII; JSON escapes all other characters of file names.
     dump = partial(json.dumps, default=str, skipkeys=True)
     while len(text := dump(record)) > _RECORD_BYTES:
         del record[max(record, key=lambda key: len(dump(record[key])))]
@@ -741,7 +750,7 @@ def record_text(record: dict[str, Any]) -> str:
 
 
 def record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments to Pillow's `save` that put a record inside the file."""
+    """Return the arguments of Pillow's `save` that embed a record in the file."""
     text = record_text(record)
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()

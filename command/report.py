@@ -1,5 +1,5 @@
-"""One page to look at: every result of a folder beside its exemplar, in a file that needs nothing
-else."""
+"""The page of --report: all results of a folder beside their exemplars, in one self-contained
+file."""
 
 import base64
 import json
@@ -31,9 +31,9 @@ from utils import Size, UserError, in_one_line, size_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
-SCORED_SIDE = 512  # px: of larger pictures the middle is scored
-MOST_SNAPSHOTS = 60  # of a result that are shown, the last one among them
-# What the page knows of a picture; of one that failed, its name and why.
+SCORED_SIDE = 512  # px; of larger pictures the middle is scored
+MOST_SNAPSHOTS = 60  # shown of a result, the last one included
+# An entry of the page; of a picture that failed, it has the name and the reason.
 EMPTY: dict[str, Any] = {
     **dict.fromkeys(("name", "exemplar", "size", "verdict", "command", "failed"), ""),
     **dict.fromkeys(("exemplar_picture", "picture", "error", "faults")),
@@ -43,21 +43,21 @@ NO_SETTINGS = AFTERWARDS | {ASKED, "inputs", "version", "exemplar", "gt_path", "
 
 
 def print_report(request: Request) -> None:
-    """Write the page of a folder, and print where it is.
+    """Write the page of a folder and print its path.
 
     Raises:
-        UserError: no folder, no result in it, or the page cannot be written.
+        UserError: the folder or a result in it is missing, or the page cannot be written.
     """
     assert request.report is not None
     put(f"{write_report(request.report, request.quiet)}\n")
 
 
 def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Path:
-    """The page of all pictures in a folder whose records say that we made them, and of those that
-    cannot be read; raises as `print_report` does.
+    """Write the page of all pictures of this program in a folder, and of those that cannot be read;
+    return its path. Raise as `print_report`.
 
     Args:
-        failed: what could not be made by the run that the page is of.
+        failed: pictures that the present run could not make.
     """
     if not folder.is_dir():
         raise UserError(f"--report {folder}: not a folder")
@@ -75,7 +75,7 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
             said = time.monotonic()
             say([f"report: {i} of {len(results)} pictures are scored"], quiet)
         entries.append(_entry_or_failure(path, record, exemplars))
-    # Within a script of HTML nothing may look like its end.
+    # JSON within a script element must not contain "</script>".
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
     page = folder / PAGE
     save_bytes(TEMPLATE.read_text("utf-8").replace("/*DATA*/", data).encode(), page)
@@ -83,8 +83,8 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
 
 
 def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any] | UserError]]:
-    """Every result in a folder with its record, and every picture that cannot be read with why;
-    not snapshots, maps, repeats and sheets."""
+    """Return the results in a folder with their records, and the pictures that cannot be read with
+    the error; snapshots, maps, repeats and sheets are left out."""
     found: list[tuple[Path, dict[str, Any] | UserError]] = []
     for path in files_in(folder):
         if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -98,7 +98,7 @@ def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any] | UserError]]:
 
 
 def _is_repeat(record: dict[str, Any], size: Size) -> bool:
-    """Whether a file of that size is the repeat of the picture that its record tells of."""
+    """Return whether a file of that size is the repeat of the picture that the record describes."""
     tile, (height, width) = record.get("tile"), size
     if tile not in ("x", "y", "xy"):
         return False
@@ -109,14 +109,14 @@ def _is_repeat(record: dict[str, Any], size: Size) -> bool:
 def _entry_or_failure(
     path: Path, record: dict[str, Any] | UserError, exemplars: dict[Path, str | None]
 ) -> dict[str, Any]:
-    """What the page knows of a result; one that fails is no reason to do without the others."""
+    """Return the entry of a result, or of the error if it fails."""
     if isinstance(record, UserError):
         return _failure(path, str(record))
     try:
         return _entry(path, record, exemplars)
     except UserError as error:
         return _failure(path, str(error))
-    except Exception as error:  # as many kinds as there are ways to change a record
+    except Exception as error:  # an altered record raises errors of many types
         return _failure(path, in_one_line(f"{type(error).__name__}: {error}"))
 
 
@@ -171,7 +171,7 @@ def _middle(image: Any) -> Any:
 
 
 def _thumbnail(path: Path, side: int) -> str:
-    """A picture as it is put into a page."""
+    """Return a picture as a data URL, reduced to that length of the longer side."""
     picture = read_levels(path)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()
@@ -180,7 +180,7 @@ def _thumbnail(path: Path, side: int) -> str:
 
 
 def _thumbnail_or_none(path: Path, side: int) -> str | None:
-    """The same; None of a file that is no picture, or no longer."""
+    """Return the same; None if the file cannot be read."""
     try:
         return _thumbnail(path, side)
     except UserError:
@@ -188,7 +188,7 @@ def _thumbnail_or_none(path: Path, side: int) -> str | None:
 
 
 def _curve(points: Any) -> list[Any]:
-    """Of a record, if it is one: [step, scale, loss] each."""
+    """Return the valid points of a loss curve in a record: lists of step, scale and loss."""
     try:
         return [p for p in points if len(p) == 3 and None not in map(finite, p) and p[0] > 0]
     except TypeError:
@@ -200,8 +200,8 @@ def _told(value: Any) -> str:
 
 
 def _command(path: Path, record: dict[str, Any]) -> str:
-    """What makes it again: what was typed for it. Of a record that does not say so, or that
-    somebody has changed, `--from`."""
+    """Return the command that repeats a picture: the flags that were typed for it, or `--from` if
+    the record lacks them or was altered."""
     again = f"python Synthesis.py --from {shlex.quote(path.name)}"
     if not isinstance(record.get(ASKED), dict):
         return again

@@ -1,8 +1,8 @@
-"""How good a synthesised texture is, without any pretrained net: what a careful reviewer checks.
+"""Scores of a synthesised texture that need no pretrained net.
 
-Every score compares an output with its exemplar, both (1, 3, H, W) in [0, 1] and of any sizes.
-A score means little alone, so each comes beside the value that one half of the exemplar has
-against the other: two pieces of the same real texture.
+A score compares an output with its exemplar, both (1, 3, H, W) in [0, 1] and of any sizes. Each is
+shown beside the score of one half of the exemplar against the other, that of two pieces of the same
+real texture.
 """
 
 import math
@@ -21,11 +21,11 @@ from terms.patches import PATCH, PATCH_LEVELS, unit_directions
 from utils import LEVELS, resize, scaled_size
 
 DIRECTIONS = 128
-LEAST_SIDE = 64  # px, so that a half of the exemplar still has three pyramid levels of patches
-STRIDE = 4  # px between the patches whose nearest ones are looked for
-SMALL_SIDE = 128  # px: a side of the source, were it square, where objects are compared
-OBJECT = 12  # px, a side of the patches there
-CHUNK = 2**25  # distances held at a time, 128 MiB
+LEAST_SIDE = 64  # px, so that half of the exemplar has three pyramid levels of patches
+STRIDE = 4  # px between the patches whose nearest neighbours are searched
+SMALL_SIDE = 128  # px, side of a square source after resizing, for scores of objects
+OBJECT = 12  # px, side of the patches of these scores
+CHUNK = 2**25  # distances held at once, 128 MiB
 
 
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
@@ -57,28 +57,29 @@ def patches(output: Tensor, source: Tensor) -> float:
 
 
 def _fine(image: Tensor, side: int) -> Tensor:
-    """What is finer than a mean over `side` px, an odd number."""
+    """Subtract the mean over windows of `side` px, an odd number."""
     return image - F.avg_pool2d(F.pad(image, [side // 2] * 4, "reflect"), side, 1)
 
 
 def _log_ratio(output: float, source: float) -> float:
-    """In octaves; both in [0, 1], below a quarter of a grey level as good as none."""
+    """Return the base-2 logarithm of a ratio in [0, 1]; both are at least a quarter grey level."""
     return math.log2(max(output, 0.25 / LEVELS) / max(source, 0.25 / LEVELS))
 
 
 def chroma(output: Tensor, source: Tensor) -> float:
-    """How much stronger the output's colour differences finer than 3 px are, in octaves.
+    """Ratio of the RMS chroma finer than 3 px, output over source, in octaves.
 
-    Specks of colour, and the fringes of edges: above 0. A net sees chroma hardly, eyes do.
+    Coloured specks and fringes of edges give values above 0. Nets hardly see chroma.
     """
     strengths = [_fine(x - luma(x), 3).square().mean().sqrt().item() for x in (output, source)]
     return _log_ratio(*strengths)
 
 
 def grain(output: Tensor, source: Tensor) -> float:
-    """How much stronger the luma finer than 5 px is in the flattest fifth of 9x9 px, in octaves.
+    """Ratio of the RMS luma finer than 5 px in the flattest fifth of 9x9 windows, output over
+    source, in octaves.
 
-    Hatching and noise in flat places: above 0. Flat places without their grain: below 0.
+    Hatching and noise in flat areas give values above 0, flat areas that lost their grain below 0.
     """
     strengths = []
     for image in (output, source):
@@ -88,7 +89,8 @@ def grain(output: Tensor, source: Tensor) -> float:
 
 
 def rim(output: Tensor, source: Tensor) -> float:
-    """Steps of luma in the outermost two lines over those inside, against the source's, octaves."""
+    """Luma gradients in the outermost two lines over those inside, relative to the source, in
+    octaves."""
     strengths = []
     for image in (output, source):
         grey = luma(image)[0, 0]
@@ -103,10 +105,10 @@ def _reach(output: Tensor, source: Tensor) -> int:
 
 
 def peak(output: Tensor, source: Tensor) -> float:
-    """The output's correlation with itself after the source's period, over the source's own.
+    """Autocorrelation of the output at the source's period, over that of the source.
 
-    Light falling off over a picture is left out; the highest value within 2 px of the period
-    counts. NaN where the source does not repeat clearly enough to be regular.
+    Low frequencies (shading) are removed; the highest value within 2 px of the period counts. NaN
+    if the source is not periodic.
     """
     clear, y, x = period(source, _reach(output, source))
     if clear < PERIODIC:
@@ -121,20 +123,21 @@ def peak(output: Tensor, source: Tensor) -> float:
 
 
 def copied(output: Tensor, source: Tensor) -> float:
-    """Share of 7x7 patches that were copied from the source together with their neighbours.
+    """Share of 7x7 patches that are copied from the source together with their neighbours.
 
-    A patch counts when its nearest source patch, the one 4 px to its right's and the one 4 px
-    below's lie in the source as the three lie in the output: more than 11x11 pixels in one piece.
+    A patch counts if the nearest source patches of itself, of the patch 4 px to its right and of
+    the one 4 px below have the same offsets: more than 11x11 pixels in one piece.
     """
     return _kept(_nearest_places(output, source, PATCH), 1, 0)
 
 
 def layout(output: Tensor, source: Tensor) -> float:
-    """Share of places whose surroundings are the source's, though stretched or other in detail.
+    """Share of positions whose surroundings have the layout of the source, up to stretching and
+    detail.
 
-    At a size of 128 px, a place counts when its nearest 12x12 patch, the one 32 px to its right's
-    and the one 32 px below's lie in the source as the three lie in the output, by 4 px. Near 0 for
-    another picture of the texture; one that repeats has no other layout.
+    At a size of 128 px, a position counts if the nearest source patches (12x12) of itself, of the
+    position 32 px to its right and of the one 32 px below have the same offsets within 4 px. Near 0
+    for another picture of the texture; periodic textures have only one layout.
     """
     places = _nearest_places(*_small(output, source), OBJECT)
     reach = min(SMALL_SIDE // 4 // STRIDE, *(side // 2 for side in places.shape[1:]))
@@ -142,26 +145,24 @@ def layout(output: Tensor, source: Tensor) -> float:
 
 
 def objects(output: Tensor, source: Tensor) -> float:
-    """How far 12x12 patches are from the source's nearest, mean square over the source's variance.
+    """Mean squared distance of 12x12 patches from the nearest of the source, over its variance.
 
-    At a size of 128 px: what is melted, torn or out of order.
+    At a size of 128 px; large for objects that are melted, torn or out of order.
     """
     return _mean_distance(*_small(output, source))
 
 
 def used(output: Tensor, source: Tensor) -> float:
-    """The reverse of `objects`: how far the source's patches are from the output's nearest.
+    """The reverse of `objects`: distance of the source's patches from the nearest of the output.
 
-    Parts of the source that the output lacks.
+    Large if the output lacks parts of the source.
     """
     return _mean_distance(*reversed(_small(output, source)))
 
 
 def _small(output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Both resized by the factor that gives the source as many pixels as SMALL_SIDE squared.
-
-    By a larger one where less than two patches would fit along a side.
-    """
+    """Resize both by the factor that gives the source SMALL_SIDE squared pixels, or by a larger one
+    if fewer than two patches would fit along a side."""
     least = min(*output.shape[2:], *source.shape[2:])
     factor = max(SMALL_SIDE / math.sqrt(math.prod(source.shape[2:])), 2 * OBJECT / least)
     return resize(output, scaled_size(output, factor)), resize(source, scaled_size(source, factor))
@@ -175,12 +176,12 @@ def _mean_distance(image: Tensor, searched: Tensor) -> float:
 
 
 def _variance(image: Tensor) -> Tensor:
-    """Of the pixels about their mean colour, mean of the channels; not below a grey level's."""
+    """Return the variance of the pixels, mean of the channels, at least that of one grey level."""
     return image.var((2, 3), correction=0).mean().clamp(min=1 / LEVELS**2)
 
 
 def _nearest_places(output: Tensor, source: Tensor, patch: int) -> Tensor:
-    """(2, n, m): row and column of the nearest source patch of every fourth output patch."""
+    """Return row and column of the nearest source patch of output patches at STRIDE, (2, n, m)."""
     wanted = F.unfold(source, patch)[0]  # (P, M)
     drawn = F.unfold(output, patch, stride=STRIDE)[0].T  # (N, P)
     half_norms = wanted.square().sum(0) / 2
@@ -192,9 +193,12 @@ def _nearest_places(output: Tensor, source: Tensor, patch: int) -> Tensor:
 
 
 def _kept(places: Tensor, reach: int, tolerance: int) -> float:
-    """Share of places whose neighbours `reach` to the right and below lie in the source likewise.
+    """Return the share of positions whose neighbours to the right and below have the same offset.
 
-    (2, n, m) from `_nearest_places`; by `tolerance` px of the source in rows and in columns.
+    Args:
+        places: (2, n, m), by `_nearest_places`.
+        reach: distance of the neighbours, in positions.
+        tolerance: of the offsets, px of the source in rows and in columns.
     """
     here, step = places[:, :-reach, :-reach], reach * STRIDE
     right, below = places[:, :-reach, reach:] - here, places[:, reach:, :-reach] - here
@@ -204,7 +208,8 @@ def _kept(places: Tensor, reach: int, tolerance: int) -> float:
 
 
 def unshifted(output: Tensor, source: Tensor) -> float:
-    """RMSE of output and source laid over each other, over the source's standard deviation.
+    """RMSE between output and source, cropped to the same size, over the source's standard
+    deviation.
 
     0 for the exemplar itself, 1.41 for an unrelated picture of the same texture.
     """
@@ -215,14 +220,14 @@ def unshifted(output: Tensor, source: Tensor) -> float:
 
 
 def seam(output: Tensor, source: Tensor) -> float:
-    """Mean step across the borders of a 2x2 tiling over the mean step inside; 1 is seamless."""
+    """Mean gradient across the borders of a 2x2 tiling over that inside; 1 is seamless."""
     across = sum((output.select(d, 0) - output.select(d, -1)).abs().mean().item() for d in (2, 3))
     inside = sum(output.diff(dim=d).abs().mean().item() for d in (2, 3))
     return across / max(inside, 1e-6)
 
 
 class Score(NamedTuple):
-    """A score, and how to read it."""
+    """A score and its explanation."""
 
     function: Callable[[Tensor, Tensor], float]
     reading: str
@@ -248,10 +253,11 @@ SCORES = {
 
 @torch.no_grad()
 def score(output: Tensor, exemplar: Tensor) -> dict[str, tuple[float, float]]:
-    """Every score of an output, and the same of the exemplar's halves: name -> (value, halves).
+    """Return all scores of an output and of the exemplar's halves: name -> (value, halves).
 
-    Both pictures (1, 3, H, W) in [0, 1] on the CPU, sides of `LEAST_SIDE` px or more. The halves
-    are cut across the longer side.
+    Args:
+        output: (1, 3, H, W) in [0, 1] on the CPU, with sides of LEAST_SIDE px or more.
+        exemplar: the same, of any size; the halves divide its longer side.
     """
     longer = 2 if exemplar.shape[2] > exemplar.shape[3] else 3
     first, second = exemplar.split(exemplar.shape[longer] // 2, longer)[:2]

@@ -1,4 +1,4 @@
-"""Results as one image: a sheet to look at, and the way of a picture as an animation."""
+"""Results as one image: an overview (--sheet), and snapshots as an animation (--animate)."""
 
 import glob
 import math
@@ -26,18 +26,18 @@ from utils import LEVELS, UserError, in_one_line
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
 ANIMATED = (".gif", ".webp")
-SHEET, ANIMATION = "sheet", "animation"  # what their records have, so that they are known again
+SHEET, ANIMATION = "sheet", "animation"  # keys of their records, by which they are recognised
 FRAME, LAST = 100, 1500  # ms
-REPEAT = "2x2 repeat"  # the title of it
-MOST_SHOWN = 1000  # pictures of a sheet or an animation, all of which are in memory at once
+REPEAT = "2x2 repeat"  # title
+MOST_SHOWN = 1000  # pictures of a sheet or an animation, which are in memory at once
 
 
 def write_sheet(results: list[Path], path: Path) -> None:
-    """One result: its exemplar, itself, its 2x2 repeat and its snapshots. Several: each exemplar,
-    and what was made of it.
+    """Save an overview: of one result its exemplar, itself, its 2x2 repeat and its snapshots; of
+    several, each exemplar followed by its results.
 
     Raises:
-        UserError: a picture cannot be read, or the sheet not written.
+        UserError: a picture cannot be read, or the sheet cannot be written.
     """
     shown: list[tuple[str, Path]] = []
     seen: set[Path] = set()
@@ -62,7 +62,7 @@ def write_sheet(results: list[Path], path: Path) -> None:
         x, y = GAP + i % columns * (SIDE + GAP), GAP + i // columns * (SIDE + CAPTION + GAP)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(picture, (x, y + CAPTION))
-        title = in_one_line(title)  # a name may hold bytes of no alphabet
+        title = in_one_line(title)  # a file name may hold undecodable bytes
         while font.getlength(title) > SIDE:
             title = title[:-4] + "..."
         draw.text((x, y + 4), title, INK, font)
@@ -71,7 +71,7 @@ def write_sheet(results: list[Path], path: Path) -> None:
 
 
 def write_animation(result: Path, path: Path) -> None:
-    """How a result came to be, by its snapshots; raises as `write_sheet` does."""
+    """Save the snapshots of a result as an animation; raise as `write_sheet`."""
     last = read_levels(result)
     frames = [read_levels(one).resize(last.size) for _, one in snapshots_of(result)]
     durations = [FRAME] * len(frames) + [LAST]
@@ -84,8 +84,8 @@ def write_animation(result: Path, path: Path) -> None:
 
 
 def snapshots_of(result: Path) -> list[tuple[int, Path]]:
-    """(step, path) of what `--save_every` has left beside a result, in order; that of another run,
-    as its record says, is none."""
+    """Return (step, path) of the snapshots of a result, in order; files of other runs, recognised
+    by their records, are left out."""
     beside = result.parent.glob(f"{glob.escape(result.stem)}_*{glob.escape(result.suffix)}")
     found = [(step, one) for one in beside if (step := step_of(one, result)) is not None]
     made = read_record(result)
@@ -93,13 +93,13 @@ def snapshots_of(result: Path) -> list[tuple[int, Path]]:
 
 
 def _is_of(snapshot: dict[str, Any], made: dict[str, Any]) -> bool:
-    """Whether the record of a snapshot says what that of a result does, as far as it goes."""
+    """Return whether all values in the record of a snapshot are those of the result's record."""
     asked = {name: value for name, value in snapshot.items() if name != "step"}
     return "step" in snapshot and all(made.get(name) == value for name, value in asked.items())
 
 
 def check_sheet(path: Path, pictures: int, snapshots: int) -> None:
-    """Raise UserError for a file that cannot be a sheet or saved, or for too many pictures."""
+    """Raise UserError if the file cannot be saved as a sheet, or for too many pictures."""
     check_save_path(path)
     if pictures + snapshots > MOST_SHOWN:
         more = f" and {snapshots} snapshots" if snapshots else ""
@@ -109,7 +109,7 @@ def check_sheet(path: Path, pictures: int, snapshots: int) -> None:
 
 
 def check_animation(path: Path, several: bool, snapshots: int) -> None:
-    """Raise UserError for a file that cannot be an animation or saved, or a run that has none."""
+    """Raise UserError if the file cannot be saved as an animation, or the run has no snapshots."""
     if path.suffix.lower() not in ANIMATED:
         raise UserError(f"--animate {path}: unknown suffix, use one of {' '.join(ANIMATED)}")
     if several:

@@ -1,4 +1,4 @@
-"""What eyes hold against a texture, from its scores: one number, and words."""
+"""The verdict on a result: a sum of visible faults, estimated from its scores, and words."""
 
 import json
 import math
@@ -12,21 +12,21 @@ from command.scores import LEAST_SIDE, SCORES, score
 from command.streams import put
 from utils import UserError
 
-# Faults of the judged pictures: below the first most of their pairs were won, and above the second
-# none was.
+# Sums of faults of the judged pictures: those below the first won most of their pairs, those above
+# the second won none.
 GOOD, FAIR = 4.0, 5.25
-NAMED = 1.25  # a fault's part of the sum that is worth a word
-COPIED = 0.5  # share of `copied` or of `layout` that is told
+NAMED = 1.25  # contribution to the sum from which a fault is named
+COPIED = 0.5  # value of `copied` or `layout` from which copying is named
 MELTED, MISSING = "objects melted or torn", "parts of the exemplar are missing"
 
 
 def _octaves_over(unit: float) -> Callable[[float], float]:
-    """A score >= 0 -> octaves by which it exceeds about `unit`, 0 for 0."""
+    """Return a function: a score >= 0 -> log2(1 + score / unit)."""
     return lambda value: math.log2(1 + value / unit)
 
 
 def _beyond(free: float) -> Callable[[float], float]:
-    """A score -> by how much it is above `free`, up to 2; 0 below, and where there is no score."""
+    """Return a function: a score -> its excess over `free`, from 0 to 2; 0 for NaN."""
     return lambda value: 0.0 if math.isnan(value) else min(2.0, max(0.0, value - free))
 
 
@@ -35,8 +35,8 @@ def _below(free: float) -> Callable[[float], float]:
 
 
 class Fault(NamedTuple):
-    """One thing that eyes hold against a picture: what a score says of it, >= 0, its weight in the
-    sum, and what it looks like."""
+    """A visible fault of a picture: its size (>= 0) as a function of a score, its weight in the
+    sum, and its description."""
 
     score: str
     size: Callable[[float], float]
@@ -44,9 +44,9 @@ class Fault(NamedTuple):
     words: str
 
 
-# Weights are a logistic regression on the judged pairs of docs/judged.csv, rounded: of two
-# pictures, the one with a sum smaller by 1 is preferred at odds of e. No picture
-# there has a rim or has lost its order, so the last two weights are set by hand.
+# Weights are those of a logistic regression on the pairs in docs/judged.csv, rounded: of two
+# pictures, the one whose sum is smaller by 1 is preferred at odds of e. No picture there has a rim
+# or has lost its order, so the last two weights are set by hand.
 FAULTS = (
     Fault("colour", _octaves_over(0.5), 1.0, "colours off"),
     Fault("chroma", _beyond(0.1), 1.0, "coloured specks"),
@@ -60,21 +60,22 @@ FAULTS = (
 
 
 def faults(values: dict[str, float]) -> list[float]:
-    """Scores of a picture -> what each of FAULTS adds to the sum; 0 is none, the exemplar's own."""
+    """Return what each of FAULTS adds to the sum, given scores by name; 0 means no fault."""
     return [fault.weight * fault.size(values[fault.score]) for fault in FAULTS]
 
 
 def verdict(values: dict[str, float]) -> tuple[float, str]:
-    """Scores of a picture -> the sum of its faults and words: how good it is, and its worst two.
+    """Return the sum of the faults of a picture, given scores by name, and words: the rating and
+    the two largest faults.
 
-    Copying is told after a semicolon. It is no fault of looks, and not in the sum; the layout of
-    an exemplar that repeats is the texture itself.
+    Copying is named after a semicolon. It is not visible, so it is not in the sum; nor is the same
+    layout named for periodic exemplars, which have no other.
     """
     sizes = faults(values)
     total = sum(sizes)
     found = {fault.words: size for fault, size in zip(FAULTS, sizes, strict=True) if size > NAMED}
     if found.get(MISSING, 0) < 2 * found.get(MELTED, 0):
-        found.pop(MISSING, None)  # what has melted is not found again either
+        found.pop(MISSING, None)  # melted parts of the exemplar are missing as well
     worst = sorted(found, key=lambda words: -found[words])[:2]
     words = "good" if total < GOOD else "fair" if total < FAIR else "poor"
     if worst:
@@ -87,14 +88,14 @@ def verdict(values: dict[str, float]) -> tuple[float, str]:
 
 
 def _verdicts(scores: dict[str, tuple[float, float]]) -> tuple[float, float, str]:
-    """What `score` returns -> faults of the picture and of the halves; words for the picture."""
+    """Return the faults of the picture and of the halves, and words for the picture."""
     picture, halves = ({name: pair[i] for name, pair in scores.items()} for i in (0, 1))
     total, words = verdict(picture)
     return total, sum(faults(halves)), words
 
 
 def as_table(scores: dict[str, tuple[float, float]]) -> str:
-    """What `score` returns as lines of text, each score with how to read it; then the verdict."""
+    """Return the result of `score` as a table with explanations, followed by the verdict."""
     lines = [f"{'score':16} {'picture':>8} {'halves':>8}"]
     for name, (value, halves) in scores.items():
         lines.append(f"{name:16} {value:8.3f} {halves:8.3f}  {SCORES[name].reading}")
@@ -107,8 +108,8 @@ def as_table(scores: dict[str, tuple[float, float]]) -> str:
 
 
 def as_json(scores: dict[str, tuple[float, float]]) -> str:
-    """What `score` returns as `{name: {"picture": value, "halves": value}}`, NaN as null; the
-    verdict likewise, with its `"words"`."""
+    """Return the result of `score` as `{name: {"picture": value, "halves": value}}`, NaN as null;
+    the verdict likewise, with its `"words"`."""
     *totals, words = _verdicts(scores)
     found: dict[str, dict[str, float | str | None]] = {
         name: {
@@ -122,10 +123,10 @@ def as_json(scores: dict[str, tuple[float, float]]) -> str:
 
 
 def print_scores(request: Request) -> None:
-    """What `--score` asks for, as a table or as JSON.
+    """Print the scores of the picture of --score, as a table or as JSON.
 
     Raises:
-        UserError: a picture that is missing or too small.
+        UserError: a picture is missing or too small.
     """
     assert request.score is not None
     pictures = []
