@@ -6,18 +6,15 @@ fine, and saves it. `synthesize` does the same from Python.
 """
 
 if __name__ == "__main__":  # before anything else opens a file or takes time
-    from command.start import explain_imports, open_streams, signals_exit
+    from command.start import configure_libraries, explain_imports, open_streams, signals_exit
 
     open_streams()
     signals_exit()
     explain_imports()
+    configure_libraries()
 
-import os
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # run on the CPU what MPS lacks
 
 from torch import Tensor
 

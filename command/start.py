@@ -55,6 +55,20 @@ def exit_at_once(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
+def configure_libraries() -> None:
+    """Set environment variables of PyTorch and OpenMP, unless the user has set them; to be called
+    before PyTorch is imported.
+
+    Threads of GNU's OpenMP spin for some milliseconds while they wait for each other. If another
+    program runs on the same cores, that takes the time of the thread that they wait for: a step
+    takes up to ten times as long. They spin for some microseconds only, which costs nothing
+    measurable if the machine is idle.
+    """
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # run on the CPU what MPS lacks
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def explain_imports() -> None:
     """Have an error that follows from an old version of Python or from a missing package end the
     process with one line and code 2; other errors end in a traceback as usual."""
