@@ -1,5 +1,6 @@
 """README.md and the pages in docs/: their commands run, and their flags and links exist."""
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -96,6 +97,13 @@ def test_every_link_of_a_page_leads_somewhere(page):
 def test_every_module_that_a_page_names_exists(page):
     for name in re.findall(r"`((?:\w+/)*\w+\.py)`", page.read_text()):
         assert (ROOT / name).is_file() or name == "terms/brightness.py", name  # a reader adds it
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_object_that_a_page_names_exists(page):
+    rooms = "Synthesis|command|engine|losses|models|terms|utils"
+    for name in re.findall(rf"`((?:{rooms})(?:\.\w+)+)`", page.read_text()):
+        assert name.endswith(".py") or pkgutil.resolve_name(name), name
 
 
 def test_the_readme_links_every_page():
