@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from command.weights import Found
-from engine import layouts, painting
+from engine import layouts, painting, patchmatch
 from engine.kinds import STOCHASTIC
 from engine.levels import Job, generators, level_at
 from engine.objective import Objective
@@ -256,5 +256,7 @@ def narrow_weights(monkeypatch):
 
 
 @pytest.fixture
-def narrow_net(narrow_weights, brief_painting):
-    """The same, and painting in next to no time."""
+def narrow_net(narrow_weights, brief_painting, monkeypatch):
+    """The same, with painting in one round that tries the places of direct neighbours only."""
+    monkeypatch.setattr(painting, "rounds_at", lambda side: 1)
+    monkeypatch.setattr(patchmatch, "STRIDES", (1,))

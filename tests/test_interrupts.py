@@ -142,5 +142,5 @@ def test_a_picture_is_there_once_a_layout_was_tried(exemplar, tmp_path, monkeypa
     assert capfd.readouterr().err == "Synthesis.py: interrupted\n"
     with Image.open(tmp_path / "made.png") as picture:
         assert picture.size == (48, 40) and len(picture.getcolors(48 * 40)) > 100
-    # A layout counts as three rounds, of which there are two: 3/5 of 100.
-    assert read_record(tmp_path / "made.png")["interrupted at step"] == 60
+    # A layout counts as three rounds, of which there is one: 3/4 of 100.
+    assert read_record(tmp_path / "made.png")["interrupted at step"] == 75

@@ -91,26 +91,32 @@ def levels(picture=None):
     return np.asarray(picture or Image.open("a.png"))
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        lambda: levels(),
-        lambda: (levels() / 255).astype(np.float32),
-        lambda: levels() / 255,
-        lambda: levels()[:, ::-1][:, ::-1],
-        lambda: levels().astype(np.uint16) * 257,
-        lambda: torch.from_numpy(levels().copy()).movedim(2, 0),
-        lambda: read_picture(Path("a.png")).pixels,
-        lambda: read_picture(Path("a.png")).pixels[0].double().requires_grad_(),
-        lambda: Image.open("a.png"),
-        lambda: Image.open("a.png").convert("RGBA"),
-        lambda: Path("a.png"),
-    ],
-)
-def test_an_exemplar_in_memory_gives_the_picture_of_its_file(given, folder):
-    torch.testing.assert_close(
-        synthesize(given(), **QUICK), synthesize("a.png", **QUICK), atol=1e-4, rtol=0
-    )
+GIVEN = [
+    lambda: levels(),
+    lambda: (levels() / 255).astype(np.float32),
+    lambda: levels() / 255,
+    lambda: levels()[:, ::-1][:, ::-1],
+    lambda: levels().astype(np.uint16) * 257,
+    lambda: torch.from_numpy(levels().copy()).movedim(2, 0),
+    lambda: read_picture(Path("a.png")).pixels,
+    lambda: read_picture(Path("a.png")).pixels[0].double().requires_grad_(),
+    lambda: Image.open("a.png"),
+    lambda: Image.open("a.png").convert("RGBA"),
+]
+
+
+def test_an_exemplar_in_memory_has_the_pixels_of_its_file(folder):
+    wanted = read_picture(Path("a.png")).pixels
+    for given in GIVEN:
+        found = held(given()).picture
+        torch.testing.assert_close(found.over_mean, wanted, atol=1e-6, rtol=0)
+        assert not (found.grey or found.pixels.requires_grad)
+
+
+def test_an_exemplar_in_memory_gives_the_picture_of_its_file(folder):
+    wanted = synthesize("a.png", **QUICK)
+    for given in (levels(), Image.open("a.png").convert("RGBA"), Path("a.png")):
+        torch.testing.assert_close(synthesize(given, **QUICK), wanted, atol=1e-4, rtol=0)
 
 
 def test_values_are_those_of_files():

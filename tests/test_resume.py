@@ -62,7 +62,7 @@ OTHERS = {
         ),
     ],
 )
-def test_at_any_moment(change, optimizer, moments, spec, tiny, brief_painting):
+def test_at_any_moment(change, optimizer, moments, spec, tiny, narrow_net):
     spec = replace(spec, optimizer=optimizer, **OTHERS.get(change, {"method": change}))
     if change not in ("one scale", "four scales", "polished"):
         spec = replace(spec, scales=2)

@@ -32,10 +32,12 @@ def stripes():
     return wave.expand(1, 3, 128, 128).contiguous()
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Objects are compared at half of the size, in a sixteenth of the time."""
-    monkeypatch.setattr(scores, "SMALL_SIDE", 64)
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Compare objects at half of the size, in a sixteenth of the time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scores, "SMALL_SIDE", 64)
+        yield
 
 
 def shuffled(image):
@@ -298,25 +300,29 @@ def pictures(tmp_path, pebbles):
     return ["--gt_path", str(tmp_path / "exemplar.png"), "--score", str(tmp_path / "output.png")]
 
 
-def test_score_prints_a_table(pictures, capsys):
+@pytest.fixture(scope="module")
+def scored(pebbles):
+    """Of the file `output.png` of `pictures`."""
+    return score(blurred(pebbles).mul(255).round() / 255, pebbles)
+
+
+def test_score_prints_a_table(pictures, capsys, scored, monkeypatch):
+    monkeypatch.setattr("command.verdict.score", lambda *_: scored)
     assert main(pictures) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [*SCORES, "verdict:"]
     assert lines[0].split() == ["score", "picture", "halves"]
 
 
-def test_score_prints_json(pictures, capsys, pebbles):
+def test_score_prints_json(pictures, capsys, scored):
     assert main([*pictures, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == [*SCORES, "verdict"]
     assert found["verdict"].pop("words").startswith("poor: flat places too smooth")
-    expected = score(blurred(pebbles).mul(255).round() / 255, pebbles)
     for name, values in found.items():
         if name == "verdict":
             continue
-        for value, wanted in zip(
-            (values["picture"], values["halves"]), expected[name], strict=True
-        ):
+        for value, wanted in zip((values["picture"], values["halves"]), scored[name], strict=True):
             assert value is None if math.isnan(wanted) else value == pytest.approx(wanted, abs=1e-4)
 
 

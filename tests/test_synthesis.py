@@ -20,7 +20,7 @@ from PIL import Image
 
 import models
 import Synthesis
-from command import scores
+from command import results, scores
 from command.arguments import VERSION, Request, build_parser
 from command.files import TEXTURES
 from command.interrupts import Stopped
@@ -59,6 +59,14 @@ def pebbles(tmp_path):
 
 
 @pytest.fixture
+def brick(tmp_path):
+    """A 64 px corner of a grey exemplar."""
+    path = tmp_path / "brick.png"
+    Image.open(TEXTURES / "brick.png").crop((0, 0, 64, 64)).save(path)
+    return path
+
+
+@pytest.fixture
 def result(tmp_path):
     return tmp_path / "out" / "result.png"
 
@@ -80,20 +88,20 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "optimizer, steps, error",
+    "optimizer, side, steps, error",
     [
         # 0.029 to 0.034 and 0.020 to 0.030, by seed.
-        pytest.param("Adam", "150", 0.042, marks=pytest.mark.slow),
-        pytest.param("LBFGS", "130", 0.037, marks=pytest.mark.slow),
-        ("LBFGS", "60", 0.05),  # 0.034 to 0.040
+        pytest.param("Adam", "64", "150", 0.042, marks=pytest.mark.slow),
+        pytest.param("LBFGS", "64", "130", 0.037, marks=pytest.mark.slow),
+        ("LBFGS", "64", "40", 0.07),
     ],
 )
-def test_a_real_run_makes_the_texture(optimizer, steps, error, pebbles, result, capsys):
-    record = make(pebbles, result, "--size", "64", "--epoch", steps, "--optimizer", optimizer)
+def test_a_real_run_makes_the_texture(optimizer, side, steps, error, pebbles, result, capsys):
+    record = make(pebbles, result, "--size", side, "--epoch", steps, "--optimizer", optimizer)
     assert record["error"] < error  # white noise of the same colours: 0.67
     assert abs(pixels(result).mean((0, 1)) - pixels(pebbles).mean((0, 1))).max() < 3.5
     path, size, seconds, unit, _, _, told, net, precision = capsys.readouterr().out.split()
-    assert (path, size, unit, net) == (str(result), "64x64", "s", "vgg16-caffe")
+    assert (path, size, unit, net) == (str(result), f"{side}x{side}", "s", "vgg16-caffe")
     assert precision == record["precision"] != "auto"
     assert float(seconds) > 0 and float(told) == record["error"]
 
@@ -246,7 +254,7 @@ def test_tile_along_one_axis(result, pebbles, capfd, narrow_net):
 
 
 @pytest.mark.parametrize("tile", ["x", "y", "xy"])
-def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny):
+def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny, brief_painting):
     """What is cut stays as it is when it is cut again; by chance 1 in 40 does along an axis."""
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :40]
     output = synthesized(exemplar, tiny, steps=4, scales=1, canvas={"tile": tile})
@@ -362,7 +370,7 @@ def two_regions(tmp_path):
 def test_guide_says_what_goes_where(method, result, two_regions):
     exemplar, *maps = map(str, two_regions)
     sized = TINY[: TINY.index("--epoch")]
-    arguments = ["--gt_path", exemplar, "--guide", *maps, "--method", method, "--epoch", "20"]
+    arguments = ["--gt_path", exemplar, "--guide", *maps, "--method", method, "--epoch", "12"]
     assert main([*arguments, *sized, "--optimizer", "LBFGS", "--save_path", str(result)]) == 0
     found = pixels(result).astype(float)
     assert found.shape == (32, 64, 3)  # of the map
@@ -443,7 +451,7 @@ def test_mix_with_a_guide_says_which_goes_where(method, result, colours, tmp_pat
     Image.fromarray(np.repeat([[0] * 32 + [255] * 32], 32, 0).astype(np.uint8)).save(
         tmp_path / "map.png"
     )
-    sized = TINY[: TINY.index("--epoch")] + ["--epoch", "20", "--optimizer", "LBFGS"]
+    sized = TINY[: TINY.index("--epoch")] + ["--epoch", "16", "--optimizer", "LBFGS"]
     arguments = ["--gt_path", red, "--mix", blue, "--guide", "mix", str(tmp_path / "map.png")]
     assert main([*arguments, *sized, "--method", method, "--save_path", str(result)]) == 0
     found = pixels(result)
@@ -646,8 +654,8 @@ def test_grey_stays_grey_where_it_is_filled(result, tmp_path, narrow_net):
     assert np.ptp(pixels(result).astype(int), 2).max() == 0
 
 
-def test_grey_stays_grey(result, narrow_net):
-    make("brick.png", result)
+def test_grey_stays_grey(brick, result, narrow_net):
+    make(brick, result)
     grey = pixels(result)
     assert (grey[..., 0] == grey[..., 1]).all() and (grey[..., 0] == grey[..., 2]).all()
     assert grey.std() > 5
@@ -678,10 +686,10 @@ def test_noise_has_the_colours_of_the_mixture(tiny):
     assert made(spec, tiny).image.mean().item() == pytest.approx(0.35, abs=0.01)
 
 
-def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, result):
-    make("brick.png", result, "--mix", f"{pebbles}:0.9", "--optimizer", "LBFGS", "--epoch", "20")
+def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, brick, result):
+    make(brick, result, "--mix", f"{pebbles}:0.9", "--optimizer", "LBFGS", "--epoch", "15")
     assert np.ptp(pixels(result).astype(int), 2).mean() > 5
-    make("brick.png", result, "--mix", "gravel.png")
+    make(brick, result, "--mix", f"{brick}:0.5", "--epoch", "2")
     assert np.ptp(pixels(result).astype(int), 2).max() == 0
 
 
@@ -752,13 +760,13 @@ def test_epochs_fewer_than_scales(pebbles, result, narrow_net):
 # ------------------------------------------------------------------------------ batches, output
 
 
-def test_several_exemplars(pebbles, result, narrow_net):
-    make_all = ["--gt_path", str(pebbles), "brick.png", "--save_path", str(result), *TINY]
+def test_several_exemplars(pebbles, brick, result, narrow_net):
+    make_all = ["--gt_path", str(pebbles), str(brick), "--save_path", str(result), *TINY]
     assert main(make_all) == 0
     names = sorted(p.name for p in result.parent.iterdir())
     assert names == ["result_brick.png", "result_corner.png"]
     alone = result.with_name("alone.png")
-    make("brick.png", alone)
+    make(brick, alone)
     assert alone.read_bytes() == result.with_name("result_brick.png").read_bytes()
 
 
@@ -772,11 +780,7 @@ def test_snapshots(pebbles, result, narrow_net):
 
 
 @pytest.mark.parametrize(
-    "flags, every",
-    [
-        *(("--repaint 1", 1), ("--repaint 1", 7), ("--repaint 0.5", 1), ("--repaint 0.5", 7)),
-        ("--repaint 0", 10),
-    ],
+    "flags, every", [("--repaint 1", 1), ("--repaint 0.5", 7), ("--repaint 0", 10)]
 )
 def test_every_multiple_has_its_snapshot(flags, every, pebbles, result, narrow_net):
     """Though a round of painting counts as several steps; 25 steps have 25, 3 and 2 multiples."""
@@ -1352,12 +1356,9 @@ def dark(tmp_path):
 @pytest.mark.parametrize(
     "suffix, options, bits",
     [
-        (".png", [], 16),
-        (".tif", [], 16),
         (".exr", [], 32),
         (".png", ["--preset", "best"], 16),
-        (".png", ["--bits", "8"], 8),
-        (".jpg", [], 8),
+        (".tif", ["--bits", "8"], 8),
         (".webp", [], 8),
     ],
 )
@@ -1370,7 +1371,7 @@ def test_bits_of_the_exemplar_are_those_of_the_result(
         found = read_picture(one)
         assert found.bits == bits and not found.grey
         assert (len(found.pixels.unique()) > 200) == (bits > 8)  # four levels of 8 bits, 700 of 16
-    assert record == read_record(path) and record["error"] > 0
+    assert record == read_record(path) and record["error"] >= 0
     notes = [line for line in capsys.readouterr().err.splitlines() if "has more" in line]
     assert len(notes) == (suffix in (".jpg", ".webp"))
     # What the record says makes the very same picture, and the same again is finished.
@@ -1409,7 +1410,7 @@ def test_what_the_mask_keeps_of_16_bits_stays_to_the_bit(
     assert f"saved with 8 bits, {dark.name} has more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix, bits", [(".png", 8), (".png", 16), (".jpg", 8)])
+@pytest.mark.parametrize("suffix, bits", [(".png", 16), (".jpg", 8)])
 def test_a_grey_exemplar_gives_a_grey_file(suffix, bits, pebbles, result, tmp_path, narrow_net):
     grey = read_picture(pebbles).pixels.mean(1, keepdim=True)
     save_picture(grey, tmp_path / "grey.png", {}, bits)
@@ -1441,7 +1442,9 @@ def test_the_library_returns_the_grey_picture_that_it_saves(pebbles, result, tmp
         (32, {"optimizer": "LBFGS", "lr": 0.5}, [0.5, 0.5]),
     ],
 )
-def test_adam_starts_calmly_from_painted_detail(side, told, rates, tiny, monkeypatch):
+def test_adam_starts_calmly_from_painted_detail(
+    side, told, rates, tiny, monkeypatch, brief_painting
+):
     """As the help of `--lr` says."""
     seen = []
 
@@ -1516,6 +1519,21 @@ def test_alpha_is_carried_along(options, pebbles, result, tmp_path, narrow_net):
     assert abs(clear.mean() - dark.mean()) < 0.15
     tiled = channels(result.with_stem("result_tiled"))
     assert (tiled[:, 48:] == found).all() and (tiled[:, :48] == found).all()
+
+
+def test_a_picture_whose_alpha_cannot_be_carried_is_saved(
+    cut, result, narrow_net, monkeypatch, capfd
+):
+    """Opaque, and with the error that was known before memory ran out."""
+
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(results.maps, "correspondence", full)
+    arguments = ["--gt_path", str(cut[0]), "--save_path", str(result), "--alpha", *TINY]
+    assert main([*arguments, "--method", "cnnmrf"]) == 2
+    assert "out of memory" in capfd.readouterr().err
+    assert channels(result).shape == (32, 32, 3) and read_record(result)["error"] > 0
 
 
 def test_alpha_that_there_is_not(cut, pebbles, result, capfd):

@@ -116,7 +116,7 @@ def painted(exemplars, size):
     return value_of(paint(exemplars, Canvas(size), size=size, seed=0))
 
 
-def test_no_picture_depends_on_what_does_not_count(tiny):
+def test_no_picture_depends_on_what_does_not_count(tiny, brief_painting):
     pictures = []
     for seed in (1, 2):
         image, valid = with_a_hole(seed)

@@ -294,7 +294,7 @@ def test_a_dead_one_is_replaced(scripted, tmp_path):
 
 
 TOLD = """
-import os, pickle, sys, torch
+import os, pickle, sys
 pickle.load(sys.stdin.buffer)
 seen = os.environ["OMP_WAIT_POLICY"], os.getsid(0) == os.getpid(), sys.path
 pickle.dump((pickle.load(sys.stdin.buffer), seen), sys.stdout.buffer)
