@@ -1,12 +1,14 @@
 """First layouts: their blocks, their number and how they are ranked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import level_of, noise_image, seeded
 from torch.nn import functional as F
 
 from engine import layouts
-from engine.kinds import ALONG_AN_AXIS
+from engine.kinds import ALONG_AN_AXIS, STOCHASTIC
 from engine.layouts import layout_cost, layout_count, quilt_layout
 from engine.patchmatch import NNField
 from engine.spec import exemplar_of
@@ -60,16 +62,23 @@ def test_the_size_of_blocks():
     assert layouts._block_size(level_of(stripe, (40, 40), factor=0.5), "x") == (7, 20)
 
 
-@pytest.mark.parametrize("axis, rows", [("y", True), ("x", False)])
-def test_guided_layouts_have_no_kind(axis, rows):
-    """A grain decides the blocks of one unguided view alone."""
-    kind = ALONG_AN_AXIS._replace(axis=axis)
-    level = level_of(noise_image(40, 40), (40, 40), kind=kind)
-    field = quilt_layout(level)
-    dim = 0 if rows else 1
-    along, across = (field.y, field.x) if rows else (field.x, field.y)
-    longest = (along.diff(dim=dim) == 1).float().mean()
-    assert longest > 0.9 and across.diff(dim=dim).abs().float().mean() < 1
+def test_the_kind_is_that_of_one_unguided_view(monkeypatch):
+    """With a rotated copy or with a guide, blocks of a texture with a grain are those of others."""
+    kinds = []
+
+    def quilt(source, canvas, known, *, kind, **options):
+        kinds.append(kind)
+        return NNField(*torch.zeros(2, *canvas.shape[1:], dtype=torch.int64))
+
+    monkeypatch.setattr(layouts, "quilt", quilt)
+    kind = ALONG_AN_AXIS._replace(axis="y")
+    one, copied = (exemplar_of(noise_image(40, 40), turns) for turns in ((), (90,)))
+    views = (replace(one.views[0], guide=torch.zeros(1, 1, 40, 40)),)
+    guided = replace(one, views=views)
+    quilt_layout(level_of(one, (40, 40), kind=kind))
+    quilt_layout(level_of(copied, (40, 40), kind=kind))
+    quilt_layout(level_of(guided, (40, 40), kind=kind, guide=torch.zeros(1, 1, 40, 40)))
+    assert kinds == [kind, STOCHASTIC, STOCHASTIC]
 
 
 def test_layouts_are_ranked_by_coherence_and_completeness_and_copies_last():

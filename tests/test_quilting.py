@@ -146,6 +146,8 @@ def test_expected_difference_is_low_where_the_source_matches_itself(tile):
     assert difference[[8, 18] if tile else [4, 14]].max() < 0.1
     variance = 3 * wave[0].var().item()
     assert difference[3 if tile else 9].item() == pytest.approx(4 * variance, rel=0.1)
+    order.laid *= 2  # two blocks that expect the same have that as their mean
+    torch.testing.assert_close(order.expected_difference((14, 0), (30, 40))[:, 3], difference)
 
 
 def test_blocks_of_a_regular_texture_keep_its_order():

@@ -4,23 +4,26 @@ import math
 
 import pytest
 import torch
+from conftest import noise_image
 
-from engine.stretching import STRAIN, double, stretch
+from engine.stretching import STRAIN, double, stretch, stretch_exemplars
+from terms.base import Exemplar, View
+from terms.valid import NEARLY_ALL
 
 
-def test_a_stretch_is_as_strong_as_it_says_and_no_more():
-    """Of a ramp along x the slopes are 1, give or take the stretch along x."""
+def test_the_strain_of_a_stretch():
+    """A ramp along x has slope 1 plus the stretch along x. A wave of that strain has an amplitude
+    of 0.9 px: its length by 2 pi, times the root of 2."""
     ramp = torch.arange(256.0).expand(1, 1, 256, 256)
     found = stretch(ramp, 0)
     inside = found.diff(dim=3)[..., 20:-20, 20:-20] - 1
     assert inside.square().mean().sqrt() == pytest.approx(STRAIN, rel=0.15)
-    # A wave of that slope is as high as its length by 2 pi, times the root of 2: 0.9 px.
     assert 0.5 < (found - ramp).abs().max() < 2.5
     assert torch.equal(found, stretch(ramp, 0))
     assert not torch.equal(found, stretch(ramp, 1))
 
 
-def test_rows_and_columns_stay_straight_and_the_outermost_where_they_are():
+def test_rows_and_columns_stay_straight_and_the_outermost_stay_in_place():
     ramp = torch.arange(64.0).expand(1, 1, 64, 64)
     for one, dim in ((ramp, 2), (ramp.transpose(2, 3), 3)):
         found = stretch(one, 0)
@@ -29,8 +32,27 @@ def test_rows_and_columns_stay_straight_and_the_outermost_where_they_are():
         assert along[0] == pytest.approx(0, abs=0.05) and along[-1] == pytest.approx(63, abs=0.05)
 
 
-def test_what_lies_halfway_is_interpolated_without_blur():
-    """Of waves of 4 px a mean of the two nearest pixels leaves cos(pi / 4), 0.71."""
+def test_labels_are_those_of_the_nearest_pixels():
+    ramp = torch.arange(64.0).expand(1, 1, 64, 64)
+    assert torch.equal(
+        stretch(ramp, 0, labels=True)[..., 2:-2], stretch(ramp, 0)[..., 2:-2].round()
+    )
+
+
+def test_image_guide_and_valid_mask_of_a_view_are_stretched_alike():
+    """All three are the same vertical stripes of 5 px."""
+    stripe = (torch.arange(40) // 5 % 2).float().expand(1, 1, 32, 40)
+    view = View({"image": stripe.expand(1, 3, 32, 40)}, guide=stripe, valid=stripe > 0)
+    (found,) = stretch_exemplars((Exemplar((view,), share=0.4),), 3)
+    assert found.share == 0.4
+    image, guide, valid = found.image[:, :1], found.views[0].guide, found.valid
+    torch.testing.assert_close(image, guide)
+    assert (image - stripe).abs().max() > 0.1
+    assert torch.equal(valid, image > NEARLY_ALL) and not torch.equal(valid, view.valid)
+
+
+def test_pixels_halfway_are_interpolated_without_blur():
+    """For waves of 4 px a mean of the two nearest pixels has the amplitude cos(pi / 4), 0.71."""
     y, x = torch.arange(0, 24, 0.5)[:, None], torch.arange(0, 32, 0.5)
     wave = (math.pi / 2 * (x - y)).cos()[None, None]
     found = double(wave[..., ::2, ::2])
@@ -38,3 +60,9 @@ def test_what_lies_halfway_is_interpolated_without_blur():
     torch.testing.assert_close(found[..., ::2, ::2], wave[..., ::2, ::2])
     error = (found - wave)[..., 14:-14, 14:-14].abs()
     assert error.max() < 0.02
+
+
+def test_a_stretch_adds_no_values():
+    image = noise_image(24, 24)
+    found = stretch(image, 0)
+    assert found.min() >= image.min() and found.max() <= image.max()
