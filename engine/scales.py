@@ -13,13 +13,14 @@ Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale, coarse to f
 def pyramid(
     exemplar: Size, output: Size, scales: int | None, least: int, multiples: Size = (1, 1)
 ) -> Sizes:
-    """Return the sizes of (exemplar, output) from coarse to fine, each twice the one before.
+    """Return the sizes of (exemplar, output) from coarse to fine.
 
-    The number of scales depends on the exemplar: if fewer pixels show all of it, its layout is
-    fixed and the output becomes a copy.
+    Each is twice the one before. If the number of scales is not given, they begin where the
+    exemplar's shorter side is nearest to `COARSEST`, but not below: if fewer pixels show all of it,
+    its layout is fixed and the output becomes a copy. There, sizes grow by a smaller factor.
 
     Args:
-        scales: their number; None brings the exemplar's shorter side nearest to `COARSEST`.
+        scales: their number; None: as many as the exemplar's size asks for.
         least: px, the shortest side that is allowed.
         multiples: to which the sides of the output are rounded up.
 
@@ -32,15 +33,18 @@ def pyramid(
                 f"{name} of {size_text(size)}: the shorter side must have {least} pixels or more"
             )
     most = 1 + math.floor(math.log2(min(*exemplar, *output) / least))
+    coarsest = math.inf
     if scales is None:
         scales = min(max(1, 1 + round(math.log2(min(exemplar) / COARSEST))), most)
+        coarsest = min(exemplar) / COARSEST
     if not 1 <= scales <= most:
         raise UserError(f"scales {scales}: allowed here are auto and 1 to {most}")
-    factors = [2**k for k in reversed(range(scales))]
+    step = min(2.0, coarsest ** (1 / (scales - 1))) if scales > 1 else 1.0
+    factors = [step**k for k in reversed(range(scales))]
     return [(_divided(exemplar, k, (1, 1)), _divided(output, k, multiples)) for k in factors]
 
 
-def _divided(size: Size, factor: int, multiples: Size) -> Size:
+def _divided(size: Size, factor: float, multiples: Size) -> Size:
     height, width = (
         m * math.ceil(round(side / factor) / m) for side, m in zip(size, multiples, strict=True)
     )
