@@ -202,7 +202,7 @@ class Criterion:
             method: a name in `METHODS`.
             weights: of terms in `TERMS`, which use all layers; terms of weight 0 are not built.
                 None: the method's defaults.
-            match_every: steps between renewals.
+            match_every: steps between rematches.
         """
         weights = METHODS[method].weights if weights is None else weights
         every = [layer for layer in inputs.exemplars[0].features if layer != "image"]
@@ -212,22 +212,22 @@ class Criterion:
         self.whole_layers = whole_layers_of(
             method, weights, layers, every, inputs.canvas.output_regions is not None
         )
-        renews = any(term.renews for _, term in self.terms)
-        self.match_every = match_every if renews else None
+        rematches = any(term.rematches for _, term in self.terms)
+        self.match_every = match_every if rematches else None
 
     def add(self, weight: float, term: Term, layers: Iterable[str]) -> None:
         """Add a term that needs `layers` whole. Its weight is relative to the sum of all others."""
         self.terms.append((weight * sum(weight for weight, _ in self.terms), term))
         self.whole_layers |= set(layers)
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         """Match or draw again, for an output's features, what the terms hold fixed."""
         for _, term in self.terms:
-            term.renew(output)
+            term.rematch(output)
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """Random generators that `renew` draws from."""
+        """Random generators that `rematch` draws from."""
         return [one for _, term in self.terms for one in term.generators]
 
     def __call__(self, output: Features) -> Tensor:

@@ -156,15 +156,15 @@ class Convolution(nn.Module):
         self.border = "replicate" if weight.shape[1] == 3 else "reflect"
         self._ready: dict[tuple[Prepare, torch.dtype], tuple[object, Tensor]] = {}
 
-    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
+    def forward(self, x: Tensor, wrap: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W), less a row or column on every side that is open."""
-        x, bias = pad(x, tile, self.border, open_sides), self.bias.to(x.dtype)
+        x, bias = pad(x, wrap, self.border, open_sides), self.bias.to(x.dtype)
         if self._transforms(x):
             return winograd.conv2d(x, self._weights(winograd.transform_filters, x), bias).relu_()
         return F.conv2d(x, self._weights(_laid_out, x), bias).relu_()
 
     def back(
-        self, gradient: Tensor, output: Tensor, tile: str, open_sides: Sides = NO_SIDES
+        self, gradient: Tensor, output: Tensor, wrap: str, open_sides: Sides = NO_SIDES
     ) -> Tensor:
         """The gradient by the input, (B, C, H, W), from that by the output, which is used up, and
         the output."""
@@ -175,7 +175,7 @@ class Convolution(nn.Module):
         else:
             gradient = gradient.contiguous(memory_format=memory_format_for(gradient.device))
             gradient = F.conv2d(gradient, self._weights(_flipped, gradient), padding=2)
-        return pad_backward(gradient, tile, self.border, open_sides)
+        return pad_backward(gradient, wrap, self.border, open_sides)
 
     def _transforms(self, x: Tensor) -> bool:
         """Whether to convolve by Winograd's method: on a GPU cuDNN chooses its own, and halves of
@@ -205,10 +205,10 @@ def _flipped(weight: Tensor) -> Tensor:
 class AveragePool(nn.Module):
     """The mean of 2x2 features; a last odd row or column is left out."""
 
-    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
+    def forward(self, x: Tensor, wrap: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         return F.avg_pool2d(x, 2)
 
-    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NO_SIDES) -> Tensor:
+    def back(self, gradient: Tensor, x: Tensor, wrap: str, open_sides: Sides = NO_SIDES) -> Tensor:
         """The gradient by the input, x, from that by the output."""
         return torch.ops.aten.avg_pool2d_backward(
             gradient, x, (2, 2), (2, 2), (0, 0), False, True, None
@@ -218,10 +218,10 @@ class AveragePool(nn.Module):
 class MaxPool(nn.Module):
     """The largest of 2x2 features; a last odd row or column is left out."""
 
-    def forward(self, x: Tensor, tile: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
+    def forward(self, x: Tensor, wrap: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         return F.max_pool2d(x, 2)
 
-    def back(self, gradient: Tensor, x: Tensor, tile: str, open_sides: Sides = NO_SIDES) -> Tensor:
+    def back(self, gradient: Tensor, x: Tensor, wrap: str, open_sides: Sides = NO_SIDES) -> Tensor:
         """The gradient by the input, x: where the largest were is found again, not kept, which
         costs a hundredth of a convolution and would be twice as many bytes as they are."""
         _, where = F.max_pool2d(x, 2, return_indices=True)
@@ -290,7 +290,7 @@ class Trunk(nn.ModuleDict):
         self,
         x: Tensor,
         layers: Sequence[str],
-        tile: str = "",
+        wrap: str = "",
         dtype: torch.dtype | None = None,
         cut: Cut = WHOLE,
     ) -> dict[str, Tensor]:
@@ -300,21 +300,21 @@ class Trunk(nn.ModuleDict):
         Gradients are those of autograd to rounding; there is no second derivative.
 
         Args:
-            tile: axes along which the maps go on where they began, of "x" and "y".
+            wrap: axes along which the maps go on where they began, of "x" and "y".
             dtype: to compute in; None means that of x, which the features have in any case.
         """
         dtype = dtype or x.dtype
         if torch.is_grad_enabled() and x.requires_grad:
-            features = _Pass.apply(x, self, layers, tile, dtype, cut)
+            features = _Pass.apply(x, self, layers, wrap, dtype, cut)
         else:
-            features, _ = self.run(x, layers, tile, dtype, keep=False, cut=cut)
+            features, _ = self.run(x, layers, wrap, dtype, keep=False, cut=cut)
         return dict(zip(layers, features, strict=True))
 
     def run(
         self,
         x: Tensor,
         layers: Sequence[str],
-        tile: str,
+        wrap: str,
         dtype: torch.dtype,
         keep: bool,
         cut: Cut = WHOLE,
@@ -323,7 +323,7 @@ class Trunk(nn.ModuleDict):
         features, kept, given = [], [], x.dtype
         x = x.to(dtype, memory_format=memory_format_for(x.device))
         for layer, stage in self.items():
-            y = stage(x, tile, cut.open_sides)
+            y = stage(x, wrap, cut.open_sides)
             if keep:
                 kept.append(y if isinstance(stage, Convolution) else x)
             x = cut.exchange_halo(y, layer)
@@ -341,14 +341,14 @@ class _Pass(torch.autograd.Function):
         x: Tensor,
         trunk: Trunk,
         layers: Sequence[str],
-        tile: str,
+        wrap: str,
         dtype: torch.dtype,
         cut: Cut,
     ) -> tuple[Tensor, ...]:
-        features, kept = trunk.run(x, layers, tile, dtype, keep=True, cut=cut)
+        features, kept = trunk.run(x, layers, wrap, dtype, keep=True, cut=cut)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.trunk, ctx.layers, ctx.tile, ctx.given, ctx.cut = trunk, layers, tile, x.dtype, cut
+        ctx.trunk, ctx.layers, ctx.wrap, ctx.given, ctx.cut = trunk, layers, wrap, x.dtype, cut
         return tuple(features)
 
     @staticmethod
@@ -368,7 +368,7 @@ class _Pass(torch.autograd.Function):
                 crop(gradient, beyond).add_(added)
             if gradient is not None:
                 gradient = ctx.cut.reduce_halo(gradient, layer)
-                gradient = stage.back(gradient, kept, ctx.tile, ctx.cut.open_sides)
+                gradient = stage.back(gradient, kept, ctx.wrap, ctx.cut.open_sides)
         return (None if gradient is None else gradient.to(ctx.given)), *[None] * 5
 
 
@@ -414,14 +414,14 @@ class Extractor(nn.Module):
     def forward(
         self,
         image: Tensor,
-        tile: str = "",
+        wrap: str = "",
         dtype: torch.dtype | None = None,
         around: Sides = NO_SIDES,
         exchange: Exchange | None = None,
     ) -> Features:
         """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
 
-        Along the axes in `tile`, "x", "y" or "xy", the picture goes on where it began. Sides that
+        Along the axes in `wrap`, "x", "y" or "xy", the picture goes on where it began. Sides that
         are a multiple of `stride` then have features that do so too. With a `dtype` the net, and
         nothing else, computes in it.
 
@@ -436,7 +436,7 @@ class Extractor(nn.Module):
         cut = Cut(around, self.halos)
         if exchange is not None:
             cut = Cut(around, self.halos_exchanged, exchange, self.exchanged_after)
-        features = self.trunk(self._normalize(image), self.layers, tile, dtype, cut)
+        features = self.trunk(self._normalize(image), self.layers, wrap, dtype, cut)
         return {"image": crop(image, around), **features}
 
     @torch.no_grad()

@@ -149,21 +149,21 @@ def size_text(size: Sequence[int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def resize(image: Tensor, size: Size, tile: str = "", labels: bool = False) -> Tensor:
+def resize(image: Tensor, size: Size, wrap: str = "", labels: bool = False) -> Tensor:
     """Return (B, C, H, W) resized to (height, width), antialiased, within [0, 1] or the range of
     the values if that is larger; labels by the nearest pixel.
 
-    A picture that repeats along the axes in `tile`, "x", "y" or "xy", does so afterwards. The very
+    A picture that repeats along the axes in `wrap`, "x", "y" or "xy", does so afterwards. The very
     same tensor comes back when it has that size already.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     if labels:
         return F.interpolate(image, size, mode="nearest-exact")
-    if tile:
+    if wrap:
         # One after the other, as sides without a common divisor are padded by whole copies.
-        across = _resized_along(image, 3, size[1], "x" in tile)
-        found = _resized_along(across, 2, size[0], "y" in tile)
+        across = _resized_along(image, 3, size[1], "x" in wrap)
+        found = _resized_along(across, 2, size[0], "y" in wrap)
     else:
         found = F.interpolate(image, size, mode="bicubic", antialias=True)
     return _in_range_of(image, found)
@@ -192,14 +192,14 @@ def _resized_along(image: Tensor, dim: int, new: int, wraps: bool) -> Tensor:
     return found.narrow(dim, after, new)
 
 
-def wrapped(maps: Tensor, tile: str, height: int, width: int) -> Tensor:
+def wrapped(maps: Tensor, wrap: str, height: int, width: int) -> Tensor:
     """Return (B, C, H, W) with so many rows and columns of its own beginning after its end.
 
-    Along the axes in `tile` only, "x", "y" or "xy".
+    Along the axes in `wrap` only, "x", "y" or "xy".
     """
-    if not tile:
+    if not wrap:
         return maps
-    return F.pad(maps, (0, width * ("x" in tile), 0, height * ("y" in tile)), "circular")
+    return F.pad(maps, (0, width * ("x" in wrap), 0, height * ("y" in wrap)), "circular")
 
 
 def pad_axes(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
@@ -237,9 +237,9 @@ def crop(maps: Tensor, beyond: Sides) -> Tensor:
     return maps[..., rows, beyond.left : maps.shape[3] - beyond.right]
 
 
-def pad(x: Tensor, tile: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
+def pad(x: Tensor, wrap: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
     """Return (B, C, H, W) with one more row or column on every side: its own from the other end
-    along the axes in `tile`, else what `F.pad` makes of the mode, "reflect" or "replicate"; none on
+    along the axes in `wrap`, else what `F.pad` makes of the mode, "reflect" or "replicate"; none on
     sides that are open, where 1 is given.
 
     channels_last stays what it is; `F.pad` would wrap by several copies and lose it.
@@ -251,15 +251,15 @@ def pad(x: Tensor, tile: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor
     shape = B, C, H + more.top + more.bottom, W + more.left + more.right
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     crop(result, more).copy_(x)
-    for dim, border, source in _border_sources(result, tile, mode, open_sides):
+    for dim, border, source in _border_sources(result, wrap, mode, open_sides):
         result.select(dim, border).copy_(result.select(dim, source))
     return result
 
 
-def pad_backward(gradient: Tensor, tile: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
+def pad_backward(gradient: Tensor, wrap: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
     """The gradient by what `padded` was given, (B, C, H, W), from that by what it returned, of
     which it becomes a part: every pixel gathers the gradients of its copies."""
-    for dim, border, source in reversed(_border_sources(gradient, tile, mode, open_sides)):
+    for dim, border, source in reversed(_border_sources(gradient, wrap, mode, open_sides)):
         gradient.select(dim, source).add_(gradient.select(dim, border))
     return crop(gradient, _borders(open_sides))
 
@@ -269,7 +269,7 @@ def _borders(open_sides: Sides) -> Sides:
 
 
 def _border_sources(
-    bordered: Tensor, tile: str, mode: str, open_sides: Sides
+    bordered: Tensor, wrap: str, mode: str, open_sides: Sides
 ) -> list[tuple[int, int, int]]:
     """The columns and then the rows that were added to (B, C, H, W): their dimension, which of it
     they are, and which they are copied from."""
@@ -277,7 +277,7 @@ def _border_sources(
     found = []
     for axis, dim, opened in (("x", 3, (left, right)), ("y", 2, (top, bottom))):
         last = bordered.shape[dim] - 2  # of those between two borders; the first is 1
-        if axis in tile:
+        if axis in wrap:
             sources = last, 1
         elif mode == "replicate":
             sources = 1, last

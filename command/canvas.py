@@ -146,7 +146,7 @@ def canvas_of(
         )
     return Canvas(
         size,
-        tile=request.tile,
+        wrap=request.tile,
         init=None if init is None else resize(init, size, request.tile),
         mask=mask,
         content=None if content is None else resize(content, size),

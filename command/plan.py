@@ -151,7 +151,7 @@ class Job:
     def written(self) -> list[tuple[Path, Size]]:
         """Return every file that the job writes, except snapshots, with its size in pixels."""
         height, width = size = self.spec.canvas.size
-        tile = self.spec.canvas.tile
+        tile = self.spec.canvas.wrap
         repeated = height * (1 + ("y" in tile)), width * (1 + ("x" in tile))
         tiled = [(self.tiled_path, repeated)] if tile else []
         return [(self.save_path, size), *tiled, *((one.path, size) for one in self.maps)]
@@ -667,7 +667,7 @@ def term_weights(
             weights["spectrum"] = LONG_RANGE_WEIGHT
             on = f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
             repeats = "; --tile keeps its order where --size holds whole repeats"
-            notes = [f"{name} {order}: {on}{repeats if canvas.tile else ''}"]
+            notes = [f"{name} {order}: {on}{repeats if canvas.wrap else ''}"]
     off, off_notes = _terms_of_the_whole(weights, canvas)
     return weights | off, off_notes if "spectrum" in off else notes + off_notes
 

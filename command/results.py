@@ -311,7 +311,7 @@ def _beside(job: Job, image: Tensor, carry: Carry, record: dict[str, Any]) -> It
     Args:
         image: (1, C, H, W), the channels of the file.
     """
-    if tile := job.spec.canvas.tile:
+    if tile := job.spec.canvas.wrap:
         down, across = (2 if axis in tile else 1 for axis in "yx")
         repeat = image.repeat(1, 1, down, across)
         yield job.tiled_path, lambda to: save_picture(repeat, to, record, job.bits)
@@ -325,7 +325,7 @@ def _carrier(job: Job, made: Made, net: Net) -> Carry:
     Each pixel of the output takes its value from the best match in the exemplar or its rotated and
     resized copies. The correspondence is computed once, for the first map.
     """
-    spec, device, tile = job.spec, made.image.device, job.spec.canvas.tile
+    spec, device, tile = job.spec, made.image.device, job.spec.canvas.wrap
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
 
     @cache

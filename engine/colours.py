@@ -34,16 +34,16 @@ def with_chroma(image: Tensor, content: Tensor) -> Tensor:
     return (luma(image) + content - luma(content)).clamp(0, 1)
 
 
-def with_fine_detail(image: Tensor, painted: Tensor, tile: str = "") -> Tensor:
+def with_fine_detail(image: Tensor, painted: Tensor, wrap: str = "") -> Tensor:
     """(1, C, H, W) twice -> the first, with the second's detail in all that is smaller than SMOOTH
     px."""
-    return (painted + _smooth(image - painted, tile)).clamp(0, 1)
+    return (painted + _smooth(image - painted, wrap)).clamp(0, 1)
 
 
-def _smooth(maps: Tensor, tile: str) -> Tensor:
+def _smooth(maps: Tensor, wrap: str) -> Tensor:
     """(B, C, H, W) -> the means of SMOOTH x SMOOTH px around each pixel."""
-    mirrors = "".join(axis for axis in "yx" if axis not in tile)
-    maps = pad_axes(maps, tile, mirrors, SMOOTH // 2)
+    mirrors = "".join(axis for axis in "yx" if axis not in wrap)
+    maps = pad_axes(maps, wrap, mirrors, SMOOTH // 2)
     return F.avg_pool2d(F.avg_pool2d(maps, (SMOOTH, 1), 1), (1, SMOOTH), 1)
 
 

@@ -68,20 +68,20 @@ class PatchDescriptor:
         self.axes = axes[:, -COMPONENTS:].to(image)  # (3 PATCH^2, D)
         self.projected_mean = mean @ self.axes  # (D,)
 
-    def __call__(self, image: Tensor, guide: Tensor | None, tile: str = "") -> Tensor:
+    def __call__(self, image: Tensor, guide: Tensor | None, wrap: str = "") -> Tensor:
         """Return the descriptors of all patches.
 
         Args:
             image: (1, 3, H, W).
             guide: (1, G, H, W) or None.
-            tile: Axes along which the image repeats; patches continue across their borders.
+            wrap: Axes along which the image repeats; patches continue across their borders.
 
         Returns:
             (H', W', D + G); H' is H along a tiled axis and H - PATCH + 1 otherwise, W' alike.
         """
         kernel = self.axes.T.view(-1, 3, PATCH, PATCH)
         mean = self.projected_mean.view(-1, 1, 1)
-        maps = _padded_maps(image, guide, tile)
+        maps = _padded_maps(image, guide, wrap)
         height, width = (side - (PATCH - 1) for side in maps[0].shape[2:])
         channels = len(kernel) + sum(x.shape[1] for x in maps[1:])
         descriptors = image.new_empty(height, width, channels)
@@ -102,9 +102,9 @@ class LazyDescriptors:
     """
 
     def __init__(
-        self, describe: PatchDescriptor, image: Tensor, guide: Tensor | None, tile: str
+        self, describe: PatchDescriptor, image: Tensor, guide: Tensor | None, wrap: str
     ) -> None:
-        maps = _padded_maps(image, guide, tile)
+        maps = _padded_maps(image, guide, wrap)
         self.width = maps[0].shape[3]
         self.patch_rows = [_patch_rows(x) for x in maps]
         # Channels come last in a patch that is gathered row by row.
@@ -128,9 +128,9 @@ class LazyDescriptors:
         return torch.cat((pixels, *(x.mean(1) for x in guides)), 1)
 
 
-def _padded_maps(image: Tensor, guide: Tensor | None, tile: str) -> list[Tensor]:
+def _padded_maps(image: Tensor, guide: Tensor | None, wrap: str) -> list[Tensor]:
     """Return image and guide with PATCH - 1 more rows and columns along tiled axes."""
-    return [wrapped(x, tile, PATCH - 1, PATCH - 1) for x in (image, guide) if x is not None]
+    return [wrapped(x, wrap, PATCH - 1, PATCH - 1) for x in (image, guide) if x is not None]
 
 
 def _patch_rows(maps: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def whole(canvas: Canvas, image: Tensor) -> Tensor:
     Args:
         image: (1, 3 or 1, h, w) in [0, 1].
     """
-    image = resize(image, canvas.size, canvas.tile).expand(-1, 3, -1, -1)
+    image = resize(image, canvas.size, canvas.wrap).expand(-1, 3, -1, -1)
     if canvas.mask is not None and canvas.init is not None:
         image = torch.where(canvas.mask, image, canvas.init)
     elif canvas.keep_color and canvas.content is not None:
@@ -23,7 +23,7 @@ def whole(canvas: Canvas, image: Tensor) -> Tensor:
     return image
 
 
-def cut_at(image: Tensor, tile: str) -> Size:
+def cut_at(image: Tensor, wrap: str) -> Size:
     """Return the numbers of rows and columns by which to roll (1, 3, H, W) that tiles, so that the
     step across its border is the mean one.
 
@@ -32,7 +32,7 @@ def cut_at(image: Tensor, tile: str) -> Size:
     """
     shift = [0, 0]
     for i, (axis, dim) in enumerate((("y", 2), ("x", 3))):
-        if axis in tile:
+        if axis in wrap:
             steps = (image - image.roll(1, dim)).abs().transpose(0, dim).flatten(1).mean(1)
             shift[i] = -int((steps - steps.mean()).abs().argmin())
     return shift[0], shift[1]

@@ -59,7 +59,7 @@ def quilt_layout(level: Level) -> NNField:
         known.to(CPU),
         block=_block_size(level, kind.axis),
         generator=job.generators[CPU],
-        tile=level.tile,
+        wrap=level.wrap,
         kind=kind,
     ).to(level.device)
     # The patch in whose middle an output pixel lies has that pixel's source in its middle.
@@ -120,7 +120,7 @@ def layout_cost(level: Level, field: NNField, image: Tensor) -> tuple[bool, floa
         field: (H', W') source patches.
         image: (1, 3, H, W) that the field gives.
     """
-    output = level.describe(image, level.guide, level.tile)
+    output = level.describe(image, level.guide, level.wrap)
     source, usable = level.descriptors, level.usable
     sparse = (slice(None, None, SAMPLING_STRIDE),) * 2
     coherence = _mean_nearest(output[sparse].flatten(0, 1), source[usable])

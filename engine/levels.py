@@ -123,9 +123,9 @@ class Level:
     kept: Tensor | None  # (1, 3, H, W): values of the others
 
     @property
-    def tile(self) -> str:
+    def wrap(self) -> str:
         """Axes along which the output repeats."""
-        return self.job.canvas.tile
+        return self.job.canvas.wrap
 
     @property
     def device(self) -> torch.device:
@@ -141,7 +141,7 @@ class Level:
     def patches(self) -> Size:
         """(H', W'): number of output patches along each axis."""
         height, width = (
-            side if axis in self.tile else side - (PATCH - 1)
+            side if axis in self.wrap else side - (PATCH - 1)
             for side, axis in zip(self.size, "yx", strict=True)
         )
         return height, width

@@ -27,7 +27,7 @@ DECISIVE = 3.0
 
 
 def correspondence(
-    output: Features, source: Features, tile: str = "", valid: Tensor | None = None
+    output: Features, source: Features, wrap: str = "", valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find for each pixel of the output the pixel of the source with the most similar surroundings.
 
@@ -38,7 +38,7 @@ def correspondence(
     Args:
         output: features at `LAYERS`, (1, C, ., .).
         source: the same of the source.
-        tile: axes along which the output repeats, "x", "y" or "xy".
+        wrap: axes along which the output repeats, "x", "y" or "xy".
         valid: (1, 1, h, w) of bool, pixels of the source that may be found; None: all.
 
     Returns:
@@ -46,7 +46,7 @@ def correspondence(
         features and less for others.
     """
     finest, *_, deepest = LAYERS
-    maps = pad(output[deepest], tile, "replicate")
+    maps = pad(output[deepest], wrap, "replicate")
     usable = None if valid is None else usable_patches(valid, size_of(source[deepest]), 3)
     pair = maps[0].contiguous(), source[deepest][0].contiguous()
     start, _ = nearest_patches(*pair, 3, usable=usable)
@@ -129,7 +129,7 @@ def carried(
     copies: Sequence[Tensor],
     found: Sequence[tuple[Tensor, Tensor]],
     kind: str,
-    tile: str = "",
+    wrap: str = "",
     valid: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """The map of the output by the maps of the exemplar.
@@ -143,7 +143,7 @@ def carried(
         copies: (1, C, h, w) each, the map of the exemplar as it is, rotated and resized.
         found: what `correspondence` returns for each copy.
         kind: a name in `utils.KINDS`.
-        tile: axes along which the output repeats.
+        wrap: axes along which the output repeats.
         valid: (1, 1, h, w) of bool for each copy, the pixels that are used; None: all.
 
     Returns:
@@ -155,7 +155,7 @@ def carried(
     values = torch.cat([copy[0].flatten(1) for copy in copies], 1)  # (C, N) of all copies
     height, width = nearest.shape
     rows = chunk_rows(VOTE**2 * width * 8 * (3 + len(values)), values.device)
-    votes = (_votes(starts, strides, part, tile) for part in row_slices(height, rows))
+    votes = (_votes(starts, strides, part, wrap) for part in row_slices(height, rows))
     if valid is not None:
         inside = torch.cat([one.flatten() for one in valid])
         votes = (torch.where(inside[some], some, some[:1]) for some in votes)
@@ -209,7 +209,7 @@ def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Te
     return torch.stack(laid).gather(0, nearest[None])[0], widths[nearest]
 
 
-def _votes(starts: Tensor, strides: Tensor, rows: slice, tile: str) -> Tensor:
+def _votes(starts: Tensor, strides: Tensor, rows: slice, wrap: str) -> Tensor:
     """(VOTE^2, h, W): the positions that the patches around `starts`, (H, W), have at each pixel of
     some rows, that of the pixel's own patch first. At borders that do not tile, the outermost rows
     and columns vote more than once."""
@@ -222,8 +222,8 @@ def _votes(starts: Tensor, strides: Tensor, rows: slice, tile: str) -> Tensor:
             at, off = [], []
             for axis, side, index, step in zip("yx", sides, own, (y, x), strict=True):
                 there = index + step
-                at.append(there % side if axis in tile else there.clamp(0, side - 1))
-                off.append(torch.full_like(index, -step) if axis in tile else index - at[-1])
+                at.append(there % side if axis in wrap else there.clamp(0, side - 1))
+                off.append(torch.full_like(index, -step) if axis in wrap else index - at[-1])
             around = at[0][:, None], at[1]
             found.append(starts[around] + off[0][:, None] * strides[around] + off[1])
     return torch.stack(found)
@@ -324,10 +324,10 @@ def rotated(
     return found
 
 
-def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, tile: str) -> Tensor:
+def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, wrap: str) -> Tensor:
     """(1, C, H, W) of a kind -> resized to (height, width), rolled by (down, right), and normals
     scaled to length 1."""
-    maps = resize(maps, size, tile, kind == LABELS).roll(shift, (2, 3))
+    maps = resize(maps, size, wrap, kind == LABELS).roll(shift, (2, 3))
     return normalized(maps) if kind == NORMALS else maps
 
 

@@ -14,7 +14,7 @@ from models import Features
 
 SETTLING = 20  # steps over which a loss must decrease to be worth more of them
 LAST_STEPS = 0.125  # further steps after convergence, relative to those before it
-KEPT = ("taken", "steps", "exact_steps", "renewed", "settled")  # state of an evaluator
+KEPT = ("taken", "steps", "exact_steps", "rematched", "settled")  # state of an evaluator
 
 # Tensors, numbers, and dictionaries and lists of these.
 State = dict[str, Any]
@@ -25,14 +25,14 @@ Numbers = Callable[[], list[float]]
 class Criterion(Protocol):
     """A loss to be minimized: features -> (B,)."""
 
-    match_every: int | None  # steps between two calls of `renew`; None: it is never called
+    match_every: int | None  # steps between two calls of `rematch`; None: it is never called
 
     def __call__(self, output: Features, /) -> Tensor: ...
 
     @property
-    def generators(self) -> list[torch.Generator]: ...  # that `renew` draws from
+    def generators(self) -> list[torch.Generator]: ...  # that `rematch` draws from
 
-    def renew(self, output: Features, /) -> None: ...
+    def rematch(self, output: Features, /) -> None: ...
 
 
 class Measured(NamedTuple):
@@ -69,12 +69,12 @@ class Objective:
         """Evaluate pictures by `extract` from now on."""
         self.extract, self._measure = self.exact, None
 
-    def __call__(self, image: Tensor, *, renew: bool = False, keep: bool = False) -> Measured:
+    def __call__(self, image: Tensor, *, rematch: bool = False, keep: bool = False) -> Measured:
         """Evaluate (B, C, H, W).
 
         Args:
-            renew: whether to renew the criterion for this picture first.
-            keep: whether to keep the graph of the features for `renewed`, which takes as much
+            rematch: whether to rematch the criterion for this picture first.
+            keep: whether to keep the graph of the features for `rematched`, which takes as much
                 memory as the evaluation.
         """
         self._kept = None  # before the forward pass, since two graphs may not fit
@@ -85,20 +85,20 @@ class Objective:
             return Measured(*self._measure(image))
         image = image.requires_grad_()
         features = self.extract(image)
-        if renew:
-            self.criterion.renew(features)
+        if rematch:
+            self.criterion.rematch(features)
         if keep:
             self._kept = image, features
         return self._of_features(image, features, keep)
 
-    def renewed(self, image: Tensor) -> Measured:
-        """Evaluate the last picture again after renewing the criterion for it, without a forward
+    def rematched(self, image: Tensor) -> Measured:
+        """Evaluate the last picture again after rematching the criterion for it, without a forward
         pass where its graph was kept."""
         if self._kept is None:
             image = image.detach().requires_grad_()
             self._kept = image, self.extract(image)
         (image, features), self._kept = self._kept, None
-        self.criterion.renew(features)
+        self.criterion.rematch(features)
         return self._of_features(image, features)
 
     def _measured(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -234,14 +234,14 @@ class Evaluator:
         self.objective, self.tracker, self.late = objective, Tracker(), late
         self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
         self.tolerance, self.settled = tolerance, False
-        self.renewed: int | None = None  # number of steps before the last renewal
+        self.rematched: int | None = None  # number of steps before the last rematch
         self.went_back = False
         if exact_steps >= steps:
             objective.use_exact()
 
     @property
     def match_every(self) -> int | None:
-        """Steps between two renewals of the criterion; None: it is never renewed."""
+        """Steps between two rematches of the criterion; None: it is never rematched."""
         return self.objective.criterion.match_every
 
     @property
@@ -251,38 +251,38 @@ class Evaluator:
 
     @property
     def due(self) -> bool:
-        """Whether the criterion should be renewed before the next step."""
+        """Whether the criterion should be rematched before the next step."""
         if self.match_every is None or not self.left:
             return False
-        return self.renewed is None or self.taken - self.renewed >= self.match_every
+        return self.rematched is None or self.taken - self.rematched >= self.match_every
 
     def __call__(
-        self, image: Tensor, *, renew: bool = False, keep: bool = False
+        self, image: Tensor, *, rematch: bool = False, keep: bool = False
     ) -> tuple[Tensor, Tensor, float]:
         """Take one step.
 
         Args:
             image: (B, C, H, W).
-            renew: whether to renew the criterion for this picture first.
-            keep: whether `renew_last` may follow.
+            rematch: whether to rematch the criterion for this picture first.
+            keep: whether `rematch_last` may follow.
 
         Returns:
             Losses (B,), the gradient (B, C, H, W) of their sum, and the last sum that was read.
         """
-        if renew:
-            self._renew()
+        if rematch:
+            self._rematch()
         self.taken += 1
-        measured = self.objective(image, renew=renew, keep=keep and self.due)
+        measured = self.objective(image, rematch=rematch, keep=keep and self.due)
         return self._tracked(image, measured)
 
-    def renew_last(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Evaluate the last picture under the criterion renewed for it, which is no step."""
-        self._renew()
-        return self._tracked(image, self.objective.renewed(image))
+    def rematch_last(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Evaluate the last picture under the criterion rematched for it, which is no step."""
+        self._rematch()
+        return self._tracked(image, self.objective.rematched(image))
 
-    def _renew(self) -> None:
+    def _rematch(self) -> None:
         self._forget()
-        self.renewed = self.taken
+        self.rematched = self.taken
 
     def _forget(self) -> None:
         """Make no earlier picture count as the best: the objective is another one from now on."""
@@ -298,7 +298,7 @@ class Evaluator:
         """Read losses, and leave only a few steps where they have stopped decreasing."""
         known = len(self.tracker.losses)
         self.tracker.read(late)
-        # Matches that are renewed change the loss by themselves: compare whole rounds.
+        # Matches that are rematched change the loss by themselves: compare whole rounds.
         window = max(SETTLING, self.match_every or 0)
         if self.settled or len(self.tracker.losses) == known:
             return
@@ -323,7 +323,7 @@ class Evaluator:
         return self.tracker.go_back()
 
     def state_dict(self) -> State:
-        """Return the state. It does not hold what the criterion holds between renewals."""
+        """Return the state. It does not hold what the criterion holds between rematches."""
         self.read()
         kept = {name: getattr(self, name) for name in KEPT}
         generators = [one.get_state() for one in self.objective.criterion.generators]

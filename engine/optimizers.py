@@ -41,8 +41,8 @@ class Optimizer(Protocol):
         """Whether no step leads to a smaller loss."""
 
     @property
-    def may_renew(self) -> bool:
-        """Whether the next step may begin with a renewal of the criterion."""
+    def may_rematch(self) -> bool:
+        """Whether the next step may begin with a rematch of the criterion."""
 
     def step(self, evaluate: Evaluator) -> None:
         """Evaluate one picture and prepare the next one."""
@@ -116,9 +116,9 @@ def minimize(
         optimizer.step(evaluate)
         if evaluate.taken % READ_EVERY == 0 or not evaluate.left:
             evaluate.read()
-        # What the criterion holds between renewals is not a part of the state.
-        renews = evaluate.match_every is None or (optimizer.may_renew and evaluate.due)
-        resumable = evaluate.tracker.is_read and evaluate.left and renews
+        # What the criterion holds between rematches is not a part of the state.
+        rematches = evaluate.match_every is None or (optimizer.may_rematch and evaluate.due)
+        resumable = evaluate.tracker.is_read and evaluate.left and rematches
         for reached in evaluate.tracker.take():
             yield Step(*reached, evaluate.went_back, current if resumable else None)
             evaluate.went_back = False
@@ -152,7 +152,7 @@ class Adam:
 
     reads_losses = False
     converged = False
-    may_renew = True
+    may_rematch = True
 
     def __init__(self, image: Tensor, *, lr: float, memory: int = 0) -> None:
         self.image, self.lr = image, lr
@@ -166,7 +166,7 @@ class Adam:
         rate = (1 + math.cos(math.pi * self.phase)) / 2
         self.phase += (1 - self.phase) / evaluate.left
         is_exact_now, due, before = evaluate.use_exact(), evaluate.due, self.losses
-        self.losses, gradient, total = evaluate(self.image, renew=due)
+        self.losses, gradient, total = evaluate(self.image, rematch=due)
         if not math.isfinite(total):
             self.image, self.lr, self.age = evaluate.go_back(), self.lr / 2, 0
             self.first.zero_()
@@ -214,7 +214,7 @@ class LBFGS:
         self.accepted = self.converged = self.stuck = False
 
     @property
-    def may_renew(self) -> bool:
+    def may_rematch(self) -> bool:
         """Whether the last picture was accepted."""
         return self.accepted
 
@@ -222,12 +222,12 @@ class LBFGS:
         """Evaluate a picture: a trial of the line search, or the last accepted picture where the
         objective has changed."""
         if self.gradient is None or self.stuck:
-            _, self.gradient, self.loss = evaluate(self.image, renew=evaluate.due or self.stuck)
+            _, self.gradient, self.loss = evaluate(self.image, rematch=evaluate.due or self.stuck)
             self.stuck = False
             return
         if self.search is None:
             if self.accepted and evaluate.due:
-                _, self.gradient, self.loss = evaluate.renew_last(self.image)
+                _, self.gradient, self.loss = evaluate.rematch_last(self.image)
             self.accepted = False
             if evaluate.use_exact():
                 # The history is kept: rounding hardly changes curvature.

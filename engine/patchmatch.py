@@ -72,13 +72,13 @@ class NNField:
         _, counts = offsets.unique(dim=1, return_counts=True)
         return (counts / counts.sum()).square().sum().item()
 
-    def propagate(self, down: int, across: int, tile: str) -> NNField:
+    def propagate(self, down: int, across: int, wrap: str) -> NNField:
         """Return for each query the offset of the query `down` px above and `across` px left of it.
 
-        Beyond a border it is that of the outermost query, or wraps along the axes in `tile`.
+        Beyond a border it is that of the outermost query, or wraps along the axes in `wrap`.
         """
         y, x = (
-            _shift(_shift(z, 0, down, "y" in tile), 1, across, "x" in tile)
+            _shift(_shift(z, 0, down, "y" in wrap), 1, across, "x" in wrap)
             for z in (self.y, self.x)
         )
         return NNField(y + down, x + across)
@@ -141,14 +141,14 @@ class PatchMatch:
         queries: (H, W, D) descriptors.
         candidates: Source patches, of D values too.
         generator: Generator of random coordinates, on the device of the descriptors.
-        tile: Axes along which the queries repeat.
+        wrap: Axes along which the queries repeat.
     """
 
     def __init__(
-        self, queries: Tensor, candidates: Candidates, generator: torch.Generator, tile: str = ""
+        self, queries: Tensor, candidates: Candidates, generator: torch.Generator, wrap: str = ""
     ) -> None:
         self.queries, self.candidates = queries, candidates
-        self.generator, self.tile = generator, tile
+        self.generator, self.wrap = generator, wrap
         factor = candidates.cost_factor
         self.highest_factor = 1.0 if factor is None else factor.max()
 
@@ -186,7 +186,7 @@ class PatchMatch:
         for _ in range(iterations):
             for stride in STRIDES:
                 for down, across in ((0, stride), (0, -stride), (stride, 0), (-stride, 0)):
-                    test(field.propagate(down, across, self.tile))
+                    test(field.propagate(down, across, self.wrap))
             radius = max(height, width)
             while radius >= 1:
                 test(self._perturb(field, radius))

@@ -51,7 +51,7 @@ def quilt(
     *,
     block: Size,
     generator: torch.Generator,
-    tile: str = "",
+    wrap: str = "",
     kind: Kind = STOCHASTIC,
 ) -> NNField:
     """Cover a canvas with overlapping blocks of the source.
@@ -62,7 +62,7 @@ def quilt(
         known: (C, H, W) of bool.
         block: Height and width of a block; those of source and canvas are upper bounds.
         generator: Generator on the CPU.
-        tile: Axes along which the canvas repeats.
+        wrap: Axes along which the canvas repeats.
         kind: Kind of the source. Blocks of a regular one keep its rows and columns; those of one
             with a grain end at different places along it.
 
@@ -74,14 +74,14 @@ def quilt(
     # A line of blocks along a grain starts before the canvas and ends behind it, at random places,
     # unless one block reaches from border to border.
     margins = [
-        n if axis == kind.axis and axis not in tile and n < side else 0
+        n if axis == kind.axis and axis not in wrap and n < side else 0
         for axis, n, side in zip("yx", block, canvas.shape[1:], strict=True)
     ]
     sides = margins[1], margins[1], margins[0], margins[0]
     area = _Area(F.pad(canvas, sides), F.pad(known, sides), block)
-    order = _Order(source.maps[:3], block, area.size, tile) if kind.regular else None
+    order = _Order(source.maps[:3], block, area.size, wrap) if kind.regular else None
     blocks = _BlockChooser(source, block, generator, order)
-    for top, left in _block_corners(area.size, block, tile, kind.axis, generator):
+    for top, left in _block_corners(area.size, block, wrap, kind.axis, generator):
         exemplar = blocks.most_lacking(source.exemplars[area.covered()])
         values, given = area.window((top, left))
         start = blocks.choose(exemplar, values, given, (top - margins[0], left - margins[1]))
@@ -135,22 +135,22 @@ class _Area:
 
 
 def _block_corners(
-    size: Size, block: Size, tile: str, grain: str, generator: torch.Generator
+    size: Size, block: Size, wrap: str, grain: str, generator: torch.Generator
 ) -> list[Size]:
     """Return the top left corners of the blocks, in the order in which they are laid.
 
     Along a grain, "y" or "x", one line of blocks after the other, each with a random start.
     """
     if not grain:
-        rows, columns = (_block_starts(size[i], block[i], "yx"[i] in tile) for i in (0, 1))
+        rows, columns = (_block_starts(size[i], block[i], "yx"[i] in wrap) for i in (0, 1))
         return [(row, column) for row in rows for column in columns]
     i = "yx".index(grain)
-    anywhere = grain in tile or block[i] < size[i]
+    anywhere = grain in wrap or block[i] < size[i]
     corners = []
-    for line in _block_starts(size[1 - i], block[1 - i], "yx"[1 - i] in tile):
+    for line in _block_starts(size[1 - i], block[1 - i], "yx"[1 - i] in wrap):
         step = _block_step(block[i])
         first = int(torch.randint(step, (1,), generator=generator)) if anywhere else 0
-        end = first + size[i] if grain in tile else size[i] - block[i] + 1
+        end = first + size[i] if grain in wrap else size[i] - block[i] + 1
         along = range(first, end, step)
         corners += [(n, line) if grain == "y" else (line, n) for n in along]
     return corners
@@ -251,11 +251,11 @@ class _Order:
         source: (3, h, w).
         block: Height and width of a block.
         size: Height and width of the canvas.
-        tile: Axes along which it repeats.
+        wrap: Axes along which it repeats.
     """
 
-    def __init__(self, source: Tensor, block: Size, size: Size, tile: str) -> None:
-        self.block, self.size, self.tile = block, size, tile
+    def __init__(self, source: Tensor, block: Size, size: Size, wrap: str) -> None:
+        self.block, self.size, self.wrap = block, size, wrap
         self.laid: list[tuple[Size, Size]] = []  # positions of a block in canvas and source
         sides = source.shape[1:]
         self.reach = min(sides) - 1
@@ -280,7 +280,7 @@ class _Order:
         places = [torch.arange(side, device=device) for side in corners]
         for other, source in self.laid:
             lag = [
-                (to - from_ + side // 2) % side - side // 2 if axis in self.tile else to - from_
+                (to - from_ + side // 2) % side - side // 2 if axis in self.wrap else to - from_
                 for to, from_, side, axis in zip(position, other, self.size, "yx", strict=True)
             ]
             blocks = math.hypot(*(n / side for n, side in zip(lag, self.block, strict=True)))

@@ -121,6 +121,6 @@ def steps_after_painting(steps: int, repaint: float) -> int:
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
     """Return the sizes of (exemplar, output) from coarse to fine; raise UserError as `pyramid`."""
-    down, across = (stride(layers) if axis in spec.canvas.tile else 1 for axis in "yx")
+    down, across = (stride(layers) if axis in spec.canvas.wrap else 1 for axis in "yx")
     exemplar = size_of(spec.exemplars[0].image)
     return pyramid(exemplar, spec.canvas.size, spec.scales, least_side(layers), (down, across))

@@ -47,7 +47,7 @@ def state_of_layout(level: Level, layout: Tensor) -> State:
     """Return the state before the first round that starts from an image (1, 3, ., .)."""
     source_field = random_source_field(level)
     output_field = NNField.random(level.patches, level.source_patches, level.generator)
-    image = resize(layout.to(level.device), level.size, level.tile)
+    image = resize(layout.to(level.device), level.size, level.wrap)
     return State(level.factor, output_field, source_field, image)
 
 
@@ -79,9 +79,9 @@ def _search_output(level: Level, state: State) -> tuple[NNField, Tensor]:
     large = math.prod(level.patches) > MAX_DESCRIPTORS
     describe = level.describe
     output = (
-        LazyDescriptors(describe, state.image, level.guide, level.tile)
+        LazyDescriptors(describe, state.image, level.guide, level.wrap)
         if large
-        else describe(state.image, level.guide, level.tile)
+        else describe(state.image, level.guide, level.wrap)
     )
     anywhere = torch.ones(level.patches, dtype=torch.bool, device=level.device)
     candidates = Candidates(output, anywhere)
@@ -117,8 +117,8 @@ def _search_source(level: Level, state: State, cost_factor: Tensor) -> tuple[NNF
     )
 
     def search(rows: slice, generator: torch.Generator) -> list[Tensor]:
-        queries, field, inside, tile = describe_strip(level, state, rows)
-        match = PatchMatch(queries, candidates, generator, tile)
+        queries, field, inside, wrap = describe_strip(level, state, rows)
+        match = PatchMatch(queries, candidates, generator, wrap)
         field = match(field, 1)
         return [x[inside] for x in (field.y, field.x, match.distance(field))]
 
@@ -152,16 +152,16 @@ def describe_strip(level: Level, state: State, rows: slice) -> tuple[Tensor, NNF
         Descriptors (n, W', D + G), field (n, W'), the slice of the n rows without the halo, and the
         axes along which the strip repeats.
     """
-    tile, field = level.tile, state.output_field
+    wrap, field = level.wrap, state.output_field
     height = level.patches[0]
     if rows == slice(0, height):
-        return level.describe(state.image, level.guide, tile), field, rows, tile
+        return level.describe(state.image, level.guide, wrap), field, rows, wrap
     first, last = rows.start - HALO, rows.stop + HALO
-    if "y" not in tile:
+    if "y" not in wrap:
         first, last = max(first, 0), min(last, height)
     y = torch.arange(first, last + PATCH - 1, device=level.device) % level.size[0]
     image = state.image.index_select(2, y)
     guide = None if level.guide is None else level.guide.index_select(2, y)
-    tile = tile.replace("y", "")
+    wrap = wrap.replace("y", "")
     inside = slice(rows.start - first, rows.stop - first)
-    return level.describe(image, guide, tile), field[y[: last - first]], inside, tile
+    return level.describe(image, guide, wrap), field[y[: last - first]], inside, wrap

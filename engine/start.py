@@ -74,7 +74,7 @@ def with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
     """
     layout = image.expand(-1, 3, -1, -1)
     painting = value_of(painted(spec, size_of(image), layout))
-    return with_fine_detail(layout, painting.image, spec.canvas.tile)
+    return with_fine_detail(layout, painting.image, spec.canvas.wrap)
 
 
 def painted(

@@ -66,7 +66,7 @@ class Frame:
     def made(self) -> Made:
         """The picture as it would be saved, of the canvas's size."""
         image, canvas = whole(self.canvas.to(self.pixels.device), self.pixels), self.canvas
-        shift = (0, 0) if canvas.has_layout else cut_at(image, canvas.tile)
+        shift = (0, 0) if canvas.has_layout else cut_at(image, canvas.wrap)
         return Made(image.roll(shift, (2, 3)), self.painting, shift)
 
 
@@ -145,7 +145,7 @@ def _from_noise(run: _Run, state: State | None) -> Optimized:
         if state is None:
             if index == 0:
                 image = noise(spec, stage.size, generator)
-            image = resize(image, stage.size, spec.canvas.tile)
+            image = resize(image, stage.size, spec.canvas.wrap)
             if stage.paints_detail:
                 image = with_painted_detail(spec, image)
             elif index > 0:
@@ -299,7 +299,7 @@ def _objective(spec: Spec, net: Extractor, stage: Stage) -> Objective:
     parametrization = Parametrization(spec.canvas.mask_at(stage.size))
 
     def extract(variable: Tensor, dtype: torch.dtype | None = None):
-        return extractor(parametrization.image(variable), spec.canvas.tile, dtype)
+        return extractor(parametrization.image(variable), spec.canvas.wrap, dtype)
 
     dtype = ROUGH.get(spec.precision)
     rough: Extract | None = partial(extract, dtype=dtype) if dtype else None
@@ -328,7 +328,7 @@ def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> C
     layers = spec.layers or equal_weights(net.layers)
     criterion = Criterion(inputs, layers, spec.method, spec.weights, spec.match_every)
     if spec.canvas.content is not None:
-        features = net(resize(spec.canvas.content, size, spec.canvas.tile))
+        features = net(resize(spec.canvas.content, size, spec.canvas.wrap))
         photo = TermInputs((Exemplar((View(features),)),))
         layers = equal_weights(spec.content_layers)
         criterion.add(spec.content_weight, Content(photo, layers), layers)

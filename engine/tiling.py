@@ -110,12 +110,12 @@ class TiledExtractor:
         self.whole = [layer for layer in net.layers if layer in criterion.whole_layers]
 
     def __call__(
-        self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None
+        self, image: Tensor, wrap: str = "", dtype: torch.dtype | None = None
     ) -> MeasuredFeatures:
         """Return the features of (B, 3 or 1, H, W), as `Extractor` does, in the layers that some
         term needs whole, and the statistics of the other terms."""
         image = image.expand(-1, 3, -1, -1)
-        evaluation = _Evaluation(self, size_of(image), tile, dtype)
+        evaluation = _Evaluation(self, size_of(image), wrap, dtype)
         found = _Tiled.apply(image, evaluation)
         maps, totals = found[: len(self.whole)], found[len(self.whole) :]
         features = {"image": image, **dict(zip(self.whole, maps, strict=True))}
@@ -151,26 +151,26 @@ class _Evaluation:
     """One evaluation of a picture, and what was measured of it."""
 
     def __init__(
-        self, tiled: TiledExtractor, size: Size, tile: str, dtype: torch.dtype | None
+        self, tiled: TiledExtractor, size: Size, wrap: str, dtype: torch.dtype | None
     ) -> None:
         self.tiled, self.size, self.dtype = tiled, size, dtype
         net, count = tiled.net, tiled.group.size
         sides = self._sides(size)
         self.exchange: Exchange | None = None
-        cuts = rows, columns = self._cuts(sides, tile, net.halos_exchanged)
+        cuts = rows, columns = self._cuts(sides, wrap, net.halos_exchanged)
         least = max(halo * _step(layer) for layer, halo in net.halos_exchanged.items())
         one_each = len(rows) == count > 1 and len(columns) == 1
         if one_each and all(span.stop - span.start >= least for span in rows):
-            self.exchange = partial(tiled.group.exchange, ring="y" in tile)
+            self.exchange = partial(tiled.group.exchange, ring="y" in wrap)
         else:
-            cuts = self._cuts(sides, tile, net.halos)
+            cuts = self._cuts(sides, wrap, net.halos)
         tiles = [_Tile(*pair) for pair in product(*cuts)]
         # A picture with fewer tiles than processes is evaluated by each of them.
         self.group = tiled.group if len(tiles) >= count else SINGLE_PROCESS
         self.tiles = tiles[self.group.rank :: self.group.size]
         # Halos wrap around an axis that is divided; the network wraps around the others.
         undivided = (axis for axis, parts in zip("yx", cuts, strict=True) if len(parts) == 1)
-        self.tile = "".join(axis for axis in undivided if axis in tile)
+        self.wrap = "".join(axis for axis in undivided if axis in wrap)
         self.statistics: dict[int, Statistics] | None = None  # of these tiles
         self.counts = torch.zeros(0, dtype=torch.int64)  # of positions, of all sums, of all tiles
 
@@ -182,10 +182,10 @@ class _Evaluation:
         height = math.ceil(size[0] / (count * math.ceil(size[0] / (count * height))))
         return height + -height % step, width
 
-    def _cuts(self, sides: Size, tile: str, halos: Mapping[str, int]) -> list[list[Span]]:
+    def _cuts(self, sides: Size, wrap: str, halos: Mapping[str, int]) -> list[list[Span]]:
         """Return the spans of the rows and those of the columns."""
         return [
-            spans(length, side, halos["image"], self.tiled.step, axis in tile)
+            spans(length, side, halos["image"], self.tiled.step, axis in wrap)
             for axis, length, side in zip("yx", self.size, sides, strict=True)
         ]
 
@@ -194,7 +194,7 @@ class _Evaluation:
         tiled = self.tiled
         with torch.set_grad_enabled(graph):
             leaf = tile.with_halo(image).requires_grad_(graph)
-            inside = tiled.net(leaf, self.tile, self.dtype, tile.halo, self.exchange)
+            inside = tiled.net(leaf, self.wrap, self.dtype, tile.halo, self.exchange)
             statistics = tiled.criterion.measure_additive(inside)
         return _Seen(tile, leaf, {layer: inside[layer] for layer in tiled.whole}, statistics)
 

@@ -100,6 +100,6 @@ def _covering(level: Level, start: int, stop: int, axis: int) -> tuple[Tensor, T
     axis, (stop - start + PATCH - 1,): whether each exists, and its index in the field."""
     count = level.patches[axis]
     first = torch.arange(start - (PATCH - 1), stop, device=level.device)
-    if "yx"[axis] in level.tile:
+    if "yx"[axis] in level.wrap:
         return torch.ones_like(first, dtype=torch.bool), first % count
     return (first >= 0) & (first < count), first.clamp(0, count - 1)

@@ -45,13 +45,13 @@ class Autocorrelation(Term):
         # About the mean of each exemplar: differences between exemplars are not periodic.
         self.sources = [(s, maps - maps.mean((2, 3), keepdim=True)) for s, maps in sources]
         self.reach = min(side for _, maps in sources for side in maps.shape[-2:]) // 2
-        self.tile = inputs.canvas.tile
+        self.wrap = inputs.canvas.wrap
         self.source_lags: dict[int, Tensor] = {}
 
     def measure(self, output: Features) -> Statistics:
         features = output[self.layer] - self.mean
         reach = min(*(side // 2 for side in features.shape[-2:]), self.reach)
-        features = wrapped(features, self.tile, reach, reach)
+        features = wrapped(features, self.wrap, reach, reach)
         return {"lags": autocorrelation(features, reach)}
 
     def distance(self, statistics: Statistics) -> Tensor:

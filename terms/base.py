@@ -98,7 +98,7 @@ class Canvas:
     """
 
     size: Size  # (height, width)
-    tile: str = ""  # axes along which the output is periodic: "", "x", "y" or "xy"
+    wrap: str = ""  # axes along which the output is periodic: "", "x", "y" or "xy"
     init: Tensor | None = None  # (1, 3, H, W) in [0, 1]: initial picture; None: noise
     mask: Tensor | None = None  # (1, 1, H, W) of bool: pixels that may change; None: all
     content: Tensor | None = None  # (1, 3, H, W) in [0, 1]: photo whose layout is kept
@@ -126,7 +126,7 @@ class Canvas:
         """
         if self.mask is None:
             return self.regions
-        near = _dilate(self.mask, self.tile)
+        near = _dilate(self.mask, self.wrap)
         regions = (
             torch.zeros_like(near, dtype=torch.int64) if self.regions is None else self.regions
         )
@@ -140,7 +140,7 @@ class Canvas:
 
     def init_at(self, size: Size) -> Tensor | None:
         """Resize `init`."""
-        return None if self.init is None else resize(self.init, size, self.tile)
+        return None if self.init is None else resize(self.init, size, self.wrap)
 
     def to(self, device: torch.device) -> Canvas:
         """Return a copy on a device."""
@@ -158,12 +158,12 @@ def _to(maps: Tensor | None, device: torch.device) -> Tensor | None:
     return None if maps is None else maps.to(device)
 
 
-def _dilate(mask: Tensor, tile: str) -> Tensor:
-    """Dilate a mask (1, 1, H, W) of bool by MASK_MARGIN, wrapping around along the axes `tile`."""
+def _dilate(mask: Tensor, wrap: str) -> Tensor:
+    """Dilate a mask (1, 1, H, W) of bool by MASK_MARGIN, wrapping around along the axes `wrap`."""
     grown = mask.float()
     margin = MASK_MARGIN
     for axis, pads in (("x", (margin, margin, 0, 0)), ("y", (0, 0, margin, margin))):
-        grown = F.pad(grown, pads, "circular" if axis in tile else "constant")
+        grown = F.pad(grown, pads, "circular" if axis in wrap else "constant")
     return F.max_pool2d(grown, 2 * margin + 1, 1) > 0
 
 
@@ -263,7 +263,7 @@ class Term:
     """Base class of texture models and of the terms added to them.
 
     Subclasses implement `__init__`, `measure` and `distance`. Those that hold matches, directions
-    or samples fixed for some steps also implement `renew`, and `generators` if they draw them.
+    or samples fixed for some steps also implement `rematch`, and `generators` if they draw them.
     """
 
     # Why statistics of parts of a picture do not add up; "": `measure` returns Sums.
@@ -292,17 +292,17 @@ class Term:
         """Return the distance of the output's statistics from the exemplars', (B,)."""
         raise NotImplementedError
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         """Match or draw again, for an output's features, what is held fixed between calls."""
 
     @property
-    def renews(self) -> bool:
-        """Whether the term holds anything fixed between calls of `renew`."""
-        return type(self).renew is not Term.renew
+    def rematches(self) -> bool:
+        """Whether the term holds anything fixed between calls of `rematch`."""
+        return type(self).rematch is not Term.rematch
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """Random generators that `renew` draws from."""
+        """Random generators that `rematch` draws from."""
         return []
 
     def __call__(self, output: Features) -> Tensor:

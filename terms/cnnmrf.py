@@ -26,7 +26,7 @@ class CNNMRF(Term):
     """Markov random field of Li and Wand, "Combining Markov Random Fields and Convolutional Neural
     Networks for Image Synthesis", 2016, equations 2 and 3, minimised by alternation.
 
-    `renew` matches every 3x3 patch of the output's features with the source patch of highest
+    `rematch` matches every 3x3 patch of the output's features with the source patch of highest
     normalised correlation. The matches are then held for some steps. The sum over patches of
     squared distances equals, up to a constant, the squared distance of every position from the mean
     of the matched patches that overlap there; it is computed in this form, exactly and at the cost
@@ -56,7 +56,7 @@ class CNNMRF(Term):
         # layer -> what `overlap_patches` returns, stacked over the batch.
         self.overlaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         """Match the patches of the output."""
         for layer, sources in self.sources.items():
             pictures = output[layer].detach()
@@ -70,13 +70,13 @@ class CNNMRF(Term):
         guides: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(sources)
         if self.canvas.guide is not None:
             guide = resize_guide(self.canvas.guide, picture.shape[1:])
-            guide = wrapped(guide, self.canvas.tile, size - 1, size - 1)
+            guide = wrapped(guide, self.canvas.wrap, size - 1, size - 1)
             guide = self._patch_guides(guide, size)
             guides = [
                 (guide, self._patch_guides(resize_guide(view.guide, maps.shape[1:]), size))
                 for view, maps in zip(self.views, sources, strict=True)
             ]
-        picture = wrapped(picture[None], self.canvas.tile, size - 1, size - 1)[0]
+        picture = wrapped(picture[None], self.canvas.wrap, size - 1, size - 1)[0]
         found: list[Sequence[Tensor]] = []
         offset = 0
         for view, source, pair in zip(self.views, sources, guides, strict=True):
@@ -121,7 +121,7 @@ class CNNMRF(Term):
         for layer, (mean, count, spread) in self.overlaps.items():
             maps = output[layer]
             more = [a - b for a, b in zip(mean.shape[2:], maps.shape[2:], strict=True)]
-            difference = wrapped(maps, self.canvas.tile, *more) - mean
+            difference = wrapped(maps, self.canvas.wrap, *more) - mean
             distance = difference.square().sum(1) * count  # (B, H, W)
             energies[layer] = (distance.sum((1, 2)) + spread) / count.sum((1, 2))
         return energies

@@ -33,9 +33,9 @@ class Guided(Term):
     one source patch and far from all others.
 
     Departures from the paper: the sample of patches, the origin of the grid and the occurrences are
-    held between renewals, so that the objective is smooth in between; the stride is 4 instead of 3,
-    for a quarter of the time and no loss of quality; patches of the finest layer are left out, as
-    they take ten times as long as all others.
+    held until the next rematch, so that the objective is smooth in between; the stride is 4 instead
+    of 3, for a quarter of the time and no loss of quality; patches of the finest layer are left
+    out, as they take ten times as long as all others.
     """
 
     needs_whole = "compares every patch with all patches of the exemplar"
@@ -64,7 +64,7 @@ class Guided(Term):
     def generators(self) -> list[torch.Generator]:
         return [self.generator]
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         """Draw patches and count how often each source patch is the nearest one."""
         for layer, sources in self.sources.items():
             pictures = output[layer].detach() - self.mean[layer]
@@ -72,8 +72,8 @@ class Guided(Term):
 
     def _hold(self, sources: list[Tensor], picture: Tensor) -> "_Held":
         size = min(self.patch, *(side for maps in (*sources, picture) for side in maps.shape[2:]))
-        tile, unwrapped = self.canvas.tile, picture.shape[2:]
-        picture = wrapped(picture, tile, size - 1, size - 1)
+        wrap, unwrapped = self.canvas.wrap, picture.shape[2:]
+        picture = wrapped(picture, wrap, size - 1, size - 1)
         most = max(1, self.max_patches // len(sources))
         samples = [
             self._sample(maps, size, most, view.valid)
@@ -89,7 +89,7 @@ class Guided(Term):
                 s.means(resize_guide(view.guide, maps.shape[2:]))
                 for s, view, maps in zip(samples, self.views, sources, strict=True)
             ]
-            output_guide = sample.means(wrapped(output_guide, tile, size - 1, size - 1))
+            output_guide = sample.means(wrapped(output_guide, wrap, size - 1, size - 1))
             guides = output_guide, _cat(source_guides)
         counts = [s.count(m) for s, m in zip(samples, sources, strict=True)]
         by_share = self._share_penalty(counts, drawn, source)
@@ -99,7 +99,7 @@ class Guided(Term):
             nearest = (extra.of_rows(rows) - drawn[rows] @ source.T).argmin(1)
             used += nearest.bincount(minlength=len(source))
         penalty = by_share + self.occurrence_weight * used * (len(source) / len(drawn))
-        return _Held(sample, source, ExtraDistance(penalty, *guides), tile)
+        return _Held(sample, source, ExtraDistance(penalty, *guides), wrap)
 
     def _share_penalty(self, counts: list[int], drawn: Tensor, source: Tensor) -> Tensor:
         """Return the penalty, (M,), by which every exemplar is matched by its share of the output
@@ -185,15 +185,15 @@ class _Sample(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """What is held between renewals for one layer of one picture."""
+    """What is held between rematches for one layer of one picture."""
 
     sample: _Sample  # of the output
     source: Tensor  # (M, D), unit vectors
     extra: ExtraDistance
-    tile: str
+    wrap: str
 
     def score(self, maps: Tensor) -> Tensor:
         """Return the mean contextual score of the patches: (1, C, H, W) -> ()."""
         more = self.sample.size - 1
-        maps = wrapped(maps, self.tile, more, more)
+        maps = wrapped(maps, self.wrap, more, more)
         return ContextualScore.apply(self.sample.columns(maps).T, self.source, self.extra).mean()

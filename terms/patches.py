@@ -49,7 +49,7 @@ class Patches(Term):
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         regions = inputs.canvas.output_regions
-        self.tile, self.group, self.count = inputs.canvas.tile, inputs.options.group, 1
+        self.wrap, self.group, self.count = inputs.canvas.wrap, inputs.options.group, 1
         self.output_map = None if regions is None else _RegionMap(regions)
         views = [one.views[:1] for one in inputs.exemplars]
         if regions is not None:
@@ -63,13 +63,13 @@ class Patches(Term):
         rectangle = crop_to_valid(self.image, inputs.exemplars[0].views[0].valid)
         self.periodic = period(rectangle)[0] > PERIODIC
         self.generator = torch.Generator().manual_seed(1)  # other directions than those of scores
-        self.renew(inputs.exemplars[0].features)
+        self.rematch(inputs.exemplars[0].features)
 
     @property
     def generators(self) -> list[torch.Generator]:
         return [self.generator]
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         """Draw directions and sort the projections of the source."""
         self.levels: list[tuple[int, Tensor, list[QuantileMixture]]] = []  # factor, directions
         self.variances: dict[tuple[int, ...], Tensor] = {}
@@ -115,7 +115,7 @@ class Patches(Term):
     def measure(self, output: Features) -> Statistics:
         image = output["image"]
         return {
-            str(factor): self._project(image, factor, directions, self.tile, self.output_map)
+            str(factor): self._project(image, factor, directions, self.wrap, self.output_map)
             for factor, directions, _ in self.levels
             if min(image.shape[2:]) >= factor * PATCH
         }
@@ -161,7 +161,7 @@ class Patches(Term):
         does not tile. Along the others, of a source of a tiled output, it is not padded.
         """
         reduced, reach = F.avg_pool2d(image, factor), PATCH // 2
-        mirrors = "".join(axis for axis in "yx" if axis not in self.tile)
+        mirrors = "".join(axis for axis in "yx" if axis not in self.wrap)
         projected = F.conv2d(pad_axes(reduced, wraps, mirrors, reach), directions).flatten(2)
         if regions is None:
             return [projected]

@@ -40,13 +40,13 @@ class PerRegion(Term):
             part = kind(TermInputs(tuple(nonempty), options=inputs.options), layers)
             self.parts.append((areas[k] / sum(areas), part))
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         for (_, part), features in zip(self.parts, self._split(output), strict=True):
-            part.renew(features)
+            part.rematch(features)
 
     @property
-    def renews(self) -> bool:
-        return any(part.renews for _, part in self.parts)
+    def rematches(self) -> bool:
+        return any(part.rematches for _, part in self.parts)
 
     @property
     def generators(self) -> list[torch.Generator]:

@@ -46,7 +46,7 @@ class Sliced(Term):
     def generators(self) -> list[torch.Generator]:
         return [self.generator]
 
-    def renew(self, output: Features) -> None:
+    def rematch(self, output: Features) -> None:
         """Draw directions and sort the projections of the source."""
         for layer, sources in self.sources.items():
             first = sources[0][1]

@@ -42,7 +42,7 @@ class Spectrum(Term):
             (share, _Source(crop_to_valid(view.image.detach(), view.valid)))
             for share, view in inputs.weighted_views
         ]
-        self.tile = inputs.canvas.tile
+        self.wrap = inputs.canvas.wrap
         regions = inputs.canvas.output_regions
         # (1, 1, H, W), 1 in a region and 0 outside; None: the whole output is one region.
         self.weights = None if regions is None else (regions >= 0).float()
@@ -71,7 +71,7 @@ class Spectrum(Term):
         return distance, energy * share
 
     def _windows(self, maps: Tensor, height: int, width: int) -> list[Tensor]:
-        return _windows(wrapped(maps, self.tile, height // 2, width // 2), height, width)
+        return _windows(wrapped(maps, self.wrap, height // 2, width // 2), height, width)
 
     def _weighted_windows(
         self, weights: Tensor, size: Size, window: Size

@@ -17,12 +17,12 @@ class TotalVariation(Term):
     uses_pixels = True
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
-        self.tile = inputs.canvas.tile
+        self.wrap = inputs.canvas.wrap
 
     def measure(self, output: Features) -> Statistics:
         image, found = output["image"], {}
         for axis, other, dim in (("y", "x", 2), ("x", "y", 3)):
-            steps = wrapped(image, self.tile.replace(other, ""), 1, 1).diff(dim=dim).abs()
+            steps = wrapped(image, self.wrap.replace(other, ""), 1, 1).diff(dim=dim).abs()
             found[axis] = Sums(steps.sum((1, 2, 3)), steps[0].numel())
         return found
 

@@ -91,7 +91,7 @@ class TinyExtractor(nn.Module):
         self.requires_grad_(False)
 
     def forward(
-        self, image: Tensor, tile: str = "", dtype: torch.dtype | None = None
+        self, image: Tensor, wrap: str = "", dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
         image = image.expand(-1, 3, -1, -1)
         relu1_1 = self.first(image).relu()
@@ -100,7 +100,7 @@ class TinyExtractor(nn.Module):
 
 
 def known(
-    features, *, variants=(), others=(), shares=(), guide=None, regions=None, tile="",
+    features, *, variants=(), others=(), shares=(), guide=None, regions=None, wrap="",
     seed=0, max_patches=MAX_PATCHES, group=SINGLE_PROCESS,
 ):  # fmt: skip
     """The scene that terms are built from, in few words.
@@ -126,7 +126,7 @@ def known(
         for views, share in zip(pictures, shares or [1.0] * len(pictures), strict=True)
     )
     size = next((tuple(x.shape[2:]) for x in (wanted, asked) if x is not None), (1, 1))
-    canvas = Canvas(size, tile, guide=wanted, regions=asked)
+    canvas = Canvas(size, wrap, guide=wanted, regions=asked)
     return TermInputs(exemplars, canvas, Options(seed, max_patches, group))
 
 
@@ -172,7 +172,7 @@ def synthesized(exemplar, trunk, *, size=None, report=None, canvas=None, **spec)
 
 
 def optimize(image, extract, criterion, steps, optimizer="Adam", report=None, rough=None, **more):
-    """The result of `minimize`, of functions too, which cannot be renewed; each step is reported
+    """The result of `minimize`, of functions too, which cannot be rematched; each step is reported
     as (number, best picture, its loss)."""
     if not hasattr(criterion, "match_every"):
         criterion.match_every = None

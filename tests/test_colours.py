@@ -9,11 +9,11 @@ from engine.colours import with_fine_detail
 from utils import pad_axes
 
 
-@pytest.mark.parametrize("tile", ["", "x", "xy"])
-def test_what_is_smooth_is_the_mean_around_it(tile):
+@pytest.mark.parametrize("wrap", ["", "x", "xy"])
+def test_what_is_smooth_is_the_mean_around_it(wrap):
     maps = torch.rand(1, 3, 14, 17, dtype=torch.float64)
-    around = pad_axes(maps, tile, "".join(axis for axis in "yx" if axis not in tile), 4)
-    torch.testing.assert_close(colours._smooth(maps, tile), F.avg_pool2d(around, 9, 1))
+    around = pad_axes(maps, wrap, "".join(axis for axis in "yx" if axis not in wrap), 4)
+    torch.testing.assert_close(colours._smooth(maps, wrap), F.avg_pool2d(around, 9, 1))
 
 
 def test_fine_detail_is_the_paintings_and_all_else_is_the_pictures():

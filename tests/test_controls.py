@@ -20,8 +20,8 @@ def noise(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def rolled(image, tile):
-    return image.roll(cut_at(image, tile), (2, 3))
+def rolled(image, wrap):
+    return image.roll(cut_at(image, wrap), (2, 3))
 
 
 def test_start_is_what_came_before_unless_there_is_an_init():
@@ -63,14 +63,14 @@ def test_regions_hold_within_what_a_mask_lets_change():
     assert asked[0, 0, 8].tolist() == [-1] * 5 + [0] * 5 + [1] * 4 + [-1] * 6
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
-def test_what_counts_around_a_hole_wraps_with_the_tile(tile):
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
+def test_what_counts_around_a_hole_wraps_with_the_tile(wrap):
     mask = torch.zeros(1, 1, 20, 24, dtype=torch.bool)
     mask[..., 0, 23] = True
-    region = Canvas((20, 24), tile, noise(1, 3, 20, 24), mask).output_regions
+    region = Canvas((20, 24), wrap, noise(1, 3, 20, 24), mask).output_regions
     rows, columns = {0, 1, 2, 3, 4}, {19, 20, 21, 22, 23}
-    rows |= {16, 17, 18, 19} if "y" in tile else set()
-    columns |= {0, 1, 2, 3} if "x" in tile else set()
+    rows |= {16, 17, 18, 19} if "y" in wrap else set()
+    columns |= {0, 1, 2, 3} if "x" in wrap else set()
     found = {tuple(place) for place in (region[0, 0] == 0).nonzero().tolist()}
     assert found == {(y, x) for y in rows for x in columns}
 

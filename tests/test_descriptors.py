@@ -40,17 +40,17 @@ def test_components_are_those_of_usable_patches(monkeypatch):
     assert found[:, 30:].std((0, 1)).min() > 0.1 and found[:, :20].std((0, 1)).max() < 0.05
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
-def test_lazy_descriptors_are_those_computed_at_once(tile, monkeypatch):
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
+def test_lazy_descriptors_are_those_computed_at_once(wrap, monkeypatch):
     image, guide = noise_image(30, 26), torch.rand(1, 2, 30, 26, generator=seeded())
     describe = describer(image)
-    height, width = (n if axis in tile else n - 6 for n, axis in ((30, "y"), (26, "x")))
-    expected = describe(image, guide, tile)
+    height, width = (n if axis in wrap else n - 6 for n, axis in ((30, "y"), (26, "x")))
+    expected = describe(image, guide, wrap)
     assert expected.shape == (height, width, 34)
     monkeypatch.setattr("engine.descriptors.CPU_CHUNK", 100)  # several chunks
-    torch.testing.assert_close(describe(image, guide, tile), expected)
+    torch.testing.assert_close(describe(image, guide, wrap), expected)
     index = torch.arange(height * width)
-    found = LazyDescriptors(describe, image, guide, tile).index_select(index)
+    found = LazyDescriptors(describe, image, guide, wrap).index_select(index)
     torch.testing.assert_close(found, expected.flatten(0, 1))
 
 

@@ -131,7 +131,7 @@ def test_an_optimiser_by_graphs_makes_the_same_picture(
     assert sum(looked.values()) == 2 * (graphs.WARM_UP + 1) + 40
 
 
-def test_what_is_renewed_is_no_graph(tiny, checkerboard, captures):
+def test_what_is_rematched_is_no_graph(tiny, checkerboard, captures):
     criterion = criterion_of(tiny(checkerboard), tiny.layers, "swd", match_every=3)
     optimize(checkerboard, tiny, criterion, 5)
     assert not captures

@@ -179,7 +179,7 @@ def test_methods_without_places_look_at_every_region_alone(method):
     values = []
     for settings in ({}, {"regions": ((halves(16, 16),), halves(16, 16))}):
         criterion = criterion_of(source, ["image"], method, {}, **settings)
-        criterion.renew(swapped)
+        criterion.rematch(swapped)
         values.append(criterion(swapped).item())
     assert values[0] < 1e-6 and values[1] > 0.1
 
@@ -195,8 +195,8 @@ def test_what_is_in_its_region_is_met_and_elsewhere_not(kind):
         model = regional(kind, source, ["image"], **regions)
         values = []
         for features in (output, swapped if output is source else source):
-            if hasattr(model, "renew"):
-                model.renew(features)
+            if hasattr(model, "rematch"):
+                model.rematch(features)
             values.append(model(features).item())
         assert values[0] < 1e-6 and values[1] > 0.1
 
@@ -232,7 +232,7 @@ def test_shares_of_exemplars_hold_within_regions(tiny):
         values = []
         for settings in (plain, {**plain, "regions": ((whole,), whole)}):
             criterion = criterion_of(pictures[0], tiny.layers, "gram", weights, **settings)
-            criterion.renew(output)
+            criterion.rematch(output)
             values.append(criterion(output))
         torch.testing.assert_close(*values)
 
@@ -246,7 +246,7 @@ def test_criterion_of_one_region_is_the_criterion(tiny):
         for known in (dict(), settings):
             criterion = criterion_of(source, tiny.layers, method, None, **known)
             if criterion.match_every:
-                criterion.renew(output)
+                criterion.rematch(output)
             values.append(criterion(output))
         torch.testing.assert_close(*values)
 
@@ -279,7 +279,7 @@ def test_patches_match_within_their_region(kind, monkeypatch):
     values = []
     for wanted in (1.0, 0.0):
         model = built(kind, source, ["a"], guide=((guide,), torch.full((1, 1, 9, 9), wanted)))
-        model.renew(output)
+        model.rematch(output)
         values.append(model(output).item())
     assert values[0] < 1e-3 < 0.1 < values[1]
 
@@ -292,7 +292,7 @@ def test_guides_of_turned_exemplars_are_turned_with_them(kind, monkeypatch):
     settings = dict(variants=(other,), guide=((ones, ones * 0), ones * 0))
     model = built(kind, source, ["a"], **settings)
     for output, met in ((other, True), (source, False)):
-        model.renew(output)
+        model.rematch(output)
         assert (model(output).item() < 1e-3) == met
 
 
@@ -406,7 +406,7 @@ def test_one_guide_is_that_of_every_picture_of_a_batch(kind, monkeypatch):
 
     def value(output):
         model = built(kind, source, ["a"], **settings)
-        model.renew({"a": output})
+        model.rematch({"a": output})
         return model({"a": output})
 
     alone = torch.cat([value(output) for output in batch.split(1)])

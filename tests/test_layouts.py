@@ -40,7 +40,7 @@ def test_a_layout_lies_in_the_atlas_and_keeps_the_shares():
         exemplar_of(noise_image(64, 64), share=0.75),
         exemplar_of(noise_image(20, 64), share=0.25),
     )
-    level = level_of(both, (80, 80), tile="xy")
+    level = level_of(both, (80, 80), wrap="xy")
     field = quilt_layout(level)
     assert level.usable[field.y, field.x].all()
     share = (level.atlas.exemplars[field.y, field.x] == 1).float().mean()

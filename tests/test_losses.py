@@ -51,10 +51,10 @@ def every_patch(monkeypatch):
 def test_zero_at_the_source_and_gradients_elsewhere(method, tiny, every_patch):
     source = tiny(picture(1, 3, 16, 16))
     criterion = criterion_of(source, tiny.layers, method, {})
-    criterion.renew(source)
+    criterion.rematch(source)
     assert criterion(source).item() == pytest.approx(0, abs=1e-6)
     output = picture(1, 3, 24, 20, seed=1).requires_grad_()
-    criterion.renew(tiny(output))
+    criterion.rematch(tiny(output))
     value = criterion(tiny(output))
     assert value.item() > 1e-3
     value.backward()
@@ -66,7 +66,7 @@ def test_zero_at_the_source_and_gradients_elsewhere(method, tiny, every_patch):
 def test_batches_never_mix(method, tiny, checkerboard, every_patch):
     def fresh(images):
         criterion = criterion_of(tiny(checkerboard), tiny.layers, method)
-        criterion.renew(tiny(images))
+        criterion.rematch(tiny(images))
         return criterion
 
     batch = picture(3, 3, 24, 20, seed=2).requires_grad_()
@@ -87,21 +87,21 @@ def test_flat_pictures_are_finite(method, tiny, checkerboard):
     for source, output in ((flat, checkerboard), (checkerboard, flat), (flat, flat)):
         output = output.clone().requires_grad_()
         criterion = criterion_of(tiny(source), tiny.layers, method)
-        criterion.renew(tiny(output))
+        criterion.rematch(tiny(output))
         value = criterion(tiny(output))
         value.backward()
         assert value.isfinite().all() and output.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_held_stays_until_it_is_renewed(method, tiny):
+def test_what_is_held_stays_until_it_is_rematched(method, tiny):
     source, output = tiny(picture(1, 3, 32, 32)), tiny(picture(1, 3, 30, 34, seed=1))
     criterion = criterion_of(source, tiny.layers, method, {})
-    criterion.renew(tiny(picture(1, 3, 30, 34, seed=2)))
+    criterion.rematch(tiny(picture(1, 3, 30, 34, seed=2)))
     before = criterion(output)
     # Other directions, matches or samples change the value by percents.
     torch.testing.assert_close(criterion(output), before, rtol=1e-4, atol=0)
-    criterion.renew(output)
+    criterion.rematch(output)
     assert torch.isclose(criterion(output), before, rtol=1e-4, atol=0) == (method == "gram")
 
 
@@ -112,9 +112,9 @@ def test_the_same_seed_holds_the_same(method, tiny):
     def value(seed):
         settings = dict(seed=seed, max_patches=3)
         criterion = criterion_of(source, tiny.layers, method, {}, **settings)
-        criterion.renew(output)
+        criterion.rematch(output)
         first = criterion(output).item()
-        criterion.renew(output)
+        criterion.rematch(output)
         return first, criterion(output).item()
 
     assert value(3) == value(3)
@@ -153,7 +153,7 @@ def test_layers_weigh_as_much_as_is_said(method, tiny, checkerboard, every_patch
 
     def value(**layer_weights):
         criterion = criterion_of(source, tiny.layers, method, {}, layer_weights=layer_weights)
-        criterion.renew(output)
+        criterion.rematch(output)
         return criterion(output)
 
     first, second = (value(**{layer: 1e9}) for layer in tiny.layers)
@@ -176,7 +176,7 @@ def test_rescaled_layers_change_no_loss():
         of_source, of_output = trunk(source), trunk(output)
         for method in METHODS:
             criterion = criterion_of(of_source, layers[method], method)
-            criterion.renew(of_output)
+            criterion.rematch(of_output)
             losses[method, per] = criterion(of_output).item()
     for method in METHODS:
         plain = losses[method, None]
@@ -227,24 +227,24 @@ def test_added_terms_weigh_against_all_others(tiny, checkerboard):
     torch.testing.assert_close(criterion(output), before + 0.1 * 3.5)
 
 
-def test_terms_are_renewed_beside_a_model_that_is_not(tiny, checkerboard):
+def test_terms_are_rematched_beside_a_model_that_is_not(tiny, checkerboard):
     source = tiny(checkerboard)
     criterion = criterion_of(source, tiny.layers, "gram", {"patches": 1.0, "gram": 1.0})
-    (term,) = (term for _, term in criterion.terms if term.renews)
+    (term,) = (term for _, term in criterion.terms if term.rematches)
     before = term.levels[0][1]
-    criterion.renew(source)
+    criterion.rematch(source)
     assert criterion.match_every > 1
     assert not torch.equal(term.levels[0][1], before)
 
 
-def test_what_is_held_is_renewed_as_often_as_told(tiny, checkerboard):
+def test_what_is_held_is_rematched_as_often_as_told(tiny, checkerboard):
     source = tiny(checkerboard)
     for method in METHODS:
-        held = method != "gram"  # which has nothing to renew
+        held = method != "gram"  # which has nothing to rematch
         assert (criterion_of(source, tiny.layers, method).match_every is not None) == held
         told = criterion_of(source, tiny.layers, method, match_every=3)
         assert told.match_every == (3 if held else None)
-    criterion_of(source, tiny.layers).renew(source)  # and takes no harm
+    criterion_of(source, tiny.layers).rematch(source)  # and takes no harm
 
 
 @pytest.mark.parametrize("method", ["gram", "swd"])
@@ -253,9 +253,9 @@ def test_neither_gram_nor_slices_see_where_things_are(method):
     order = torch.randperm(42, generator=torch.Generator().manual_seed(0))
     shuffled = {"a": source["a"].flatten(2)[..., order].view(1, 5, 7, 6)}
     criterion = criterion_of(source, ["a"], method, {})
-    criterion.renew(shuffled)
+    criterion.rematch(shuffled)
     assert criterion(shuffled).item() == pytest.approx(0, abs=1e-10)
-    criterion.renew({"a": source["a"] * 1.1})
+    criterion.rematch({"a": source["a"] * 1.1})
     assert criterion({"a": source["a"] * 1.1}).item() > 5e-3
 
 
@@ -267,7 +267,7 @@ def test_sliced_by_hand():
     # (0.5^2 + 0) / 2 over the mean square of the source, 1 / 2.
     model = built(Sliced, {"a": torch.tensor([[[[1.0, 0.0]]]])}, ["a"])
     output = {"a": torch.tensor([[[[0.5, 1.0]]]])}
-    model.renew(output)
+    model.rematch(output)
     assert model(output).item() == pytest.approx(0.25)
 
 
@@ -275,7 +275,7 @@ def test_sliced_is_brute_force():
     source = {"a": noise(1, 3, 4, 5), "b": noise(1, 6, 2, 3, seed=1)}
     output = {"a": noise(1, 3, 5, 4, seed=2), "b": noise(1, 6, 3, 2, seed=3)}
     model = built(Sliced, source, ["a", "b"])
-    model.renew(output)
+    model.rematch(output)
     expected = 0.0
     for layer in ("a", "b"):
         directions = model.slices[layer][0]
@@ -302,7 +302,7 @@ def test_sliced_compares_other_sizes_by_quantiles():
 
     def value(source, output):
         model = built(Sliced, {"a": source}, ["a"])
-        model.renew({"a": output})
+        model.rematch({"a": output})
         return model({"a": output}).item()
 
     # Every value of the larger source comes four times: its quantiles are those of the smaller.
@@ -317,7 +317,7 @@ def test_sliced_draws_new_directions():
     for seed in (0, 0, 1):
         model = built(Sliced, source, ["a"], seed=seed)
         for _ in range(2):
-            model.renew(source)
+            model.rematch(source)
             drawn.append(model.slices["a"][0])
     assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
     for other in (1, 4, 5):
@@ -335,7 +335,7 @@ VARIANTS = dict(variants=tuple({"a": maps} for maps in SOURCES[1:]))
 def test_cnnmrf_is_the_sum_over_patches(settings):
     output = {"a": noise(2, 4, 6, 11, seed=3)}
     model = built(CNNMRF, {"a": SOURCES[0]}, ["a"], **settings)
-    model.renew(output)
+    model.rematch(output)
     taken = SOURCES[: 1 + len(settings.get("variants", ()))]
     wanted = torch.cat([columns(maps[0], 3) for maps in taken])
     origin = torch.cat([torch.full((len(columns(m[0], 3)),), i) for i, m in enumerate(taken)])
@@ -350,13 +350,13 @@ def test_cnnmrf_is_the_sum_over_patches(settings):
 
 
 def test_cnnmrf_sees_no_seam_where_there_is_none(tiny):
-    model = built(CNNMRF, tiny(picture(1, 3, 20, 16)), tiny.layers, tile="xy")
+    model = built(CNNMRF, tiny(picture(1, 3, 20, 16)), tiny.layers, wrap="xy")
     tiled = TinyExtractor("circular")
     image = picture(1, 3, 24, 28, seed=1)
     values = []
     for shift in ((0, 0), (8, 12)):
         output = tiled(image.roll(shift, (2, 3)))
-        model.renew(output)
+        model.rematch(output)
         values.append(model(output))
     torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=0)
     assert model.overlaps["relu1_1"][0].shape[2:] == (26, 30)  # two more than the output
@@ -364,8 +364,8 @@ def test_cnnmrf_sees_no_seam_where_there_is_none(tiny):
 
 def test_guided_takes_patches_across_the_border(every_patch):
     source, output = ({"a": noise(1, 2, 9, 9, seed=s)} for s in (0, 1))
-    model = built(Guided, source, ["a"], tile="x")
-    model.renew(output)
+    model = built(Guided, source, ["a"], wrap="x")
+    model.rematch(output)
     (held,) = model.held["a"]
     assert held.sample.columns(utils.wrapped(output["a"], "x", 6, 6)).shape[1] == 3 * 9
     maps = output["a"].requires_grad_()
@@ -377,11 +377,11 @@ def test_guided_takes_patches_across_the_border(every_patch):
 def test_cnnmrf_finds_what_only_one_of_the_sources_has(origin):
     output = {"a": SOURCES[origin][:, :, 1:5, 1:6]}
     model = built(CNNMRF, {"a": SOURCES[0]}, ["a"], **VARIANTS)
-    model.renew(output)
+    model.rematch(output)
     torch.testing.assert_close(model.overlaps["a"][0], output["a"])
     assert model(output).item() == pytest.approx(0, abs=1e-6)
     alone = built(CNNMRF, {"a": SOURCES[0]}, ["a"])
-    alone.renew(output)
+    alone.rematch(output)
     assert (alone(output).item() < 1e-6) == (origin == 0)
 
 
@@ -389,7 +389,7 @@ def test_cnnmrf_of_maps_smaller_than_a_patch():
     # Single positions, matched by direction: (3, 0) goes to (1, 0), at a squared distance of 4.
     model = built(CNNMRF, positions((1, 0), (0, 2)), ["a"])
     output = positions((3, 0), (0, 2))
-    model.renew(output)
+    model.rematch(output)
     # Two positions, 4 + 0; the source's mean square norm is (1 + 4) / 2.
     assert model(output).item() == pytest.approx((4 + 0) / 2 / 2.5)
 
@@ -409,7 +409,7 @@ def found_by(model, output, monkeypatch):
         return plain(flat, start, *rest)
 
     monkeypatch.setattr(cnnmrf, "overlap_patches", watched)
-    model.renew(output)
+    model.rematch(output)
     return starts[0]
 
 
@@ -453,7 +453,7 @@ def test_seven_of_one_and_three_of_the_other_is_their_mixture(kind, near, factor
     distances = []
     for count in (7, 6, 9):
         output = laid_out(*[one] * count, *[two] * (10 - count))
-        term.renew(output)
+        term.rematch(output)
         distances.append(term(output).item())
     assert distances[0] == pytest.approx(0, abs=max(1e-9, near * min(distances[1:])))
 
@@ -497,10 +497,10 @@ def test_guided_by_hand(every_patch):
     model = built(Guided, source, ["a"])
     even, uneven = positions(UP, LEFT, DOWN, RIGHT), positions(UP, UP, UP, UP)
     # Each used as often as another: all distances 0.05 above 0, 1, 1 and 2, nearest by far.
-    model.renew(even)
+    model.rematch(even)
     assert model(even).item() == pytest.approx(0, abs=1e-6)
     # One used by all, four times its share: 0.05 4 for it, and 1, 1 and 2 for the others.
-    model.renew(uneven)
+    model.rematch(uneven)
     width = BANDWIDTH * (0.2 + EPSILON)
     expected = math.log(1 + 2 * math.exp(-0.8 / width) + math.exp(-1.8 / width))
     assert expected > 5e-4
@@ -511,7 +511,7 @@ def test_guided_penalty_is_the_share_of_a_patch(every_patch):
     # Two output patches, four source patches: one use is twice the share.
     model = built(Guided, positions(RIGHT, UP, LEFT, DOWN), ["a"])
     output = positions(LEFT, DOWN)
-    model.renew(output)
+    model.rematch(output)
     extra = model.held["a"][0].extra.of_rows(slice(2))
     torch.testing.assert_close(extra, torch.tensor([0.0, 0.0, 0.1, 0.1]))
 
@@ -520,7 +520,7 @@ def test_guided_is_brute_force(every_patch):
     source = {"a": noise(1, 2, 9, 10), "b": noise(1, 3, 8, 8, seed=1)}
     output = {"a": noise(1, 2, 10, 9, seed=2), "b": noise(1, 3, 7, 9, seed=3)}
     model = built(Guided, source, ["a", "b"])
-    model.renew(output)
+    model.rematch(output)
     expected = 0
     for layer in ("a", "b"):
         mean = source[layer].mean((2, 3), keepdim=True)
@@ -540,7 +540,7 @@ def test_guided_prefers_what_has_the_same_guide(every_patch):
     output = positions(UP, UP, UP, UP)
     wanted = torch.tensor([1.0, 0.0, 1.0, 0.5]).view(1, 1, 1, 4)
     model = built(Guided, source, ["a"], guide=((guide,), wanted))
-    model.renew(output)
+    model.rematch(output)
     extra = model.held["a"][0].extra.of_rows(slice(4))
     # A guide counts as 10 times its squared distance, and about the mean (0.5, 0.5) up and right
     # are opposite: the outputs' nearest are the patches 3, 1, 3 and 1, each used twice: 0.05 2.
@@ -558,7 +558,7 @@ def test_guides_are_resized_and_averaged_over_patches(every_patch):
     output = {"a": noise(2, 4, 9, 12, seed=1)}
     guides = picture(1, 2, 20, 18), picture(1, 2, 18, 24, seed=2)
     model = built(Guided, source, ["a"], guide=((guides[0],), guides[1]))
-    model.renew(output)
+    model.rematch(output)
 
     def means(guide, size):
         small = F.interpolate(guide, size, mode="bilinear", antialias=True)
@@ -582,9 +582,9 @@ def test_guides_wrap_with_the_tile(kind, every_patch):
     values = []
     for shift in ((0, 0), (4, 5)):
         output_guide = guides[1].roll(shift, (2, 3))
-        model = built(kind, {"a": source}, ["a"], tile="xy", guide=((guides[0],), output_guide))
+        model = built(kind, {"a": source}, ["a"], wrap="xy", guide=((guides[0],), output_guide))
         features = {"a": output.roll(shift, (2, 3))}
-        model.renew(features)
+        model.rematch(features)
         values.append(model(features))
     torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=0)
 
@@ -595,7 +595,7 @@ def test_guided_takes_patches_at_a_stride_from_a_drawn_origin():
     every = F.normalize(columns((source["a"] - source["a"].mean((2, 3), True))[0], 7), dim=1)
     origins = set()
     for _ in range(30):
-        model.renew(output)
+        model.rematch(output)
         held = model.held["a"][0]
         top, left = held.sample.origin
         assert 0 <= top < 4 and 0 <= left < 4
@@ -616,7 +616,7 @@ def test_guided_takes_no_more_patches_than_it_may():
 
     def held(seed, max_patches):
         model = built(Guided, source, ["a"], seed=seed, max_patches=max_patches)
-        model.renew(output)
+        model.rematch(output)
         assert model(output).isfinite().all()
         return model.held["a"][0]
 
@@ -638,7 +638,7 @@ def test_guided_takes_invalid_patches_if_the_grid_has_no_valid_one():
     model = Guided(TermInputs((Exemplar((View(features, valid=valid),)),)), {"a": 1.0})
     counts = set()
     for _ in range(20):
-        model.renew(features)
+        model.rematch(features)
         counts.add(len(model.held["a"][0].source))
         assert model(features).isfinite().all()
     assert counts == {1, 2}
@@ -648,7 +648,7 @@ def test_many_pictures_share_the_patches_that_guided_may_take():
     """An exemplar with its turned copies costs as much memory as the exemplar alone."""
     pictures = [{"a": noise(1, 2, 30, 30, seed=seed)} for seed in range(4)]
     model = built(Guided, pictures[0], ["a"], max_patches=20, variants=tuple(pictures[1:]))
-    model.renew(pictures[0])
+    model.rematch(pictures[0])
     (held,) = model.held["a"]
     assert len(held.source) == 20  # 5 of each, of 36
     assert len(held.sample.chosen) == 20  # the output is one picture
@@ -671,7 +671,7 @@ def test_chosen_patches_are_those_of_all_patches():
 def test_guided_takes_smaller_patches_of_smaller_maps(every_patch):
     source, output = {"a": noise(1, 3, 5, 9)}, {"a": noise(1, 3, 8, 4, seed=1)}
     model = built(Guided, source, ["a"])
-    model.renew(output)
+    model.rematch(output)
     assert model.held["a"][0].source.shape == (2 * 6, 3 * 4 * 4)  # 4, the shortest of all sides
     assert model(output).isfinite().all()
 
@@ -683,7 +683,7 @@ def test_guided_gives_every_exemplar_its_share(shares, every_patch):
     source = {"a": noise(1, 3, 24, 24, seed=2) - 0.5}
     model = built(Guided, source, ["a"], **pooled(other, shares=shares))
     model.occurrence_weight = 0.0
-    model.renew(output)
+    model.rematch(output)
     (held,) = model.held["a"]
     drawn = held.sample.unit_patches(output["a"] - model.mean["a"])
     nearest = (held.extra.of_rows(slice(None)) - drawn @ held.source.T).argmin(1)

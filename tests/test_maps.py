@@ -41,14 +41,14 @@ def drawn(shape, height, width):
     return y * width + x
 
 
-def voted(source, places, tile=""):
+def voted(source, places, wrap=""):
     """(C, N, H, W): what all patches have at every place of a map (1, C, h, w)."""
     starts, strides = maps._laid([source], places[None], torch.zeros_like(places))
-    return source[0].flatten(1)[:, maps._votes(starts, strides, slice(None), tile)]
+    return source[0].flatten(1)[:, maps._votes(starts, strides, slice(None), wrap)]
 
 
-def mean_of_patches(source, places, tile=""):
-    return voted(source, places, tile).mean(1)
+def mean_of_patches(source, places, wrap=""):
+    return voted(source, places, wrap).mean(1)
 
 
 def unit_normals(*shape):
@@ -91,9 +91,9 @@ def test_what_was_moved_is_found_where_it_went(source):
 def test_correspondence_goes_on_across_a_border_that_tiles(source):
     moved = source.roll((20, 24), (2, 3))
     inner = {}
-    for tile in ("", "xy"):
-        found, _ = correspondence(features(moved), features(source), tile)
-        inner[tile] = mean_of_patches(source, found, tile)
+    for wrap in ("", "xy"):
+        found, _ = correspondence(features(moved), features(source), wrap)
+        inner[wrap] = mean_of_patches(source, found, wrap)
     assert inner["xy"].shape == source.shape[1:]
     # The source's own border lies in the middle; there, and at the output's, patches overlap.
     error = (inner["xy"] - moved[0]).abs().mean(0)
@@ -110,9 +110,9 @@ def test_what_does_not_count_corresponds_to_nothing(source):
     valid[..., 20:, :] = False
     copy = torch.where(valid, 0.0, 1.0)
     places, near = torch.full((6, 6), 48 * 19 + 19), torch.zeros(6, 6)
-    for tile in ("", "xy"):
-        assert carried([copy], [(places, near)], LABELS, tile)[0, 0, 3, 3] == 1
-        assert carried([copy], [(places, near)], LABELS, tile, [valid]).max() == 0
+    for wrap in ("", "xy"):
+        assert carried([copy], [(places, near)], LABELS, wrap)[0, 0, 3, 3] == 1
+        assert carried([copy], [(places, near)], LABELS, wrap, [valid]).max() == 0
 
 
 def test_what_the_canvas_keeps_of_the_exemplar_keeps_its_map():

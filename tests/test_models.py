@@ -192,17 +192,17 @@ def test_batch_is_stacked_singles(bundle):
 
 def test_circular_extractor_commutes_with_roll(bundle, picture):
     extractor = Extractor(bundle, "vgg16-caffe", LAYERS)
-    rolled = extractor(picture.roll((8, 16), (2, 3)), tile="xy")
-    for layer, features in extractor(picture, tile="xy").items():
+    rolled = extractor(picture.roll((8, 16), (2, 3)), wrap="xy")
+    for layer, features in extractor(picture, wrap="xy").items():
         stride = picture.shape[-1] // features.shape[-1]
         assert_same_features(rolled[layer], features.roll((8 // stride, 16 // stride), (2, 3)))
 
 
 def test_tile_wraps_round_along_its_axis_alone(bundle, picture):
     extractor = Extractor(bundle, "vgg16-caffe", LAYERS)
-    features = {tile: extractor(picture, tile)["relu1_1"] for tile in ("", "x", "y", "xy")}
-    for tile in ("x", "y"):
-        inside, plain = (features[axes][..., 1:-1, 1:-1] for axes in (tile, ""))
+    features = {wrap: extractor(picture, wrap)["relu1_1"] for wrap in ("", "x", "y", "xy")}
+    for wrap in ("x", "y"):
+        inside, plain = (features[axes][..., 1:-1, 1:-1] for axes in (wrap, ""))
         torch.testing.assert_close(inside, plain, rtol=1e-4, atol=1e-4)
     rolled = extractor(picture.roll(16, 3), "x")["relu1_1"]
     torch.testing.assert_close(rolled, features["x"].roll(16, 3), rtol=1e-4, atol=1e-4)

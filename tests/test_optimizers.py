@@ -167,7 +167,7 @@ class Falling:
     def __call__(self, features):
         return next(self.losses) + 0 * features["image"].flatten(1).sum(1)
 
-    def renew(self, features):
+    def rematch(self, features):
         pass
 
 
@@ -198,7 +198,7 @@ def test_tolerance_ends_a_loss_that_hardly_falls():
     assert losses_seen(level, 200, tolerance=0.0, exact_steps=5) == (200, 5)
 
 
-def test_tolerance_minds_neither_leaps_nor_renewals():
+def test_tolerance_minds_neither_leaps_nor_rematches():
     falling = [0.9**k for k in range(1000)]
     leaps = [loss if k % 3 else math.inf for k, loss in enumerate(falling, 1)]
     assert losses_seen(leaps[:200], 200, tolerance=0.1) == (200, 0)
@@ -258,7 +258,7 @@ def late(request, monkeypatch):
 @pytest.mark.parametrize("every", [None, 4])
 def test_losses_that_are_read_late_tell_the_same(late, every, start, monkeypatch):
     criterion, told = quadratic(torch.full_like(start, 0.3)), []
-    criterion.match_every, criterion.renew = every, lambda features: None
+    criterion.match_every, criterion.rematch = every, lambda features: None
 
     def report(step):
         told.append((step.number, step.image.clone(), step.loss))
@@ -320,17 +320,17 @@ def test_a_batch_of_adam_is_its_single_runs(tiny, checkerboard):
         torch.testing.assert_close(images[-1][i : i + 1], single, atol=1e-4, rtol=0)
 
 
-# ------------------------------------------------------------------------------------ renewals
+# ------------------------------------------------------------------------------------ rematches
 
 
 class Moving:
-    """A criterion whose minimum and height change at every renewal; keeps a diary of all."""
+    """A criterion whose minimum and height change at every rematch; keeps a diary of all."""
 
     def __init__(self, match_every, objectives=((0.5, 1e-6),), curvature=1.0):
         self.match_every, self.objectives, self.curvature = match_every, objectives, curvature
         self.pictures, self.reported = [], []  # of every forward pass, of every step
-        self.renewed = []  # after how many steps
-        self.seen = []  # since the last renewal, pictures and losses
+        self.rematched = []  # after how many steps
+        self.seen = []  # since the last rematch, pictures and losses
 
     def minimise(self, start, steps, optimizer, lr=None):
         return optimize(start, self.extract, self, steps, optimizer, self.report, lr=lr)
@@ -342,9 +342,9 @@ class Moving:
     def report(self, step):
         self.reported.append(step.loss)
 
-    def renew(self, features):
-        self.renewed.append(len(self.reported))
-        self.wanted, self.height = self.objectives[(len(self.renewed) - 1) % len(self.objectives)]
+    def rematch(self, features):
+        self.rematched.append(len(self.reported))
+        self.wanted, self.height = self.objectives[(len(self.rematched) - 1) % len(self.objectives)]
         self.seen = []
 
     def __call__(self, features):
@@ -355,39 +355,39 @@ class Moving:
 
 
 @pytest.mark.parametrize("every, expected", [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (7, [0])])
-def test_adam_renews_every_so_many_steps(every, expected, start):
+def test_adam_rematches_every_so_many_steps(every, expected, start):
     criterion = Moving(every)
     criterion.minimise(start, 7, "Adam")
-    assert criterion.renewed == expected and len(criterion.pictures) == 7
+    assert criterion.rematched == expected and len(criterion.pictures) == 7
 
 
 @pytest.mark.parametrize("every", [1, 5, 20])
 def test_lbfgs_sees_another_picture_in_every_step(every, start):
-    """A renewal works on the features that are there: neither a step nor a forward pass."""
+    """A rematch works on the features that are there: neither a step nor a forward pass."""
     curvature = torch.logspace(0, 3, start.numel()).view_as(start)
     criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)), curvature)
     criterion.minimise(start, 120, "LBFGS")
     assert len(criterion.reported) == len(criterion.pictures) == 120
     distinct = len({picture.numpy().tobytes() for picture in criterion.pictures})
     assert distinct == 120
-    assert len(criterion.renewed) > 80 / every
+    assert len(criterion.rematched) > 80 / every
 
 
 @pytest.mark.parametrize("every", [1, 5, 20])
-def test_a_renewal_judges_by_the_features_of_the_last_step(every, start):
+def test_a_rematch_judges_by_the_features_of_the_last_step(every, start):
     """What another forward pass for the same picture would give."""
     criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)))
     evaluate = Evaluator(Objective(identity, criterion), steps=2 * every)
     for step in range(every):
-        evaluate(start, renew=step == 0, keep=True)
-    again = evaluate.renew_last(start)
+        evaluate(start, rematch=step == 0, keep=True)
+    again = evaluate.rematch_last(start)
     assert evaluate.taken == every and criterion.wanted == 0.7
     losses, gradient, total = evaluate(start)
     torch.testing.assert_close(again, (losses, gradient, total))
     torch.testing.assert_close(gradient, 2 * (start - 0.7))  # of (x - 0.7)^2
 
 
-def test_features_are_freed_where_no_renewal_is_due(start, tiny):
+def test_features_are_freed_where_no_rematch_is_due(start, tiny):
     held = []
 
     def extractor(image):
@@ -399,26 +399,26 @@ def test_features_are_freed_where_no_renewal_is_due(start, tiny):
     def criterion(features):
         return features["relu2_1"].square().flatten(1).sum(1)
 
-    criterion.match_every, criterion.renew = 3, lambda features: None
+    criterion.match_every, criterion.rematch = 3, lambda features: None
     evaluate = Evaluator(Objective(extractor, criterion), steps=6)
     start = start.repeat(1, 1, 2, 2)
     found = []
     for keep in (True, True, True, False, True, True):
-        evaluate(start, renew=evaluate.renewed is None, keep=keep)
+        evaluate(start, rematch=evaluate.rematched is None, keep=keep)
         found.append(held[-1]() is not None)
     # Due from the third step on, after the last of which nothing comes.
     assert found == [False, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("every", [1, 5, 20])
-def test_lbfgs_renews_in_time_and_between_line_searches(every, start, monkeypatch):
+def test_lbfgs_rematches_in_time_and_between_line_searches(every, start, monkeypatch):
     searches, plain = [0], optimizers.LBFGS._try
 
     def watched(self, evaluate, search, gradient):
-        renewed = len(criterion.renewed)
+        rematched = len(criterion.rematched)
         plain(self, evaluate, search, gradient)
         searches.append(search.trials + 1)
-        assert len(criterion.renewed) == renewed
+        assert len(criterion.rematched) == rematched
 
     monkeypatch.setattr(optimizers.LBFGS, "_try", watched)
     curvature = torch.logspace(0, 3, start.numel()).view_as(start)
@@ -426,8 +426,10 @@ def test_lbfgs_renews_in_time_and_between_line_searches(every, start, monkeypatc
     criterion = Moving(every, ((0.3, 1e-6), (0.7, 1e-6)), curvature)
     criterion.minimise(start, 120, "LBFGS", lr=1000.0)
     assert len(criterion.pictures) == 120 and max(searches) > 1
-    gaps = [b - a for a, b in zip(criterion.renewed, [*criterion.renewed[1:], 120], strict=True)]
-    assert criterion.renewed[0] == 0 and len(gaps) > 2
+    gaps = [
+        b - a for a, b in zip(criterion.rematched, [*criterion.rematched[1:], 120], strict=True)
+    ]
+    assert criterion.rematched[0] == 0 and len(gaps) > 2
     assert min(gaps[:-1]) >= every and max(gaps) <= every + LINE_SEARCH_TRIALS
 
 
@@ -446,49 +448,51 @@ def test_the_best_is_the_best_of_the_last_objective(optimizer, steps, start):
     # From the second one on, no loss is as small as those before.
     criterion = Moving(20, ((0.2, 1e-6), *[(0.8, 1e3)] * 10))
     found, reported = criterion.minimise(start, steps, optimizer), criterion.reported
-    assert len(criterion.renewed) > 1 or optimizer == "LBFGS"
+    assert len(criterion.rematched) > 1 or optimizer == "LBFGS"
     best, loss = min(criterion.seen, key=lambda pair: pair[1])
     assert torch.equal(found, best) and reported[-1] == loss
-    for a, b in zip(criterion.renewed, [*criterion.renewed[1:], steps], strict=True):
+    for a, b in zip(criterion.rematched, [*criterion.rematched[1:], steps], strict=True):
         assert reported[a:b] == sorted(reported[a:b], reverse=True)
     assert len(reported) == steps
 
 
-def test_lbfgs_renews_where_it_is_done(start):
+def test_lbfgs_rematches_where_it_is_done(start):
     # At the minimum from the first step on; only another objective can lead on.
     criterion = Moving(1000, ((0.5, 0.0), (0.5, 0.0), (0.7, 0.0)))
     found = criterion.minimise(torch.full_like(start, 0.5), 20, "LBFGS")
     # One trial each is in vain.
-    assert criterion.renewed[:3] == [0, 2, 4] and len(criterion.pictures) == 20
-    assert len(criterion.renewed) > 2 and found.isfinite().all()
+    assert criterion.rematched[:3] == [0, 2, 4] and len(criterion.pictures) == 20
+    assert len(criterion.rematched) > 2 and found.isfinite().all()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_loss_that_is_not_finite_after_a_renewal_keeps_the_best_before(optimizer, start):
+def test_a_loss_that_is_not_finite_after_a_rematch_keeps_the_best_before(optimizer, start):
     criterion = Moving(10, ((0.5, 1e-6), *[(0.5, math.nan)] * 100))
     found = criterion.minimise(start, 40, optimizer)
-    assert found.isfinite().all() and len(criterion.renewed) > 1
+    assert found.isfinite().all() and len(criterion.rematched) > 1
 
 
-def test_a_function_is_never_renewed(start):
+def test_a_function_is_never_rematched(start):
     def criterion(features):
         return features["image"].square().flatten(1).sum(1)
 
-    criterion.renew = None  # would raise when called
+    criterion.rematch = None  # would raise when called
     criterion.match_every = None
     for optimizer in OPTIMIZERS:
         assert optimize(start, identity, criterion, 100, optimizer).max() < 0.05
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].kind.renew is not Term.renew])
-def test_methods_that_are_renewed_get_nearer(method, optimizer, tiny):
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if METHODS[m].kind.rematch is not Term.rematch]
+)
+def test_methods_that_are_rematched_get_nearer(method, optimizer, tiny):
     source = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     start = torch.full((1, 3, 16, 16), 0.5) + 0.1 * (source.flip(2, 3) - 0.5)
     criterion = criterion_of(tiny(source), tiny.layers, method)
 
     def loss(image):
-        criterion.renew(tiny(image))
+        criterion.rematch(tiny(image))
         return criterion(tiny(image)).item()
 
     found = optimize(start, tiny, criterion, 25, optimizer)

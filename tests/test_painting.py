@@ -89,14 +89,14 @@ def test_a_seed_determines_the_painting(brief_painting):
     assert (first - other).abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
-def test_a_painting_tiles(tile, brief_painting):
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
+def test_a_painting_tiles(wrap, brief_painting):
     """The step across the border is as large as any other, or larger where it does not tile."""
     smooth = F.avg_pool2d(noise_image(96, 96), 21, 1)
-    image = painted(smooth, size=(48, 40), tile=tile).image
+    image = painted(smooth, size=(48, 40), wrap=wrap).image
     for axis, dim in (("y", 2), ("x", 3)):
         steps = (image - image.roll(1, dim)).abs().transpose(0, dim).flatten(1).mean(1)
-        assert (steps[0] < 2 * steps[1:].mean()) == (axis in tile)
+        assert (steps[0] < 2 * steps[1:].mean()) == (axis in wrap)
 
 
 def test_only_masked_pixels_change(brief_painting):

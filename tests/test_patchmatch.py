@@ -25,16 +25,16 @@ def test_offsets_propagate_to_the_right():
     assert (wrapped.y.tolist(), wrapped.x.tolist()) == ([[20, 10]], [[3, 2]])
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
 @pytest.mark.parametrize("down, across", [(2, 0), (-2, 0), (0, 1), (0, -9)])
-def test_propagation_reads_the_neighbour_that_many_pixels_away(tile, down, across):
+def test_propagation_reads_the_neighbour_that_many_pixels_away(wrap, down, across):
     field = NNField.random((5, 6), (9, 9), seeded())
-    found = field.propagate(down, across, tile)
+    found = field.propagate(down, across, wrap)
     for i in range(5):
         for j in range(6):
             row, column = i - down, j - across
-            row = row % 5 if "y" in tile else min(max(row, 0), 4)
-            column = column % 6 if "x" in tile else min(max(column, 0), 5)
+            row = row % 5 if "y" in wrap else min(max(row, 0), 4)
+            column = column % 6 if "x" in wrap else min(max(column, 0), 5)
             assert found.y[i, j] == field.y[row, column] + down
             assert found.x[i, j] == field.x[row, column] + across
 

@@ -26,12 +26,12 @@ def quilted(
     return maps[:, field.y, field.x], field
 
 
-@pytest.mark.parametrize("tile", ["", "xy"])
-def test_blocks_continue_a_pattern(tile):
+@pytest.mark.parametrize("wrap", ["", "xy"])
+def test_blocks_continue_a_pattern(wrap):
     """A checkerboard of period 8, which also continues across the border of a tile."""
     y, x = torch.arange(40)[:, None], torch.arange(40)
     pattern = (y // 4 % 2 == x // 4 % 2).float().expand(3, 40, 40)
-    found, _ = quilted(pattern, (48, 32), tile=tile)
+    found, _ = quilted(pattern, (48, 32), wrap=wrap)
     assert torch.equal(found[:, 8:], found[:, :-8]) and torch.equal(found[..., 8:], found[..., :-8])
 
 
@@ -112,14 +112,14 @@ def test_blocks_of_any_shape_cover_the_canvas():
     assert torch.equal(found, found[..., :1].expand(3, 30, 50))
 
 
-@pytest.mark.parametrize("tile", ["", "xy"])
+@pytest.mark.parametrize("wrap", ["", "xy"])
 @pytest.mark.parametrize("grain", ["y", "x"])
-def test_blocks_along_a_grain_cover_the_canvas_and_start_anywhere(grain, tile):
+def test_blocks_along_a_grain_cover_the_canvas_and_start_anywhere(grain, wrap):
     """Without tiling the canvas has a margin of a block, 28 px, on both sides along the grain."""
     i = "yx".index(grain)
-    block, side = [(28, 8), (8, 28)][i], 40 if tile else 96
+    block, side = [(28, 8), (8, 28)][i], 40 if wrap else 96
     size = [(side, 40), (40, side)][i]
-    corners = quilting._block_corners(size, block, tile, grain, seeded())
+    corners = quilting._block_corners(size, block, wrap, grain, seeded())
     covered, firsts = torch.zeros(size, dtype=torch.bool), {}
     for top, left in corners:
         rows, columns = (
@@ -127,25 +127,25 @@ def test_blocks_along_a_grain_cover_the_canvas_and_start_anywhere(grain, tile):
         )
         covered[rows[:, None], columns] = True
         firsts.setdefault((top, left)[1 - i], (top, left)[i])
-    assert (covered if tile else covered.narrow(i, 28, 40)).all()
+    assert (covered if wrap else covered.narrow(i, 28, 40)).all()
     assert len(set(firsts.values())) > 1
     kind = ALONG_AN_AXIS._replace(axis=grain)
-    _, field = quilted(torch.zeros(3, 40, 40), (40, 40), tile=tile, block=block, kind=kind)
+    _, field = quilted(torch.zeros(3, 40, 40), (40, 40), wrap=wrap, block=block, kind=kind)
     assert field.size == (40, 40)
 
 
-@pytest.mark.parametrize("tile", ["", "y"])
-def test_expected_difference_is_low_where_the_source_matches_itself(tile):
+@pytest.mark.parametrize("wrap", ["", "y"])
+def test_expected_difference_is_low_where_the_source_matches_itself(wrap):
     """A wave of ten rows. What lies 14 rows below a block from row 0 is like rows 4 and 14, and
     unlike row 9, where the wave has the opposite sign and differs by four times its variance.
     Across the border of a tile of 16 rows it lies 2 rows above, like row 8."""
     wave = (torch.arange(60.0) * 2 * math.pi / 10).sin()[:, None].expand(3, 60, 60)
-    order = quilting._Order(wave, (20, 20), (16, 60), tile)
+    order = quilting._Order(wave, (20, 20), (16, 60), wrap)
     order.laid.append(((0, 0), (0, 0)))
     difference = order.expected_difference((14, 0), (30, 40))[:, 3]
-    assert difference[[8, 18] if tile else [4, 14]].max() < 0.1
+    assert difference[[8, 18] if wrap else [4, 14]].max() < 0.1
     variance = 3 * wave[0].var().item()
-    assert difference[3 if tile else 9].item() == pytest.approx(4 * variance, rel=0.1)
+    assert difference[3 if wrap else 9].item() == pytest.approx(4 * variance, rel=0.1)
     order.laid *= 2  # two blocks that expect the same have that as their mean
     torch.testing.assert_close(order.expected_difference((14, 0), (30, 40))[:, 3], difference)
 

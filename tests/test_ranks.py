@@ -306,7 +306,7 @@ trunk = Extractor(weights, name, layers).double()
 criterion = criterion_at(spec, trunk, (64, 64), size)
 extractor = TiledExtractor(trunk, criterion, group=group) if own.world_size > 1 else trunk
 image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).double()
-objective = Objective(partial(extractor, tile=tile), criterion)
+objective = Objective(partial(extractor, wrap=tile), criterion)
 for step in minimize(image, objective, Settings(30)):
     image = step.image
 torch.save(image, f"{out}_{own.rank}_of_{own.world_size}.pt")

@@ -223,7 +223,7 @@ def test_patches_are_judged_by_directions_that_none_was_fitted_to(pebbles, monke
         fitted = torch.cat([directions for _, directions, _ in term.levels]).flatten(1)
         # Unit vectors of 147 numbers: by chance their cosines spread by 1 / sqrt(147), 0.08.
         assert (fitted @ judged.T).abs().max() < 0.6
-        term.renew({})
+        term.rematch({})
 
 
 # ----------------------------------------------------------------------------------- the verdict

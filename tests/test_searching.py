@@ -14,26 +14,26 @@ from terms.matching import row_slices
 from terms.process_group import SINGLE_PROCESS
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
-def test_a_strip_has_descriptors_and_field_of_the_whole(tile):
-    level = level_of(noise_image(30, 34), (40, 28), tile=tile)
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
+def test_a_strip_has_descriptors_and_field_of_the_whole(wrap):
+    level = level_of(noise_image(30, 34), (40, 28), wrap=wrap)
     state = state_of_layout(level, noise_image(40, 28, 1))
-    whole = level.describe(state.image, None, tile)
+    whole = level.describe(state.image, None, wrap)
     height = len(whole)
     for rows in row_slices(height, 12):
         descriptors, field, inside, strip_tile = describe_strip(level, state, rows)
         first, last = rows.start - HALO, rows.stop + HALO
-        if "y" not in tile:
+        if "y" not in wrap:
             first, last = max(first, 0), min(last, height)
         at = torch.arange(first, last) % height
         assert at[inside].tolist() == [n % height for n in range(rows.start, rows.stop)]
-        assert strip_tile == tile.strip("y")
+        assert strip_tile == wrap.strip("y")
         torch.testing.assert_close(descriptors, whole[at])
         assert torch.equal(field.y, state.output_field.y[at])
 
 
 def test_a_round_in_strips_finds_patches_as_near_as_at_once(monkeypatch):
-    level = level_of(noise_image(30, 34), (60, 32), tile="y")
+    level = level_of(noise_image(30, 34), (60, 32), wrap="y")
     state = state_of_layout(level, noise_image(60, 32, 1))
     weights = []
     for strips in (False, True):
@@ -78,7 +78,7 @@ def test_several_processes_paint_what_one_paints(monkeypatch):
     monkeypatch.setattr(PatchMatch, "__call__", lambda *args: calls.append(1) or search(*args))
 
     def two_rounds(group=SINGLE_PROCESS):
-        level = level_of(noise_image(40, 44), (40, 40), tile="y", group=group)
+        level = level_of(noise_image(40, 44), (40, 40), wrap="y", group=group)
         state = state_of_layout(level, noise_image(40, 40, 1))
         for _ in range(2):
             state = paint_round(level, state)

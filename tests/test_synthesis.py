@@ -205,11 +205,11 @@ def test_tile_has_no_border(method, monkeypatch):
     for shift in (0, 32):
         start = noise.roll((shift, shift), (2, 3))
         monkeypatch.setattr(synthesis, "noise_like", lambda *args, start=start: start)
-        monkeypatch.setattr(synthesis, "cut_at", lambda image, tile: (0, 0))
-        for tile in ("", "xy"):
-            options = {"method": method, "weights": terms, "canvas": {"tile": tile}, "scales": 1}
+        monkeypatch.setattr(synthesis, "cut_at", lambda image, wrap: (0, 0))
+        for wrap in ("", "xy"):
+            options = {"method": method, "weights": terms, "canvas": {"wrap": wrap}, "scales": 1}
             output = synthesized(exemplar, net, steps=5, optimizer="LBFGS", **options)
-            found[tile, shift] = output.roll((-shift, -shift), (2, 3))
+            found[wrap, shift] = output.roll((-shift, -shift), (2, 3))
     assert (found["xy", 0] - found["xy", 32]).abs().mean() < 1e-3
     assert (found["", 0] - found["", 32]).abs().mean() > 3e-3
     assert (found["xy", 0] - noise).abs().mean() > 0.05
@@ -253,14 +253,14 @@ def test_tile_along_one_axis(result, pebbles, capfd, narrow_net):
     assert scores.seam(*[read_picture(result)[0]] * 2) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("tile", ["x", "y", "xy"])
-def test_a_tile_is_cut_where_its_border_is_like_any_other_place(tile, tiny, brief_painting):
+@pytest.mark.parametrize("wrap", ["x", "y", "xy"])
+def test_a_tile_is_cut_where_its_border_is_like_any_other_place(wrap, tiny, brief_painting):
     """What is cut stays as it is when it is cut again; by chance 1 in 40 does along an axis."""
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :40]
-    output = synthesized(exemplar, tiny, steps=4, scales=1, canvas={"tile": tile})
-    assert cut_at(output, tile) == (0, 0)
+    output = synthesized(exemplar, tiny, steps=4, scales=1, canvas={"wrap": wrap})
+    assert cut_at(output, wrap) == (0, 0)
     plain = synthesized(exemplar, tiny, steps=4, scales=1)
-    assert cut_at(plain, tile) != (0, 0)
+    assert cut_at(plain, wrap) != (0, 0)
 
 
 def test_a_tile_of_what_has_its_place_is_not_moved(result, pebbles, narrow_net):
@@ -566,7 +566,7 @@ def test_orientations_that_cannot_be(result, pebbles, tmp_path, capfd):
 def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
     exemplar = tmp_path / "large.png"
     Image.open(TEXTURES / "leaf.jpg").resize((512, 512)).save(exemplar)
-    # One step, one renewal at the full size.
+    # One step, one rematch at the full size.
     code = (
         "import resource, sys, Synthesis; code = Synthesis.main(sys.argv[1:]); "
         "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -113,7 +113,7 @@ def test_term_keeps_nothing_of_one_size_for_another(name, tiny):
 @pytest.mark.parametrize("name", sorted(TERMS.keys() - {"spectrum", "autocorrelation"}))
 def test_term_sees_no_seam_where_there_is_none(name, tiny):
     # Blocks of 4 px keep patches of halves and quarters in step.
-    term = built(TERMS[name].kind, tiny(noise(1, 3, 20, 24)), tiny.layers, tile="xy")
+    term = built(TERMS[name].kind, tiny(noise(1, 3, 20, 24)), tiny.layers, wrap="xy")
     tiled = TinyExtractor("circular")
     image = noise(1, 3, 28, 32, seed=1)
     moved = term(tiled(image.roll((8, 12), (2, 3))))
@@ -121,8 +121,8 @@ def test_term_sees_no_seam_where_there_is_none(name, tiny):
 
 
 @pytest.mark.parametrize("name", ["spectrum", "autocorrelation", "patches", "tv"])
-@pytest.mark.parametrize("tile, dim", [("x", 3), ("y", 2)])
-def test_term_looks_across_the_border(name, tile, dim):
+@pytest.mark.parametrize("wrap, dim", [("x", 3), ("y", 2)])
+def test_term_looks_across_the_border(name, wrap, dim):
     # Stripes that meet themselves at the border, and others that break there.
     length = torch.arange(64.0)
     found = []
@@ -131,8 +131,8 @@ def test_term_looks_across_the_border(name, tile, dim):
         features = {"image": stripes if dim == 3 else stripes.mT}
         features["relu1_1"] = features["image"]
         tiled, other, plain = (
-            built(TERMS[name].kind, features, ["relu1_1"], tile=axes)(features).item()
-            for axes in (tile, "yx".replace(tile, ""), "")
+            built(TERMS[name].kind, features, ["relu1_1"], wrap=axes)(features).item()
+            for axes in (wrap, "yx".replace(wrap, ""), "")
         )
         assert other == pytest.approx(plain, abs=2e-3)
         found.append(abs(tiled - plain))
@@ -256,7 +256,7 @@ def test_several_processes_share_what_is_sorted(kind, build, count, tiny, monkey
 
     def seen(group=SINGLE_PROCESS):
         term = build(kind, source, ["relu1_1"], group=group, **regions)
-        term.renew(tiny(output))
+        term.rematch(tiny(output))
         image = output.clone().requires_grad_()
         loss = term(tiny(image))
         return loss.detach(), *torch.autograd.grad(loss.sum(), image)
@@ -498,11 +498,11 @@ def test_autocorrelation_term_by_hand():
 
 
 def test_autocorrelation_term_sees_repetition_and_no_shift_of_it():
-    tile = noise(1, 4, 6, 6)
-    source = {"a": tile.repeat(1, 1, 4, 4)}
+    wrap = noise(1, 4, 6, 6)
+    source = {"a": wrap.repeat(1, 1, 4, 4)}
     term = built(Autocorrelation, source, ["a"])
     shifted = term({"a": source["a"].roll((2, 3), (2, 3))}).item()
-    larger = term({"a": tile.repeat(1, 1, 5, 6)}).item()
+    larger = term({"a": wrap.repeat(1, 1, 5, 6)}).item()
     other = term({"a": noise(1, 4, 24, 24, seed=1)}).item()
     # Not 0: pairs a part of a period apart are not all there, and others after the shift.
     assert shifted < 0.05 and larger < 0.05 and other > 0.5
@@ -602,11 +602,11 @@ def test_period_of_regular_exemplars(name):
 
 
 def test_period_of_a_large_picture_is_in_its_own_pixels():
-    tile = noise(1, 3, 10, 20).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    clear, y, x = period(tile.repeat(1, 1, 26, 13))  # 1040x1040, looked at in a third of it
+    wrap = noise(1, 3, 10, 20).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    clear, y, x = period(wrap.repeat(1, 1, 26, 13))  # 1040x1040, looked at in a third of it
     assert clear > 0.8
     assert min(abs(abs(y) - 40) + abs(x), abs(y) + abs(abs(x) - 80)) <= 3
-    assert period(tile.repeat(1, 1, 26, 13), 15) == (0, 0, 0)  # in a third, lags of 5 px
+    assert period(wrap.repeat(1, 1, 26, 13), 15) == (0, 0, 0)  # in a third, lags of 5 px
 
 
 @pytest.mark.parametrize(
@@ -735,7 +735,7 @@ def test_patches_of_regions_by_loops():
         return {k: torch.stack(rows).T for k, rows in found.items()}
 
     # An exemplar has no patches across its border to give to an output that has no border.
-    for tile, mode, skipped in (("", "symmetric", 0), ("xy", "wrap", 3)):
+    for wrap, mode, skipped in (("", "symmetric", 0), ("xy", "wrap", 3)):
         pairs = zip(sources, regions, strict=True)
         parts = [projections(image, r, "symmetric", skipped) for image, r in pairs]
         drawn, distance, wanted = projections(output, region, mode), 0, []
@@ -746,16 +746,16 @@ def test_patches_of_regions_by_loops():
             distance += (drawn[k].sort(1).values - wanted[k]).square().mean() * count
         total = torch.cat(wanted, 1)
         expected = distance / total.shape[1] / total.var(1, correction=0).mean() / 3
-        term = built(Patches, {"image": sources[0]}, [], tile=tile, **settings)
+        term = built(Patches, {"image": sources[0]}, [], wrap=wrap, **settings)
         assert term({"image": output}).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_patches_of_one_region_are_those_of_the_picture():
     source, output = noise(1, 3, 30, 28), {"image": noise(1, 3, 32, 36, seed=1)}
     whole = torch.zeros(1, 1, 32, 36, dtype=torch.int64)
-    for tile in ("", "xy"):
+    for wrap in ("", "xy"):
         plain, regional = (
-            built(Patches, {"image": source}, [], tile=tile, regions=regions)
+            built(Patches, {"image": source}, [], wrap=wrap, regions=regions)
             for regions in (None, ((whole,), whole))
         )
         torch.testing.assert_close(regional(output), plain(output))
@@ -799,13 +799,13 @@ def test_patches_of_few_places_have_few_directions_unless_they_repeat():
             assert [len(directions) for _, directions, _ in levels] == expected
 
 
-def test_patches_draw_other_directions_at_renewal():
+def test_patches_draw_other_directions_at_rematch():
     source, output = noise(1, 3, 16, 16), {"image": noise(1, 3, 16, 16, seed=1)}
     first, second = (built(Patches, {"image": source}, []) for _ in range(2))
     before = first(output)
     torch.testing.assert_close(before, second(output), rtol=1e-5, atol=0)
-    first.renew(output)
+    first.rematch(output)
     assert not torch.isclose(first(output), before, rtol=1e-4, atol=0)
     assert first({"image": source}).item() == pytest.approx(0, abs=1e-10)
-    second.renew(output)
+    second.rematch(output)
     torch.testing.assert_close(first(output), second(output), rtol=1e-5, atol=0)

@@ -33,10 +33,10 @@ def narrow(net, layers=LAYERS, pool="avg"):
     return Extractor(weights, net, resolve_layers(layers, net), pool).double()
 
 
-def judged(look, criterion, image, tile=""):
+def judged(look, criterion, image, wrap=""):
     """Losses and gradient."""
     leaf = image.clone().requires_grad_()
-    losses = criterion(look(leaf, tile))
+    losses = criterion(look(leaf, wrap))
     (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     return losses.detach(), gradient
 
@@ -44,11 +44,11 @@ def judged(look, criterion, image, tile=""):
 def both(trunk, spec, size, side, exemplar=SOURCE):
     """Loss and gradient of noise, the whole at once and by blocks."""
     criterion = criterion_at(spec, trunk, exemplar, size)
-    image, tile = noise(2, 3, *size, seed=1), spec.canvas.tile
+    image, wrap = noise(2, 3, *size, seed=1), spec.canvas.wrap
     if criterion.match_every:
-        criterion.renew(trunk(image, tile))
+        criterion.rematch(trunk(image, wrap))
     looks = trunk, TiledExtractor(trunk, criterion, Tiling(side))
-    return [judged(look, criterion, image, tile) for look in looks]
+    return [judged(look, criterion, image, wrap) for look in looks]
 
 
 def assert_same(whole, tiles):
@@ -56,9 +56,9 @@ def assert_same(whole, tiles):
     assert (tiles[1] - whole[1]).norm() < 1e-12 * whole[1].norm()
 
 
-def spec_of(size, method="gram", weights=None, tile="", **told):
+def spec_of(size, method="gram", weights=None, wrap="", **told):
     exemplars = told.pop("exemplars", (exemplar_of(noise(1, 3, *SOURCE)),))
-    canvas = Canvas(size, tile, **told.pop("canvas", {}))
+    canvas = Canvas(size, wrap, **told.pop("canvas", {}))
     return Spec(exemplars, canvas, method, weights=weights or {}, **told)
 
 
@@ -80,18 +80,18 @@ def test_spans_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("pool", "tile", "side"),
+    ("pool", "wrap", "side"),
     [("avg", "", 24), ("max", "", 8), ("max", "x", 24), ("avg", "y", 8), ("max", "xy", 8)],
 )
-def test_gradient_by_blocks_is_that_of_the_whole(pool, tile, side):
-    spec = spec_of(SIZE, "gram", dict.fromkeys(TERMS, 0.5), tile)
+def test_gradient_by_blocks_is_that_of_the_whole(pool, wrap, side):
+    spec = spec_of(SIZE, "gram", dict.fromkeys(TERMS, 0.5), wrap)
     assert_same(*both(narrow("vgg16-caffe", pool=pool), spec, SIZE, side))
 
 
 @pytest.mark.parametrize("method", ["swd", "cnnmrf", "guided"])
-@pytest.mark.parametrize("tile", ["", "xy"])
-def test_every_method_is_the_same_by_blocks(method, tile):
-    spec = spec_of(SIZE, method, {"gram": 1.0}, tile)
+@pytest.mark.parametrize("wrap", ["", "xy"])
+def test_every_method_is_the_same_by_blocks(method, wrap):
+    spec = spec_of(SIZE, method, {"gram": 1.0}, wrap)
     assert_same(*both(narrow("vgg16-caffe"), spec, SIZE, 16))
 
 
@@ -146,29 +146,29 @@ def test_halos_by_hand_of_what_is_exchanged_in_the_middle():
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(
-    ("method", "pool", "tile"),
+    ("method", "pool", "wrap"),
     [("gram", "avg", ""), ("gram", "max", "y"), ("cnnmrf", "avg", "xy"), ("swd", "max", "x")],
 )
-def test_processes_that_exchange_rows_see_the_whole(method, pool, tile, count):
+def test_processes_that_exchange_rows_see_the_whole(method, pool, wrap, count):
     """Of three, the one in the middle has both neighbours; in a ring of two they are the same."""
-    size = (104, 48) if "y" in tile else (103, 50)
-    spec = spec_of(size, method, {"moments": 1.0}, tile)
+    size = (104, 48) if "y" in wrap else (103, 50)
+    spec = spec_of(size, method, {"moments": 1.0}, wrap)
     trunk = narrow("vgg16-caffe", [*LAYERS, "conv4_1"], pool)
     criterion = criterion_at(spec, trunk, SOURCE, size)
     image = noise(1, 3, *size, seed=1)
     if criterion.match_every:
-        criterion.renew(trunk(image, tile))
-    whole, rows = judged(trunk, criterion, image, tile), []
+        criterion.rematch(trunk(image, wrap))
+    whole, rows = judged(trunk, criterion, image, wrap), []
     trunk.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[2]))
 
     def work(group):
-        return judged(TiledExtractor(trunk, criterion, group=group), criterion, image, tile)
+        return judged(TiledExtractor(trunk, criterion, group=group), criterion, image, wrap)
 
     for found in in_threads(count, work):
         assert_same(whole, found)
     edges = [104 // 8 * i // count * 8 for i in range(count)] + [size[0]]
     assert sorted(rows) == sorted(
-        stop - start + 6 * (("y" in tile or start > 0) + ("y" in tile or stop < size[0]))
+        stop - start + 6 * (("y" in wrap or start > 0) + ("y" in wrap or stop < size[0]))
         for start, stop in zip(edges, edges[1:], strict=False)
     )
 

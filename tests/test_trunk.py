@@ -31,7 +31,7 @@ def small_trunk(pool: str = "avg", dtype: torch.dtype = torch.float64) -> Trunk:
     return net.to(dtype)
 
 
-def by_autograd(net: Trunk, x: Tensor, tile: str, pool: str) -> dict[str, Tensor]:
+def by_autograd(net: Trunk, x: Tensor, wrap: str, pool: str) -> dict[str, Tensor]:
     """Every stage of `small_trunk` by an operation of its own."""
     features = {}
     for layer, stage in net.items():
@@ -39,8 +39,8 @@ def by_autograd(net: Trunk, x: Tensor, tile: str, pool: str) -> dict[str, Tensor
             x = (F.avg_pool2d if pool == "avg" else F.max_pool2d)(x, 2)
         else:
             plain = "replicate" if layer == "relu1_1" else "reflect"
-            x = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else plain)
-            x = F.pad(x, (0, 0, 1, 1), "circular" if "y" in tile else plain)
+            x = F.pad(x, (1, 1, 0, 0), "circular" if "x" in wrap else plain)
+            x = F.pad(x, (0, 0, 1, 1), "circular" if "y" in wrap else plain)
             x = F.conv2d(x, stage.weight, stage.bias).relu()
         features[layer] = x
     return features
@@ -62,14 +62,14 @@ def convolving(request, monkeypatch):
     monkeypatch.setattr(winograd, "WINDOWS_AT_ONCE", 7)  # so that small maps take several passes
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
 @pytest.mark.parametrize("pool", POOLS)
-def test_features_and_gradients_are_autograds(tile, pool, convolving):
+def test_features_and_gradients_are_autograds(wrap, pool, convolving):
     net = small_trunk(pool)
     x = random(2, 3, *SIDES).requires_grad_()
-    expected = by_autograd(net, x, tile, pool)
+    expected = by_autograd(net, x, wrap, pool)
     for layers in (*([layer] for layer in STAGES), STAGES, ["pool1", "relu3_1"]):
-        found = net(x, layers, tile)
+        found = net(x, layers, wrap)
         assert list(found) == layers
         for layer in layers:
             torch.testing.assert_close(found[layer], expected[layer], rtol=1e-10, atol=1e-10)
@@ -88,20 +88,20 @@ def test_features_and_gradients_are_autograds_in_float32(convolving):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("tile", ["", "xy"])
-def test_another_layout_changes_nothing(tile, monkeypatch):
+@pytest.mark.parametrize("wrap", ["", "xy"])
+def test_another_layout_changes_nothing(wrap, monkeypatch):
     """That of Apple's GPUs, and all that is kept on the way is in it."""
     net, x = small_trunk(), random(2, 3, *SIDES).requires_grad_()
-    wanted = net(x, STAGES, tile)
+    wanted = net(x, STAGES, wrap)
     gradient = gradient_of(wanted, x)
     monkeypatch.setattr(models, "memory_format_for", lambda device: torch.contiguous_format)
     monkeypatch.setattr(models.Convolution, "_transforms", lambda *_: False)  # as on a GPU
     net = small_trunk()
-    found, kept = net.run(x.detach(), STAGES, tile, torch.float64, keep=True)
+    found, kept = net.run(x.detach(), STAGES, wrap, torch.float64, keep=True)
     assert all(maps.is_contiguous() for maps in kept)
     for layer, maps in zip(STAGES, found, strict=True):
         torch.testing.assert_close(maps, wanted[layer])
-    torch.testing.assert_close(gradient_of(net(x, STAGES, tile), x), gradient)
+    torch.testing.assert_close(gradient_of(net(x, STAGES, wrap), x), gradient)
 
 
 @pytest.mark.parametrize("height, width", [(4, 8), (5, 3), (10, 23), (1, 1)])

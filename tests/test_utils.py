@@ -71,25 +71,25 @@ def test_resize_stays_in_the_box():
     assert enlarged.min() == 0 and enlarged.max() == 1  # bicubic alone gives -0.07 and 1.07
 
 
-@pytest.mark.parametrize("tile, dims", [("x", 3), ("y", 2), ("xy", (2, 3))])
-def test_resize_of_what_repeats_repeats(tile, dims):
+@pytest.mark.parametrize("wrap, dims", [("x", 3), ("y", 2), ("xy", (2, 3))])
+def test_resize_of_what_repeats_repeats(wrap, dims):
     # Half the size: moved by 8 px before or by 4 px after is the same, across the border too.
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    half = utils.resize(image, (16, 16), tile)
+    half = utils.resize(image, (16, 16), wrap)
     shifts = {3: (8, 4), 2: (8, 4), (2, 3): ((8, 16), (4, 8))}[dims]
-    moved = utils.resize(image.roll(shifts[0], dims), (16, 16), tile)
+    moved = utils.resize(image.roll(shifts[0], dims), (16, 16), wrap)
     torch.testing.assert_close(moved, half.roll(shifts[1], dims))
     assert (half - utils.resize(image, (16, 16))).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("tile", ["x", "y", "xy"])
+@pytest.mark.parametrize("wrap", ["x", "y", "xy"])
 @pytest.mark.parametrize(
     "old, new",
     [((48, 64), (24, 32)), ((24, 32), (48, 64)), ((31, 32), (32, 31)), ((64, 60), (5, 50))],
 )
-def test_resize_sees_of_what_repeats_as_much_as_of_nine_copies(old, new, tile, monkeypatch):
+def test_resize_sees_of_what_repeats_as_much_as_of_nine_copies(old, new, wrap, monkeypatch):
     image = torch.rand(1, 3, *old, generator=torch.Generator().manual_seed(0))
-    down, across = (3 if axis in tile else 1 for axis in "yx")
+    down, across = (3 if axis in wrap else 1 for axis in "yx")
     size = down * new[0], across * new[1]
     copies = F.interpolate(image.repeat(1, 1, down, across), size, mode="bicubic", antialias=True)
     (top, left) = down // 2 * new[0], across // 2 * new[1]
@@ -99,27 +99,27 @@ def test_resize_sees_of_what_repeats_as_much_as_of_nine_copies(old, new, tile, m
     monkeypatch.setattr(
         F, "interpolate", lambda x, *args, **kw: seen.append(x.shape) or interpolate(x, *args, **kw)
     )
-    torch.testing.assert_close(utils.resize(image, new, tile), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(utils.resize(image, new, wrap), expected, rtol=0, atol=1e-4)
     if (old, new) == ((24, 32), (48, 64)):
         # 2 px of the picture on either side, of one axis at a time.
-        width, height = 32 + 4 * ("x" in tile), 24 + 4 * ("y" in tile)
+        width, height = 32 + 4 * ("x" in wrap), 24 + 4 * ("y" in wrap)
         assert seen == [(1, 3, 24, width), (1, 3, height, 64)]
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_padded_is_what_pytorch_makes_and_folded_its_gradient(tile, mode, layout):
+def test_padded_is_what_pytorch_makes_and_folded_its_gradient(wrap, mode, layout):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 2, 5, dtype=torch.float64, generator=generator, requires_grad=True)
     x = x.contiguous(memory_format=layout)
-    expected = F.pad(x, (1, 1, 0, 0), "circular" if "x" in tile else mode)
-    expected = F.pad(expected, (0, 0, 1, 1), "circular" if "y" in tile else mode)
-    found = utils.pad(x, tile, mode)
+    expected = F.pad(x, (1, 1, 0, 0), "circular" if "x" in wrap else mode)
+    expected = F.pad(expected, (0, 0, 1, 1), "circular" if "y" in wrap else mode)
+    found = utils.pad(x, wrap, mode)
     assert torch.equal(found, expected) and found.is_contiguous(memory_format=layout)
     upstream = torch.rand(2, 3, 4, 7, dtype=torch.float64, generator=generator)
     (gradient,) = torch.autograd.grad(expected, x, upstream)
-    torch.testing.assert_close(utils.pad_backward(upstream.clone(), tile, mode), gradient)
+    torch.testing.assert_close(utils.pad_backward(upstream.clone(), wrap, mode), gradient)
 
 
 def test_wrapped_by_hand():

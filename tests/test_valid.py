@@ -107,7 +107,7 @@ def test_no_term_depends_on_what_does_not_count(method, masked, tiny):
         spec = Spec((exemplar,), canvas, method=method, weights=weights, max_patches=20)
         criterion = criterion_at(spec, tiny, (48, 48), (32, 32))
         output = tiny(noise(1, 3, 32, 32, seed=3))
-        criterion.renew(output)
+        criterion.rematch(output)
         losses.append([term(output).item() for _, term in criterion.terms])
     assert losses[0] == losses[1] and len(losses[0]) == 1 + len(TERMS)
 

@@ -10,10 +10,10 @@ from engine.patchmatch import NNField
 from engine.voting import main_source, vote
 
 
-@pytest.mark.parametrize("tile", ["", "x", "y", "xy"])
-def test_a_pixel_is_the_weighted_mean_of_the_patches_that_cover_it(tile, monkeypatch):
+@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
+def test_a_pixel_is_the_weighted_mean_of_the_patches_that_cover_it(wrap, monkeypatch):
     monkeypatch.setattr("engine.voting.chunk_size", lambda device: 15 * 6)  # three parts
-    level = level_of(noise_image(20, 22), (16, 15), tile=tile)
+    level = level_of(noise_image(20, 22), (16, 15), wrap=wrap)
     field = NNField.random(level.patches, (20, 22), seeded())
     weights = torch.rand(level.patches, generator=seeded(1))
     total, weight = torch.zeros(3, 16, 15), torch.zeros(16, 15)
