@@ -1,4 +1,8 @@
-"""A picture in [0, 1] -> named VGG features: the nets, their weights, the trunk, the extractor."""
+"""VGG feature extraction: the networks, their layers, the trunk and the extractor.
+
+An extractor maps images in [0, 1] to a dictionary of feature maps by layer name. The trunk has a
+backward pass of its own, which takes less time and memory than that of autograd.
+"""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,15 +26,15 @@ from utils import (
 from weights import winograd
 
 Weights = dict[str, Tensor]
-Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> the pixels, (B, 3, H, W)
+Features = dict[str, Tensor]  # layer -> (B, C, h, w); "image" -> pixels, (B, 3, H, W)
 
 
 class Net(NamedTuple):
-    """A VGG trunk: convolutions per block, and where its weights are."""
+    """Architecture of a VGG network, and where its weights are published."""
 
-    blocks: tuple[int, ...]
-    url: str | None = None  # torchvision's, written here since importing it takes two seconds
-    deepest: str = "pool5"  # the last layer whose weights there are
+    blocks: tuple[int, ...]  # convolutions in each block
+    url: str | None = None  # as in torchvision, whose import takes two seconds
+    deepest: str = "pool5"  # last layer that is available
 
 
 NETS = {
@@ -38,25 +42,26 @@ NETS = {
     "vgg16": Net((2, 2, 3, 3, 3), "https://download.pytorch.org/models/vgg16-397923af.pth"),
     "vgg16-caffe": Net((2, 2, 3, 3, 3), deepest="relu5_1"),
 }
-WIDTHS = (64, 128, 256, 512, 512)
+WIDTHS = (64, 128, 256, 512, 512)  # channels in each block
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LAYER, FILTER = "layer", "filter"  # what is scaled to unit mean activation
-RESCALE_SIDE = 256  # px, shorter side on which means are taken; a photograph's need no more
-RESCALE_CAP = 2.0  # a filter's gain is at most this many times the gain of its layer's mean
+LAYER, FILTER = "layer", "filter"  # granularity of `Extractor.rescale`
+RESCALE_SIDE = 256  # px: shorter side of the image on which mean activations are computed
+RESCALE_CAP = 2.0  # largest gain of a filter relative to that of its layer
 
 
 def layer_table(net: Net) -> dict[str, int | None]:
-    """Every layer of a net in order -> the index of its convolution in torchvision's `features`.
+    """Map the name of every layer, in order, to the index of its convolution in torchvision's
+    `features`.
 
-    Layers are `relu1_1 ... relu5_4` and `pool1 ... pool5`, through `Net.deepest`; a pooling layer
-    has no index.
+    Names are `relu1_1 ... relu5_4` and `pool1 ... pool5`, up to `Net.deepest`. The index of a
+    pooling layer is None.
     """
     table: dict[str, int | None] = {}
     index = 0
     for block, count in enumerate(net.blocks, 1):
         for i in range(1, count + 1):
             table[f"relu{block}_{i}"] = index
-            index += 2  # a convolution and its ReLU
+            index += 2  # convolution and ReLU
         table[f"pool{block}"] = None
         index += 1
     layers = list(table)
@@ -64,12 +69,12 @@ def layer_table(net: Net) -> dict[str, int | None]:
 
 
 def resolve_layers(names: Iterable[str], net_name: str) -> list[str]:
-    """The layers asked for, in the net's order and without repeats.
+    """Return layer names in the order of the network, without duplicates.
 
-    `conv4_1` means what the old programs meant by it, the features after its ReLU: `relu4_1`.
+    `conv4_1` is an alias of `relu4_1`, as in the programs of Gatys et al.: features after the ReLU.
 
     Raises:
-        UserError: a name that the net does not have; it is told the nearest ones.
+        UserError: The network has no layer of a name. The message lists the closest names.
     """
     table = layer_table(NETS[net_name])
     wanted = set()
@@ -83,26 +88,26 @@ def resolve_layers(names: Iterable[str], net_name: str) -> list[str]:
 
 
 def least_side(layers: list[str]) -> int:
-    """The shortest picture side in px on which the deepest layer can still be computed.
+    """Return the shortest image side in px for which the deepest of `layers` can be computed.
 
-    Reflected borders need two samples in each direction on the smallest map that is convolved.
+    Reflection padding needs two rows and two columns in the smallest map that is convolved.
     """
     block = max(int(layer.removeprefix("relu").removeprefix("pool")[0]) for layer in layers)
     return 2 * 2 ** (block - 1)
 
 
 def stride(layers: list[str]) -> int:
-    """How many px of the picture lie between two positions of the deepest layer."""
+    """Return the distance in image px between adjacent positions of the deepest of `layers`."""
     return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
 def halos(layers: list[str], net_name: str, exchanged_after: str = "") -> dict[str, int]:
-    """How many positions around those of a part of the picture are to be known on every side, in
-    "image" and every layer, for the deepest of `layers` to be known in that part.
+    """Return the halo of "image" and of every layer: how many positions beyond each side of a tile
+    the deepest of `layers` depends on.
 
     Args:
-        exchanged_after: the layer whose halo is had from those who look at the parts around, so
-            that what comes before need not lead to it; none by default.
+        exchanged_after: Layer whose halo is received from other processes, so that earlier layers
+            do not have to cover it. Default: none.
     """
     halo, found = 0, {}
     for layer, index in reversed(_until(layers, net_name)):
@@ -114,14 +119,16 @@ def halos(layers: list[str], net_name: str, exchanged_after: str = "") -> dict[s
 
 
 def middle_pooling(layers: list[str], net_name: str) -> str:
-    """Of the poolings before the deepest of `layers` the one in the middle, "" where there is none:
-    with one exchange of halos, after it, there is the least to be known around a part."""
+    """Return the middle one of the pooling layers before the deepest of `layers`, or "".
+
+    With a single exchange of halos, after this layer, the halo of the image is the smallest.
+    """
     before = [layer for layer, index in _until(layers, net_name)[:-1] if index is None]
     return before[len(before) // 2] if before else ""
 
 
 def _until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
-    """The rows of `layer_table` up to the deepest of `layers`."""
+    """Return the items of `layer_table` up to the deepest of `layers`."""
     table = list(layer_table(NETS[net_name]).items())
     deepest = resolve_layers(layers, net_name)[-1]
     return table[: [layer for layer, _ in table].index(deepest) + 1]
@@ -129,25 +136,29 @@ def _until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
 
 # --------------------------------------------------------------------------------------- trunk
 
-# One differentiable unit, its way back written by hand. Autograd keeps the input and the output of
-# every operation, copies where it adds gradients up, and takes the slowest of the ways to convolve.
-# Here each convolution keeps what its ReLU let through, and nothing else is kept.
+# One autograd function with a backward pass written by hand. Autograd would save the input and the
+# output of every operation, copy where it accumulates gradients, and use a slower convolution. Here
+# only the output of each convolution's ReLU, and the input of each pooling, is saved.
 
 Prepare = Callable[[Tensor], Tensor]
 
-LEAST_CHANNELS = 128  # that come out, from which transforming windows costs less than it saves
+LEAST_CHANNELS = 128  # output channels from which Winograd's method is faster than a direct one
 
 
 class Convolution(nn.Module):
-    """A 3x3 convolution of bordered maps, and its ReLU; frozen.
+    """3x3 convolution with padding, followed by ReLU. Weights are frozen.
 
-    Borders are reflected, as zeros leave a desaturated rim, or wrapped round. Those of a picture
-    are its outermost pixels once more instead: mirrored about them, no picture has a slope there,
-    and what no filter sees of them an optimiser fills with beads.
+    Features are padded by reflection or circularly: zero padding leaves a desaturated rim. Images
+    are padded by replication instead: an image that is reflected about its outermost pixels has no
+    slope there, so filters do not constrain these pixels, and optimisation fills them with beads.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """Copy (K, C, 3, 3) and (K,), of any float type, to float32."""
+        """
+        Args:
+            weight: (K, C, 3, 3), any floating-point dtype; copied to float32.
+            bias: (K,), likewise.
+        """
         super().__init__()
         weight, bias = (tensor.to(torch.float32, copy=True) for tensor in (weight, bias))
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -157,34 +168,38 @@ class Convolution(nn.Module):
         self._ready: dict[tuple[Prepare, torch.dtype], tuple[object, Tensor]] = {}
 
     def forward(self, x: Tensor, wrap: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W), less a row or column on every side that is open."""
+        """(B, C, H, W) -> (B, K, H, W), one row or column less on each open side."""
         x, bias = pad(x, wrap, self.border, open_sides), self.bias.to(x.dtype)
-        if self._transforms(x):
-            return winograd.conv2d(x, self._weights(winograd.transform_filters, x), bias).relu_()
-        return F.conv2d(x, self._weights(_laid_out, x), bias).relu_()
+        if self._uses_winograd(x):
+            return winograd.conv2d_relu(x, self._weights(winograd.transform_filters, x), bias)
+        return F.conv2d(x, self._weights(_in_fastest_format, x), bias).relu_()
 
     def back(
         self, gradient: Tensor, output: Tensor, wrap: str, open_sides: Sides = NO_SIDES
     ) -> Tensor:
-        """The gradient by the input, (B, C, H, W), from that by the output, which is used up, and
-        the output."""
+        """Return the gradient by the input, (B, C, H, W).
+
+        Args:
+            gradient: By the output, (B, K, H, W); overwritten.
+            output: Result of `forward`.
+        """
         torch.ops.aten.threshold_backward(gradient, output, 0, grad_input=gradient)
-        if self._transforms(gradient):
+        if self._uses_winograd(gradient):
             weights = self._weights(winograd.transform_filters, gradient)
-            gradient = winograd.conv2d_input(gradient, weights)
+            gradient = winograd.conv2d_backward(gradient, weights)
         else:
             gradient = gradient.contiguous(memory_format=memory_format_for(gradient.device))
             gradient = F.conv2d(gradient, self._weights(_flipped, gradient), padding=2)
         return pad_backward(gradient, wrap, self.border, open_sides)
 
-    def _transforms(self, x: Tensor) -> bool:
-        """Whether to convolve by Winograd's method: on a GPU cuDNN chooses its own, and halves of
-        a float are too coarse for it."""
+    def _uses_winograd(self, x: Tensor) -> bool:
+        """Whether to use Winograd's method: cuDNN chooses its own algorithm on a GPU, and 16-bit
+        floats are too coarse."""
         exact = x.dtype in (torch.float32, torch.float64)
         return exact and x.device.type == "cpu" and len(self.weight) >= LEAST_CHANNELS
 
     def _weights(self, prepare: Prepare, x: Tensor) -> Tensor:
-        """The weights as they are convolved with x, made anew only when changed or moved."""
+        """Return the weights prepared for inputs like x; cached until the weights change."""
         state = (self.weight.data_ptr(), self.weight._version)
         seen, weights = self._ready.get((prepare, x.dtype), (None, self.weight))
         if seen != state:
@@ -193,37 +208,40 @@ class Convolution(nn.Module):
         return weights
 
 
-def _laid_out(weight: Tensor) -> Tensor:
+def _in_fastest_format(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=memory_format_for(weight.device))
 
 
 def _flipped(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) -> (C, K, 3, 3): what a gradient is convolved with on its way back."""
-    return _laid_out(weight.transpose(0, 1).flip(2, 3))
+    """Return the kernel of the backward convolution: (K, C, 3, 3) -> (C, K, 3, 3)."""
+    return _in_fastest_format(weight.transpose(0, 1).flip(2, 3))
 
 
 class AveragePool(nn.Module):
-    """The mean of 2x2 features; a last odd row or column is left out."""
+    """2x2 average pooling; an odd last row or column is dropped."""
 
     def forward(self, x: Tensor, wrap: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         return F.avg_pool2d(x, 2)
 
     def back(self, gradient: Tensor, x: Tensor, wrap: str, open_sides: Sides = NO_SIDES) -> Tensor:
-        """The gradient by the input, x, from that by the output."""
+        """Return the gradient by the input x, from that by the output."""
         return torch.ops.aten.avg_pool2d_backward(
             gradient, x, (2, 2), (2, 2), (0, 0), False, True, None
         )
 
 
 class MaxPool(nn.Module):
-    """The largest of 2x2 features; a last odd row or column is left out."""
+    """2x2 max pooling; an odd last row or column is dropped."""
 
     def forward(self, x: Tensor, wrap: str = "", open_sides: Sides = NO_SIDES) -> Tensor:
         return F.max_pool2d(x, 2)
 
     def back(self, gradient: Tensor, x: Tensor, wrap: str, open_sides: Sides = NO_SIDES) -> Tensor:
-        """The gradient by the input, x: where the largest were is found again, not kept, which
-        costs a hundredth of a convolution and would be twice as many bytes as they are."""
+        """Return the gradient by the input x, from that by the output.
+
+        The indices of the maxima are recomputed, at a hundredth of the cost of a convolution: saved
+        as int64 they would take twice the memory of the maxima.
+        """
         _, where = F.max_pool2d(x, 2, return_indices=True)
         return F.max_unpool2d(gradient, where, [2, 2], output_size=x.shape[2:])
 
@@ -231,37 +249,37 @@ class MaxPool(nn.Module):
 POOLS = {"avg": AveragePool, "max": MaxPool}
 
 
-# Rows of maps for who looks at the parts above and below -> the rows that they give in return, as
-# many, or none where there is no such part.
+# Send the first and the last rows of feature maps to the processes that evaluate the tiles above
+# and below; return what they send: as many rows, or none at the border of the image.
 Exchange = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Cut(NamedTuple):
-    """How a picture was cut out of a larger one, with what lies around it.
+    """Position of a tile within a larger image.
 
-    A side beyond which the larger one goes on is open: maps get no border there, and lose what no
-    stage that follows has to know.
+    A side is open if the image continues beyond the halo on it. Feature maps are not padded on open
+    sides, so that each convolution consumes one row or column of the halo.
     """
 
-    around: Sides = NO_SIDES  # px that lie around it: the halo, or all up to where the picture ends
+    around: Sides = NO_SIDES  # px beyond the tile: the halo, or fewer where the image ends
     halos: Mapping[str, int] = {}
     exchange: Exchange | None = None
-    exchanged_after: str = ""  # the layer whose halo is had by an exchange, above and below
+    exchanged_after: str = ""  # layer whose halo above and below comes from an exchange
 
     @property
     def open_sides(self) -> Sides:
-        """1 where a side is open."""
+        """1 for each open side, else 0."""
         return Sides(*(int(px > 0 and px == self.halos["image"]) for px in self.around))
 
     def beyond(self, layer: str) -> Sides:
-        """How many positions of a layer lie around it."""
+        """Return how many positions of a layer lie beyond the tile."""
         sides = zip(self.around, self.open_sides, strict=True)
         return Sides(
             *(self.halos[layer] if is_open else px // stride([layer]) for px, is_open in sides)
         )
 
     def exchange_halo(self, maps: Tensor, layer: str) -> Tensor:
-        """What a stage gives of the part, with the halo that others know."""
+        """Concatenate the maps of a layer with the halo received from other processes."""
         if self.exchange is None or layer != self.exchanged_after:
             return maps
         halo = self.halos[layer]
@@ -269,7 +287,11 @@ class Cut(NamedTuple):
         return torch.cat([x for x in (above, maps, below) if x.shape[2]], 2)
 
     def reduce_halo(self, gradient: Tensor, layer: str) -> Tensor:
-        """Backward of `exchange_halo`: add the gradients of halos to the rows that they copy."""
+        """Backward pass of `exchange_halo`: add gradients by halos to the rows that they copy.
+
+        Returns:
+            A view of `gradient`, which is overwritten.
+        """
         if self.exchange is None or layer != self.exchanged_after:
             return gradient
         own = crop(gradient, self.beyond(layer))
@@ -284,7 +306,7 @@ WHOLE = Cut()
 
 
 class Trunk(nn.ModuleDict):
-    """Stages by the name of the layer that each gives, in the order in which they follow."""
+    """Sequence of convolutions and poolings, by the names of the layers that they compute."""
 
     def forward(
         self,
@@ -294,14 +316,16 @@ class Trunk(nn.ModuleDict):
         dtype: torch.dtype | None = None,
         cut: Cut = WHOLE,
     ) -> dict[str, Tensor]:
-        """(B, 3, H, W), normalised -> the layers asked for, (B, C, h, w) each, without what lies
-        around a picture that was cut out.
+        """Return features by layer, (B, C, h, w) each, without the halo of a tile.
 
-        Gradients are those of autograd to rounding; there is no second derivative.
+        Differentiable once.
 
         Args:
-            wrap: axes along which the maps go on where they began, of "x" and "y".
-            dtype: to compute in; None means that of x, which the features have in any case.
+            x: Normalised images, (B, 3, H, W).
+            layers: Names of the layers to return.
+            wrap: Axes along which padding is circular: "", "x", "y" or "xy".
+            dtype: Dtype of the computation; None means that of x. Features have the dtype of x.
+            cut: Position of x within a larger image.
         """
         dtype = dtype or x.dtype
         if torch.is_grad_enabled() and x.requires_grad:
@@ -319,7 +343,8 @@ class Trunk(nn.ModuleDict):
         keep: bool,
         cut: Cut = WHOLE,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The layers asked for, and with `keep` what every stage needs on the way back."""
+        """Return features in the order of the stages, and with `keep` the tensor that the backward
+        pass of each stage needs."""
         features, kept, given = [], [], x.dtype
         x = x.to(dtype, memory_format=memory_format_for(x.device))
         for layer, stage in self.items():
@@ -333,7 +358,7 @@ class Trunk(nn.ModuleDict):
 
 
 class _Pass(torch.autograd.Function):
-    """All stages there and back: normalised pixels -> features."""
+    """All stages as one autograd function."""
 
     @staticmethod
     def forward(
@@ -353,8 +378,11 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """None stands for the gradient by a layer that no loss has looked at."""
-        if torch.is_grad_enabled():  # `once_differentiable` would say nothing, or not what is wrong
+        """
+        Args:
+            gradients: By the features; None for a layer that the loss does not depend on.
+        """
+        if torch.is_grad_enabled():  # clearer than the error of `once_differentiable`
             raise RuntimeError("the trunk has no second derivative: leave out create_graph=True")
         of_layer = dict(zip(ctx.layers, gradients, strict=True))
         stages = zip(ctx.trunk.items(), ctx.saved_tensors, strict=True)
@@ -363,7 +391,7 @@ class _Pass(torch.autograd.Function):
             added, beyond = of_layer.get(layer), ctx.cut.beyond(layer)
             if gradient is None and added is not None:
                 borders = beyond.left, beyond.right, beyond.top, beyond.bottom
-                gradient = F.pad(added.to(kept.dtype), borders)  # a copy: what follows changes it
+                gradient = F.pad(added.to(kept.dtype), borders)  # copy: overwritten later
             elif gradient is not None and added is not None:
                 crop(gradient, beyond).add_(added)
             if gradient is not None:
@@ -376,9 +404,9 @@ class _Pass(torch.autograd.Function):
 
 
 class Extractor(nn.Module):
-    """A picture -> its features at the layers asked for; frozen, cut after the deepest of them.
+    """Frozen VGG network, truncated after the deepest layer that is needed.
 
-    Everything inside runs in the layout that is the fastest on its device.
+    Computes in the memory format that is the fastest on the device.
     """
 
     mean: Tensor
@@ -389,8 +417,10 @@ class Extractor(nn.Module):
     ) -> None:
         """
         Args:
-            weights: torchvision-style state dict, `features.{i}.{weight,bias}`, any float dtype.
-            layers: names of `layer_table`, as `resolve_layers` returns them.
+            weights: State dict as of torchvision, `features.{i}.{weight,bias}`, any float dtype.
+            net_name: Key of `NETS`.
+            layers: Names of layers as returned by `resolve_layers`.
+            pool: Key of `POOLS`.
         """
         super().__init__()
         self.layers, self.halos = layers, halos(layers, net_name)
@@ -419,20 +449,20 @@ class Extractor(nn.Module):
         around: Sides = NO_SIDES,
         exchange: Exchange | None = None,
     ) -> Features:
-        """(B, 3 or 1, H, W) in [0, 1] -> {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
-
-        Along the axes in `wrap`, "x", "y" or "xy", the picture goes on where it began. Sides that
-        are a multiple of `stride` then have features that do so too. With a `dtype` the net, and
-        nothing else, computes in it.
+        """Return {"image": (B, 3, H, W), layer: (B, C, h, w), ...}.
 
         Args:
-            around: px on the sides of a part of a picture that are there to be seen, and of which
-                nothing is given: as many as `halos` has for "image", or all up to where the picture
-                ends. Parts are cut at multiples of `stride`.
-            exchange: between those who look at parts above each other at the same time; it is
-                `halos_exchanged` then that says how many px are there to be seen.
+            image: (B, 3 or 1, H, W) in [0, 1].
+            wrap: Axes along which padding is circular: "", "x", "y" or "xy". Features tile as well
+                if the side is a multiple of `stride`.
+            dtype: Dtype in which the network computes; None means that of the image.
+            around: px on each side of a tile that belong to its halo and are not returned:
+                `halos["image"]`, or fewer where the image ends. Tiles begin at multiples of
+                `stride`.
+            exchange: Exchange of halos with the processes that evaluate the tiles above and below
+                at the same time. The halo is that of `halos_exchanged` then.
         """
-        image = image.expand(-1, 3, -1, -1)  # a grey picture stays grey under any optimiser
+        image = image.expand(-1, 3, -1, -1)  # so that the gradient of a grey image is grey
         cut = Cut(around, self.halos)
         if exchange is not None:
             cut = Cut(around, self.halos_exchanged, exchange, self.exchanged_after)
@@ -441,22 +471,23 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def rescale(self, exemplar: Tensor, per: str = LAYER) -> None:
-        """Scale the net to unit mean activation on the exemplar, (1, 3, H, W) in [0, 1].
+        """Scale the weights so that mean activations on an exemplar are 1, in place.
 
-        Gatys et al. 2015, section 2, in one pass: since ReLU and pooling are positively
-        homogeneous, dividing a filter by its mean and multiplying the next layer's input weights by
-        it leaves what the net computes unchanged up to these scales.
+        Gatys et al., "Texture Synthesis Using Convolutional Neural Networks", 2015, section 2, in
+        one pass: ReLU and pooling are positively homogeneous, so a filter is divided by its mean
+        activation and the input weights of the next layer are multiplied by it. Features change by
+        constant factors only.
+
+        A layer whose activations are all 0 keeps its weights. Large exemplars are resized to
+        `RESCALE_SIDE`, which hardly changes the means and bounds the memory.
 
         Args:
-            per: "layer": every layer as a whole, which leaves losses that are relative to the
-                exemplar's features as they are. "filter": every filter, as in the paper; but the
-                paper takes the means over photographs, and over a single exemplar they amplify
-                what is rare in it. The gain of a filter is at most `RESCALE_CAP` times that of its
-                layer, since an uncapped one multiplies the loss by ten orders of magnitude as soon
-                as it fires.
-
-        A layer that is dead altogether keeps its weights. Large exemplars are reduced to
-        `RESCALE_SIDE`: the means hardly differ, and all of their features would fill the memory.
+            exemplar: (1, 3, H, W) in [0, 1].
+            per: "layer" scales each layer as a whole; losses relative to the exemplar's features do
+                not change. "filter" scales each filter, as in the paper, which however takes the
+                means over photographs: means over a single exemplar amplify what is rare in it. The
+                gain of a filter is at most `RESCALE_CAP` times that of its layer; without this
+                limit, rare features multiply the loss by ten orders of magnitude.
         """
         factor = min(1, RESCALE_SIDE / min(exemplar.shape[2:]))
         x = self._normalize(resize(exemplar, scaled_size(exemplar, factor)))

@@ -1,7 +1,7 @@
-"""Files, sizes, devices and errors: all that is not texture.
+"""Errors and text, memory, sizes, resizing and padding.
 
-Pictures are `(B, C, H, W)` float32 tensors in [0, 1]; sizes are (height, width) in code and
-WIDTHxHEIGHT for the user. Nothing here prints: what the user should hear is returned or raised.
+Images are (B, C, H, W) float32 tensors in [0, 1]. Sizes are (height, width) in code and
+WIDTHxHEIGHT in text for the user. No function prints; notes for the user are returned or raised.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEVELS, LEVELS_16_BIT = 255, 65535  # of a channel of 8 and of 16 bits
-# Kinds of pictures, which decide how they are read, resized, carried along and saved.
+LEVELS, LEVELS_16_BIT = 255, 65535  # largest values of 8-bit and 16-bit channels
+# Kinds of images, which decide how an image is read, resized, transferred and saved.
 COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
 KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
-BICUBIC_REACH = 2  # px, of the filter with which pictures are enlarged
+BICUBIC_REACH = 2  # px: radius of the filter of bicubic interpolation
 MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
 GROUPS = Path("/sys/fs/cgroup")
-VALUE, LINE = 200, 1000  # characters of a value and of a line that tells of an error, at most
+VALUE, LINE = 200, 1000  # most characters of a value in an error message, and of the message
 
 
 def in_one_line(text: str) -> str:
-    """The same with line breaks as spaces, and escaped what would steer a terminal: file names,
-    flags and messages of libraries may hold both."""
+    """Return text with line breaks as spaces and control characters escaped.
+
+    File names, flags and messages of libraries may contain both.
+    """
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class UserError(Exception):
-    """An error that the user can fix: main prints it as one line on stderr and exits 2.
+    """Error that the user can correct, printed as one line on stderr with exit code 2.
 
-    The middle of words and quoted values of more than VALUE characters is left out, and that of a
-    line of more than LINE characters.
+    Words and quoted values are shortened to `VALUE` characters, and the message to `LINE`.
     """
 
     def __str__(self) -> str:
@@ -59,7 +60,7 @@ def prefixed(prefix: str) -> Iterator[None]:
 
 
 def _cut(text: str, most: int) -> str:
-    """The text, without its middle where it has more than `most` characters."""
+    """Shorten text to `most` characters by removing its middle."""
     if len(text) <= most:
         return text
     end = most // 3
@@ -67,30 +68,32 @@ def _cut(text: str, most: int) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return why an error was raised, for a line to the user."""
+    """Return the reason for an error, for a message to the user."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-# ------------------------------------------------------------------------------------- devices
+# ----------------------------------------------------------------------------- devices, memory
 
 
 def memory_format_for(device: torch.device) -> torch.memory_format:
-    """The layout in which a device convolves the fastest; on Apple's GPUs the way back takes ten
-    times as long in channels_last."""
+    """Return the memory format in which a device convolves the fastest.
+
+    On Apple GPUs the backward pass takes ten times as long in channels_last.
+    """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def give_back_freed_memory() -> None:
-    """Hand what this process has kept back to the system, where the C library is glibc."""
+    """Return freed memory of this process to the system. Does nothing without glibc."""
     with suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_bytes(device: torch.device) -> float:
-    """Return how much memory may still be taken, infinity where the system does not say.
+    """Return how many bytes can still be allocated, infinity if unknown.
 
-    Of the CPU's what Linux can free counts as available, and the process's control group may allow
-    less; elsewhere it is all that is built in.
+    For the CPU on Linux: memory that is free or can be freed, within the limits of the control
+    groups of the process. On other systems: all physical memory.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -103,9 +106,9 @@ def available_bytes(device: torch.device) -> float:
 
 
 def _group_bytes() -> float:
-    """Return the least memory that the control groups of this process, of version 2 or 1, leave.
+    """Return the fewest bytes that the control groups (versions 1 and 2) of this process leave.
 
-    The limit of a job or session (Slurm, systemd) is set in a group above the process's own.
+    Slurm and systemd set the limit of a job or session in a parent of the group of the process.
     """
     try:
         own = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
@@ -113,7 +116,7 @@ def _group_bytes() -> float:
         return math.inf
     left = [math.inf]
     for _, kind, path in own:
-        # Inside a container the group's own path often does not exist, and the root is it.
+        # Inside a container this path often does not exist, and the root is the group.
         group = PurePosixPath(path.lstrip("/"))
         for place in (group, *group.parents):
             if kind == "":
@@ -139,29 +142,32 @@ Size = tuple[int, int]  # (height, width)
 
 
 def size_of(maps: Tensor) -> Size:
-    """Return (height, width) of (B, C, H, W)."""
+    """Return (height, width) of maps (B, C, H, W)."""
     height, width = maps.shape[2:]
     return height, width
 
 
 def size_text(size: Sequence[int]) -> str:
-    """Return (height, width) as the user writes it, WIDTHxHEIGHT."""
+    """Return (height, width) as WIDTHxHEIGHT."""
     return f"{size[1]}x{size[0]}"
 
 
 def resize(image: Tensor, size: Size, wrap: str = "", labels: bool = False) -> Tensor:
-    """Return (B, C, H, W) resized to (height, width), antialiased, within [0, 1] or the range of
-    the values if that is larger; labels by the nearest pixel.
+    """Resize an image (B, C, H, W) to (height, width), bicubic with antialiasing.
 
-    A picture that repeats along the axes in `wrap`, "x", "y" or "xy", does so afterwards. The very
-    same tensor comes back when it has that size already.
+    Overshoot is clamped to [0, 1], or to the range of the image if that is larger. Returns the
+    image itself if it has that size.
+
+    Args:
+        wrap: Axes along which the image tiles, and so does the result: "", "x", "y" or "xy".
+        labels: Take the nearest pixel instead of interpolating.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     if labels:
         return F.interpolate(image, size, mode="nearest-exact")
     if wrap:
-        # One after the other, as sides without a common divisor are padded by whole copies.
+        # One axis at a time, as sides without a common divisor are padded by a whole period.
         across = _resized_along(image, 3, size[1], "x" in wrap)
         found = _resized_along(across, 2, size[0], "y" in wrap)
     else:
@@ -170,20 +176,20 @@ def resize(image: Tensor, size: Size, wrap: str = "", labels: bool = False) -> T
 
 
 def _in_range_of(image: Tensor, found: Tensor) -> Tensor:
-    """Clamp what bicubic interpolation makes of an image, which overshoots at edges, to [0, 1] or
-    the image's range if that is larger."""
+    """Clamp the overshoot of interpolation to [0, 1], or the range of the image if larger."""
     known = image.detach()
     return found.clamp(known.amin().clamp(max=0), known.amax().clamp(min=1))
 
 
 def _resized_along(image: Tensor, dim: int, new: int, wraps: bool) -> Tensor:
-    """Return (B, C, H, W) with one side resized to `new`, what lies across its border seen."""
+    """Resize one axis of (B, C, H, W) to `new`, with circular padding if `wraps`."""
     old, before, after = image.shape[dim], 0, 0
     if wraps:
-        # As many whole px as the filter reaches, and that become whole px: none is moved.
+        # The least padding that covers the filter and is a whole number of px in both sizes, so
+        # that no pixel is shifted.
         common = math.gcd(old, new)
         reach = math.ceil(BICUBIC_REACH * max(1, old / new) * common / old)
-        steps = min(reach, common)  # at most a copy of the picture
+        steps = min(reach, common)  # at most one period
         before, after = steps * old // common, steps * new // common
     parts = image.narrow(dim, old - before, before), image, image.narrow(dim, 0, before)
     shape = list(image.shape[2:])
@@ -193,20 +199,21 @@ def _resized_along(image: Tensor, dim: int, new: int, wraps: bool) -> Tensor:
 
 
 def wrapped(maps: Tensor, wrap: str, height: int, width: int) -> Tensor:
-    """Return (B, C, H, W) with so many rows and columns of its own beginning after its end.
-
-    Along the axes in `wrap` only, "x", "y" or "xy".
-    """
+    """Append the first `height` rows and `width` columns of (B, C, H, W) after its last ones, along
+    the axes in `wrap`: "", "x", "y" or "xy"."""
     if not wrap:
         return maps
     return F.pad(maps, (0, width * ("x" in wrap), 0, height * ("y" in wrap)), "circular")
 
 
 def pad_axes(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
-    """Return (B, C, H, W) with `reach` more rows or columns on either side of the axes named: of
-    "x", "y" or "xy", its own from the other end, or mirrored ones, the outermost coming twice.
+    """Pad (B, C, H, W) by `reach` rows or columns on both sides of the given axes.
 
-    Either way every row and column is in as many windows of 2 reach + 1 px.
+    Every row and column is then in 2 reach + 1 windows of 2 reach + 1 px.
+
+    Args:
+        wraps: Axes that are padded circularly: "", "x", "y" or "xy".
+        mirrors: Other axes, which are padded symmetrically: reflected with the border repeated.
     """
     for axis, dim in (("y", 2), ("x", 3)):
         first, last = maps.narrow(dim, 0, reach), maps.narrow(dim, maps.shape[dim] - reach, reach)
@@ -218,7 +225,7 @@ def pad_axes(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
 
 
 class Sides(NamedTuple):
-    """Numbers of rows and columns on the sides of a picture."""
+    """Numbers of rows or columns, one for each side of an image."""
 
     top: int = 0
     bottom: int = 0
@@ -230,7 +237,7 @@ NO_SIDES = Sides()
 
 
 def crop(maps: Tensor, beyond: Sides) -> Tensor:
-    """(B, C, H, W) without so many rows and columns on its sides, a view."""
+    """Return a view of maps (B, C, H, W) without `beyond` rows and columns on its sides."""
     if beyond == NO_SIDES:
         return maps
     rows = slice(beyond.top, maps.shape[2] - beyond.bottom)
@@ -238,12 +245,16 @@ def crop(maps: Tensor, beyond: Sides) -> Tensor:
 
 
 def pad(x: Tensor, wrap: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
-    """Return (B, C, H, W) with one more row or column on every side: its own from the other end
-    along the axes in `wrap`, else what `F.pad` makes of the mode, "reflect" or "replicate"; none on
-    sides that are open, where 1 is given.
+    """Pad (B, C, H, W) by one row or column on every side; keeps the memory format.
 
-    channels_last stays what it is; `F.pad` would wrap by several copies and lose it.
+    Args:
+        wrap: Axes that are padded circularly: "", "x", "y" or "xy". `F.pad` would take several
+            copies and lose channels_last.
+        mode: Of the other axes, "reflect" or "replicate".
+        open_sides: 1 for each side that is not padded, else 0.
     """
+    if not wrap and open_sides == NO_SIDES:
+        return F.pad(x, (1, 1, 1, 1), mode)
     B, C, H, W = x.shape
     last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
@@ -257,8 +268,11 @@ def pad(x: Tensor, wrap: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor
 
 
 def pad_backward(gradient: Tensor, wrap: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor:
-    """The gradient by what `padded` was given, (B, C, H, W), from that by what it returned, of
-    which it becomes a part: every pixel gathers the gradients of its copies."""
+    """Backward pass of `pad`: add the gradients of padded rows and columns to their sources.
+
+    Returns:
+        The gradient by the input of `pad`, a view of `gradient`, which is overwritten.
+    """
     for dim, border, source in reversed(_border_sources(gradient, wrap, mode, open_sides)):
         gradient.select(dim, source).add_(gradient.select(dim, border))
     return crop(gradient, _borders(open_sides))
@@ -271,12 +285,11 @@ def _borders(open_sides: Sides) -> Sides:
 def _border_sources(
     bordered: Tensor, wrap: str, mode: str, open_sides: Sides
 ) -> list[tuple[int, int, int]]:
-    """The columns and then the rows that were added to (B, C, H, W): their dimension, which of it
-    they are, and which they are copied from."""
+    """Return (dimension, index, index of the source) of each padded column, then of each row."""
     top, bottom, left, right = open_sides
     found = []
     for axis, dim, opened in (("x", 3, (left, right)), ("y", 2, (top, bottom))):
-        last = bordered.shape[dim] - 2  # of those between two borders; the first is 1
+        last = bordered.shape[dim] - 2  # last index that is not padding; the first is 1
         if axis in wrap:
             sources = last, 1
         elif mode == "replicate":
@@ -291,7 +304,7 @@ def _border_sources(
 
 
 def scaled_size(maps: Tensor, factor: float) -> Size:
-    """Return the size of (B, C, H, W) resized by a factor."""
+    """Return the size of (B, C, H, W) times a factor, at least 1x1."""
     height, width = (max(1, round(factor * side)) for side in maps.shape[2:])
     return height, width
 
@@ -299,12 +312,16 @@ def scaled_size(maps: Tensor, factor: float) -> Size:
 def rotated_and_resized(
     image: Tensor, degrees: Iterable[float], factors: Iterable[float], labels: bool = False
 ) -> list[Tensor]:
-    """Return (B, C, H, W) at every one of the angles and factors and every pair of the two, in the
-    range that `resize` has, labels by the nearest pixel.
+    """Return rotated and resized copies of an image (B, C, H, W).
 
-    Turned counter-clockwise and cut to the largest centred part of the same aspect that has no
-    empty corners; multiples of 90 degrees move pixels and change none. The picture as it is, at
-    0 degrees and factor 1, is left out.
+    One copy for each angle, each factor and each pair of both, angle by angle from 0 degrees, each
+    with factor 1 first; without the image itself. A rotated image is cropped to the largest centred
+    rectangle of the same aspect ratio without empty corners. Multiples of 90 degrees are exact.
+
+    Args:
+        degrees: Angles counter-clockwise.
+        factors: Factors of the size.
+        labels: Take the nearest pixel instead of interpolating.
     """
     found = []
     for angle in (0, *degrees):
@@ -325,7 +342,7 @@ def _rotated(image: Tensor, degrees: float, labels: bool) -> Tensor:
     h, w = max(1, int(share * height)), max(1, int(share * width))
     y = torch.arange(h, device=image.device)[:, None] - (h - 1) / 2
     x = torch.arange(w, device=image.device)[None, :] - (w - 1) / 2
-    # Counter-clockwise on a screen, where y points down.
+    # Counter-clockwise with y pointing down.
     grid = torch.stack(((cos * x - sin * y) * 2 / width, (sin * x + cos * y) * 2 / height), 2)
     grid = grid.to(image.dtype).expand(len(image), -1, -1, -1)
     if labels:

@@ -1,4 +1,4 @@
-"""Files: how they are opened, and saved whole or not at all."""
+"""Open files safely, and save them atomically."""
 
 import glob
 import os
@@ -15,17 +15,17 @@ from utils import UserError, reason_of
 ROOT = Path(__file__).resolve().parent.parent
 TEXTURES = ROOT / "textures"
 PROCESSES = "/proc"
-_TEMPORARY = ".synthesis-"  # how the names of files begin that are not whole yet
-ROOM = 2**16  # bytes that a folder must have room for, before slow work begins
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # whatever opens a pipe waits
+_TEMPORARY = ".synthesis-"  # prefix of the names of temporary files
+ROOM = 2**16  # bytes that `check_writable` writes
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would block
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading.
+    """Open a regular file for reading.
 
     Raises:
-        OSError: it cannot be opened, or is a pipe, a device, a file of /proc or empty, so that
-            reading may never end or gives nothing.
+        OSError: The file cannot be opened, is empty, or is a pipe, a device or a file of /proc,
+            from which reading may never end.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))
     known, reason = os.fstat(file.fileno()), ""
@@ -42,11 +42,12 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def check_writable(path: Path) -> None:
-    """See that a file can be saved there, so that slow work does not end in an error; folders that
-    are missing are created when it is. What runs that were killed have left there goes.
+    """Check before slow work that a file can be saved; missing folders are created on saving.
 
-    Raises UserError when the path is a folder or no file, or its folder cannot be created or
-    written to.
+    Also removes temporary files of processes that have ended.
+
+    Raises:
+        UserError: The path is a folder, a device or a pipe, or its folder cannot be written to.
     """
     try:
         if path.is_dir():
@@ -63,13 +64,13 @@ def check_writable(path: Path) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where a file is written until it is whole: beside it, named by the process."""
-    # Not mkstemp, whose files are private: an ordinary open follows the user's umask.
+    """Return the path of a temporary file beside a file, named after the process."""
+    # Not mkstemp, whose files are private instead of following the umask.
     return path.with_name(f"{_TEMPORARY}{platform.node()}-{os.getpid()}-{uuid4().hex[:8]}.tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this machine that are no more."""
+    """Remove temporary files of processes of this machine that have ended."""
     own = f"{_TEMPORARY}{platform.node()}-"
     for path in folder.glob(f"{glob.escape(own)}*-*.tmp"):
         with suppress(OSError, ValueError):
@@ -80,7 +81,11 @@ def sweep(folder: Path) -> None:
 
 
 def save_bytes(content: bytes | memoryview, path: Path) -> None:
-    """Write a file that appears whole or not at all; raises UserError when it cannot be written."""
+    """Write a file atomically, and the folders that it needs.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     temporary = temporary_of(_real(path))
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -94,5 +99,5 @@ def save_bytes(content: bytes | memoryview, path: Path) -> None:
 
 
 def _real(path: Path) -> Path:
-    # Replacing a link would leave the file that it points to as it was.
+    # Replacing a symbolic link would not change the file that it points to.
     return Path(os.path.realpath(path))

@@ -1,4 +1,4 @@
-"""The device and the memory of this process."""
+"""Device and memory of this process."""
 
 import ctypes
 import math
@@ -10,18 +10,21 @@ import torch
 
 from utils import UserError
 
-# Trim threshold, top pad, mmap threshold; where it is tight, what is large goes back to the system.
+# M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of glibc's mallopt, in bytes.
 MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**31 - 1}
 TIGHT_MALLOC_OPTIONS = {-1: 2**25, -2: 2**22, -3: 2**24}
 OWN_STATUS = Path("/proc/self/status")
 
 
 def pick_device(name: str | None, local: int = 0) -> tuple[torch.device, str | None]:
-    """Return the device of that name; None means a GPU, or the CPU and a note that says so.
+    """Return a device, and a note for the user or None.
 
-    Of several GPUs it is cuda:0, and for the processes that share a machine one after the other.
+    Args:
+        name: "cpu", "cuda", "cuda:N" or "mps"; None means a GPU, or the CPU with a note.
+        local: Number of the process on this machine, which chooses among several GPUs.
 
-    Raises UserError when a device that was asked for is not on this machine.
+    Raises:
+        UserError: This machine has no device of that name.
     """
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -32,7 +35,7 @@ def pick_device(name: str | None, local: int = 0) -> tuple[torch.device, str | N
         if "cuda:0" in devices:
             return torch.device(f"cuda:{local % torch.cuda.device_count()}"), None
         return torch.device("cpu"), "no CUDA device on this machine, running on the CPU"
-    # Compared with names, never parsed: torch.device takes 'meta', 'cuda:7' and a dozen more.
+    # Not torch.device(name), which also accepts 'meta', 'cuda:7' and a dozen others.
     wanted = name.strip().lower()
     wanted = "cuda:0" if wanted == "cuda" else wanted
     if wanted not in devices:
@@ -41,24 +44,26 @@ def pick_device(name: str | None, local: int = 0) -> tuple[torch.device, str | N
 
 
 def keep_freed_memory(tight: bool = False) -> None:
-    """Have this process keep what it frees, where the C library is glibc.
+    """Keep freed memory in this process instead of returning it to the system. Needs glibc.
 
-    A step takes and frees the same large tensors over and over. By default glibc hands them back
-    to the system, which clears every page of them before it hands them out again: a third of the
-    time of a step at 1024x1024 on a virtual machine. What is kept has holes, though, up to a third
-    of it where a picture is made block by block; where memory is `tight`, whatever has a value a
-    pixel of a large picture goes back.
+    Each step allocates and frees the same large tensors. By default glibc returns them to the
+    system, which clears every page before reuse: a third of the time of a step at 1024x1024 on a
+    virtual machine.
+
+    Args:
+        tight: Return large tensors, as fragmentation can cost a third of the memory when an image
+            is made tile by tile.
     """
-    with suppress(OSError, TypeError, AttributeError):  # no such library, or another one
+    with suppress(OSError, TypeError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         for option, number in (TIGHT_MALLOC_OPTIONS if tight else MALLOC_OPTIONS).items():
             mallopt(option, number)
 
 
 def peak_bytes(device: torch.device) -> float:
-    """The most memory that this process has had so far, NaN where the system does not tell."""
+    """Return the peak memory of this process in bytes, NaN if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not the peak that `resource` knows, which starts from that of the process before.
+    # Not `resource.getrusage`, whose peak includes that of the parent before exec.
     peak = re.search(r"VmHWM:\s*(\d+) kB", OWN_STATUS.read_text() if OWN_STATUS.exists() else "")
     return 1024 * int(peak[1]) if peak else math.nan

@@ -1,4 +1,4 @@
-"""Weight files: how they are found, downloaded, cached, read and recognised."""
+"""Find, download, cache, read and recognise files of VGG weights."""
 
 import os
 import re
@@ -21,50 +21,54 @@ from utils import UserError
 
 DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
 BUNDLE = ROOT / "weights" / "vgg16_caffe.pth"
-CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue from 0 to 255
+CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green and blue, from 0 to 255
 CAFFE, TORCHVISION = "caffe", "torchvision"
-# Layout -> the mean that is subtracted from the pixels: red, green, blue from 0 to 255.
+# Mean that each layout subtracts from the pixels: red, green and blue, from 0 to 255.
 LAYOUTS = {CAFFE: CAFFE_MEAN, TORCHVISION: tuple(round(255 * x, 3) for x in IMAGENET_MEAN)}
-# How the first kernels of the authors' VGG-16 and VGG-19 begin, and the hashes that the names of
-# these files carry in PyTorch's format.
+# First values of the first kernels of the authors' VGG-16 and VGG-19, and the hashes in the names
+# of these files in PyTorch's format.
 CAFFE_KERNELS = ((0.42947057, 0.373467, -0.06136011), (0.341195, 0.339992, -0.0448442))
 CAFFE_HASHES = ("00b39a1b", "d01eb7cb")
 KERNEL_TOLERANCE = 1e-3  # relative: float16 rounds by 5e-4
 ZIP_MAGIC = b"PK\x03\x04"
-MOST_WEIGHT = 1000.0  # nets have none above 100, and features would overflow
-STALE = 3600  # s, since anything came of a download that is not going on any more
-NETWORK_TIMEOUT = 10.0  # seconds without a byte, after which a server counts as unreachable
+MOST_WEIGHT = 1000.0  # published weights are below 100; features of larger ones overflow
+STALE = 3600  # s: age after which a partial download is considered stale
+NETWORK_TIMEOUT = 10.0  # s without data after which a server is considered unreachable
 
 
-class Found(NamedTuple):
-    """The weights of a net."""
+class LoadedWeights(NamedTuple):
+    """Weights of a network."""
 
     weights: Weights  # in torchvision's layout
-    net: str  # a name in NETS
-    layout: str = TORCHVISION  # a name in LAYOUTS: that of the file
-    notes: list[str] = []  # what the user should hear
+    net: str  # key of NETS
+    layout: str = TORCHVISION  # key of LAYOUTS: layout of the file
+    notes: list[str] = []  # for the user
 
 
 def load_weights(
     model: str | None,
     path: Path | None,
     layers: list[str],
+    *,
     progress: bool = False,
     layout: str | None = None,
-) -> Found:
-    """Return the weights of a net's convolutions.
+) -> LoadedWeights:
+    """Return the weights of the convolutions of a network.
 
-    With a `path` its file is read: a state dict of a VGG, whole or features only, whose names tell
-    which net it is. Otherwise torchvision's weights come from its cache, into which they are
-    downloaded once, and from then on from a features-only copy beside them. With neither path nor
-    model, the bundled net stands in where `DEFAULT_NET` cannot be had.
+    Without a path, torchvision's weights are downloaded once into its cache; later runs read a copy
+    beside them that holds the convolutions alone.
 
     Args:
-        layout: a name in `LAYOUTS`: which pixels the net at `path` expects; None recognises it.
+        model: Key of `NETS`. None means the network of the file at `path`; without a path,
+            `DEFAULT_NET` or, if its weights are not available, `BUNDLED_NET`.
+        path: State dict of a VGG, with or without the classifier.
+        layers: Names of layers as returned by `resolve_layers`, whose weights must be present.
+        progress: Show a progress bar while downloading.
+        layout: Key of `LAYOUTS`: layout of the file at `path`. None recognises it.
 
     Raises:
-        UserError: the file cannot be read, holds another net or lacks a layer; or the weights of
-            a model that was asked for can be neither found nor downloaded.
+        UserError: The file cannot be read, holds another network or lacks a layer; or the weights
+            of `model` are neither cached nor can be downloaded.
     """
     if path is not None:
         found = _read_file(path, layout)
@@ -88,39 +92,39 @@ def load_weights(
 
 
 def likely_net(model: str | None, path: Path | None, layout: str | None = None) -> str:
-    """Predict, without a download, which net `load_weights` returns for the same arguments.
+    """Predict the network that `load_weights` returns, without downloading anything.
 
     Raises:
-        UserError: the file at `path` cannot be read, or holds no VGG.
+        UserError: The file at `path` cannot be read or is not a VGG.
     """
     if model is not None:
         return model
     if path is not None:
         return _read_file(path, layout).net
-    cached = any(os.path.exists(file) for file in _cached(DEFAULT_NET))
+    cached = any(os.path.exists(file) for file in _cache_paths(DEFAULT_NET))
     return DEFAULT_NET if cached else BUNDLED_NET
 
 
 class _Unreachable(UserError):
-    """Weights that the cache does not hold whole and that cannot be downloaded now."""
+    """Weights are missing or damaged in the cache and cannot be downloaded."""
 
 
-def _cached(model: str) -> tuple[Path, Path]:
-    """Where torchvision keeps the weights of a net, and the features-only copy beside them."""
+def _cache_paths(model: str) -> tuple[Path, Path]:
+    """Return the paths of torchvision's cached weights and of the copy of the convolutions."""
     cache = Path(torch.hub.get_dir()) / "checkpoints" / str(NETS[model].url).rsplit("/")[-1]
     return cache, cache.with_suffix(".features.pth")
 
 
-def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
-    """Return the weights of a net that is bundled, cached or downloaded.
+def _find_weights(model: str, layers: list[str], progress: bool) -> LoadedWeights:
+    """Return the bundled, cached or downloaded weights of a network.
 
-    A file of the cache that is damaged or lacks a layer is passed over and replaced: the copy by
-    one of the whole file, the whole file by a download, which leaves it alone unless it succeeds.
+    A cached file that is damaged or lacks a layer is replaced: the copy by a new copy of the whole
+    file, the whole file by a download if that succeeds.
     """
     url = NETS[model].url
     if url is None:
         return _read_layers(BUNDLE, model, layers)
-    cache, copy = _cached(model)
+    cache, copy = _cache_paths(model)
     passed_over: list[str] = []
     for path in (copy, cache):
         if not os.path.exists(path):
@@ -130,23 +134,23 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> Found:
         except UserError as error:
             passed_over.append(str(error))
             continue
-        if path is cache and found.layout == TORCHVISION:  # a copy says nothing of its layout
+        if path is cache and found.layout == TORCHVISION:  # a copy does not store its layout
             _write_copy(found.weights, copy)
-        notes = [f"{told}: using {cache.name} instead" for told in passed_over]
+        notes = [f"{fault}: using {cache.name} instead" for fault in passed_over]
         return found._replace(notes=notes + found.notes)
-    told = "; ".join(passed_over)
+    faults = "; ".join(passed_over)
     try:
         _download(url, cache, progress)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another hash
         reason = getattr(error, "reason", None) or error
         raise _Unreachable(
-            f"{told}; {model} cannot be downloaded again now ({reason})"
-            if told
+            f"{faults}; {model} cannot be downloaded again now ({reason})"
+            if faults
             else f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
         ) from error
     found = _read_layers(cache, model, layers)
     _write_copy(found.weights, copy)
-    return found._replace(notes=[f"{told}: downloaded again"] if told else [])
+    return found._replace(notes=[f"{faults}: downloaded again"] if faults else [])
 
 
 def _download(url: str, cache: Path, progress: bool) -> None:
@@ -156,13 +160,13 @@ def _download(url: str, cache: Path, progress: bool) -> None:
             if time.time() - half.stat().st_mtime > STALE:
                 half.unlink()
     with _network_timeout():
-        # Checks the hash that the file's name carries; a half download never gets the name.
+        # Checks the hash in the name; a partial download has another name.
         torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
 
 
 def _write_copy(weights: Weights, copy: Path) -> None:
-    """Keep the features alone beside torchvision's file, whose 548 MB would cost every run of a
-    loop; where nothing may be written there, the run does without."""
+    """Save the convolutions beside torchvision's file of 548 MB, which takes every run longer to
+    read. Does nothing if the folder is not writable."""
     temporary = temporary_of(copy)
     with suppress(OSError, RuntimeError):
         sweep(copy.parent)
@@ -182,33 +186,33 @@ def _network_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read_layers(path: Path, net_name: str, layers: list[str]) -> Found:
+def _read_layers(path: Path, net_name: str, layers: list[str]) -> LoadedWeights:
     weights, layout, notes = _read_weights(path)
     _check(weights, net_name, layers, path)
-    return Found(weights, net_name, layout, notes)
+    return LoadedWeights(weights, net_name, layout, notes)
 
 
-def _read_file(path: Path, layout: str | None) -> Found:
-    """Return the weights of a file that the user gives, and what is known of them."""
+def _read_file(path: Path, layout: str | None) -> LoadedWeights:
+    """Return the weights of a file given by the user."""
     with suppress(OSError, ValueError):
-        told = os.stat(path)
-        return _read_version(path, layout, told.st_mtime_ns, told.st_size)
-    return _read_version(path, layout, 0, 0)  # which says what is wrong
+        status = os.stat(path)
+        return _read_version(path, layout, status.st_mtime_ns, status.st_size)
+    return _read_version(path, layout, 0, 0)  # raises
 
 
-@lru_cache(maxsize=1)  # read once to learn which net it is, and once more for its weights
-def _read_version(path: Path, layout: str | None, changed: int, size: int) -> Found:
+@lru_cache(maxsize=1)  # for `likely_net`, then for `load_weights`
+def _read_version(path: Path, layout: str | None, changed: int, size: int) -> LoadedWeights:
     weights, layout, notes = _read_weights(path, layout)
-    return Found(weights, _guess_net(weights, path), layout, notes)
+    return LoadedWeights(weights, _guess_net(weights, path), layout, notes)
 
 
 def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, list[str]]:
-    """Return the convolutions of a state dict in torchvision's layout, the file's own layout, and
-    what the user should hear of it."""
+    """Return the convolutions of a file in torchvision's layout, the layout of the file, and notes
+    for the user."""
     weights, renamed = _read_state(path)
     notes: list[str] = []
     if layout is None:
-        layout, sure = _recognised(path, weights, renamed)
+        layout, sure = _recognise_layout(path, weights, renamed)
         if not sure:
             (other,) = LAYOUTS.keys() - {layout}
             note = f"assumed {layout}'s layout; if that is wrong, give --weights_layout {other}"
@@ -219,11 +223,12 @@ def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, 
 
 
 def _read_state(path: Path) -> tuple[Weights, bool]:
-    """Return the convolutions of a state dict under torchvision's names, and whether they had
-    others. Tensors are copied, so that the rest of the file is freed.
+    """Return the convolutions of a state dict under torchvision's names, and whether the file has
+    other names.
 
-    Both formats of `torch.save`: zip archives are mapped into memory, so that the rest is never
-    read; files from before PyTorch 1.6, torchvision's VGG among them, can only be read whole.
+    Tensors are copied so that the rest of the file is freed. Zip archives are mapped into memory,
+    so that the rest is not read; files in the format before PyTorch 1.6, as torchvision's VGG are,
+    can only be read whole.
     """
     try:
         with open_regular(path) as file:
@@ -231,7 +236,7 @@ def _read_state(path: Path) -> tuple[Weights, bool]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         names = {name: key for key in state if (name := _torchvision_name(key, state))}
         weights = {name: state[key].clone() for name, key in names.items()}
-    except Exception as error:  # as many kinds as there are ways to damage a file
+    except Exception as error:  # damaged files raise many types
         reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
         if isinstance(error, OSError) and error.strerror is None:
             reason = str(error)
@@ -247,10 +252,10 @@ def _read_state(path: Path) -> tuple[Weights, bool]:
 
 
 def _torchvision_name(key: str, state: Mapping[str, Tensor]) -> str | None:
-    """Torchvision's name for a tensor of a state dict; None if it belongs to no convolution.
+    """Return torchvision's name of a tensor, or None if it does not belong to a convolution.
 
-    Known are `features.0.weight`; `0.weight`, of the features alone; and `conv1_1.weight`, as Gatys
-    et al. name them.
+    Accepts `features.0.weight`, `0.weight` (of `features` alone) and `conv1_1.weight` (Gatys et
+    al.).
     """
     if match := re.fullmatch(r"(?:features\.)?(\d+)\.(weight|bias)", key):
         return f"features.{match[1]}.{match[2]}"
@@ -261,8 +266,8 @@ def _torchvision_name(key: str, state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _recognised(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]:
-    """Return the layout of a file's weights, and whether that is sure."""
+def _recognise_layout(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]:
+    """Return the layout of the weights of a file, and whether it is certain."""
     first = weights.get("features.0.weight", torch.zeros(0)).flatten()[:3].tolist()
     if any(
         np.allclose(first, kernel, KERNEL_TOLERANCE, 0)
@@ -277,14 +282,14 @@ def _recognised(path: Path, weights: Weights, renamed: bool) -> tuple[str, bool]
 
 
 def _from_caffe(weights: Weights) -> Weights:
-    """Fold Caffe's preprocessing (BGR from 0 to 255, less `CAFFE_MEAN`) into the first convolution,
-    so that it takes pixels as torchvision's do.
+    """Fold Caffe's preprocessing (BGR from 0 to 255 minus `CAFFE_MEAN`) into the first convolution,
+    which then takes pixels normalised as for torchvision.
 
-    Exact, since both are affine in the pixels: no border is padded with zeros.
+    Exact, as both are affine in the pixels and no convolution pads with zeros.
     """
     weight, bias = (weights.get(f"features.0.{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None or weight.shape != (bias.numel(), 3, 3, 3):
-        return weights  # `_check` says what is missing or has another shape
+        return weights  # `_check` raises
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     weight = weight.float().flip(1)
     shift = (weight * (255 * mean - torch.tensor(CAFFE_MEAN)).view(1, 3, 1, 1)).sum((1, 2, 3))

@@ -26,6 +26,7 @@ from utils import Size, resize
 
 TINY = 1e-8  # least denominator; the statistics of a constant exemplar are 0
 SORT_CHUNK = 2**22  # values that are sorted at a time; sorting takes ten times their memory
+SORT_PER_THREAD = 2**16  # values; fewer are sorted before a second thread has started
 MASK_MARGIN = 4  # px around the mask that are part of the region; beyond may lie another texture
 MAX_PATCHES = 10_000
 
@@ -424,9 +425,12 @@ def sort_with_indices(values: Tensor) -> tuple[Tensor, Tensor]:
     n = values.shape[-1]
     keys = _ordered_bits(values.contiguous().view(torch.int32)).long() << 32 | torch.arange(n)
     rows = keys.flatten(0, -2)
-    parts = rows.tensor_split(max(1, min(torch.get_num_threads(), len(rows))))
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(_sort_rows, parts))
+    threads = min(torch.get_num_threads(), len(rows))
+    if threads == 1 or rows.numel() < SORT_PER_THREAD:
+        _sort_rows(rows)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(_sort_rows, rows.tensor_split(threads)))
     return _ordered_bits((keys >> 32).int()).view(torch.float32), keys.bitwise_and_(2**32 - 1)
 
 

@@ -1,9 +1,14 @@
 """Gram matrices of features."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from models import Features
 from terms.base import (
+    TINY,
     LayerWeights,
     Statistics,
     Sums,
@@ -45,6 +50,7 @@ class Gram(Term):
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.layers = layers
         self.source = inputs.mix_statistics(lambda maps: {k: gram(maps[k]).mean for k in layers})
+        self.norms = {k: x.square().sum().clamp(min=TINY) for k, x in self.source.items()}
 
     def measure(self, output: Features) -> Statistics:
         return {layer: gram(output[layer]) for layer in self.layers}
@@ -55,3 +61,37 @@ class Gram(Term):
             for layer, source in self.source.items()
         }
         return mean_over_layers(errors, self.layers)
+
+    def __call__(self, output: Features) -> Tensor:
+        errors = {
+            layer: _GramError.apply(output[layer], source, self.norms[layer])
+            for layer, source in self.source.items()
+        }
+        return mean_over_layers(errors, self.layers)
+
+
+class _GramError(torch.autograd.Function):
+    """Return |G - S|^2 / |S|^2 with G = F' F / N: (B, C, H, W), (1, C, C), () -> (B,).
+
+    F is (N, C) with N = H W, S the Gram matrix of the source. The gradient by F is
+    4 F (G - S) / (N |S|^2). Equal to `distance(measure(features))`, which autograd computes in
+    twenty passes over (C, C) instead of three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, source: Tensor, norm: Tensor) -> Tensor:
+        flat = features.movedim(1, -1).flatten(1, 2)  # (B, N, C)
+        sources = source.expand(len(flat), -1, -1)
+        difference = torch.baddbmm(sources, flat.mT, flat, beta=-1, alpha=1 / flat.shape[1])
+        ctx.save_for_backward(features, difference, norm)
+        entries = difference.flatten(1)
+        return torch.linalg.vecdot(entries, entries) / norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        features, difference, norm = ctx.saved_tensors
+        flat = features.movedim(1, -1).flatten(1, 2)
+        factor = (gradient * (4 / flat.shape[1]) / norm).view(-1, 1, 1)
+        products = flat @ (difference * factor)  # (B, N, C)
+        return products.unflatten(1, features.shape[2:]).movedim(-1, 1), None, None

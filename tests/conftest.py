@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from command.weights import Found
+from command.weights import LoadedWeights
 from engine import layouts, painting, patchmatch
 from engine.kinds import STOCHASTIC
 from engine.levels import Job, generators, level_at
@@ -251,7 +251,7 @@ def narrow_weights(monkeypatch):
             weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator)
             weights[f"features.{index}.bias"] = torch.zeros(WIDTH)
             channels = WIDTH
-    found = Found(weights, "vgg16-caffe")
+    found = LoadedWeights(weights, "vgg16-caffe")
     monkeypatch.setattr("command.run.load_weights", lambda *_, **__: found)
 
 

@@ -154,6 +154,18 @@ def test_gram_has_the_gradient_of_the_plain_product():
     torch.testing.assert_close(found, expected)
 
 
+def test_gram_error_in_closed_form_is_what_autograd_makes_of_it(tiny):
+    source, output = noise(1, 3, 8, 6), noise(2, 3, 5, 7, seed=1).requires_grad_()
+    term = built(Gram, tiny(source), tiny.layers)
+    found, expected = (
+        one(tiny(output)) for one in (term, lambda x: term.distance(term.measure(x)))
+    )
+    torch.testing.assert_close(found, expected)
+    weights = torch.tensor([1.0, -3.0])
+    gradients = (torch.autograd.grad((weights * x).sum(), output)[0] for x in (found, expected))
+    torch.testing.assert_close(*gradients)
+
+
 def test_relative_error_by_hand():
     output, source = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0]])
     # ((1-3)^2 + (2-4)^2) / (9 + 16), and 0 for the picture that is the source
@@ -210,7 +222,8 @@ def _lower(maps):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_sort_with_indices_is_what_torch_sorts(threads, dtype):
+def test_sort_with_indices_is_what_torch_sorts(threads, dtype, monkeypatch):
+    monkeypatch.setattr(base, "SORT_PER_THREAD", 1)
     values = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     values[0, 0, ::7], values[0, 1, :9], values[1, 2, 3] = 0.25, -2.5, -math.inf
     values[1, 0, 4], values[1, 1, 5] = math.inf, 1e-40

@@ -59,7 +59,7 @@ def gradient_of(features: dict[str, Tensor], x: Tensor) -> Tensor:
 @pytest.fixture(params=["direct", "by Winograd"])
 def convolving(request, monkeypatch):
     monkeypatch.setattr(models, "LEAST_CHANNELS", 1 if request.param == "by Winograd" else 1000)
-    monkeypatch.setattr(winograd, "WINDOWS_AT_ONCE", 7)  # so that small maps take several passes
+    monkeypatch.setattr(winograd, "WINDOWS_PER_PASS", 7)  # so that small maps take several passes
 
 
 @pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
@@ -95,7 +95,7 @@ def test_another_layout_changes_nothing(wrap, monkeypatch):
     wanted = net(x, STAGES, wrap)
     gradient = gradient_of(wanted, x)
     monkeypatch.setattr(models, "memory_format_for", lambda device: torch.contiguous_format)
-    monkeypatch.setattr(models.Convolution, "_transforms", lambda *_: False)  # as on a GPU
+    monkeypatch.setattr(models.Convolution, "_uses_winograd", lambda *_: False)  # as on a GPU
     net = small_trunk()
     found, kept = net.run(x.detach(), STAGES, wrap, torch.float64, keep=True)
     assert all(maps.is_contiguous() for maps in kept)
@@ -108,18 +108,21 @@ def test_another_layout_changes_nothing(wrap, monkeypatch):
 def test_winograds_method_is_a_convolution(height, width, convolving):
     padded, weight, bias = random(2, 5, height + 2, width + 2), random(7, 5, 3, 3), random(7)
     filters = winograd.transform_filters(weight)
-    found = winograd.conv2d(padded, filters, bias)
-    torch.testing.assert_close(found, F.conv2d(padded, weight, bias), rtol=1e-10, atol=1e-10)
-    found = winograd.conv2d_input(found, filters)
-    expected = F.conv_transpose2d(F.conv2d(padded, weight, bias), weight)
+    found, expected = (
+        winograd.conv2d_relu(padded, filters, bias),
+        F.conv2d(padded, weight, bias).relu(),
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    found = winograd.conv2d_backward(expected, filters)
+    expected = F.conv_transpose2d(expected, weight)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_winograds_method_is_as_exact_as_float32_allows():
     """Relative errors of 256 channels: 1.3e-6, and half of that directly."""
     padded, weight = random(1, 256, 18, 18).relu(), random(256, 256, 3, 3) / 48
-    expected, bias = F.conv2d(padded, weight), torch.zeros(256)
-    found = winograd.conv2d(padded.float(), winograd.transform_filters(weight.float()), bias)
+    expected, bias = F.conv2d(padded, weight).relu(), torch.zeros(256)
+    found = winograd.conv2d_relu(padded.float(), winograd.transform_filters(weight.float()), bias)
     assert (found - expected).norm() < 3e-6 * expected.norm()
 
 
