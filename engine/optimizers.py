@@ -120,7 +120,8 @@ def minimize(
         rematches = evaluate.match_every is None or (optimizer.may_rematch and evaluate.due)
         resumable = evaluate.tracker.is_read and evaluate.left and rematches
         for reached in evaluate.tracker.take():
-            yield Step(*reached, evaluate.went_back, current if resumable else None)
+            state_here = current if resumable and reached.step == evaluate.taken else None
+            yield Step(*reached, evaluate.went_back, state_here)
             evaluate.went_back = False
     best = evaluate.tracker.best
     return Minimum(image if best is None else best, evaluate.taken)

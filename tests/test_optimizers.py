@@ -67,6 +67,20 @@ def test_lbfgs_asks_for_a_sufficient_decrease(short_of_one, third):
     assert seen == pytest.approx([0, 1 - short_of_one, third], abs=1e-4)
 
 
+def test_lbfgs_ends_where_no_trial_of_a_line_search_decreases_the_loss(start):
+    """The gradient points downhill everywhere, but the loss grows by each move."""
+    seen = []
+
+    def criterion(features):
+        image = features["image"]
+        seen.append(1)
+        moved = (image.detach() - start).abs() + image - image.detach()
+        return 1 + moved.flatten(1).sum(1)
+
+    found = optimize(start, identity, criterion, 100, "LBFGS")
+    assert torch.equal(found, start) and len(seen) == 1 + LINE_SEARCH_TRIALS
+
+
 def test_lbfgs_remembers_so_many_steps(start, monkeypatch):
     lengths, plain = [], optimizers.quasi_newton
 
@@ -274,6 +288,18 @@ def test_losses_that_are_read_late_tell_the_same(late, every, start, monkeypatch
     assert [step for step, _, _ in told] == list(range(1, 31))
     for (_, image, loss), (_, other, same, *_) in zip(told, at_once, strict=True):
         assert torch.equal(image, other) and loss == same
+
+
+def test_a_state_is_that_of_its_step_though_losses_are_read_late(late, start):
+    criterion = quadratic(torch.full_like(start, 0.3))
+    criterion.match_every, criterion.generators = None, []
+    objective = Objective(identity, criterion)
+    resumable = []
+    for step in optimizers.minimize(start, objective, optimizers.Settings(70)):
+        if step.state is not None:
+            resumable.append(step.number)
+            assert step.state()["evaluator"]["taken"] == step.number
+    assert resumable == ([64] if late else list(range(1, 70)))
 
 
 def test_what_is_not_finite_is_left_though_it_is_read_late(late, start):

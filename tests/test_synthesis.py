@@ -1239,6 +1239,13 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
 
+def test_painting_alone_needs_no_network(tiny, monkeypatch, brief_painting):
+    monkeypatch.setattr(tiny, "forward", None)  # would raise when called
+    exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    found = synthesized(exemplar, tiny, steps=8, repaint=1.0)
+    assert found.shape == exemplar.shape
+
+
 def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
