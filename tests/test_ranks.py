@@ -27,11 +27,13 @@ from torch.distributed.run import get_args_parser
 import command.ranks
 import Synthesis
 from command.arguments import build_parser, parse
+from command.make import saved_result
 from command.pictures import save_picture
 from command.plan import work_items
 from command.ranks import ProcessRank, process_group_of, process_rank
-from command.results import Result
-from command.run import planned, run
+from command.results import Course, Result, record_of
+from command.run import net_of, planned, run
+from engine.synthesis import Frame
 from terms.process_group import COALESCED_BELOW, ProcessGroup
 from utils import UserError
 
@@ -160,6 +162,18 @@ def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, writte
     request = parse([*flags, str(tmp_path / "new.png")])
     job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
     assert (job.save_every, job.preview) == written
+
+
+def test_an_interrupted_picture_of_a_group_waits_for_no_other_process(tmp_path, narrow_weights):
+    """Which may have ended: there is no group here that would answer."""
+    flags = ["--gt_path", "pebbles.png", "--size", "32", "--model", "vgg16-caffe", "--save_path"]
+    request = parse([*flags, str(tmp_path / "new.png")])
+    job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(0, 2))
+    net, _ = net_of(request, torch.device("cpu"), "fp32", True)
+    frame = Frame(3, 1, 1, 0.5, torch.rand(1, 3, 32, 32), job.spec.canvas, 0.5)
+    course = Course({}, [], 0.0)
+    result = saved_result(job, frame, record_of(job, net), net, course, finished=False)
+    assert result.path.exists() and result.record["interrupted at step"] == 3
 
 
 def test_split_needs_a_gpu_for_each(monkeypatch):

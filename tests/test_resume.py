@@ -14,11 +14,13 @@ from conftest import made
 from PIL import Image
 
 from command import resume
+from command.arguments import parse
 from command.display import Display
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record
+from command.plan import plan
 from engine.spec import Spec, exemplar_of
-from engine.synthesis import frames
+from engine.synthesis import Frame, frames
 from losses import METHODS
 from Synthesis import main
 from terms.base import Canvas
@@ -100,6 +102,23 @@ def exemplar(tmp_path, monkeypatch):
 def run(exemplar, name, *flags):
     command = ["--gt_path", str(exemplar), "--save_path", str(exemplar.parent / name)]
     return main([*command, *"--size 64 --epoch 20 --device cpu --quiet --resume".split(), *flags])
+
+
+def test_checkpoints_are_half_a_minute_apart(tmp_path, monkeypatch):
+    flags = ["--gt_path", "pebbles.png", "--size", "32", "--resume", "--save_path"]
+    (job,), _ = plan(parse([*flags, str(tmp_path / "r.png")]))
+    clock = iter([0, 10, 31, 31, 50, 62, 62])  # at the start, at each offer, after each file
+    saved = []
+    monkeypatch.setattr(resume, "save_bytes", lambda content, path: saved.append(path))
+    with Display(job, {}, True, "lines") as display:
+        monkeypatch.setattr(resume.time, "monotonic", lambda: next(clock))
+        checkpoints = resume.Checkpoints(job, {}, display)
+        frame = Frame(1, 1, 1, 0.5, torch.zeros(1, 3, 8, 8), job.spec.canvas, state=dict)
+        counts = []
+        for _ in range(4):
+            checkpoints.offer(frame)
+            counts.append(len(saved))
+    assert counts == [0, 1, 1, 2]
 
 
 class Killed(BaseException):
