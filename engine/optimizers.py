@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ READ_EVERY = 64  # steps after which all losses of a GPU are read, for a checkpo
 
 class Optimizer(Protocol):
     """An optimizer of pictures (B, C, H, W) in [0, 1]."""
+
+    default_lr: ClassVar[float]
 
     def __init__(self, image: Tensor, *, lr: float, memory: int) -> None: ...
 
@@ -151,6 +153,7 @@ class Adam:
     start.
     """
 
+    default_lr: ClassVar[float] = 0.05
     reads_losses = False
     converged = False
     may_rematch = True
@@ -204,6 +207,7 @@ class LBFGS:
     diverge; a loss that is not finite is one of a step that was too long.
     """
 
+    default_lr: ClassVar[float] = 1.0
     reads_losses = True
 
     def __init__(self, image: Tensor, *, lr: float, memory: int = LBFGS_MEMORY) -> None:
@@ -345,4 +349,4 @@ def _shortened(increase: float, expected: float) -> float:
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"Adam": Adam, "LBFGS": LBFGS}
-LEARNING_RATES = {"Adam": 0.05, "LBFGS": 1.0}
+LEARNING_RATES = {name: kind.default_lr for name, kind in OPTIMIZERS.items()}

@@ -139,7 +139,13 @@ def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboa
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     before, losses = start.clone(), []
     found = optimize(
-        start, tiny, criterion, 30, optimizer, lr=0.5, report=lambda step: losses.append(step.loss)
+        start,
+        tiny,
+        criterion,
+        30,
+        optimizer,
+        lr=10 * optimizers.LEARNING_RATES[optimizer],
+        report=lambda step: losses.append(step.loss),
     )
     assert torch.equal(start, before)
     assert losses == sorted(losses, reverse=True)
