@@ -1,7 +1,7 @@
 """Catalogue of texture models, terms and presets, and the loss that is their weighted sum.
 
-To add a texture model or a term, write a class in `terms/` and call `add_method` or `add_term`
-below. Flags, help and records of the command follow from the catalogue.
+To add a texture model or a term, write a subclass of `Term` in `terms/` and call `add_method` or
+`add_term` below. The command takes its flags, help and records from the catalogue.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,25 +24,25 @@ from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
 
-MATCH_EVERY = 20  # steps for which matches, directions and samples are held
+MATCH_EVERY = 20  # default number of steps between rematches
 LONG_RANGE_WEIGHT = 0.1  # weight of the spectrum for exemplars with long-range order
 
 
 class TermEntry(NamedTuple):
-    """A term whose weight is the flag `--NAME` of the command."""
+    """A term of the catalogue; the flag `--NAME` of the command is its weight."""
 
     kind: type[Term]
     help: str  # one line
 
 
 class Method(NamedTuple):
-    """A texture model and its default settings, `--method NAME` of the command."""
+    """A texture model of the catalogue, `--method NAME` of the command, and its defaults."""
 
     kind: type[Term]
     help: str  # one line
-    layers: list[str]
-    weights: dict[str, float]  # of the terms that are added to it
-    flags: tuple[str, ...] = ()  # flags that it uses, of those that not every method uses
+    layers: list[str]  # default layers
+    weights: dict[str, float]  # default weights of the terms that are added to it
+    flags: tuple[str, ...] = ()  # the flags it uses that some other method does not use
 
 
 TERMS: dict[str, TermEntry] = {}
@@ -55,7 +55,7 @@ def add_term(name: str, kind: type[Term], help: str) -> None:
     Args:
         name: of its flag, `--NAME WEIGHT`.
         kind: its class.
-        help: one line.
+        help: one line for `--help`.
 
     Raises:
         ValueError: the help is empty, or the name exists.
@@ -77,13 +77,13 @@ def add_method(
     Args:
         name: value of `--method`.
         kind: its class.
-        help: one line.
+        help: one line for `--help`.
         layers: default layers, by the names of VGG ("conv3_1").
         weights: default weights of the terms that are added to it.
-        flags: flags that it uses, of those that not every method uses.
+        flags: the flags it uses that some other method does not use, without dashes.
 
     Raises:
-        ValueError: the help is empty, the name exists, or a weight is that of an unknown term.
+        ValueError: the help is empty, the name exists, or a term in `weights` does not exist.
     """
     _check_new(name, help, METHODS)
     if unknown := weights.keys() - TERMS.keys():
@@ -132,12 +132,13 @@ add_method(
     ("match_every", "patch_rotations", "patch_scales", "max_patches"),
 )
 
-# The picture that people prefer, and a draft of it; no copied pixels, in less than half of the time
-# of the default; style transfer.
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {"repaint": 1.0, "epoch": 100},  # the number of steps, which snapshots refer to
+    # Painting, which people prefer; `epoch` is the number of steps that snapshots refer to.
+    "best": {"repaint": 1.0, "epoch": 100},
     "draft": {"repaint": 1.0, "epoch": 100},
+    # No copied pixels, in less than half of the time of the default.
     "fast": {"optimizer": "LBFGS", "epoch": 150},
+    # Style transfer.
     "photo": {"optimizer": "LBFGS", "epoch": 300},
 }
 
@@ -145,7 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def weighted_kinds(
     method: str, weights: Mapping[str, float], layers: LayerWeights, every: Iterable[str]
 ) -> list[tuple[float, type[Term], LayerWeights]]:
-    """Return weight, class and layers of the method and of each term of weight other than 0.
+    """Return weight, class and layers of the method and of each term whose weight is not 0.
 
     Args:
         method: a name in `METHODS`.
@@ -165,7 +166,7 @@ def whole_layers_of(
     every: Iterable[str],
     divided: bool,
 ) -> set[str]:
-    """Return the layers, or "image", that some term cannot evaluate block by block.
+    """Return the layers, and "image", that some term cannot evaluate block by block.
 
     Args:
         method, weights, layers, every: as in `weighted_kinds`.
@@ -176,12 +177,12 @@ def whole_layers_of(
 
 
 class MeasuredFeatures(Features):
-    """Statistics of the terms that were measured block by block, with the pixels and layers that
-    other terms need whole."""
+    """The pixels and layers that some terms need whole, with the statistics of the other terms,
+    which were measured block by block."""
 
     def __init__(self, features: Features, statistics: dict[int, Statistics]) -> None:
         super().__init__(features)
-        self.statistics = statistics  # by index of the term in the criterion
+        self.statistics = statistics  # index of the term in `Criterion.terms` -> its statistics
 
 
 class Criterion:
@@ -197,7 +198,7 @@ class Criterion:
     ) -> None:
         """
         Args:
-            inputs: exemplars with all features of the network, the canvas and options.
+            inputs: exemplars, with features of all layers; canvas; options.
             layers: layers of the texture model, with their weights.
             method: a name in `METHODS`.
             weights: of terms in `TERMS`, which use all layers; terms of weight 0 are not built.
@@ -216,12 +217,12 @@ class Criterion:
         self.match_every = match_every if rematches else None
 
     def add(self, weight: float, term: Term, layers: Iterable[str]) -> None:
-        """Add a term that needs `layers` whole. Its weight is relative to the sum of all others."""
+        """Add a term that needs `layers` whole; `weight` is relative to the sum of all others."""
         self.terms.append((weight * sum(weight for weight, _ in self.terms), term))
         self.whole_layers |= set(layers)
 
     def rematch(self, output: Features) -> None:
-        """Match or draw again, for an output's features, what the terms hold fixed."""
+        """Rematch all terms for the features of an output."""
         for _, term in self.terms:
             term.rematch(output)
 
@@ -231,7 +232,7 @@ class Criterion:
         return [one for _, term in self.terms for one in term.generators]
 
     def __call__(self, output: Features) -> Tensor:
-        """Return the loss of an output's features, (B, C, h, w) each -> (B,)."""
+        """Return the loss, (B,), of the features of an output, (B, C, h, w) each."""
         known = output.statistics if isinstance(output, MeasuredFeatures) else {}
         errors = [
             weight * (term.distance(known[i]) if i in known else term(output))
@@ -240,7 +241,10 @@ class Criterion:
         return torch.stack(errors).sum(0)
 
     def measure_additive(self, output: Features) -> dict[int, Statistics]:
-        """Return the statistics of a part of the picture, of the terms whose statistics add up, by
-        index of the term."""
+        """Measure a part of the picture by the terms whose statistics add up.
+
+        Returns:
+            index of the term -> its statistics.
+        """
         terms = enumerate(term for _, term in self.terms)
         return {i: term.measure(output) for i, term in terms if not term.needs_whole}

@@ -1,7 +1,7 @@
 """Errors and text, memory, sizes, resizing and padding.
 
 Images are (B, C, H, W) float32 tensors in [0, 1]. Sizes are (height, width) in code and
-WIDTHxHEIGHT in text for the user. No function prints; notes for the user are returned or raised.
+WIDTHxHEIGHT in text for the user. No function prints.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ LEVELS, LEVELS_16_BIT = 255, 65535  # largest values of 8-bit and 16-bit channel
 COLOUR, NORMALS, DATA, LABELS, MASK, AXES = "colour", "normal", "data", "id", "mask", "axes"
 KINDS = (COLOUR, NORMALS, DATA, LABELS, MASK, AXES)
 BICUBIC_REACH = 2  # px: radius of the filter of bicubic interpolation
-MEMORY, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")  # of Linux
-GROUPS = Path("/sys/fs/cgroup")
-VALUE, LINE = 200, 1000  # most characters of a value in an error message, and of the message
+# Files of Linux: memory, and control groups ("cgroups") of this process and of the system.
+MEMINFO, OWN_CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+LONGEST_VALUE, LONGEST_LINE = 200, 1000  # characters of a value in a message, and of the message
 
 
 def in_one_line(text: str) -> str:
-    """Return text with line breaks as spaces and control characters escaped.
+    """Return text with line breaks replaced by spaces and unprintable characters escaped.
 
-    File names, flags and messages of libraries may contain both.
+    File names, flags and messages of libraries may contain control sequences of terminals.
     """
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
@@ -41,13 +42,15 @@ def in_one_line(text: str) -> str:
 class UserError(Exception):
     """Error that the user can correct, printed as one line on stderr with exit code 2.
 
-    Words and quoted values are shortened to `VALUE` characters, and the message to `LINE`.
+    `str` shortens words and quoted values to LONGEST_VALUE characters, and the message to
+    LONGEST_LINE.
     """
 
     def __str__(self) -> str:
         line = in_one_line(super().__str__())
-        line = re.sub(rf"'[^']{{{VALUE},}}'|\S{{{VALUE},}}", lambda m: _cut(m[0], VALUE), line)
-        return _cut(line, LINE)
+        long = rf"'[^']{{{LONGEST_VALUE},}}'|\S{{{LONGEST_VALUE},}}"
+        line = re.sub(long, lambda m: _abbreviate(m[0], LONGEST_VALUE), line)
+        return _abbreviate(line, LONGEST_LINE)
 
 
 @contextmanager
@@ -59,8 +62,8 @@ def prefixed(prefix: str) -> Iterator[None]:
         raise UserError(f"{prefix}{error}") from error
 
 
-def _cut(text: str, most: int) -> str:
-    """Shorten text to `most` characters by removing its middle."""
+def _abbreviate(text: str, most: int) -> str:
+    """Return at most `most` characters of text: an ellipsis replaces the middle."""
     if len(text) <= most:
         return text
     end = most // 3
@@ -68,7 +71,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the reason for an error, for a message to the user."""
+    """Return the message of an error; of an OSError, without its number and file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -98,20 +101,21 @@ def available_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with suppress(OSError, KeyError, ValueError):
-        fields = dict(line.split(":") for line in MEMORY.read_text().splitlines())
-        return min(1024 * int(fields["MemAvailable"].split()[0]), _group_bytes())
+        fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+        return min(1024 * int(fields["MemAvailable"].split()[0]), _cgroup_bytes())
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return math.inf
 
 
-def _group_bytes() -> float:
-    """Return the fewest bytes that the control groups (versions 1 and 2) of this process leave.
+def _cgroup_bytes() -> float:
+    """Return the number of bytes that the control groups of this process (version 1 or 2) leave:
+    the least over the groups and their parents.
 
     Slurm and systemd set the limit of a job or session in a parent of the group of the process.
     """
     try:
-        own = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+        own = [line.split(":", 2) for line in OWN_CGROUPS.read_text().splitlines()]
     except OSError:
         return math.inf
     left = [math.inf]
@@ -120,14 +124,15 @@ def _group_bytes() -> float:
         group = PurePosixPath(path.lstrip("/"))
         for place in (group, *group.parents):
             if kind == "":
-                left.append(_left_in(GROUPS / place, "memory.max", "anon"))
+                left.append(_bytes_left(CGROUPS / place, "memory.max", "anon"))
             elif kind == "memory":
-                folder = GROUPS / "memory" / place
-                left.append(_left_in(folder, "memory.limit_in_bytes", "total_rss"))
+                folder = CGROUPS / "memory" / place
+                left.append(_bytes_left(folder, "memory.limit_in_bytes", "total_rss"))
     return min(left)
 
 
-def _left_in(folder: Path, limit: str, used: str) -> float:
+def _bytes_left(folder: Path, limit: str, used: str) -> float:
+    """Return the limit of a control group minus its use, infinity if there is no limit."""
     try:
         most = int((folder / limit).read_text())  # ValueError: "max"
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -172,10 +177,10 @@ def resize(image: Tensor, size: Size, wrap: str = "", labels: bool = False) -> T
         found = _resized_along(across, 2, size[0], "y" in wrap)
     else:
         found = F.interpolate(image, size, mode="bicubic", antialias=True)
-    return _in_range_of(image, found)
+    return _clamp_to_range(image, found)
 
 
-def _in_range_of(image: Tensor, found: Tensor) -> Tensor:
+def _clamp_to_range(image: Tensor, found: Tensor) -> Tensor:
     """Clamp the overshoot of interpolation to [0, 1], or the range of the image if larger."""
     known = image.detach()
     return found.clamp(known.amin().clamp(max=0), known.amax().clamp(min=1))
@@ -198,12 +203,12 @@ def _resized_along(image: Tensor, dim: int, new: int, wraps: bool) -> Tensor:
     return found.narrow(dim, after, new)
 
 
-def wrapped(maps: Tensor, wrap: str, height: int, width: int) -> Tensor:
-    """Append the first `height` rows and `width` columns of (B, C, H, W) after its last ones, along
-    the axes in `wrap`: "", "x", "y" or "xy"."""
+def wrapped(maps: Tensor, wrap: str, rows: int, columns: int) -> Tensor:
+    """Append the first `rows` rows to (B, C, H, W) if "y" is in `wrap`, and the first `columns`
+    columns if "x" is."""
     if not wrap:
         return maps
-    return F.pad(maps, (0, width * ("x" in wrap), 0, height * ("y" in wrap)), "circular")
+    return F.pad(maps, (0, columns * ("x" in wrap), 0, rows * ("y" in wrap)), "circular")
 
 
 def pad_axes(maps: Tensor, wraps: str, mirrors: str, reach: int) -> Tensor:
@@ -252,6 +257,9 @@ def pad(x: Tensor, wrap: str, mode: str, open_sides: Sides = NO_SIDES) -> Tensor
             copies and lose channels_last.
         mode: Of the other axes, "reflect" or "replicate".
         open_sides: 1 for each side that is not padded, else 0.
+
+    Raises:
+        RuntimeError: "reflect", and a side is shorter than two.
     """
     if not wrap and open_sides == NO_SIDES:
         return F.pad(x, (1, 1, 1, 1), mode)
@@ -279,13 +287,15 @@ def pad_backward(gradient: Tensor, wrap: str, mode: str, open_sides: Sides = NO_
 
 
 def _borders(open_sides: Sides) -> Sides:
+    """Return the number of rows or columns, 0 or 1, that `pad` adds on each side."""
     return Sides(*(1 - opened for opened in open_sides))
 
 
 def _border_sources(
     bordered: Tensor, wrap: str, mode: str, open_sides: Sides
 ) -> list[tuple[int, int, int]]:
-    """Return (dimension, index, index of the source) of each padded column, then of each row."""
+    """Return (dimension, index, index of the source) of each padded column, then of each padded
+    row, as rows are copied with their corners."""
     top, bottom, left, right = open_sides
     found = []
     for axis, dim, opened in (("x", 3, (left, right)), ("y", 2, (top, bottom))):
@@ -348,4 +358,4 @@ def _rotated(image: Tensor, degrees: float, labels: bool) -> Tensor:
     if labels:
         return F.grid_sample(image, grid, "nearest", "reflection", align_corners=False)
     found = F.grid_sample(image, grid, "bicubic", "reflection", align_corners=False)
-    return _in_range_of(image, found)
+    return _clamp_to_range(image, found)

@@ -1,4 +1,4 @@
-"""Preferences of people in blind pairs, and how often the scores and the verdict agree."""
+"""Tables of people's preferences in blind pairs, and of the agreement of scores and verdict."""
 
 import csv
 from collections.abc import Callable
@@ -11,15 +11,16 @@ JUDGED = Path(__file__).resolve().parent / "judged.csv"
 Scores = dict[str, float]
 
 
-def _of_score(name: str) -> Callable[[Scores], float]:
-    """Return a reading of a score, smaller is better: its faults in the verdict, or if the verdict
-    does not use it, the score itself."""
+def _badness_of(name: str) -> Callable[[Scores], float]:
+    """Return a function of the scores that ranks pictures by one of them; smaller is better. It is
+    the sum of the score's faults in the verdict or, if the verdict does not use it, its value."""
     sizes = [fault.size for fault in FAULTS if fault.score == name]
     return lambda values: sum(size(values[name]) for size in sizes) if sizes else values[name]
 
 
 def _judgements(path: Path) -> list[tuple[str, Scores, Scores, int]]:
-    """Return (half, scores of A, scores of B, answers for A minus answers for B) of each pair."""
+    """Return (half, scores of A, scores of B, answers for A minus answers for B) of each pair;
+    `half` is "tuning" or "held out"."""
     found = []
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -33,37 +34,38 @@ def _judgements(path: Path) -> list[tuple[str, Scores, Scores, int]]:
 
 
 def agreement(path: Path = JUDGED) -> list[str]:
-    """Return a Markdown table: the share of pairs in which a score, or the verdict, is better for
-    the preferred picture, in the tuning half, the held-out half and all pairs.
+    """Return a Markdown table: for each score and the verdict, the share of pairs in which it is
+    better for the preferred picture, in the tuning half, the held-out half and all pairs.
 
-    Pairs without a majority are left out. Equal scores count half.
+    Pairs without a majority are left out. Equal values count half.
     """
     pairs = [pair for pair in _judgements(path) if pair[3]]
-    readings = {name: _of_score(name) for name in pairs[0][1]}
-    readings["**verdict**"] = lambda values: sum(faults(values))
+    measures = {name: _badness_of(name) for name in pairs[0][1]}
+    measures["**verdict**"] = lambda values: sum(faults(values))
     halves = {"tuning": ("tuning",), "held out": ("held out",), "all": ("tuning", "held out")}
     chosen = {title: [pair for pair in pairs if pair[0] in of] for title, of in halves.items()}
     titles = [f"{title} ({len(found)} pairs)" for title, found in chosen.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * 4 + "|"]
-    for name, reading in readings.items():
-        shares = [_share(found, reading) for found in chosen.values()]
+    for name, badness in measures.items():
+        shares = [_share(found, badness) for found in chosen.values()]
         lines.append(f"| {name} | " + " | ".join(shares) + " |")
     return lines
 
 
-def _share(pairs: list[tuple[str, Scores, Scores, int]], reading: Callable) -> str:
+def _share(pairs: list[tuple[str, Scores, Scores, int]], badness: Callable) -> str:
+    """Return the share of pairs in which the preferred picture has the smaller badness."""
     if not pairs:
         return "-"
     right = 0.0
     for _, a, b, preferred in pairs:
-        gain = (reading(b) - reading(a)) * preferred
+        gain = (badness(b) - badness(a)) * preferred
         right += 1 if gain > 0 else 0 if gain < 0 else 0.5
     return f"{right / len(pairs):.0%}"
 
 
 def preferences(path: Path = JUDGED) -> list[str]:
-    """Return a Markdown table: for each pair of programs, the numbers of answers for the first, for
-    neither and for the second. A tie counts half in the share."""
+    """Return a Markdown table: for each pair of programs and half of the exemplars, the numbers of
+    answers for the first, for neither and for the second. A tie counts half in the share."""
     answers: dict[tuple[str, str, str], list[str]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):

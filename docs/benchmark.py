@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure the speed of this machine with one exemplar in several sizes: a table, or JSON.
+"""Measure the speed of this machine with one exemplar at several sizes; print a table or JSON.
 
     python docs/benchmark.py --gt_path leaf.jpg --device cuda:0
 
-Every figure comes from a run of `Synthesis.py` in a process of its own: step times from the lines
-of `--progress json`, memory and errors from `--log`.
+Every figure comes from a run of `Synthesis.py` in a new process: step times from the lines of
+`--progress json`, memory and errors from `--log`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from command.costs import trunk_flops  # noqa: E402  # found, like what follows, by the line above
+from command.costs import trunk_flops  # noqa: E402  # this and the following imports need the line above
 from command.pictures import find_picture, read_picture, save_picture  # noqa: E402
 from command.processes import pick_device  # noqa: E402
 from command.weights import BUNDLED_NET  # noqa: E402
@@ -37,21 +37,21 @@ from models import NETS  # noqa: E402
 from utils import UserError, resize, size_of  # noqa: E402
 
 SIDES = (256, 512, 1024)  # px
-TIMED = 12  # steps of the run whose step time is taken
-ERRORS = (0.002, 0.0005)  # of saved files, the time to reach which is measured
-STEPS = (75, 150, 300, 600)  # of L-BFGS, tried in this order until all ERRORS are reached
-PATIENCE = 0.7  # seconds a step; in sizes that are slower the time to an error is not measured
-MATRIX = 2048  # rows and columns of the matrix product that step times are compared with
+TIMED = 12  # number of steps of the run that gives the step time
+ERRORS = (0.002, 0.0005)  # of the saved file; the time to reach each of them is measured
+STEPS = (75, 150, 300, 600)  # numbers of L-BFGS steps, tried in this order until all are reached
+LONGEST_STEP = 0.7  # s; if steps are longer, the time to reach ERRORS is not measured
+MATRIX = 2048  # rows and columns of the matrix product that gives the attainable rate
 COLUMNS = ("side", "precision", "s/step", "of a product", *(f"s to {e}" for e in ERRORS), "GB")
 
 
 def steps_of(flags: Iterable[str]) -> Generator[tuple[float, dict[str, Any]], None, None]:
-    """Run `Synthesis.py`; yield (seconds since launch, progress) after each step.
+    """Run `Synthesis.py`, and yield (seconds since launch, line of `--progress json`) at each step.
 
-    The process is killed when the generator is closed.
+    Closing the generator kills the process.
 
     Raises:
-        UserError: the command fails; the message is its last line.
+        UserError: the command fails; the message is its last line on stderr.
     """
     command = [sys.executable, str(ROOT / "Synthesis.py"), *flags, "--progress", "json"]
     started, last = time.perf_counter(), ""
@@ -80,8 +80,13 @@ def seconds_to_first_step(flags: list[str]) -> float:
 
 
 def seconds_to_errors(flags: list[str], log: Path) -> dict[float, float | None]:
-    """Return each of ERRORS and the seconds of the shortest run of STEPS whose saved file is at
-    most that far from the exemplar; None where none is."""
+    """Return, for each of ERRORS, the seconds of the shortest run of STEPS whose saved file has at
+    most this error; None if no run has.
+
+    Args:
+        flags: of `Synthesis.py`.
+        log: file that these flags give to `--log`.
+    """
     reached: dict[float, float | None] = dict.fromkeys(ERRORS)
     for steps in STEPS:
         for _ in steps_of([*flags, "--optimizer", "LBFGS", "--epoch", str(steps)]):
@@ -96,16 +101,16 @@ def seconds_to_errors(flags: list[str], log: Path) -> dict[float, float | None]:
 
 
 def measure(exemplar: Path, net: str, precision: str, device: torch.device) -> dict[str, Any]:
-    """Return the cells of one row of the table, by column; None where an error is not reached.
+    """Return one row of the table: column -> value, None for an error that is not reached.
 
     Args:
-        exemplar: a square picture.
+        exemplar: file of a square picture.
     """
     log = exemplar.with_suffix(".log")
     flags = ["--gt_path", str(exemplar), "--model", net, "--precision", precision]
     flags += ["--device", str(device), "--save_path", str(exemplar.with_suffix(".result.png"))]
     flags += ["--log", str(log)]
-    # Steps that paint have no error; they are not timed.
+    # Steps of painting, which have no error, are not timed.
     progress = steps_of([*flags, "--epoch", str(TIMED), "--scales", "1"])
     moments = [at for at, step in progress if step["error"] is not None]
     seconds = median(b - a for a, b in zip(moments, moments[1:], strict=False))
@@ -113,7 +118,7 @@ def measure(exemplar: Path, net: str, precision: str, device: torch.device) -> d
     size = size_of(read_picture(exemplar).pixels)
     flops = 2 * trunk_flops(net, METHODS["gram"].layers) * math.prod(size)
     rate = product_rate(device, ROUGH.get(precision) or torch.float32)
-    tried = seconds_to_errors(flags, log) if seconds < PATIENCE else dict.fromkeys(ERRORS)
+    tried = seconds_to_errors(flags, log) if seconds < LONGEST_STEP else dict.fromkeys(ERRORS)
     return {
         "side": size[0],
         "precision": precision,
@@ -125,7 +130,7 @@ def measure(exemplar: Path, net: str, precision: str, device: torch.device) -> d
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations a second of a matrix product, the best of five."""
+    """Return the floating-point operations per second of a matrix product, the best of five."""
     one = torch.rand(MATRIX, MATRIX).to(device, dtype)
     seconds = []
     for _ in range(5):
@@ -136,7 +141,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def processor(device: torch.device) -> str:
-    """Return the name of the GPU or CPU."""
+    """Return the model name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     linux = Path("/proc/cpuinfo")
@@ -145,7 +150,8 @@ def processor(device: torch.device) -> str:
 
 
 def machine(net: str, precision: str, device: torch.device, folder: Path) -> dict[str, Any]:
-    """Return what is the same for all rows: hardware, versions and seconds of start-up."""
+    """Return the properties that all rows share: hardware, versions, and seconds to import PyTorch
+    and to the end of a first step."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)
     imported = round(time.perf_counter() - started, 2)
@@ -164,8 +170,8 @@ def machine(net: str, precision: str, device: torch.device, folder: Path) -> dic
 def rows(
     exemplar: Tensor, net: str, precisions: Sequence[str], device: torch.device, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each of SIDES and each precision; a precision that is slower than the first
-    one is left out in larger sizes, where it would take hours to say the same."""
+    """Yield a row for each of SIDES and each precision. A precision that is slower than the first
+    one is left out at larger sizes, where it would take hours."""
     for side in SIDES:
         path = folder / f"{side}.png"
         save_picture(resize(exemplar, (side, side)), path, {})
@@ -178,14 +184,14 @@ def rows(
 
 
 def line_of(cells: Iterable[object]) -> str:
-    """Return one line of the table, each cell right-aligned under the name of its column."""
+    """Return one line of the table, each cell right-aligned under the heading of its column."""
     pairs = zip(COLUMNS, cells, strict=True)
     shown = ((name, "-" if cell is None else cell) for name, cell in pairs)
     return "  ".join(f"{cell:>{max(9, len(name))}}" for name, cell in shown)
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Print the table as it is measured, or JSON at the end.
+    """Print each row of the table when it is measured, or JSON at the end.
 
     Raises:
         UserError: the exemplar, device, precision or net is not available here.
@@ -207,10 +213,14 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0, 2 for the user's errors."""
+    """Run the benchmark.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user.
+    """
     parser = argparse.ArgumentParser("benchmark.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gt_path", default="leaf.jpg", metavar="PICTURE", help="exemplar")
-    parser.add_argument("--device", help="as that of Synthesis.py")
+    parser.add_argument("--device", help="device, as for Synthesis.py")
     parser.add_argument("--model", default=BUNDLED_NET, choices=tuple(NETS))
     parser.add_argument("--precision", default=AUTO, choices=(AUTO, *PRECISIONS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

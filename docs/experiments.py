@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make the pictures and the tables of the README and of docs/: all of them, or some by name.
+"""Make the pictures and tables of README.md and docs/, all or some by name.
 
-An experiment is a list of commands of `Synthesis.py`, one picture each, and a measurement of these
-pictures. Commands that a page shows are read from that page. All run with the bundled net on the
-CPU, like all figures of the pages.
+An experiment is a list of commands of `Synthesis.py`, each of which makes a picture, and a function
+that measures these pictures. Commands that a page shows are read from that page. All commands run
+with the bundled net on the CPU, as for all figures of the pages.
 """
 
 import itertools
@@ -41,7 +41,7 @@ from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
 from utils import UserError, resize  # noqa: E402
 
-PAINTED = ("best", "draft")  # presets
+PAINTED = ("best", "draft")  # presets that paint
 FIXED = "--model vgg16-caffe --device cpu --quiet"
 LBFGS = "--optimizer LBFGS --epoch 150"
 FIRST = [
@@ -52,19 +52,19 @@ WIDE = [Path(name) for name in ("pebbles.png", "tiles.png", "leaf.jpg", "hubble.
 SORTS = [Path(name) for name in ("leaf.jpg", "cloth.png", "pebbles.png", "wood.png")]
 SCORED = [*SORTS, *(Path(name) for name in ("brick.png", "weave.png", "tiles.png", "dots.png"))]
 DRAWN = "drawn/"  # placeholder in commands for the folder of `draw`
-CROP, HOLE = 128, 56  # px
+CROP, HOLE = 128, 56  # px, sides of a cropped exemplar and of the hole in its centre
 HOLED, MATCHED = ("brick", "weave", "cloth"), ("pebbles", "brick", "wood")
 SEEDS, EVERY, WEIGHTS, WIDTHS = (0, 1), (2, 5, 10, 20, 40), (0.02, 0.05, 0.15), (256, 512, 1024)
-EDGE_WINDOW = 5  # px over which brightness is averaged, since grain has edges everywhere
+EDGE_WINDOW = 5  # px over which brightness is averaged before edges are found, against grain
 
-Commands = dict[str, str]  # a picture's name -> the flags that make it
+Commands = dict[str, str]  # name of a picture -> flags of the command that makes it
 
 
 class Made(NamedTuple):
     """A picture saved by a command."""
 
     path: Path
-    seconds: float  # without loading the net
+    seconds: float  # without the time to load the net
     gigabytes: float  # peak memory of the process; NaN if the system does not report it
     record: dict[str, Any]
 
@@ -75,15 +75,16 @@ class Made(NamedTuple):
 
     @property
     def scores(self) -> dict[str, tuple[float, float]]:
-        """The scores of `--score`: name -> (value, value of the exemplar's halves)."""
+        """The scores of `--score`: name -> (value, value of one half of the exemplar compared with
+        the other)."""
         return score(self.image, exemplar(self.record["exemplar"]))
 
 
 class Experiment(NamedTuple):
     """Commands that make pictures, and a function that measures the pictures."""
 
-    minutes: int  # on two cores
-    makes: str  # what it makes of the pages
+    minutes: int  # duration on two cores
+    makes: str  # pictures and tables of the pages that it makes, for the list of experiments
     commands: Commands
     measure: Callable[[dict[str, Made]], list[str]] = lambda made: []
 
@@ -97,14 +98,14 @@ def exemplar(name: str) -> Tensor:
 
 
 def code_of_pages() -> str:
-    """Return the shell code of the pages."""
+    """Return the blocks of shell code in the pages, concatenated."""
     blocks = [re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES]
     return "".join(itertools.chain(*blocks))
 
 
 def commands_of_pages() -> Commands:
-    """Return the flags of every `python Synthesis.py` of the pages that has `--save_path`, by the
-    stem of that path."""
+    """Return the flags of every command of the pages that ends with `--save_path PATH`, by the stem
+    of PATH."""
     found = re.findall(
         r"^python Synthesis\.py (.*) --save_path (\S+)$", code_of_pages(), re.MULTILINE
     )
@@ -122,24 +123,24 @@ def pictures_of_pages() -> set[str]:
 
 
 def shown(*names: str) -> Commands:
-    """Return the commands of the pages that make pictures of these names."""
+    """Return the commands of the pages that make the pictures of these names."""
     return {name: SHOWN[name] for name in names}
 
 
 def product(name: str, flags: str, *axes: Iterable[object]) -> Commands:
-    """Return names and flags, formatted by `str.format` with every combination of the values."""
+    """Format name and flags by `str.format`, with every combination of values of the axes."""
     return {name.format(*v): flags.format(*v) for v in itertools.product(*axes)}
 
 
 def by_model(files: list[Path]) -> Commands:
-    """Return commands for every method by L-BFGS, and for `--preset best`, with every exemplar."""
+    """Return the commands of every method by L-BFGS and of `--preset best`, for each exemplar."""
     name, flags = "{1}_{0.stem}", f"--gt_path {{0}} --method {{1}} --spectrum 0 {LBFGS}"
     best = product(name, "--gt_path {0} --preset {1}", files, ["best"])
     return product(name, flags, files, METHODS) | best
 
 
 def draw(folder: Path) -> None:
-    """Save the exemplars and the mask that are not files of the project."""
+    """Save the exemplars and the mask that are not files of the repository: DRAWN in commands."""
     for name in {*HOLED, *MATCHED}:
         save_picture(exemplar(f"{name}.png")[..., :CROP, :CROP], folder / f"{name}.png", {})
     hole = F.pad(torch.ones(1, 3, HOLE, HOLE), [(CROP - HOLE) // 2] * 4)
@@ -150,7 +151,7 @@ def draw(folder: Path) -> None:
 
 
 def make(argv: list[str]) -> Made:
-    """Run one command. Call it in a new process, so that the peak memory belongs to the command."""
+    """Run one command. Call in a new process, as peak memory is that of the process."""
     keep_freed_memory()
     result = run_one(parse([*argv, "--overwrite"]))
     gigabytes = peak_bytes(torch.device("cpu")) / 1e9
@@ -161,7 +162,7 @@ def make(argv: list[str]) -> Made:
 
 
 def table(*rows: Iterable[object]) -> list[str]:
-    """Return the lines of a Markdown table. The first row is its head; numbers get two decimals."""
+    """Return the lines of a Markdown table: header, then rows. Numbers get two decimals."""
     lines = []
     for row in rows:
         cells = [x if isinstance(x, str) else f"{x:.2f}" for x in row]
@@ -170,7 +171,7 @@ def table(*rows: Iterable[object]) -> list[str]:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Return the correlation of two tensors of equal size."""
+    """Return Pearson's correlation of the elements of two tensors of equal size."""
     return torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1].item()
 
 
@@ -187,7 +188,8 @@ def both_optimisers(made: dict[str, Made]) -> list[str]:
 
 
 def medians(made: dict[str, Made]) -> list[str]:
-    """Return the table of scores: medians by model, and medians of the exemplars' halves."""
+    """Return the table of scores: medians over the exemplars for each model or preset, and for one
+    half of an exemplar compared with the other."""
     runs: dict[str, list[Made]] = {}
     for name, one in made.items():
         runs.setdefault(name.split("_")[0], []).append(one)
@@ -221,21 +223,23 @@ def costs(made: dict[str, Made]) -> list[str]:
 
 
 def steps_across(made: dict[str, Made]) -> list[str]:
-    """Return the table of steps across the border, relative to the mean step inside."""
+    """Return the table of differences of neighbouring pixels across the border of a tiled output,
+    relative to their mean inside."""
     rows = [[name, seam(one.image, one.image)] for name, one in made.items()]
     return table(["tile", "step across"], *rows)
 
 
 def edges(image: Tensor) -> Tensor:
-    """Return the slopes, (1, 1, h, w), of the averaged brightness of (1, 3, H, W) at 256 px."""
+    """Return the gradient norm of the averaged brightness of a picture resized to 256x171:
+    (1, 3, H, W) -> (1, 1, h, w)."""
     grey = F.avg_pool2d(resize(image, (171, 256)).mean(1, keepdim=True), EDGE_WINDOW, 1)
     down, across = grey.diff(dim=2)[..., :-1], grey.diff(dim=3)[..., :-1, :]
     return (down.square() + across.square()).sqrt()
 
 
 def kept_edges(made: dict[str, Made]) -> list[str]:
-    """Return the table of correlations between the edges of photo and result, by content weight
-    and width."""
+    """Return the table of correlations between the edges of photo and output, by content weight and
+    width."""
     photo = edges(exemplar("docs/cat.jpg"))
     rows = [
         [str(x), *(correlation(photo, edges(made[f"edges_{x}_{w}"].image)) for w in WIDTHS)]
@@ -245,13 +249,13 @@ def kept_edges(made: dict[str, Made]) -> list[str]:
 
 
 def off_axis(made: dict[str, Made]) -> list[str]:
-    """Return the table of median errors, in degrees, of the axes of pictures at 45 degrees, where
-    there is an axis."""
+    """Return the table of median errors, in degrees, of the local orientation of pictures with
+    `--orientation 45`, over the positions that have an orientation."""
     rows: list[list[object]] = [["at 45 degrees", "degrees off"]]
     for name, one in made.items():
         if one.record["orientation"] == "45":
             found = axes(one.image)
-            # `axes` returns cosine and sine of twice the angle, which is clockwise.
+            # `axes` returns cosine and sine of twice the clockwise angle.
             angles = -torch.rad2deg(torch.atan2(found[:, 1], found[:, 0])) / 2
             errors = ((angles - 45 + 90) % 180 - 90).abs()
             rows.append([name, errors[found.norm(dim=1) > COHERENT].median().item()])
@@ -259,8 +263,8 @@ def off_axis(made: dict[str, Made]) -> list[str]:
 
 
 def hole_filled(made: dict[str, Made]) -> list[str]:
-    """Return the table of correlations between filled and original pixels, with the spectrum and
-    without."""
+    """Return the table of correlations between filled and original pixels, with and without the
+    spectrum term."""
     inside = slice((CROP - HOLE) // 2, (CROP + HOLE) // 2)
     rows = []
     for name in HOLED:
@@ -271,8 +275,8 @@ def hole_filled(made: dict[str, Made]) -> list[str]:
 
 
 def carried_maps(made: dict[str, Made]) -> list[str]:
-    """Return the table of correlations between shading by the normals, lit from the upper left,
-    and the brightness of the colours."""
+    """Return the table of correlations between the shading of the normals, lit from the upper left,
+    and the brightness of the picture."""
 
     def lit(colours: Tensor, normals: Tensor) -> float:
         light = torch.tensor([-1.0, 1.0, 1.0])  # to the left, up and out of the page
@@ -298,7 +302,7 @@ def curve(made: dict[str, Made]) -> list[str]:
 
 
 def judged(_: dict[str, Made]) -> list[str]:
-    """Return the tables of people's preferences, and of the scores' agreement with them."""
+    """Return the tables of people's preferences and of the agreement of scores with them."""
     return [*agreement.preferences(), "", *agreement.agreement()]
 
 
@@ -307,7 +311,7 @@ def judged(_: dict[str, Made]) -> list[str]:
 SHOWN = commands_of_pages()
 PEBBLES = "--gt_path pebbles.png"
 AT_45 = f"--gt_path {{0}} --method {{1}} --orientation 45 {LBFGS}"
-# Stripes are drawn, since no exemplar is that regular.
+# The stripes are drawn, as no exemplar is that regular.
 LINED = [Path(name) for name in (f"{DRAWN}stripes.png", "wood.png", "grass.png")]
 TILE, TILES = f"--gt_path {{0}} --method {{1}} --tile xy {LBFGS}", "tile_{1}_{0.stem}"
 PHOTO = (
@@ -341,7 +345,7 @@ EXPERIMENTS = {
     "tile": Experiment(1, "the wall that tiles", shown("tile")),
     "seams": Experiment(
         11,
-        "the steps across the borders of tiles",
+        "the differences across the borders of tiles",
         product(TILES, TILE, [*SORTS, Path("brick.png")], ["gram"])
         | product(TILES, TILE, SORTS[:2], ["guided"])
         | product(TILES, TILE, SORTS[2:], ["cnnmrf"])
@@ -362,7 +366,7 @@ EXPERIMENTS = {
     ),
     "orientation": Experiment(
         10,
-        "wood in circles, and how far axes are off",
+        "wood in circles, and the errors of orientations",
         shown("circular") | product("at_45_{1}_{0.stem}", AT_45, LINED, ["cnnmrf", "guided"]),
         off_axis,
     ),
@@ -370,7 +374,7 @@ EXPERIMENTS = {
     "mix": Experiment(2, "both pictures of several exemplars", shown("mix", "disc_result")),
     "fill": Experiment(
         3,
-        "what is kept and filled, and holes in regular exemplars",
+        "pictures that are filled and extended, and holes in regular exemplars",
         shown("filled", "grown")
         | product(
             "hole_{}_{}", FILL + " --spectrum {1} --optimizer LBFGS --epoch 120", HOLED, (0.1, 0)
@@ -379,12 +383,12 @@ EXPERIMENTS = {
     ),
     "maps": Experiment(
         2,
-        "the carried maps, and how they fit",
+        "the maps that are carried along, and how well they fit",
         shown("stone") | {"stone_gram": f"{PEBBLES} --maps docs/pebbles_normal.png {LBFGS}"},
         carried_maps,
     ),
     "failures": Experiment(
-        2, "what fails", shown("failed_brick", "failed_grass", "failed_best"), off_axis
+        2, "the failures", shown("failed_brick", "failed_grass", "failed_best"), off_axis
     ),
     "match_every": Experiment(
         8,
@@ -401,16 +405,17 @@ EXPERIMENTS = {
         | {"guided_1024": f"--gt_path {DRAWN}large.png --method guided --epoch 31"},
         costs,
     ),
-    "agreement": Experiment(1, "how the scores agree with eyes", {}, judged),
+    "agreement": Experiment(1, "agreement of the scores with people", {}, judged),
 }
 
 
 def run_experiment(experiment: Experiment, folder: Path, drawn: str, kept: set[str]) -> list[str]:
-    """Make the pictures of an experiment, and return the lines of its measurement.
+    """Make the pictures of an experiment, and return the lines that its measurement prints.
 
     Args:
-        folder: folder in which all pictures are saved.
-        drawn: folder in which `draw` has saved its files.
+        experiment: to run.
+        folder: where all pictures are saved.
+        drawn: where `draw` has saved its files.
         kept: names of files that are copied to docs/ as soon as they are saved.
     """
     made = {}
@@ -437,7 +442,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="names of experiments, or all")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="save all pictures in this folder instead of docs/"
+        "--out", type=Path, metavar="DIR", help="save all pictures in DIR, none in docs/"
     )
     try:
         arguments = parser.parse_args(argv)
@@ -453,7 +458,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"about {minutes} minutes on two cores", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as drawn:
             folder = arguments.out.resolve() if arguments.out else Path(scratch)
-            os.chdir(ROOT)  # the commands of the pages are relative to it
+            os.chdir(ROOT)  # paths in the commands of the pages are relative to it
             draw(Path(drawn))
             kept = set() if arguments.out else pictures_of_pages()
             for name in names:

@@ -1,1 +1,1 @@
-"""Texture models and statistics, one a file, and the matching of patches that they share."""
+"""Texture models and terms, one in each file, and what they share."""

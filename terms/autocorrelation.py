@@ -1,4 +1,4 @@
-"""Autocorrelation of features and of pixels, and the period of a texture."""
+"""Autocorrelation of features and pixels; period of a texture."""
 
 import math
 
@@ -12,20 +12,20 @@ from terms.valid import crop_to_valid
 from utils import Size, size_of, wrapped
 
 NEAREST_LAG = 8  # px; at shorter lags the autocorrelation measures smoothness, not a period
-PERIODIC = 0.3  # least clarity, by `period`, of a regular exemplar
-OVERLAP = 0.1  # least share of the picture that overlaps after a shift by twice the period
-SAME_PERIOD = 0.9  # the period is the shortest lag of this share of the highest correlation
-RIDGE = 0.001  # largest difference of correlation between neighbouring pixels of a ridge
-PERIOD_SIDE = 512  # px; larger pictures are reduced before the period is searched
+PERIODIC = 0.3  # an exemplar is periodic if the clarity, from `period`, is higher
+OVERLAP = 0.1  # least share of a picture that its copy, shifted by twice the period, covers
+SAME_PERIOD = 0.9  # the period is the shortest lag of at least this share of the highest peak
+RIDGE = 0.001  # a peak or ridge is less than this below the highest of the 3x3 lags around it
+PERIOD_SIDE = 512  # px; pictures whose shorter side is longer are reduced for the search
 
 
 class Autocorrelation(Term):
     """Autocorrelation of each channel of the middle layer: Sendik and Cohen-Or, "Deep Correlations
     for Texture Synthesis", 2017.
 
-    Departures from the paper: the source's mean, which would dominate the autocorrelation, is
-    subtracted; lags reach half of the shorter side, and the product at each lag is the mean over
-    the pairs of positions, so that the output may have any size.
+    Departures from the paper: the mean of the source, which would dominate the autocorrelation, is
+    subtracted. Lags reach half of the shorter side, and the value at each lag is the mean product
+    over all pairs of positions, so that the output may have any size.
     """
 
     needs_whole = "takes the Fourier transform of a layer"
@@ -42,7 +42,7 @@ class Autocorrelation(Term):
         ]
         means = [share * maps.mean((2, 3), keepdim=True) for share, maps in sources]
         self.mean = torch.stack(means).sum(0)
-        # About the mean of each exemplar: differences between exemplars are not periodic.
+        # About its own mean, as the difference from the mean of all exemplars is not periodic.
         self.sources = [(s, maps - maps.mean((2, 3), keepdim=True)) for s, maps in sources]
         self.reach = min(side for _, maps in sources for side in maps.shape[-2:]) // 2
         self.wrap = inputs.canvas.wrap
@@ -64,10 +64,10 @@ class Autocorrelation(Term):
 
 
 def autocorrelation(maps: Tensor, reach: int) -> Tensor:
-    """Return the mean product at every lag, over the pairs of positions that have this lag:
-    (..., H, W) -> (..., 2 reach + 1, 2 reach + 1), lag 0 in the centre. Lags do not wrap around."""
+    """Return the mean product of all pairs of positions at each lag: (..., H, W) ->
+    (..., 2 reach + 1, 2 reach + 1), lag 0 in the centre. Lags do not wrap around."""
     height, width = maps.shape[-2:]
-    shape = [height + reach, width + reach]  # padded, so that lags do not wrap around
+    shape = [height + reach, width + reach]  # with padding against wrapping around
     power = torch.fft.rfft2(maps, shape).abs().square()
     lags = torch.arange(-reach, reach + 1, device=maps.device)
     pairs = (height - lags.abs())[:, None] * (width - lags.abs())[None, :]
@@ -95,24 +95,24 @@ def remove_shading(image: Tensor) -> Tensor:
 
 
 def pearson_autocorrelation(grey: Tensor, reach: int) -> Tensor:
-    """Return Pearson's correlation of a picture with itself shifted by every lag, over the part
-    that overlaps: (1, 1, H, W) of float64 -> (2 reach + 1, 2 reach + 1), lag 0 in the centre.
+    """Return Pearson's correlation of a picture and its copy, shifted by each lag, over their
+    overlap: (1, 1, H, W) of float64 -> (2 reach + 1, 2 reach + 1), lag 0 in the centre.
 
-    1/1000 of the picture's variance is added to the denominator, so that parts without contrast are
-    not correlated.
+    The denominator is increased by 1/1000 of the variance of the picture, so that the correlation
+    of parts without contrast is 0.
     """
     maps = grey[0, 0]
     variance = maps.var(correction=0)
     products = autocorrelation(maps, reach)
     mean, square = (_means_of_overlaps(x, reach) for x in (maps, maps.square()))
     spread = (square - mean.square()).clamp(min=0)
-    # The overlapping part of the shifted picture is that of the picture at the opposite lag.
+    # The overlap, in the coordinates of the shifted copy, is the overlap at the opposite lag.
     both = (spread * spread.flip(0, 1)).sqrt()
     return (products - mean * mean.flip(0, 1)) / (both + variance / 1000).clamp(min=1e-12)
 
 
 def _means_of_overlaps(maps: Tensor, reach: int) -> Tensor:
-    """Return the mean of the part that a copy shifted by every lag overlaps: (H, W) ->
+    """Return the mean over the part that a copy, shifted by each lag, overlaps: (H, W) ->
     (2 reach + 1, 2 reach + 1)."""
     sums = F.pad(maps.cumsum(0).cumsum(1), (1, 0, 1, 0))
     lags = torch.arange(-reach, reach + 1, device=maps.device)
@@ -125,20 +125,21 @@ def _means_of_overlaps(maps: Tensor, reach: int) -> Tensor:
 
 
 def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
-    """Find the period of a texture and how clear it is.
+    """Find the period of a texture, and its clarity.
 
     Along the straight line from lag 0, the correlation of a periodic texture has a valley before
-    the period and another before twice the period. The clarity is the rise of the correlation from
-    the valley, or from 0, to the peak, the lesser of both. An edge has no valley, and a blob has no
-    second rise. Among the peaks that are clear enough, the period is the shortest lag of about the
-    highest correlation.
+    the period and another before twice the period. The clarity of a peak is the rise of the
+    correlation from the valley, or from 0 if the valley is negative, to the peak: the lesser of the
+    rises to the period and to twice the period. An edge has no valley, and a blob has no second
+    rise. Of the peaks with more than 1/6 of the highest clarity, the period is the shortest lag
+    whose correlation is at least SAME_PERIOD of the highest.
 
     Args:
         image: (1, 3, H, W).
-        reach: longest lag along each axis, in px; None: the longest with OVERLAP.
+        reach: longest lag along each axis, in px; None: as far as OVERLAP allows.
 
     Returns:
-        Clarity in [0, 1] and the lag y, x in px; (0, 0, 0) if there is none.
+        Highest clarity, in [0, 1], and the period (y, x) in px; (0, 0, 0) if there is none.
     """
     factor = math.ceil(min(image.shape[-2:]) / PERIOD_SIDE)
     # On the CPU, as GPUs may have no float64.
@@ -146,8 +147,8 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
     farthest = int((1 - OVERLAP) / 2 * min(size_of(grey)))
     farthest = farthest if reach is None else min(farthest, reach // factor)
     correlation = pearson_autocorrelation(grey, 2 * farthest)
-    # The maximum within 1 px: twice a lag that is not an integer lies beside twice the rounded lag,
-    # and a slanted ridge of the correlation has dips between its pixels.
+    # The maximum within 1 px: twice a fractional period lies up to 1 px from twice the rounded
+    # period, and a slanted ridge of the correlation has dips between its pixels.
     top = F.max_pool2d(correlation[None, None], 3, 1, 1)[0, 0]
     lags = _peaks(correlation, top, size_of(grey))
     if not len(lags):
@@ -158,7 +159,8 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
     best = clarity.max().item()
     if best < TINY:
         return 0.0, 0, 0
-    # In a brick wall the courses are clearest, but bricks along a course are the most alike.
+    # Not the clearest peak: in a brick wall that is from course to course, but the bricks of one
+    # course are the most alike.
     height = line[48].where(clarity > best / 6, -1)
     length = lags.square().sum(1).where(height >= SAME_PERIOD * height.max(), 2**62)
     y, x = lags[length.argmin()] * factor
@@ -177,12 +179,12 @@ def _along_lags(top: Tensor, lags: Tensor) -> Tensor:
 
 def _peaks(correlation: Tensor, top: Tensor, size: Size) -> Tensor:
     """Return the lags (y, x) of the peaks and ridges of a correlation, (K, 2), that are longer than
-    NEAREST_LAG and leave OVERLAP after twice the lag.
+    NEAREST_LAG and at twice of which OVERLAP remains.
 
     Args:
-        correlation: (n, n), lag 0 in the centre; lags reach twice as far as those returned.
-        top: its maximum within 1 px.
-        size: of the picture.
+        correlation: (n, n), lag 0 in the centre; the result has lags up to half of its reach.
+        top: (n, n), maximum of the correlation within 1 px.
+        size: (height, width) of the picture.
     """
     reach = correlation.shape[0] // 2
     lags = (correlation > top - RIDGE).nonzero() - reach

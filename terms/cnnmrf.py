@@ -27,17 +27,18 @@ class CNNMRF(Term):
     Networks for Image Synthesis", 2016, equations 2 and 3, minimised by alternation.
 
     `rematch` matches every 3x3 patch of the output's features with the source patch of highest
-    normalised correlation. The matches are then held for some steps. The sum over patches of
-    squared distances equals, up to a constant, the squared distance of every position from the mean
-    of the matched patches that overlap there; it is computed in this form, exactly and at the cost
-    of a content loss.
+    normalised correlation. The matches are held until the next rematch. The sum over patches of
+    squared distances equals, up to a constant, the sum over positions of the squared distance from
+    the mean of the matched patches that overlap there, weighted by their number. It is computed in
+    this form, which is exact and costs as much as a content loss. Rotated and scaled patches are
+    taken from the features of rotated and scaled copies of the exemplar.
 
-    Departures from the paper: the loss is relative to the source's squared norm; rotated and scaled
-    patches are taken from the features of a rotated and scaled exemplar.
+    Departure from the paper: the loss is the mean over patches and their positions, relative to the
+    mean squared norm of the source's features, averaged over the layers.
     """
 
     patch = 3
-    needs_whole = "patches overlap across the borders of parts"
+    needs_whole = "matches patches across the borders of parts"
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.views = [view for one in inputs.exemplars for view in one.views]
@@ -53,7 +54,7 @@ class CNNMRF(Term):
         for layer in layers:
             maps = select_valid(first.features[layer].detach(), first.valid)[0]
             self.energies[layer] = maps.square().sum(0).mean().clamp(min=TINY)
-        # layer -> what `overlap_patches` returns, stacked over the batch.
+        # layer -> mean, count and spread from `overlap_patches`, stacked over the batch.
         self.overlaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def rematch(self, output: Features) -> None:
@@ -65,7 +66,7 @@ class CNNMRF(Term):
             self.overlaps[layer] = means, counts, spreads
 
     def _match(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Match the patches of (C, H, W) and overlap the source patches that are found."""
+        """Match the patches of features (C, H, W), and return `overlap_patches` of the matches."""
         size = min(self.patch, *(side for maps in (picture, *sources) for side in maps.shape[1:]))
         guides: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(sources)
         if self.canvas.guide is not None:
@@ -95,7 +96,8 @@ class CNNMRF(Term):
     def _by_shares(
         self, found: list[Sequence[Tensor]], picture: Tensor, size: int
     ) -> list[Sequence[Tensor]]:
-        """Offset the similarities so that every exemplar is matched by its share of the patches."""
+        """Add offsets to the cosines, so that every exemplar is matched by its share of the
+        patches."""
         norms = F.avg_pool2d(picture.square().sum(0)[None], size, 1)[0].sqrt().clamp(min=1e-12)
         cosines = [similarity / norms for _, similarity, _ in found]
         best = []

@@ -10,7 +10,7 @@ class Content(Term):
     """Content loss of Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural
     Networks", 2016, equation 1: squared distance of the features at every position.
 
-    The only exemplar is the photo, in the size of the output. Departure from the paper: the
+    The only exemplar is the photo, which has the size of the output. Departure from the paper: the
     distance is relative to the squared norm of the photo's features and averaged over the layers,
     so that a weight has the same effect at any size.
     """

@@ -27,15 +27,16 @@ class Guided(Term):
     """Guided correspondence loss of Zhou et al., "Neural Texture Synthesis with Guided
     Correspondence", 2023, equations 1 to 5.
 
-    Patches of 7x7 positions at stride 4 are compared by cosine distance about the source's mean
-    feature, plus a penalty for source patches that are used more often than their share, plus the
-    distance of the guides. The loss is the contextual similarity: every output patch is to be near
-    one source patch and far from all others.
+    Patches of 7x7 positions at stride 4 are compared by cosine distance, after subtraction of the
+    source's mean feature. A penalty in proportion to the number of matches of a source patch, and
+    the distance of the guides, are added. The loss is the negative logarithm of the contextual
+    similarity, which is small if every output patch is near one source patch and far from all
+    others.
 
-    Departures from the paper: the sample of patches, the origin of the grid and the occurrences are
-    held until the next rematch, so that the objective is smooth in between; the stride is 4 instead
-    of 3, for a quarter of the time and no loss of quality; patches of the finest layer are left
-    out, as they take ten times as long as all others.
+    Departures from the paper: the sample of patches, the origin of their grid and the numbers of
+    matches are held until the next rematch, so that the objective is smooth in between; the stride
+    is 4 instead of 3, which takes a quarter of the time without loss of quality; by default the
+    finest layer is not used, as it takes ten times as long as all others.
     """
 
     needs_whole = "compares every patch with all patches of the exemplar"
@@ -102,8 +103,14 @@ class Guided(Term):
         return _Held(sample, source, ExtraDistance(penalty, *guides), wrap)
 
     def _share_penalty(self, counts: list[int], drawn: Tensor, source: Tensor) -> Tensor:
-        """Return the penalty, (M,), by which every exemplar is matched by its share of the output
-        patches; `counts` has the number of source patches of each view."""
+        """Return a penalty of each source patch, (M,), such that every exemplar is matched by its
+        share of the output patches.
+
+        Args:
+            counts: number of source patches of each view.
+            drawn: output patches, (N, D).
+            source: source patches, (M, D).
+        """
         if not self.shares:
             return source.new_zeros(len(source))
         exemplars = torch.tensor(self.exemplar_of_view).repeat_interleave(torch.tensor(counts))
@@ -116,7 +123,8 @@ class Guided(Term):
         return -share_offsets(torch.cat(best, 1), self.shares)[exemplars]
 
     def _sample(self, maps: Tensor, size: int, most: int, valid: Tensor | None = None) -> "_Sample":
-        """Draw a grid of patches of (1, C, H, W), and at most `most` of them."""
+        """Draw the origin of a grid of patches of (1, C, H, W), and at most `most` of the patches,
+        valid ones if there are any."""
         spare = [min(self.stride, side - size + 1) for side in maps.shape[2:]]
         origin = [int(torch.randint(n, (), generator=self.generator)) for n in spare]
         count = math.prod(
@@ -148,20 +156,20 @@ class Guided(Term):
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
-    """Concatenate rows; a single part is not copied."""
+    """Concatenate along dimension 0; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Sample(NamedTuple):
-    """A grid of patches of a layer, and which of them are used."""
+    """A sample of patches on a grid."""
 
     size: int
     stride: int
     origin: list[int]  # y, x of the upper left corner of the first patch
-    chosen: Tensor | None  # (N,), indices of patches of the grid; None: all
+    chosen: Tensor | None  # (N,), indices of the sampled patches of the grid; None: all
 
     def count(self, maps: Tensor) -> int:
-        """Return the number of patches of (1, C, H, W)."""
+        """Return the number of sampled patches of (1, C, H, W)."""
         return self.columns(maps[:, :1]).shape[1]
 
     def columns(self, maps: Tensor) -> Tensor:
@@ -185,10 +193,10 @@ class _Sample(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """What is held between rematches for one layer of one picture."""
+    """State between rematches, of one layer of one picture."""
 
     sample: _Sample  # of the output
-    source: Tensor  # (M, D), unit vectors
+    source: Tensor  # (M, D), source patches as unit vectors
     extra: ExtraDistance
     wrap: str
 

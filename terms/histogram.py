@@ -1,4 +1,4 @@
-"""Distribution of colours."""
+"""Distribution and covariance of the colour channels."""
 
 from torch import Tensor
 
@@ -20,11 +20,11 @@ from terms.gram import gram
 class Histogram(Term):
     """Distribution of each colour channel of the pixels, and covariance of the channels.
 
-    Gram matrices fix products of features, which leaves colour and contrast free to drift in
-    opposite directions. The term is the squared Wasserstein distance of each channel, relative to
-    the variance, plus the relative error of the covariance. Unlike histogram matching (Risser,
-    Wilmot and Barnes, "Stable and Controllable Neural Texture Synthesis and Style Transfer Using
-    Histogram Losses", 2017) it needs no bins and is differentiable.
+    A Gram matrix fixes the mean products of features, so that mean and variance may drift in
+    opposite directions: Risser, Wilmot and Barnes, "Stable and Controllable Neural Texture
+    Synthesis and Style Transfer Using Histogram Losses", 2017. The term is the squared Wasserstein
+    distance of the channels, relative to their variance, plus the relative error of their
+    covariance. Unlike the histogram matching of that paper, it needs no bins and is differentiable.
     """
 
     needs_whole = "sorts the values of all pixels"
@@ -43,7 +43,8 @@ class Histogram(Term):
         ]  # (1, 3)
 
         def spread(maps: Features) -> dict[str, Tensor]:
-            """Return moments about the mean of the mixture: within and between exemplars."""
+            """Return second moments about the mean of the mixture: those within an exemplar plus
+            those of its mean."""
             image = maps["image"]
             offset = image.mean((2, 3)) - mean
             return {
@@ -63,6 +64,6 @@ class Histogram(Term):
 
     def distance(self, statistics: Statistics) -> Tensor:
         values = statistics["values"]
-        # Not divided among processes: with three rows, waiting costs more than sorting.
+        # Not divided among processes: for three rows, communication takes longer than sorting.
         transport = squared_wasserstein(values, self.source(values.shape[2])) / self.variance
         return transport + relative_error(statistics["covariance"].mean, self.covariance)

@@ -1,4 +1,4 @@
-"""Nearest patches of feature maps in bounded memory, and contextual similarity of patches."""
+"""Nearest patches and contextual similarity of patches, in bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from utils import available_bytes
 
 GUIDE_WEIGHT = 10.0  # of squared distances of guides, relative to cosines of features
-CHUNK_BYTES = 2**27  # of similarities that are held at a time
-FREE_SHARE = 8  # a chunk takes at most this fraction, 1/8, of the available memory
+CHUNK_BYTES = 2**27  # largest chunk of similarities
+CHUNKS_IN_MEMORY = 8  # at least as many chunks must fit into the available memory
 BANDWIDTH = 0.5  # h of the contextual similarity
-EPSILON = 1e-3  # of a cosine distance; float32 resolves 1e-7, and gradients grow as 1 / EPSILON
+EPSILON = 1e-3  # added to cosine distances, of resolution 1e-7; gradients grow as 1 / EPSILON
 
 
 def chunk_rows(row_bytes: int, device: torch.device) -> int:
     """Return the number of rows of `row_bytes` bytes that fit into a chunk, at least 1."""
-    return max(1, int(min(CHUNK_BYTES, available_bytes(device) / FREE_SHARE)) // row_bytes)
+    return max(1, int(min(CHUNK_BYTES, available_bytes(device) / CHUNKS_IN_MEMORY)) // row_bytes)
 
 
 def row_slices(count: int, rows: int) -> Iterator[slice]:
@@ -35,7 +35,7 @@ def resize_guide(guide: Tensor | None, size: Sequence[int]) -> Tensor:
 
 
 def gather_patches(maps: Tensor, starts: Tensor, patch: int) -> Tensor:
-    """Return chosen columns of `F.unfold`; other patches are never copied.
+    """Return some of the columns of `F.unfold`, without copying the others.
 
     Args:
         maps: (1, C, H, W).
@@ -61,17 +61,18 @@ def nearest_patches(
 ) -> tuple[Tensor, Tensor]:
     """Find the source patch of highest normalised correlation for every output patch.
 
-    The correlation of two patches is a sum of products of positions. The products are computed once
-    per pair of positions and summed along the diagonals, which takes a ninth of the arithmetic of
-    matching unfolded 3x3 patches. Rows of both pictures are processed in chunks, so that the
-    products of all pairs are never in memory.
+    The correlation of two patches is the sum of the inner products of the features at corresponding
+    positions. The inner products are computed once for each pair of positions and summed along the
+    diagonals, which takes a ninth of the arithmetic of matching unfolded 3x3 patches. Rows of both
+    maps are processed in chunks, so that the products of all pairs are never in memory.
 
     Args:
         output: (C, H, W).
         source: (C, h, w).
         patch: side of a patch.
-        guides: of output and source, (G, H - patch + 1, W - patch + 1) and (G, h - patch + 1,
-            w - patch + 1); their squared distance is subtracted from the correlation.
+        guides: of the patches of output and source, (G, H - patch + 1, W - patch + 1) and
+            (G, h - patch + 1, w - patch + 1); their squared distance is subtracted from the
+            correlation.
         usable: (h - patch + 1, w - patch + 1) of bool, the source patches to search; None: all.
 
     Returns:
@@ -79,7 +80,7 @@ def nearest_patches(
         source patch, and its correlation multiplied by the norm of the output patch.
     """
     (_, H, W), (_, h, w) = output.shape, source.shape
-    # n rows of patches need the products of n + patch - 1 rows, in three buffers or five.
+    # n rows of patches need the products of n + patch - 1 rows, in three buffers; five with guides.
     pairs = chunk_rows((3 if guides is None else 5) * 4, output.device)
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
@@ -103,18 +104,20 @@ def nearest_patches(
 
 
 def elementwise_best(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Select, at each position, the tuple (start, similarity, ...) of higher similarity."""
+    """Select, at each position, from the tuple (start, similarity, ...) of higher similarity."""
     return tuple(torch.where(other[1] > one[1], b, a) for a, b in zip(one, other, strict=True))
 
 
 def share_offsets(similarities: Tensor, shares: Sequence[float]) -> Tensor:
-    """Return offsets with which every row has the highest similarity at its share of the columns.
+    """Return the offsets of rows with which each row has the highest similarity in its share of the
+    columns.
 
-    They are the dual variables of an optimal transport of columns to rows, by subgradient ascent.
+    They are the dual variables of an optimal transport of columns to rows, found by subgradient
+    ascent.
 
     Args:
         similarities: (K, N).
-        shares: K numbers of sum 1.
+        shares: K numbers with sum 1.
 
     Returns:
         (K,), to add to the rows.
@@ -136,7 +139,7 @@ def _nearest(
     guides: tuple[Tensor, Tensor] | None = None,
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `nearest_patches`, with the products of all pairs of positions in memory."""
+    """Same as `nearest_patches`, with the products of all pairs of positions in memory."""
     (C, H, W), (_, h, w) = output.shape, source.shape
     norms = F.avg_pool2d(source.square().sum(0)[None, None], patch, 1)[0, 0] * patch**2
     products = (output.reshape(C, -1).T @ source.reshape(C, -1)).view(H, W, h, w)
@@ -155,8 +158,8 @@ def _nearest(
 
 
 def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
-    """Sum `window` elements along the common diagonal of dimensions a and b, at every position;
-    both dimensions get shorter by window - 1."""
+    """Return the sums of `window` consecutive elements along the diagonals of dimensions a and b;
+    both dimensions become shorter by window - 1."""
     counts = x.shape[a] - window + 1, x.shape[b] - window + 1
     total = x.narrow(a, 0, counts[0]).narrow(b, 0, counts[1]).clone()
     for i in range(1, window):
@@ -167,16 +170,17 @@ def _diagonal_sums(x: Tensor, a: int, b: int, window: int) -> Tensor:
 def overlap_patches(
     source: Tensor, starts: Tensor, stride: Tensor, patch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Overlap the matched source patches and average them.
+    """Place the matched source patches at the positions of the output patches, and average them
+    where they overlap.
 
     Args:
         source: (C, n), features of all source positions.
-        starts: (h, w), index in `source` of the first position of each patch.
-        stride: (h, w), distance in `source` from one row of the patch to the next.
+        starts: (h, w), index in `source` of the upper left position of each patch.
+        stride: (h, w), difference of index between consecutive rows of each patch.
         patch: side of a patch.
 
     Returns:
-        mean: (C, h + patch - 1, w + patch - 1), of the patches that overlap at each position.
+        mean: (C, h + patch - 1, w + patch - 1), of the patches that cover each position.
         count: (h + patch - 1, w + patch - 1), number of these patches.
         spread: (), sum over positions of the squared distances of these patches from their mean.
     """
@@ -195,10 +199,10 @@ def overlap_patches(
 
 
 def eager_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return a scalar `function(x)`, computing its gradient immediately.
+    """Return the scalar `function(x)`, and compute its gradient immediately.
 
-    What the function saves for its backward pass, such as copies of all patches, is freed on
-    return.
+    Tensors that the function saves for its backward pass, such as copies of all patches, are freed
+    on return.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -213,7 +217,7 @@ def guide_distance(output: Tensor, source: Tensor) -> Tensor:
 
 
 class ExtraDistance(NamedTuple):
-    """What is added to the cosine distances of N output patches from M source patches."""
+    """Terms that are added to the cosine distances of N output patches from M source patches."""
 
     penalty: Tensor  # (M,)
     output_guide: Tensor | None = None  # (N, G)
@@ -228,12 +232,13 @@ class ExtraDistance(NamedTuple):
 
 class ContextualScore(torch.autograd.Function):
     """Negative logarithm of the contextual similarity of each output row and its nearest source
-    row, `-log softmax((1 - d / (d_min + EPSILON)) / BANDWIDTH)`: Mechrez, Talmi and Zelnik-Manor,
-    "The Contextual Loss", 2018; Zhou et al. 2023. It is 0 if one source row is much nearer than all
-    others.
+    row: `-log(softmax((1 - d / (min(d) + EPSILON)) / BANDWIDTH))` at the nearest, where d is the
+    distance from each source row, 1 - cosine + extra (Mechrez, Talmi and Zelnik-Manor, "The
+    Contextual Loss for Image Transformation with Non-Aligned Data", 2018; Zhou et al., 2023). It is
+    near 0 if one source row is much nearer than all others.
 
-    d is 1 - cosine plus the extra distance. Value and gradient are computed together, in chunks of
-    rows: the N x M matrix of distances is never in memory.
+    Value and gradient are computed together, in chunks of rows, so that the N x M matrix of
+    distances is never in memory.
     """
 
     @staticmethod
@@ -256,18 +261,18 @@ class ContextualScore(torch.autograd.Function):
             least, nearest = distance.min(1, keepdim=True)
             least_safe = least + EPSILON
             scale = 1 / (BANDWIDTH * least_safe)
-            exponent = distance.sub_(least).mul_(-scale)  # 0 at the nearest, negative elsewhere
+            exponent = distance.sub_(least).mul_(-scale)  # 0 at the nearest row, else negative
             share = exponent.exp()
             total = share.sum(1, keepdim=True)
             share /= total
-            # The derivative with respect to d_j is -scale share_j. d_min is in every exponent and
-            # in the scale:
+            # The derivative with respect to d_j is -scale share_j. The minimum is part of every
+            # exponent and of the scale:
             by_least = scale - (share * exponent).sum(1, keepdim=True) / least_safe
-            # With respect to the products the signs are opposite, as d_j is 1 - product.
+            # With respect to the inner products the signs are opposite, as d_j is 1 - product.
             by_product = share.mul_(scale).scatter_add_(1, nearest, -by_least)
             scores.append(total.log()[:, 0])
             by_unit = by_product @ source
-            # The component along the row itself changes its norm only.
+            # The component along the row has no effect, as rows are normalised.
             by_unit -= (by_unit * unit).sum(1, keepdim=True) * unit
             gradient[rows] = by_unit.div_(norm)
         ctx.save_for_backward(gradient)

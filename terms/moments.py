@@ -20,14 +20,15 @@ class Moments(Term):
     """Mean and standard deviation of every channel, which Galerne et al., "Scaling Painting Style
     Transfer", 2024, add to Gram matrices.
 
-    Departure from the paper: the error is relative to the source's squared norm and averaged over
-    the layers.
+    Departure from the paper: the squared distance is relative to the squared norm of the source's
+    moments and averaged over the layers.
     """
 
     permutation_invariant = True
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
-        # About the source's mean, as rounding errors of sums about 0 can exceed the variance.
+        # Moments about the source's mean, as rounding errors of those about 0 can exceed the
+        # variance.
         self.centres = inputs.mix_statistics(lambda maps: {k: maps[k].mean((2, 3)) for k in layers})
         found = inputs.mix_statistics(
             lambda maps: {k: v.mean for k, v in self.measure(maps).items()}
@@ -51,7 +52,7 @@ class Moments(Term):
         return mean_over_layers(errors, self.layers)
 
     def _moments(self, means: Tensor, layer: str) -> Tensor:
-        """Return mean and standard deviation, (B, 2, C), of mean and mean square about the centre,
+        """Convert mean and mean square about the centre, (B, 2, C), to mean and standard deviation,
         (B, 2, C)."""
         mean, square = means.unbind(1)
         variance = (square - mean.square()).clamp(min=0)

@@ -26,9 +26,9 @@ from terms.valid import crop_to_valid, positions_of_regions, valid_centres
 from utils import Size, pad_axes, size_of
 
 PATCH = 7  # px
-PATCH_LEVELS = 3  # each of half the size
-PATCH_DIRECTIONS = 16  # at full size; four times as many at half the size take the same time
-PATCH_SIDE = 42  # px; with many directions, smaller pictures are copied from the exemplar
+PATCH_LEVELS = 3  # full, half and quarter size
+PATCH_DIRECTIONS = 16  # at full size; four times as many take the same time at half the size
+MANY_DIRECTIONS_SIDE = 42  # px; with many directions, smaller pictures would be copied
 
 
 class Patches(Term):
@@ -36,12 +36,12 @@ class Patches(Term):
     directions, at full, half and quarter size: Elnekave and Weiss, "Generating Natural Images with
     Direct Patch Distributions Matching", 2022.
 
-    Departures from the paper: directions are held for some steps, so that the objective is smooth
-    in between; the distance is relative to the variance of the source's projections; pictures of
-    different sizes are compared by quantiles; every region has a distribution of its own, that of
-    the patches whose centre is in the region; pictures are mirrored at their borders. Without
-    mirroring, the outermost rows are in one patch where others are in seven, and compensate the
-    error of all others: a row of dark and light dots.
+    Departures from the paper: directions are held until the next rematch, so that the objective is
+    smooth in between; the distance is relative to the variance of the source's projections;
+    pictures of different sizes are compared by quantiles; every region has a distribution of its
+    own, that of the patches whose centre is in the region; pictures are mirrored at their borders.
+    Without mirroring, the outermost rows, which are in one row of patches where others are in
+    seven, would compensate the error of all others and become a line of dark and light dots.
     """
 
     needs_whole = "sorts the projections of all patches"
@@ -59,10 +59,10 @@ class Patches(Term):
         self.sources = list(zip(shares, map(self._with_maps, views), strict=True))
         self.image, _ = self.sources[0][1][0]
         self.side = min(self.image.shape[2:])
-        # A periodic exemplar has no layout that could be copied, so many directions are safe.
+        # With many directions the layout of an exemplar is copied, but a periodic one has none.
         rectangle = crop_to_valid(self.image, inputs.exemplars[0].views[0].valid)
         self.periodic = period(rectangle)[0] > PERIODIC
-        self.generator = torch.Generator().manual_seed(1)  # other directions than those of scores
+        self.generator = torch.Generator().manual_seed(1)  # not the directions of the scores
         self.rematch(inputs.exemplars[0].features)
 
     @property
@@ -70,12 +70,12 @@ class Patches(Term):
         return [self.generator]
 
     def rematch(self, output: Features) -> None:
-        """Draw directions and sort the projections of the source."""
+        """Draw directions, and sort the projections of the source."""
         self.levels: list[tuple[int, Tensor, list[QuantileMixture]]] = []  # factor, directions
         self.variances: dict[tuple[int, ...], Tensor] = {}
         for level in range(PATCH_LEVELS):
             factor = 2**level
-            many = self.periodic or self.side >= factor * PATCH_SIDE
+            many = self.periodic or self.side >= factor * MANY_DIRECTIONS_SIDE
             count = PATCH_DIRECTIONS * (4**level if many else 1)
             directions = unit_directions(count, self.generator).to(self.image)
             if self.side >= factor * PATCH:
@@ -88,7 +88,8 @@ class Patches(Term):
                 self.levels.append((factor, directions, mixtures))
 
     def _with_maps(self, views: Sequence[View]) -> list[tuple[Tensor, _RegionMap | None]]:
-        """Return picture and region map of each view; no map if all pixels are in one region."""
+        """Return picture and region map of each view; the map is None if all pixels are valid and
+        the output is a single region."""
         return [
             (
                 view.image.detach(),
@@ -102,7 +103,7 @@ class Patches(Term):
     def _ascending(
         self, factor: int, directions: Tensor, views: list[tuple[Tensor, _RegionMap | None]]
     ) -> list[Tensor]:
-        """Return the sorted projections of an exemplar, (1, K, n), for each region."""
+        """Return the projections of an exemplar in ascending order, (1, K, n), for each region."""
         found = [
             self._project(image, factor, directions, "", regions)
             for image, regions in views
@@ -131,8 +132,14 @@ class Patches(Term):
     def _level_distance(
         self, factor: int, found: list[Tensor], mixtures: list[QuantileMixture]
     ) -> Tensor:
-        """Return the distance at one level, (B,), of projections (B, K, n) of each region; regions
-        are weighted by their number of patches n."""
+        """Return the distance at one level, (B,): the mean over regions, weighted by their numbers
+        of patches n.
+
+        Args:
+            factor: by which the picture is reduced at this level.
+            found: projections of the output, (B, K, n) for each region.
+            mixtures: projections of the source for each region.
+        """
         pairs = [
             (parts, mixture(parts.shape[2]))
             for parts, mixture in zip(found, mixtures, strict=True)
@@ -154,11 +161,12 @@ class Patches(Term):
     def _project(
         self, image: Tensor, factor: int, directions: Tensor, wraps: str, regions: _RegionMap | None
     ) -> list[Tensor]:
-        """Project the patches of a reduced picture: (B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) for
+        """Reduce a picture, and project its patches: (B, 3, H, W), (K, 3, 7, 7) -> (B, K, n) for
         each region.
 
-        The picture is periodic along the axes `wraps` and mirrored along the axes that the output
-        does not tile. Along the others, of a source of a tiled output, it is not padded.
+        Along `wraps`, which are the axes of `self.wrap` for the output and none for a source, the
+        picture is padded periodically. Along the axes that are not in `self.wrap` it is mirrored. A
+        source is not padded along the axes in `self.wrap`.
         """
         reduced, reach = F.avg_pool2d(image, factor), PATCH // 2
         mirrors = "".join(axis for axis in "yx" if axis not in self.wrap)
@@ -170,10 +178,10 @@ class Patches(Term):
 
 
 class _RegionMap:
-    """Regions of a picture's pixels.
+    """Positions of the patches of each region of a picture.
 
     Args:
-        regions: (1, 1, H, W) of -1 ... count - 1; -1: in no region.
+        regions: (1, 1, H, W) of int64: region of each pixel; -1: in no region.
         valid: (1, 1, H, W) of bool; None: all pixels are valid.
     """
 
@@ -182,10 +190,10 @@ class _RegionMap:
         self.positions: dict[tuple[Size, str], list[Tensor]] = {}
 
     def patch_positions(self, size: Size, padded: str, count: int) -> list[Tensor]:
-        """Return the flat positions of the patches of each region in a picture resized to `size`.
+        """Return the indices of the patches of each region, for the picture resized to `size`.
 
-        A patch is in the region of its centre. Along the `padded` axes every pixel is a centre.
-        The result is cached.
+        A patch is in the region of its centre. Along the axes in `padded` every pixel is the centre
+        of a patch. The result is cached.
         """
         key = size, padded
         if key not in self.positions:
@@ -201,6 +209,6 @@ class _RegionMap:
 
 
 def unit_directions(count: int, generator: torch.Generator) -> Tensor:
-    """Draw random patches of norm 1 on the CPU: (count, 3, PATCH, PATCH)."""
+    """Draw random directions of norm 1 on the CPU: (count, 3, PATCH, PATCH)."""
     directions = torch.randn(count, 3, PATCH, PATCH, generator=generator)
     return directions / directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""A group of processes that evaluate the same picture."""
+"""Group of processes that evaluate the same picture."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, distributed
 
 from utils import UserError
 
-COALESCED_BELOW = 2**20  # values; smaller tensors are reduced together, as one
+COALESCED_BELOW = 2**20  # values; smaller tensors are reduced together, as one tensor
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
     """Processes that make one picture together.
 
-    Each holds the whole picture, evaluates some of its blocks and sums its statistics with those of
-    the others. Everything else is computed by all of them.
+    Each process holds the whole picture and evaluates some of its blocks; the statistics are summed
+    over all processes. Each process computes everything else itself.
     """
 
     rank: int
@@ -30,8 +30,8 @@ class ProcessGroup:
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Sum tensors over all processes, in place.
 
-        Dense tensors of COALESCED_BELOW values or more are reduced one by one, all others together,
-        by a copy. Tensors have the same shapes and strides in all processes.
+        Dense tensors of COALESCED_BELOW values or more are reduced one by one, all others as one
+        tensor, which is a copy. Tensors must have the same shapes and strides in all processes.
         """
         if self.size == 1:
             return
@@ -48,14 +48,16 @@ class ProcessGroup:
                 x.copy_(part.view(x.shape))
 
     def exchange(self, up: Tensor, down: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
-        """Send rows to both neighbours and receive as many from them.
+        """Send rows to the previous and the next process, and receive as many from them.
 
         Args:
-            up, down: (B, C, n, W), rows for the process before and after this one.
-            ring: whether the first process comes after the last.
+            up: rows for the previous process, (B, C, n, W).
+            down: rows for the next process, (B, C, n, W).
+            ring: whether the first process is next to the last.
 
         Returns:
-            Rows of the process before and after this one; (B, C, 0, W) where there is none.
+            Rows from the previous and from the next process, (B, C, n, W); (B, C, 0, W) if there is
+            no such process.
 
         Raises:
             UserError: another process has ended.
@@ -64,8 +66,8 @@ class ProcessGroup:
         has_before, has_after = ring or before >= 0, ring or after < self.size
         sent = [rows.movedim(1, 3).contiguous() for rows in (up, down)]
         from_before, from_after = (torch.empty_like(rows) for rows in sent)
-        # In a ring of two, both neighbours are the same process. The order of the list and the tags
-        # match its messages.
+        # In a ring of two, both neighbours are the same process: the tags and the order of the list
+        # pair each message that is sent with the one that is received.
         operations = [
             (has_after, distributed.isend, sent[1], after),
             (has_before, distributed.irecv, from_before, before),

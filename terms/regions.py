@@ -1,4 +1,4 @@
-"""A term applied to each region of the output."""
+"""Terms that are applied to each region of the output."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,13 +12,14 @@ from terms.base import LayerWeights, Statistics, Sums, Term, TermInputs, View
 from terms.valid import drop_invalid, positions_of_regions, valid_at
 from utils import Size, size_of
 
-RegionPositions = dict[Size, list[Tensor]]  # size of a layer -> flat positions of each region
+RegionPositions = dict[Size, list[Tensor]]  # size of a layer -> indices y w + x of each region
 
 
 class PerRegion(Term):
     """Mean of a permutation-invariant term over the regions of the output, weighted by their areas:
-    Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4; the
-    tags of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture Synthesis", 2021.
+    Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer", 2017, section 4. The
+    regions are the tags of Heitz et al., "A Sliced Wasserstein Loss for Neural Texture Synthesis",
+    2021.
     """
 
     needs_whole = "gathers the positions of every region"
@@ -33,7 +34,7 @@ class PerRegion(Term):
         pictures = [(one, self._located(one.views_for_statistics())) for one in inputs.exemplars]
         areas = [int(n) for n in regions[regions >= 0].bincount(minlength=self.count)]
         self.present = [k for k, area in enumerate(areas) if area]
-        self.parts: list[tuple[float, Term]] = []  # share of the area and term of each region
+        self.parts: list[tuple[float, Term]] = []  # share of the area, and term, of each region
         for k in self.present:
             sources = [replace(one, views=(View(_gather(some, k)),)) for one, some in pictures]
             nonempty = (s for s in sources if all(x.shape[2] for x in s.features.values()))
@@ -57,7 +58,7 @@ class PerRegion(Term):
             part.measure(features)
             for (_, part), features in zip(self.parts, self._split(output), strict=True)
         ]
-        # If no pixel is in a region, the loss is 0 and so is its gradient.
+        # If no pixel is in any region, the loss is this 0, with gradient 0.
         nothing = 0 * next(iter(output.values())).flatten(1).sum(1)
         return {"parts": measured, "nothing": Sums(nothing, 1)}
 
@@ -73,7 +74,7 @@ class PerRegion(Term):
         return [_RegionFeatures(output, positions, k) for k in self.present]
 
     def _located(self, views: Iterable[View]) -> list[tuple[Features, RegionPositions]]:
-        """Return features and positions of the regions for each view."""
+        """Return features, and positions of the regions, of each view."""
         return [
             (view.features, self._locate({}, view.features, regions_of(view), view.valid))
             for view in views
@@ -86,7 +87,7 @@ class PerRegion(Term):
         regions: Tensor,
         valid: Tensor | None = None,
     ) -> RegionPositions:
-        """Add the positions of the regions for each size of the features to `positions`."""
+        """Add the positions of the regions, at each size of the features, to `positions`."""
         for maps in features.values():
             size = size_of(maps)
             if size not in positions:
@@ -97,7 +98,8 @@ class PerRegion(Term):
 
 
 def per_region(kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> Term:
-    """Build a term; if it is permutation-invariant, one for each region, of valid positions."""
+    """Build a term. A permutation-invariant one is built for each region, if there are regions, and
+    from valid positions only."""
     if inputs.canvas.output_regions is not None and kind.permutation_invariant:
         return PerRegion(kind, inputs, layers)
     if any(one.valid is not None for one in inputs.exemplars) and kind.permutation_invariant:
@@ -106,7 +108,7 @@ def per_region(kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> Te
 
 
 def layers_needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
-    """Return the layers, or "image", that a term cannot evaluate block by block.
+    """Return the layers, or ["image"], that a term cannot evaluate block by block.
 
     Args:
         kind: class of the term.
@@ -138,16 +140,16 @@ def count_of_regions(views: list[View], output_regions: Tensor) -> int:
 
 
 def one_hot(regions: Tensor, count: int) -> Tensor:
-    """Return the one-hot encoding: (1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of 0, 1."""
+    """Return the one-hot encoding: (1, 1, H, W) of 0 ... count - 1 -> (1, count, H, W) of float."""
     return F.one_hot(regions[:, 0], count).movedim(3, 1).float()
 
 
 def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
-    """Return the positions of each region in a layer of size (h, w): (1, 1, H, W) of
-    -1 ... count - 1 -> (count, h w) of bool.
+    """Return the mask of each region in a layer of size (h, w): (1, 1, H, W) of -1 ... count - 1 ->
+    (count, h w) of bool.
 
-    A position is in the region that covers most of it. A region that covers most of no position
-    gets the position of which it covers the largest part.
+    A position is in the region that covers its largest part. A region that would have no position
+    also gets the position of which it covers most.
     """
     shares = one_hot(regions + 1, count + 1)
     shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)

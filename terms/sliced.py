@@ -22,9 +22,10 @@ class Sliced(Term):
     Synthesis", 2021, section 3: features are projected on random unit directions, as many as the
     layer has channels, sorted and compared.
 
-    Departures from the paper: the distance is relative to the source's mean square, so that layers
-    have equal weight; directions are held for some steps, so that the objective is smooth in
-    between; pictures of different sizes are compared by quantiles, where the paper repeats samples.
+    Departures from the paper: the distance is relative to the mean square of the source's
+    projections, so that layers have equal weight; directions are held until the next rematch, so
+    that the objective is smooth in between; pictures of different sizes are compared by quantiles,
+    where the paper repeats samples.
     """
 
     needs_whole = "sorts the projections of all positions"
@@ -47,13 +48,12 @@ class Sliced(Term):
         return [self.generator]
 
     def rematch(self, output: Features) -> None:
-        """Draw directions and sort the projections of the source."""
+        """Draw directions, and sort the projections of the source."""
         for layer, sources in self.sources.items():
             first = sources[0][1]
             C = len(first)
             directions = torch.randn(C, C, generator=self.generator).to(first)
             directions /= directions.norm(dim=1, keepdim=True)
-            # (C, h w) of each.
             found = QuantileMixture(
                 [(share, sort_with_indices(directions @ one)[0]) for share, one in sources]
             )

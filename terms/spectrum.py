@@ -13,24 +13,25 @@ from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs
 from terms.valid import crop_to_valid
 from utils import Size, size_of, wrapped
 
-SPECTRUM_PADDING = 2  # times the size; with 1, lags wrap around and order is lost at the borders
+SPECTRUM_PADDING = 2  # times the size; at 1, lags wrap around and order is lost at the borders
 
 
 class Spectrum(Term):
     """Spectrum constraint of Liu, Gousseau and Xia, "Texture Synthesis Through Convolutional Neural
     Networks and Spectrum Constraints", 2016.
 
-    The squared distance of the output from its projection on the pictures that have the source's
-    Fourier modulus and the source's phase differences between channels, which leaves one free phase
-    for the three channels of a frequency.
+    The loss is the squared distance of the output from its projection onto the set of pictures that
+    have the modulus of the source's Fourier transform and the source's phase differences between
+    channels: at each frequency, one phase is free for all three channels.
 
-    Departures from the paper: windows of the source's size are compared, each overlapping the next
-    by at least half, so that the output may have any size; windows are padded with zeros, so that
-    lags do not wrap around. Without padding, a period that does not divide the size is spread over
-    several frequencies whose relative phases are free.
+    Departures from the paper: the output is compared in windows of the source's size, each
+    overlapping the next by at least half, so that it may have any size; windows are padded with
+    zeros, so that lags do not wrap around. Without padding, a period that does not divide the size
+    is spread over several frequencies, whose relative phases are free. The distance is relative to
+    the squared norm of the source.
 
     With a mask, the projection uses all pixels, so that order continues from the kept pixels into
-    the new ones, but the distance is that of the new pixels: Hirani and Totsuka, "Combining
+    the new ones, and the distance uses the new pixels only: Hirani and Totsuka, "Combining
     Frequency and Spatial Domain Information for Fast Interactive Image Noise Removal", 1996.
     """
 
@@ -44,7 +45,7 @@ class Spectrum(Term):
         ]
         self.wrap = inputs.canvas.wrap
         regions = inputs.canvas.output_regions
-        # (1, 1, H, W), 1 in a region and 0 outside; None: the whole output is one region.
+        # (1, 1, H, W), 1 in any region, else 0; None: the whole output is a single region.
         self.weights = None if regions is None else (regions >= 0).float()
         self.weighted: dict[tuple[Size, Size], tuple[dict[int, Tensor], Tensor]] = {}
 
@@ -55,8 +56,8 @@ class Spectrum(Term):
         return {"distance": distance / energy}
 
     def _measured(self, source: _Source, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean squared distance of the windows of (B, 3, H, W), (B,), and the energy of
-        the source's window, ()."""
+        """Return a squared distance of (B, 3, H, W), (B,), and an energy, (); their ratio is the
+        error relative to the source, mean over windows or, with weights, over pixels."""
         image = image - source.mean
         size = height, width = source.window(size_of(image))
         spectrum, energy = source.spectrum_at(size)
@@ -76,8 +77,12 @@ class Spectrum(Term):
     def _weighted_windows(
         self, weights: Tensor, size: Size, window: Size
     ) -> tuple[dict[int, Tensor], Tensor]:
-        """Return the weights, 0 or 1, of each window that has pixels of weight 1, by index, and the
-        sum over windows of their mean weight. The result is cached."""
+        """Cut the weights into windows. The result is cached.
+
+        Returns:
+            index of each window that has a pixel of weight 1 -> weights, (1, 1, h, w).
+            Sum over windows of the mean weight.
+        """
         if (size, window) not in self.weighted:
             windows = self._windows(F.adaptive_max_pool2d(weights, size), *window)
             weighted = {i: part for i, part in enumerate(windows) if part.any()}
@@ -91,7 +96,7 @@ class Spectrum(Term):
 
 
 class _Source:
-    """Pixels of an exemplar about their mean, and spectra of its windows."""
+    """Pixels of an exemplar minus their mean, and spectra of windows of them."""
 
     def __init__(self, image: Tensor) -> None:
         """
@@ -103,13 +108,13 @@ class _Source:
         self.spectra: dict[Size, tuple[Tensor, Tensor]] = {}
 
     def window(self, size: Size) -> Size:
-        """Return the size of the largest window in the exemplar and in a picture of that size."""
+        """Return the size of the largest window that fits into the exemplar and into `size`."""
         height, width = map(min, size, size_of(self.image))
         return height, width
 
     def spectrum_at(self, size: Size) -> tuple[Tensor, Tensor]:
-        """Return the spectrum of the middle window of size (H, W), (1, 3, 2 H, W + 1), and its
-        energy, (). The result is cached."""
+        """Return the spectrum, (1, 3, 2 H, W + 1), and the energy, (), of the middle window of size
+        (H, W). The result is cached."""
         if size not in self.spectra:
             sources = _windows(self.image, *size)
             source = sources[len(sources) // 2]
@@ -119,21 +124,21 @@ class _Source:
 
 
 def _one_phase_distance(image: Tensor, source: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the squared distance of a picture from the nearest picture with the modulus and the
-    phase differences of a spectrum.
+    """Return the squared distance of a picture from its projection onto the set of pictures that
+    have the modulus and the phase differences between channels of a spectrum.
 
     Args:
         image: (B, 3, H, W).
         source: spectrum, (1, 3, 2 H, W + 1).
-        weights: of the pixels, (1, 1, H, W) of 0 and 1; None: 1.
+        weights: of the pixels, (1, 1, H, W) of 0 and 1; None: all 1.
 
     Returns:
         (B,)
     """
     height, width = image.shape[2:]
     shape = _padded(height, width)
-    # The nearest picture minimises the distance of all pixels, whose gradient through it is 0. The
-    # gradient of a weighted distance is not.
+    # The projection minimises the unweighted distance, whose gradient through the projection is
+    # therefore 0. That of a weighted distance is not.
     with torch.set_grad_enabled(weights is not None and torch.is_grad_enabled()):
         common = (torch.fft.rfft2(image, shape) * source.conj()).sum(1, keepdim=True)
         phase = torch.polar(torch.ones_like(common.abs()), common.angle())
@@ -157,7 +162,7 @@ def _windows(image: Tensor, height: int, width: int) -> list[Tensor]:
 
 
 def _starts(length: int, window: int) -> list[int]:
-    """Return the starts of windows that cover a length, each overlapping the next by at least
-    half."""
+    """Return the starts of the fewest windows that cover a length, each overlapping the next by at
+    least half."""
     count = 1 + math.ceil(2 * (length - window) / window)
     return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Validity of an exemplar's pixels: transparent pixels and those inside a mask are invalid."""
+"""Valid pixels of an exemplar: those that are not transparent and not inside its mask."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from torch.nn import functional as F
 from terms.base import Exemplar, View
 from utils import Size, size_of
 
-RECTANGLE_SIDE = 512  # px; larger sides are searched in steps of several pixels
+RECTANGLE_SIDE = 512  # px; longer sides are searched at a lower resolution
 NEARLY_ALL = 0.99  # share of an interpolated pixel that must be valid for the pixel to be valid
 
 
 def valid_at(valid: Tensor, size: Size) -> Tensor:
-    """Return the valid positions of a layer: (1, 1, H, W) of bool -> (1, 1, h, w) of bool.
+    """Return the valid positions of a layer of size (h, w): (1, 1, H, W) of bool -> (1, 1, h, w) of
+    bool.
 
-    A position is valid if all pixels of its 3x3 neighbourhood are, which a convolution reads.
+    A position is valid if all pixels are valid that its 3x3 neighbourhood covers, which a
+    convolution reads.
     """
     missing = F.adaptive_max_pool2d((~valid).float(), size)
     return F.max_pool2d(missing, 3, 1, 1) == 0
 
 
 def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
-    """Return the patches of a layer of size (h, w) whose positions are all valid; if there are
-    none, those of the largest valid share.
+    """Return the patches of a layer whose positions are all valid; if there are none, those with
+    the largest share of valid positions or, if no position is valid, of valid pixels.
 
     Args:
         valid: (1, 1, H, W) of bool.
-        size: of the layer, (h, w).
+        size: (h, w) of the layer.
         patch: side of a patch.
 
     Returns:
@@ -45,20 +47,20 @@ def usable_patches(valid: Tensor, size: Size, patch: int) -> Tensor:
 
 def valid_centres(valid: Tensor, size: Size, patch: int) -> Tensor:
     """Return the centres of patches whose positions are all valid: (1, 1, H, W) of bool -> (h, w)
-    of bool. Positions outside the picture are valid, as pictures are mirrored at their borders."""
+    of bool. Positions outside the picture count as valid, as pictures are mirrored there."""
     missing = (~valid_at(valid, size)).float()
     return F.max_pool2d(missing, patch, 1, patch // 2)[0, 0] == 0
 
 
 def crop_to_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """Crop maps to the largest rectangle of valid positions.
+    """Return the largest rectangle of valid positions.
 
     Args:
         maps: (1, C, h, w).
         valid: (1, 1, H, W) of bool; None: all.
 
     Returns:
-        A view of the maps; the maps themselves if no position is valid.
+        A view of `maps`; `maps` itself if no position is valid.
     """
     if valid is None:
         return maps
@@ -69,8 +71,9 @@ def crop_to_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
 def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
     """Find the largest rectangle of True in (1, 1, H, W) of bool.
 
-    For each row, the largest rectangle below the histogram of column heights: Morgan, "Programming
-    from Specifications", 1994, section 21.
+    For each row, it is the largest rectangle under the histogram of column heights: Morgan,
+    "Programming from Specifications", 1994, section 21. Sides above RECTANGLE_SIDE are searched at
+    a lower resolution, so that the rectangle may be smaller than the largest.
 
     Returns:
         (top, left) and (height, width); zeros if there is none.
@@ -82,7 +85,7 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
     heights = np.zeros(inside.shape[3], dtype=np.int64)
     for y, row in enumerate(inside[0, 0].cpu().numpy()):
         heights = np.where(row, heights + 1, 0)
-        bars: list[tuple[int, int]] = []  # open bars: left end and height, in ascending order
+        bars: list[tuple[int, int]] = []  # open rectangles: left end and height, both ascending
         for x, height in enumerate([*heights.tolist(), 0]):
             first = x
             while bars and bars[-1][1] > height:
@@ -96,8 +99,8 @@ def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
 
 
 def drop_invalid(exemplar: Exemplar) -> Exemplar:
-    """Keep the valid positions only, for permutation-invariant statistics: one view with features
-    (1, C, n, 1). An exemplar without invalid pixels is returned as it is."""
+    """Replace the views by one view of the valid positions, with features (1, C, n, 1), for
+    permutation-invariant statistics. An exemplar without invalid pixels is returned unchanged."""
     valid = exemplar.views[0].valid
     if valid is None:
         return exemplar
@@ -106,8 +109,16 @@ def drop_invalid(exemplar: Exemplar) -> Exemplar:
 
 
 def select_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """Select the valid positions: (1, C, h, w) -> (1, C, n, 1); if there are none, those of the
-    largest valid share. If `valid`, (1, 1, H, W) of bool, is None, the maps are returned."""
+    """Return the maps at valid positions; if there are none, at those with the largest share of
+    valid pixels.
+
+    Args:
+        maps: (1, C, h, w).
+        valid: (1, 1, H, W) of bool; None: all.
+
+    Returns:
+        (1, C, n, 1); `maps` itself if `valid` is None.
+    """
     if valid is None:
         return maps
     inside = usable_patches(valid, size_of(maps), 1)
@@ -115,8 +126,8 @@ def select_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
-    """Fill invalid pixels smoothly from valid ones: (1, C, H, W), (1, 1, H, W) of bool ->
-    (1, C, H, W). The features of valid pixels then depend on valid pixels only.
+    """Replace invalid pixels by smooth interpolation of valid ones, so that features depend on
+    valid pixels only: (1, C, H, W), (1, 1, H, W) of bool -> (1, C, H, W).
 
     By the pull-push algorithm of Gortler et al., "The Lumigraph", 1996, section 3.4.
     """
@@ -125,11 +136,11 @@ def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
 
 
 def _pull_push(total: Tensor, weight: Tensor) -> Tensor:
-    """Return weighted means over areas, those of larger areas where the weight is 0.
+    """Return `total / weight`; where the weight is 0, the interpolated result at half the size.
 
     Args:
-        total: (1, C, H, W), weighted sums.
-        weight: (1, 1, H, W).
+        total: weighted values, (1, C, H, W).
+        weight: weights, (1, 1, H, W).
 
     Returns:
         (1, C, H, W)
@@ -145,14 +156,14 @@ def _pull_push(total: Tensor, weight: Tensor) -> Tensor:
 
 
 def positions_of_regions(masks: Tensor, inside: Tensor | None) -> list[Tensor]:
-    """Return the valid positions of each region.
+    """Return the indices of the valid positions of each region.
 
     Args:
-        masks: (count, N) of bool, the positions of each region.
+        masks: (count, N) of bool, the mask of each region.
         inside: (N,) of bool, the valid positions; None: all.
 
     Returns:
-        (n,) of int64 for each region; all its positions if none of them is valid.
+        (n,) of int64 for each region; if none of its positions is valid, all of them.
     """
     if inside is not None:
         both = masks & inside

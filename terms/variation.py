@@ -8,9 +8,10 @@ from utils import wrapped
 
 
 class TotalVariation(Term):
-    """Anisotropic total variation: mean absolute difference of neighbouring pixels in [0, 1],
-    vertical plus horizontal (Rudin, Osher and Fatemi, "Nonlinear Total Variation Based Noise
-    Removal Algorithms", 1992). Of all terms only this one is not 0 at the source.
+    """Anisotropic total variation: mean absolute difference between vertical neighbours plus that
+    between horizontal neighbours, of pixels in [0, 1] (Rudin, Osher and Fatemi, "Nonlinear Total
+    Variation Based Noise Removal Algorithms", 1992, in its anisotropic form). Unlike all other
+    terms it is not relative to the exemplar, and not 0 at the exemplar.
     """
 
     needs_whole = "compares neighbouring pixels across the borders of parts"

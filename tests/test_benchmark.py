@@ -16,7 +16,7 @@ CPU = ["--device", "cpu", "--precision", "fp32"]
 @pytest.fixture
 def corner(monkeypatch, tmp_path):
     """Flags for one small exemplar; the second run of two reaches the first error."""
-    for name, value in {"SIDES": (48,), "TIMED": 6, "STEPS": (2, 20), "PATIENCE": 60}.items():
+    for name, value in {"SIDES": (48,), "TIMED": 6, "STEPS": (2, 20), "LONGEST_STEP": 60}.items():
         monkeypatch.setattr(benchmark, name, value)
     columns = ("side", "precision", "s/step", "s to 0.3", "s to 1e-09", "GB")
     monkeypatch.setattr(benchmark, "ERRORS", (0.3, 1e-9))

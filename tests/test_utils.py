@@ -289,9 +289,9 @@ def test_freed_memory_is_kept():
 
 def test_available_memory_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
     memory, own, groups = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "groups"
-    monkeypatch.setattr(utils, "MEMORY", memory)
-    monkeypatch.setattr(utils, "OWN_GROUPS", own)
-    monkeypatch.setattr(utils, "GROUPS", groups)
+    monkeypatch.setattr(utils, "MEMINFO", memory)
+    monkeypatch.setattr(utils, "OWN_CGROUPS", own)
+    monkeypatch.setattr(utils, "CGROUPS", groups)
     cpu = torch.device("cpu")
     assert utils.available_bytes(cpu) > 2**20  # all that there is, on systems without these files
     memory.write_text("MemTotal:       4000 kB\nMemFree:        10 kB\nMemAvailable:    3000 kB\n")
@@ -321,6 +321,6 @@ def test_available_memory_may_be_unknown(tmp_path, monkeypatch):
     def unknown(name):
         raise ValueError(name)
 
-    monkeypatch.setattr(utils, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(utils, "MEMINFO", tmp_path / "none")
     monkeypatch.setattr(utils.os, "sysconf", unknown)
     assert utils.available_bytes(torch.device("cpu")) == math.inf

@@ -1,8 +1,8 @@
 """Draw the colour exemplars of this folder: python textures/make_textures.py
 
-Dozens to hundreds of shaded things per picture (leaf, pebbles, dots, tiles, lichen) or one formula
-for all of it (cloth, weave, wood), on the wrapped height field of scene.py. The pictures are
-therefore stationary: no frame, no vignette, nothing that happens at one place only. The same seed
+A picture shows dozens to thousands of shaded objects (leaf, pebbles, dots, tiles, lichen), or one
+formula covers all of it (cloth, weave, wood). It is a crop of the periodic height field of
+scene.py, and therefore stationary: it has no frame, no vignette and no unique place. The same seed
 gives the same bytes.
 """
 
@@ -29,14 +29,14 @@ from scene import (
     window_at,
 )
 
-LEAF_COLOURS = [  # a leaf's life, from spring to the ground
+LEAF_COLOURS = [  # by age, from spring to autumn
     linear(42, 78, 38), linear(66, 104, 44), linear(106, 138, 56), linear(152, 156, 70),
     linear(208, 176, 72), linear(196, 124, 56), linear(152, 70, 44), linear(104, 66, 44),
 ]  # fmt: skip
 
 
 def leaf(rng):
-    """A forest floor in autumn: hundreds of overlapping leaves."""
+    """A forest floor in autumn: 1000 overlapping leaves."""
     scene = Scene()
     soil = noise(rng, 12, 1)
     scene.fill(mix(linear(40, 30, 20), linear(84, 64, 42), smoothstep(-1, 2, soil)), soil)
@@ -98,7 +98,7 @@ PEBBLE_COLOURS = [
 
 
 def pebbles(rng):
-    """Beach pebbles: lumpy ellipsoids, the small ones fallen between the large ones."""
+    """Beach pebbles: lumpy ellipsoids, small ones between large ones."""
     scene = Scene()
     sand = noise(rng, 5, 0.8, 0.5)
     scene.fill(mix(linear(50, 44, 38), linear(104, 92, 78), smoothstep(-2, 2, sand)), sand)
@@ -163,7 +163,7 @@ def dots(rng):
 
 
 def cloth(rng):
-    """Houndstooth: a 2/2 twill of wool, four threads of one colour after four of another."""
+    """Houndstooth: a 2/2 twill of wool, four threads of one colour and four of another in turn."""
     threads = 48
     pitch = S / threads
     row, column = np.mgrid[:S, :S].astype(np.float32) / pitch
@@ -194,7 +194,7 @@ def cloth(rng):
 
 
 def wood(rng):
-    """Weathered boards' grain: fibres and cracks that flow around knots."""
+    """Grain of weathered boards: fibres and cracks that bend around knots."""
     y, x = np.mgrid[:S, :S].astype(np.float32)
     sway = noise(rng, 60, 12, 1.5, (1.6, 1))
     across, rings, knot = x + 2 * FINE * sway, np.zeros((S, S), np.float32), np.zeros((S, S))
@@ -235,7 +235,7 @@ LICHEN_COLOURS = [
 
 
 def lichen(rng):
-    """Lichen rosettes growing over one another on granite."""
+    """Rosettes of lichen that overlap on granite."""
     scene = Scene()
     rough, crystal, tint = noise(rng, 24, 2, 1.3), noise(rng, 4, 1.2, 0.6), noise(rng, 5, 1.2, 0.7)
     lumps = noise(rng, 5, 1.5, 0.8)
@@ -251,7 +251,7 @@ def lichen(rng):
         r = np.hypot(x, y) / radius * (1 + 0.14 * rough[elsewhere])
         crinkle = np.abs(np.sin(angle * lobes + 2.5 * np.sin(3 * r + lump * 0.4)))
         reach = 0.8 + 0.2 * crinkle * smoothstep(2, 8, radius / FINE) + 0.06 * lump
-        gap = rng.random() < 0.3  # old ones die from the middle
+        gap = rng.random() < 0.3  # old lichens die from the centre
         body = (r < reach) & ((r + 0.12 * lump > 0.4) | ~np.array(gap))
         rim = smoothstep(0.45, 0.95, r / reach)
         kind = rng.integers(6)
@@ -269,7 +269,8 @@ DYED_COLOURS = [linear(134, 84, 50), linear(116, 66, 38), linear(152, 102, 62)]
 
 
 def weave(rng):
-    """Basket weave: split cane, two strands over two under two; one way of it dyed."""
+    """Basket weave of split cane: pairs of strands, over two and under two; the strands of one
+    direction are dyed."""
     strands = 36
     pitch = S / strands
     row, column = np.mgrid[:S, :S].astype(np.float32) / pitch
@@ -318,7 +319,7 @@ GLAZE_COLOURS = [
 
 
 def tiles(rng):
-    """A roof of glazed fish-scale tiles, each laid over the two below it."""
+    """A roof of glazed fish-scale tiles, each of which overlaps two of the course below."""
     scene = Scene()
     scene.fill(linear(30, 26, 22), np.full((S, S), -200, np.float32))
     columns, rows = 7, 14
@@ -348,7 +349,7 @@ def tiles(rng):
         glaze = glaze * (1 + rng.normal(0, 0.04, 3))
         pool = 0.5 * cloud[elsewhere] + 0.6 * flow[elsewhere]
         colour = glaze * np.exp(0.10 * pool + 0.05 * grit[elsewhere])[..., None]
-        thin = smoothstep(0.86, 0.97, r + 0.02 * wear[elsewhere])  # glaze breaks over the rim
+        thin = smoothstep(0.86, 0.97, r + 0.02 * wear[elsewhere])  # glaze is thin on the rim
         colour = mix(colour, linear(176, 132, 92) * rng.uniform(0.7, 1.1), 0.7 * thin)
         chip = smoothstep(2.6, 2.9, wear[elsewhere] + 0.4 * grit[elsewhere] + 0.6 * thin)
         colour = mix(colour, linear(150, 104, 76), 0.85 * chip)
@@ -371,20 +372,21 @@ EXEMPLARS = {
 
 
 def save(picture, path):
-    """JPEG at quality 95 without chroma subsampling; PNG otherwise."""
+    """Save as PNG or, if that is the suffix, as JPEG of quality 95 without chroma subsampling."""
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"optimize": True}
     picture.save(path, **options)
     print(f"{path}  {path.stat().st_size // 1024} KiB")
 
 
 def take_from_skimage(out):
-    """Write the exemplars that ship inside scikit-image; only its files are read."""
+    """Save the exemplars that come from scikit-image: its files are read, nothing is imported."""
     folder = Path(importlib.util.find_spec("skimage").origin).parent / "data"
     for name in ("grass.png", "gravel.png"):
         save(Image.open(folder / name).reduce(2), out / name)
 
-    # scikit-image warped its brick wall into perspective, halved it and turned it; undo all three.
-    # `warp` is the matrix in the source of skimage.data.brick; `square` is a part that survived.
+    # In scikit-image the brick wall is warped into perspective, halved and rotated: undo all three.
+    # `warp` is the matrix in the source of skimage.data.brick; `square` is a part of the wall that
+    # lies inside the warped picture.
     wall = Image.open(folder / "brick.png").transpose(Image.Transpose.ROTATE_90)
     warp = np.array([[0.54764, -0.00219, 0], [-0.12822, 0.54688, 0], [-0.00022, 0, 1]])
     square = np.array([[2.547, 0, 12], [0, 2.547, 322], [0, 0, 1]])
@@ -403,8 +405,8 @@ def main():
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(EXEMPLARS)} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder")
-    parser.add_argument("--maps", action="store_true", help="also their heights and normals")
-    parser.add_argument("--skimage", action="store_true", help="also take those of scikit-image")
+    parser.add_argument("--maps", action="store_true", help="also save height and normal maps")
+    parser.add_argument("--skimage", action="store_true", help="also save those of scikit-image")
     args = parser.parse_args()
     if unknown := set(args.names) - set(EXEMPLARS):
         parser.error(f"no such exemplar: {', '.join(sorted(unknown))}")

@@ -1,19 +1,19 @@
-"""A wrapped height field seen from above, and the sun: what make_textures.py draws with.
+"""Periodic height field, seen from above and lit by the sun, for make_textures.py.
 
-Things are stamped onto a `Scene`, or one formula fills it; `render` adds sun, soft cast shadows,
-occlusion and gloss in linear light; `develop` averages a crop of it down to the saved picture, and
-`relief` does so with its heights and normals.
+Objects are stamped onto a `Scene`, or one formula fills it. `render` adds sun, soft shadows,
+ambient occlusion and gloss in linear light. `develop` crops the result and averages it down to the
+saved picture, and `relief` does the same with heights and normals.
 """
 
 import numpy as np
 
-SIZE = 256  # of the saved picture
+SIZE = 256  # px, side of the saved picture
 FINE = 3  # scene pixels per saved pixel
-S = 320 * FINE  # side of the wrapped scene: larger than the crop, which therefore does not tile
+S = 320 * FINE  # scene pixels, period of the scene; the crop is smaller, and is not periodic
 
 
 class Scene:
-    """What the camera sees: colour (linear), height and its slopes (scene pixels), gloss."""
+    """Maps of (S, S): colour (linear light), height (scene pixels) and its slopes, gloss."""
 
     def __init__(self):
         self.colour = np.zeros((S, S, 3), np.float32)
@@ -23,13 +23,21 @@ class Scene:
         self.gloss = np.zeros((S, S), np.float32)
 
     def fill(self, colour, height, gloss=0.0):
-        """Cover everything with one periodic height field."""
+        """Replace the whole scene by a periodic height field."""
         self.colour[:], self.height[:], self.gloss[:] = colour, height, gloss
         self.slope_x[:] = (np.roll(height, -1, 1) - np.roll(height, 1, 1)) / 2
         self.slope_y[:] = (np.roll(height, -1, 0) - np.roll(height, 1, 0)) / 2
 
     def stamp(self, window, inside, colour, height, gloss=0.0, tilt=(0.0, 0.0), z_test=False):
-        """Lay one thing over a window; its slopes stop at its outline instead of jumping there."""
+        """Draw an object in a window. Slopes are those of the object alone, without the jump of
+        height at its outline.
+
+        Args:
+            window: indices of scene pixels, from `window_at`; all maps have its shape.
+            inside: bool, the pixels of the object.
+            tilt: added to the slopes along x and y.
+            z_test: leave out pixels below the present height.
+        """
         if z_test:
             inside = inside & (height > self.height[window])
         slope_y, slope_x = np.gradient(height)
@@ -44,28 +52,30 @@ class Scene:
 
 
 def linear(*rgb):
-    """sRGB bytes -> linear light."""
+    """Convert sRGB bytes to linear light (by gamma 2.2)."""
     return (np.asarray(rgb, np.float32) / 255) ** 2.2
 
 
 def smoothstep(low, high, x):
+    """Return 0 at x = low, 1 at x = high and beyond, and a smooth cubic step in between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(a, b, t):
-    """Blend colours a and b by a map (or a number) t."""
+    """Blend colours a and b by a map or number t: a at 0, b at 1."""
     t = np.asarray(t, np.float32)[..., None]
     return a * (1 - t) + b * t
 
 
 def frequencies():
-    """Cycles per saved pixel along y and x."""
+    """Return the frequencies of `rfft2`, along y and x, in cycles per saved pixel."""
     return np.fft.fftfreq(S)[:, None] * FINE, np.fft.rfftfreq(S)[None] * FINE
 
 
 def noise(rng, coarse, fine=1.0, beta=1.0, stretch=(1.0, 1.0)):
-    """Periodic 1/f^beta noise, unit variance, with periods from `coarse` to `fine` saved pixels."""
+    """Return periodic noise of unit variance, (S, S). Wavelengths are from `fine` to `coarse` saved
+    pixels, the power spectrum is 1 / f^(2 beta + 1), and `stretch` elongates it along y and x."""
     fy, fx = frequencies()
     f = np.hypot(fy * stretch[0], fx * stretch[1])
     band = (f * coarse) ** 4 / (1 + (f * coarse) ** 4) * np.exp(-((f * fine) ** 2))
@@ -75,14 +85,19 @@ def noise(rng, coarse, fine=1.0, beta=1.0, stretch=(1.0, 1.0)):
 
 
 def blur(field, sigma):
-    """Periodic Gaussian blur; sigma in saved pixels."""
+    """Blur by a periodic Gaussian; sigma in saved pixels."""
     fy, fx = frequencies()
     kernel = np.exp(-2 * (np.pi * sigma) ** 2 * (fy**2 + fx**2))
     return np.fft.irfft2(np.fft.rfft2(field) * kernel, (S, S)).astype(np.float32)
 
 
 def window_at(rng, centre, radius):
-    """Wrapped indices around a centre, offsets (x, y) from it, indices into a noise elsewhere."""
+    """Return a square window around a centre, of side 2 int(radius) + 1, in scene pixels.
+
+    Returns:
+        Its indices, which wrap around; offsets x and y from the centre; indices of a window of the
+        same size at a random place, to take noise from.
+    """
     offset = np.arange(-int(radius), int(radius) + 1)
     y, x = np.meshgrid(offset, offset, indexing="ij")
     corner = np.floor(centre).astype(int)
@@ -93,7 +108,12 @@ def window_at(rng, centre, radius):
 
 
 def scatter(rng, radii, spacing):
-    """Throw discs, largest first, keeping those at least `spacing` summed radii from the others."""
+    """Place discs at random, largest first, whose centres are more than `spacing` times the sum of
+    the radii apart. A disc that fits in none of 12 tries is left out.
+
+    Returns:
+        (centre, radius) of each disc.
+    """
     centres, kept = np.empty((0, 2)), np.empty(0)
     for radius in np.sort(radii)[::-1]:
         for centre in rng.random((12, 2)) * S:
@@ -106,13 +126,14 @@ def scatter(rng, radii, spacing):
 
 
 def normals(scene):
-    """(3, S, S), of length 1: to the right, down and up."""
+    """Return unit normals, (3, S, S): components to the right, down and out of the page."""
     normal = np.stack([-scene.slope_x, -scene.slope_y, np.ones_like(scene.height)])
     return normal / np.linalg.norm(normal, axis=0)
 
 
 def relief(scene):
-    """Maps of the saved picture: height in 16 bits and normals in 3x8, green being up the page."""
+    """Return maps of the saved picture: height in 16 bits, and normals in 3x8 bits with green up
+    the page."""
     fields = np.concatenate([normals(scene), scene.height[None]])[:, : SIZE * FINE, : SIZE * FINE]
     *normal, height = fields.reshape(4, SIZE, FINE, SIZE, FINE).mean((2, 4))
     normal = np.stack([normal[0], -normal[1], normal[2]], -1)
@@ -123,9 +144,19 @@ def relief(scene):
 
 
 def render(scene, sun_height=0.9, shadow=1.0, ambient=0.4, reach=60):
-    """Light the scene from the upper left -> linear RGB."""
+    """Light the scene from the upper left.
+
+    Args:
+        sun_height: tangent of the elevation.
+        shadow: strength, 0 to 1.
+        ambient: light of the sky, relative to the sun.
+        reach: longest shadow in scene pixels.
+
+    Returns:
+        Linear RGB, (S, S, 3).
+    """
     height, lit, azimuths = scene.height, 0.0, np.radians(225 + np.linspace(-14, 14, 5))
-    for azimuth in azimuths:  # an area light, as a fan of suns
+    for azimuth in azimuths:  # an area light, for soft shadows
         step = np.array([np.sin(azimuth), np.cos(azimuth)])
         excess = np.zeros_like(height)
         for distance in np.unique(np.geomspace(2, reach, 14).astype(int)):
@@ -149,11 +180,12 @@ def render(scene, sun_height=0.9, shadow=1.0, ambient=0.4, reach=60):
 
 
 def develop(rng, light, high=0.93, grain=0.008):
-    """Linear RGB of the scene -> bytes of the saved picture: crop, average, expose, add grain."""
+    """Convert linear RGB of the scene to bytes of the saved picture: crop, average, expose and add
+    grain."""
     light = light[: SIZE * FINE, : SIZE * FINE].reshape(SIZE, FINE, SIZE, FINE, 3).mean((1, 3))
     luminance = light.mean(-1)
     dark, bright = np.quantile(luminance, [0.001, 0.995])
     light = np.maximum((light - 0.6 * dark) / (bright - 0.6 * dark) * high**2.2, 0)
-    light = light / (1 + np.maximum(light - 0.6, 0) ** 2)  # a soft shoulder instead of clipping
+    light = light / (1 + np.maximum(light - 0.6, 0) ** 2)  # compress highlights instead of clipping
     picture = light ** (1 / 2.2) + grain * rng.standard_normal(light.shape)
     return (np.clip(picture, 0.01, 0.99) * 255 + 0.5).astype(np.uint8)
