@@ -102,8 +102,8 @@ def stride(layers: list[str]) -> int:
 
 
 def halos(layers: list[str], net_name: str, exchanged_after: str = "") -> dict[str, int]:
-    """Return the halo of "image" and of every layer: how many positions beyond each side of a tile
-    the deepest of `layers` depends on.
+    """Return the halo of "image" and of every layer: the number of positions beyond each side of a
+    tile that the deepest of `layers` depends on.
 
     Args:
         exchanged_after: Layer whose halo is received from other processes, so that earlier layers
@@ -177,10 +177,10 @@ class Convolution(nn.Module):
     def back(
         self, gradient: Tensor, output: Tensor, wrap: str, open_sides: Sides = NO_SIDES
     ) -> Tensor:
-        """Return the gradient by the input, (B, C, H, W).
+        """Return the gradient with respect to the input, (B, C, H, W).
 
         Args:
-            gradient: By the output, (B, K, H, W); overwritten.
+            gradient: With respect to the output, (B, K, H, W); overwritten.
             output: Result of `forward`.
         """
         torch.ops.aten.threshold_backward(gradient, output, 0, grad_input=gradient)
@@ -224,7 +224,7 @@ class AveragePool(nn.Module):
         return F.avg_pool2d(x, 2)
 
     def back(self, gradient: Tensor, x: Tensor, wrap: str, open_sides: Sides = NO_SIDES) -> Tensor:
-        """Return the gradient by the input x, from that by the output."""
+        """Return the gradient with respect to the input x from that to the output."""
         return torch.ops.aten.avg_pool2d_backward(
             gradient, x, (2, 2), (2, 2), (0, 0), False, True, None
         )
@@ -237,7 +237,7 @@ class MaxPool(nn.Module):
         return F.max_pool2d(x, 2)
 
     def back(self, gradient: Tensor, x: Tensor, wrap: str, open_sides: Sides = NO_SIDES) -> Tensor:
-        """Return the gradient by the input x, from that by the output.
+        """Return the gradient with respect to the input x from that to the output.
 
         The indices of the maxima are recomputed, at a hundredth of the cost of a convolution: saved
         as int64 they would take twice the memory of the maxima.
@@ -261,7 +261,7 @@ class Cut(NamedTuple):
     sides, so that each convolution consumes one row or column of the halo.
     """
 
-    around: Sides = NO_SIDES  # px beyond the tile: the halo, or fewer where the image ends
+    around: Sides = NO_SIDES  # px beyond the tile: its halo, or fewer where the image ends
     halos: Mapping[str, int] = {}
     exchange: Exchange | None = None
     exchanged_after: str = ""  # layer whose halo above and below comes from an exchange
@@ -287,7 +287,7 @@ class Cut(NamedTuple):
         return torch.cat([x for x in (above, maps, below) if x.shape[2]], 2)
 
     def reduce_halo(self, gradient: Tensor, layer: str) -> Tensor:
-        """Backward pass of `exchange_halo`: add gradients by halos to the rows that they copy.
+        """Backward pass of `exchange_halo`: add the gradients of halos to the rows that they copy.
 
         Returns:
             A view of `gradient`, which is overwritten.
@@ -380,7 +380,7 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """
         Args:
-            gradients: By the features; None for a layer that the loss does not depend on.
+            gradients: With respect to the features; None for a layer that the loss does not use.
         """
         if torch.is_grad_enabled():  # clearer than the error of `once_differentiable`
             raise RuntimeError("the trunk has no second derivative: leave out create_graph=True")
@@ -460,7 +460,7 @@ class Extractor(nn.Module):
                 `halos["image"]`, or fewer where the image ends. Tiles begin at multiples of
                 `stride`.
             exchange: Exchange of halos with the processes that evaluate the tiles above and below
-                at the same time. The halo is that of `halos_exchanged` then.
+                at the same time. The halo is then `halos_exchanged["image"]`.
         """
         image = image.expand(-1, 3, -1, -1)  # so that the gradient of a grey image is grey
         cut = Cut(around, self.halos)

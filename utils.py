@@ -55,7 +55,7 @@ class UserError(Exception):
 
 @contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
-    """Put a prefix, such as the flag that it is about, before the UserError of a block."""
+    """Put a prefix, such as the name of a flag, before the message of a UserError raised inside."""
     try:
         yield
     except UserError as error:
@@ -279,7 +279,7 @@ def pad_backward(gradient: Tensor, wrap: str, mode: str, open_sides: Sides = NO_
     """Backward pass of `pad`: add the gradients of padded rows and columns to their sources.
 
     Returns:
-        The gradient by the input of `pad`, a view of `gradient`, which is overwritten.
+        The gradient with respect to the input: a view of `gradient`, which is overwritten.
     """
     for dim, border, source in reversed(_border_sources(gradient, wrap, mode, open_sides)):
         gradient.select(dim, source).add_(gradient.select(dim, border))

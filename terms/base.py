@@ -26,8 +26,8 @@ from utils import Size, resize
 
 TINY = 1e-8  # least denominator; the statistics of a constant exemplar are 0
 SORT_CHUNK = 2**22  # values that are sorted at a time; sorting takes ten times their memory
-SORT_PER_THREAD = 2**16  # values; fewer are sorted before a second thread has started
-MASK_MARGIN = 4  # px around the mask that are part of the region; beyond may lie another texture
+SERIAL_SORT_BELOW = 2**16  # values; one thread sorts fewer before a second one has started
+MASK_MARGIN = 4  # px around the mask that are in its region; farther pixels may differ in texture
 MAX_PATCHES = 10_000
 
 
@@ -179,7 +179,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TermInputs:
-    """Everything that a term is built from."""
+    """Arguments of the constructor of a term, except its layers."""
 
     exemplars: tuple[Exemplar, ...]
     canvas: Canvas = Canvas((1, 1))
@@ -267,10 +267,10 @@ class Term:
     or samples fixed for some steps also implement `rematch`, and `generators` if they draw them.
     """
 
-    # Why statistics of parts of a picture do not add up; "": `measure` returns Sums.
+    # Why statistics of parts of a picture do not add up; "" if they do: `measure` returns `Sums`.
     needs_whole: str = ""
-    uses_pixels: ClassVar[bool] = False  # uses the picture itself, not features
-    permutation_invariant: ClassVar[bool] = False  # ignores positions
+    uses_pixels: ClassVar[bool] = False  # uses "image", no other layer
+    permutation_invariant: ClassVar[bool] = False  # unchanged if positions are permuted
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         """
@@ -294,11 +294,15 @@ class Term:
         raise NotImplementedError
 
     def rematch(self, output: Features) -> None:
-        """Match or draw again, for an output's features, what is held fixed between calls."""
+        """Recompute the matches, directions or samples that are held until the next call.
+
+        Args:
+            output: features of the output, (B, C, h, w) each.
+        """
 
     @property
     def rematches(self) -> bool:
-        """Whether the term holds anything fixed between calls of `rematch`."""
+        """Whether the term holds matches, directions or samples between calls of `rematch`."""
         return type(self).rematch is not Term.rematch
 
     @property
@@ -384,7 +388,7 @@ def squared_wasserstein(
 
 
 class _SquaredWasserstein(torch.autograd.Function):
-    """As by autograd, but only the difference of each value from its match is saved."""
+    """`squared_wasserstein`; saves only the difference of each value from its quantile."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, source: Tensor, group: ProcessGroup) -> Tensor:
@@ -396,7 +400,7 @@ class _SquaredWasserstein(torch.autograd.Function):
         chunks = zip(*(x.split(rows, -2) for x in (values, source, excess)), strict=True)
         for n, (chunk, sorted_source, excess_chunk) in enumerate(chunks):
             if n % group.size != group.rank:
-                excess_chunk.zero_()  # another process adds its difference
+                excess_chunk.zero_()  # a term of the sum over processes
                 continue
             ascending, order = sort_with_indices(chunk)
             difference = ascending.sub_(sorted_source)
@@ -426,7 +430,7 @@ def sort_with_indices(values: Tensor) -> tuple[Tensor, Tensor]:
     keys = _ordered_bits(values.contiguous().view(torch.int32)).long() << 32 | torch.arange(n)
     rows = keys.flatten(0, -2)
     threads = min(torch.get_num_threads(), len(rows))
-    if threads == 1 or rows.numel() < SORT_PER_THREAD:
+    if threads == 1 or rows.numel() < SERIAL_SORT_BELOW:
         _sort_rows(rows)
     else:
         with ThreadPoolExecutor(threads) as pool:

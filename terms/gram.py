@@ -31,16 +31,16 @@ def gram(features: Tensor) -> Sums:
     """
     flat = features.movedim(1, -1).flatten(1, 2)  # (B, H W, C), a view in channels_last
     half = flat.detach().mT @ flat
-    # Both factors are the same tensor. The gradient through one of them, symmetrised, equals the
-    # whole gradient and saves one of two large products of the backward pass.
+    # Both factors are the same tensor: the gradient through one of them, symmetrised, is the whole
+    # gradient, and saves one of two large products in the backward pass.
     return Sums(half + (half - half.detach()).mT, flat.shape[1])
 
 
 class Gram(Term):
     """Texture model of Gatys, Ecker and Bethge, "Texture Synthesis Using Convolutional Neural
-    Networks", 2015, equations 2 to 4: Gram matrix of every layer.
+    Networks", 2015, equations 1 to 3: Gram matrix of every layer.
 
-    Departure from equation 3: the error of each layer is relative to the squared norm of the
+    Departure from equation 2: the error of each layer is relative to the squared norm of the
     source's Gram matrix, and the layers are averaged. Weights then have the same effect for any
     network, layer and size, and the loss is a relative error.
     """
@@ -71,11 +71,12 @@ class Gram(Term):
 
 
 class _GramError(torch.autograd.Function):
-    """Return |G - S|^2 / |S|^2 with G = F' F / N: (B, C, H, W), (1, C, C), () -> (B,).
+    """Relative squared error of a Gram matrix, |G - S|^2 / |S|^2 with G = F' F / N: (B, C, H, W),
+    (1, C, C), () -> (B,).
 
-    F is (N, C) with N = H W, S the Gram matrix of the source. The gradient by F is
-    4 F (G - S) / (N |S|^2). Equal to `distance(measure(features))`, which autograd computes in
-    twenty passes over (C, C) instead of three.
+    F are the features, (N, C) with N = H W; S is the Gram matrix of the source. The gradient with
+    respect to F is 4 F (G - S) / (N |S|^2). The result equals `distance(measure(features))`, which
+    takes autograd twenty passes over (C, C) instead of three.
     """
 
     @staticmethod

@@ -70,7 +70,7 @@ class Patches(Term):
         return [self.generator]
 
     def rematch(self, output: Features) -> None:
-        """Draw directions, and sort the projections of the source."""
+        """Draw directions, and sort the projections of the source on them."""
         self.levels: list[tuple[int, Tensor, list[QuantileMixture]]] = []  # factor, directions
         self.variances: dict[tuple[int, ...], Tensor] = {}
         for level in range(PATCH_LEVELS):

@@ -148,8 +148,8 @@ def region_masks(regions: Tensor, size: Size, count: int) -> Tensor:
     """Return the mask of each region in a layer of size (h, w): (1, 1, H, W) of -1 ... count - 1 ->
     (count, h w) of bool.
 
-    A position is in the region that covers its largest part. A region that would have no position
-    also gets the position of which it covers most.
+    A position is in the region that covers its largest part. A region with no such position gets
+    the position of which it covers most, in addition to the region that has it.
     """
     shares = one_hot(regions + 1, count + 1)
     shares = F.adaptive_avg_pool2d(shares, size)[0].flatten(1)  # (1 + count, h w)

@@ -223,7 +223,7 @@ def _lower(maps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sort_with_indices_is_what_torch_sorts(threads, dtype, monkeypatch):
-    monkeypatch.setattr(base, "SORT_PER_THREAD", 1)
+    monkeypatch.setattr(base, "SERIAL_SORT_BELOW", 1)
     values = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     values[0, 0, ::7], values[0, 1, :9], values[1, 2, 3] = 0.25, -2.5, -math.inf
     values[1, 0, 4], values[1, 1, 5] = math.inf, 1e-40

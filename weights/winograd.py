@@ -51,7 +51,7 @@ WINDOWS_PER_PASS = 256  # enough for products at full rate, few enough to stay i
 
 
 def _powers(columns: int) -> Tensor:
-    """Return (6, columns): the powers 0, 1, ... of each point; of infinity the highest alone."""
+    """Return the powers 0, 1, ... of each point, (6, columns); of infinity: 0, ..., 0, 1."""
     powers = torch.tensor(POINTS, dtype=torch.float64)[:, None] ** torch.arange(columns)
     infinity = torch.zeros(1, columns, dtype=torch.float64)
     infinity[0, -1] = 1
@@ -62,8 +62,9 @@ def _powers(columns: int) -> Tensor:
 def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Return A' x A' (16, 36), B' x B' (36, 36) and G x G (36, 9).
 
-    Polynomials are multiplied through their values at six points (Toom and Cook); filtering is the
-    transpose of that. Rows of B' are scaled to about 1 by powers of two, and those of G inversely.
+    The Toom-Cook algorithm multiplies polynomials by their values at six points; filtering is its
+    transpose. Powers of two scale the rows of B' to an absolute sum of about 1, and those of G
+    inversely.
     """
     values, filters, inputs = _powers(BLOCK), _powers(3), torch.linalg.inv(_powers(WINDOW)).T
     scale = inputs.abs().sum(1, keepdim=True).log2().round().exp2()
@@ -73,14 +74,15 @@ def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transform_filters(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) -> (36, C, K)."""
+    """Return G g G' of each filter g: (K, C, 3, 3) -> (36, C, K)."""
     _, _, to_filters = _matrices(torch.float64)
     filters = weight.double().permute(2, 3, 1, 0).flatten(0, 1)
     return (to_filters @ filters.flatten(1)).view(-1, *filters.shape[1:]).to(weight.dtype)
 
 
 def conv2d_relu(padded: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
-    """ReLU of `F.conv2d` without padding: (B, C, H + 2, W + 2) -> (B, K, H, W), channels_last.
+    """Return `F.conv2d` without padding, followed by ReLU: (B, C, H + 2, W + 2) -> (B, K, H, W) in
+    channels_last.
 
     Args:
         filters: (36, C, K), from `transform_filters`.
@@ -104,9 +106,8 @@ def conv2d_relu(padded: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv2d_backward(gradient: Tensor, filters: Tensor) -> Tensor:
-    """Gradient of a convolution by its padded input: (B, K, H, W) -> (B, C, H + 2, W + 2).
-
-    The steps of `conv2d_relu` before the ReLU, transposed and in reverse order.
+    """Return the gradient of the convolution with respect to its padded input: (B, K, H, W) ->
+    (B, C, H + 2, W + 2). The steps are those of `conv2d_relu`, transposed and in reverse order.
 
     Args:
         filters: (36, C, K), from `transform_filters`. A transposed copy would save 3 % of a step at
@@ -116,8 +117,8 @@ def conv2d_backward(gradient: Tensor, filters: Tensor) -> Tensor:
     down, across = _block_counts(height, width)
     C = filters.shape[1]
     to_outputs, to_inputs, _ = _matrices(gradient.dtype)
-    # Windows overlap: they reach two rows and columns into the blocks below and to the right.
-    # From the last rows up, what they add to is there already.
+    # Windows overlap: they reach two rows and columns into the blocks below and to the right. The
+    # last rows come first, so that the blocks below are written before they are added to.
     total = gradient.new_empty(B, down + 1, BLOCK, across + 1, BLOCK, C)
     total[:, -1], total[..., -1, :, :] = 0, 0
     for rows in reversed(_passes(down, across)):
@@ -137,12 +138,12 @@ def conv2d_backward(gradient: Tensor, filters: Tensor) -> Tensor:
 
 
 def _block_counts(height: int, width: int) -> tuple[int, int]:
-    """Return how many blocks, down and across, cover outputs of a size."""
+    """Return the numbers of blocks, down and across, that cover an output."""
     return -(-height // BLOCK), -(-width // BLOCK)
 
 
 def _passes(down: int, across: int) -> list[slice]:
-    """Return the rows of blocks of each pass."""
+    """Split the rows of blocks into passes of at least WINDOWS_PER_PASS windows."""
     step = -(-WINDOWS_PER_PASS // across)
     return [slice(top, min(top + step, down)) for top in range(0, down, step)]
 
