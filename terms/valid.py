@@ -126,8 +126,8 @@ def select_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def fill_invalid(image: Tensor, valid: Tensor) -> Tensor:
-    """Replace invalid pixels by smooth interpolation of valid ones, so that features depend on
-    valid pixels only: (1, C, H, W), (1, 1, H, W) of bool -> (1, C, H, W).
+    """Replace invalid pixels by smooth interpolation of valid ones, so that no feature depends on
+    invalid pixels: (1, C, H, W), (1, 1, H, W) of bool -> (1, C, H, W).
 
     By the pull-push algorithm of Gortler et al., "The Lumigraph", 1996, section 3.4.
     """

@@ -372,7 +372,7 @@ EXEMPLARS = {
 
 
 def save(picture, path):
-    """Save as PNG or, if that is the suffix, as JPEG of quality 95 without chroma subsampling."""
+    """Save as JPEG of quality 95 without chroma subsampling if the suffix is .jpg, else as PNG."""
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"optimize": True}
     picture.save(path, **options)
     print(f"{path}  {path.stat().st_size // 1024} KiB")
