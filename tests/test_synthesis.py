@@ -26,7 +26,8 @@ from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.pictures import SUFFIXES, read_picture, read_record, save_picture
 from command.weights import BUNDLE, CAFFE_MEAN, load_weights
-from engine import schedule, start, synthesis
+from engine import schedule, synthesis
+from engine import start as start_module
 from engine.colours import noise_like
 from engine.finish import cut_at
 from engine.optimizers import LEARNING_RATES, minimize
@@ -204,7 +205,7 @@ def test_tile_has_no_border(method, monkeypatch):
     found = {}
     for shift in (0, 32):
         start = noise.roll((shift, shift), (2, 3))
-        monkeypatch.setattr(synthesis, "noise_like", lambda *args, start=start: start)
+        monkeypatch.setattr(start_module, "noise_like", lambda *args, start=start: start)
         monkeypatch.setattr(synthesis, "cut_at", lambda image, wrap: (0, 0))
         for wrap in ("", "xy"):
             options = {"method": method, "weights": terms, "canvas": {"wrap": wrap}, "scales": 1}
@@ -1292,7 +1293,7 @@ def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
     starts = {}
     monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
     for share in (0.0, 1.0):
-        monkeypatch.setattr(start, "DETAIL", share)
+        monkeypatch.setattr(start_module, "DETAIL", share)
         starts[share] = synthesized(exemplar, tiny, steps=0, scales=2)
     added = (starts[1.0] - starts[0.0])[0].flatten(1)
     gained = (exemplar - resize(resize(exemplar, (128, 128)), (256, 256)))[0].flatten(1)
