@@ -17,7 +17,7 @@ from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
 from engine.scales import Sizes, split_steps
-from engine.schedule import PAINTING, sizes_of, steps_after_painting
+from engine.schedule import PAINTING_WORK, sizes_of, steps_after_painting
 from engine.searching import MAX_DESCRIPTORS
 from losses import MATCH_EVERY, METHODS, whole_layers_of
 from models import NETS, WIDTHS, halos, layer_table, resolve_layers
@@ -228,7 +228,7 @@ def estimated_flops(work: Workload) -> float:
     """Return the operations of a synthesis, and what takes as long as so many of them."""
     slower = OVERHEAD + sum(SLOWER.get(name, 0) for name in (work.method, *work.terms))
     step = 2 * trunk_flops(work.net, work.layers) * slower  # per pixel
-    total = PAINTING * step * work.pixels
+    total = PAINTING_WORK * step * work.pixels
     every = work.match_every if METHODS[work.method].kind is CNNMRF else 1
     for (exemplar, output), steps in zip(work.scales, work.steps_at, strict=True):
         _, search = _matching(work, exemplar, output)

@@ -15,12 +15,12 @@ from command.kinds import GIVEN
 from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
-from engine.objective import SETTLING
+from engine.objective import CONVERGENCE_WINDOW
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS
 from engine.orientation import FIELDS
 from engine.painting import MIN_SIDE
 from engine.precision import AUTO, PRECISIONS
-from engine.synthesis import CALMER
+from engine.synthesis import PAINTED_START_LR
 from losses import MATCH_EVERY, METHODS, PRESETS
 from models import FILTER, NETS, POOLS
 from terms.base import MAX_PATCHES
@@ -469,15 +469,15 @@ FLAGS[OPTIMISATION] = {
     "optimizer": flag("", choices=tuple(OPTIMIZERS), type=parse_optimizer),
     "epoch": _steps("steps (evaluations of loss and gradient) over all scales"),
     "tolerance": flag(
-        f"end a scale when {SETTLING} steps lower its error by less than this share, e.g. 0.1; 0 "
-        "takes all steps",
+        f"end a scale when {CONVERGENCE_WINDOW} steps lower its error by less than this share, "
+        "e.g. 0.1; 0 takes all steps",
         type=number(float, 0, "a share", 1),
         metavar="SHARE",
     ),
     "lr": flag(
         "step size; Adam's is in units of the range [0, 1] and decays to 0 over each scale. "
-        f"Adam starts the finest scale with {CALMER:g} times this, because it starts from "
-        f"painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
+        f"Adam starts the finest scale with {PAINTED_START_LR:g} times this, because it starts "
+        f"from painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
         "detail is painted, and the full value is used",
         default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),
         type=number(float, 1e-12, "a step size"),

@@ -55,7 +55,7 @@ def outcome_of(
 
 def make_in_tiles(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     """Run a job as `make` does; when memory runs out, again with smaller tiles at all scales."""
-    largest = job.spec.finest.side or max(job.spec.canvas.size) - 1
+    largest = job.spec.finest_tiling.side or max(job.spec.canvas.size) - 1
     for side in (side for side in BLOCKS if side <= largest):
         tilings = (Tiling(side),) * len(job.spec.tilings)
         if tilings == job.spec.tilings:

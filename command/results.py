@@ -295,7 +295,7 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
     valid = None if valid is None else valid.to(net.device)
     inputs = TermInputs((Exemplar((View(trunk(exemplar), valid=valid),)),))
     criterion = Criterion(inputs, equal_weights(layers), weights={})
-    tiling = job.spec.finest
+    tiling = job.spec.finest_tiling
     tiled = tiling.side is not None or group.size > 1
     extractor = TiledExtractor(trunk, criterion, tiling, group) if tiled else trunk
     return criterion(extractor(saved)).item()
@@ -338,7 +338,7 @@ def _carrier(job: Job, made: Made, net: Net) -> Carry:
     @cache
     def found() -> list[tuple[Tensor, Tensor]]:
         if made.painting is not None:
-            return maps.painted_from(made.painting)
+            return maps.painted_correspondence(made.painting)
         trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
         output = trunk(made.image, tile)
         return [maps.correspondence(output, trunk(one.image), tile, one.valid) for one in views]

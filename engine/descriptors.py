@@ -14,8 +14,8 @@ COMPONENTS = 32  # principal components kept of the 147 values of a patch
 SAMPLE = 20_000  # patches from which the principal components are computed
 CPU_CHUNK = 2**14  # patches processed at a time on a CPU, so that they fit into its cache
 GPU_CHUNK = 2**18  # patches processed at a time on any other device, to keep it busy
-GATHER_DIVISOR = 4  # ratio of that number to the patches whose pixels are gathered at a time
-NO_LABEL = -1
+GATHER_DIVISOR = 4  # by which chunks are smaller if the pixels of patches are gathered
+NO_LABEL = -1  # of pixels that belong to no view, and of windows without a common label
 
 
 def chunk_size(device: torch.device) -> int:
@@ -59,7 +59,7 @@ class PatchDescriptor:
             starts = starts[drawn[:SAMPLE]]
         width = usable.shape[1]
         starts = starts // width * image.shape[3] + starts % width
-        # Contiguous, since sums over another memory layout round differently.
+        # Contiguous, since rounding depends on the memory layout.
         patches = gather_patches(image, starts, PATCH).T.contiguous()
         mean = patches.mean(0)
         centred = patches - mean
@@ -74,10 +74,10 @@ class PatchDescriptor:
         Args:
             image: (1, 3, H, W).
             guide: (1, G, H, W) or None.
-            wrap: Axes along which the image repeats; patches continue across their borders.
+            wrap: Axes along which the image repeats; there, patches continue across its borders.
 
         Returns:
-            (H', W', D + G); H' is H along a tiled axis and H - PATCH + 1 otherwise, W' alike.
+            (H', W', D + G). H' is H if the image repeats along "y", else H - PATCH + 1; W' alike.
         """
         kernel = self.axes.T.view(-1, 3, PATCH, PATCH)
         mean = self.projected_mean.view(-1, 1, 1)
@@ -97,8 +97,8 @@ class LazyDescriptors:
     """Descriptors computed when they are indexed, in a tenth of the memory of all of them.
 
     Args:
-        describe: Descriptor whose values are returned.
-        image, guide, tile: As `describe` is called with them.
+        describe: Its values are returned.
+        image, guide, wrap: Args of `describe`.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LazyDescriptors:
         maps = _padded_maps(image, guide, wrap)
         self.width = maps[0].shape[3]
         self.patch_rows = [_patch_rows(x) for x in maps]
-        # Channels come last in a patch that is gathered row by row.
+        # The values of a gathered patch are in the order (row, column, channel).
         axes = describe.axes.view(3, PATCH, PATCH, -1).permute(1, 2, 0, 3).flatten(0, 2)
         self.axes, self.projected_mean = axes.contiguous(), describe.projected_mean
         self.row_offsets = torch.arange(PATCH, device=image.device) * self.width
@@ -129,7 +129,7 @@ class LazyDescriptors:
 
 
 def _padded_maps(image: Tensor, guide: Tensor | None, wrap: str) -> list[Tensor]:
-    """Return image and guide with PATCH - 1 more rows and columns along tiled axes."""
+    """Return image and guide with PATCH - 1 more rows and columns along the axes in `wrap`."""
     return [wrapped(x, wrap, PATCH - 1, PATCH - 1) for x in (image, guide) if x is not None]
 
 

@@ -1,4 +1,4 @@
-"""From the last pixels of a synthesis to the picture that is saved."""
+"""Last steps from the pixels of a synthesis to the picture that is saved."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,14 @@ from utils import Size, resize
 
 
 def whole(canvas: Canvas, image: Tensor) -> Tensor:
-    """Return a picture of the canvas's size, (1, 3, H, W), with the pixels outside of the mask and
-    the content's colours put back where the canvas says so.
+    """Resize a picture to the canvas, and restore the pixels outside the mask or, if the canvas
+    keeps colour, the hue and saturation of the content.
 
     Args:
         image: (1, 3 or 1, h, w) in [0, 1].
+
+    Returns:
+        (1, 3, H, W) in [0, 1].
     """
     image = resize(image, canvas.size, canvas.wrap).expand(-1, 3, -1, -1)
     if canvas.mask is not None and canvas.init is not None:
@@ -24,11 +27,10 @@ def whole(canvas: Canvas, image: Tensor) -> Tensor:
 
 
 def cut_at(image: Tensor, wrap: str) -> Size:
-    """Return the numbers of rows and columns by which to roll (1, 3, H, W) that tiles, so that the
-    step across its border is the mean one.
+    """Return the numbers of rows and columns by which to roll a repeating picture (1, 3, H, W), so
+    that the difference of pixels across its border is the mean difference of neighbours.
 
-    The place where a repeating picture is cut is free; a row of large steps there looks like a
-    seam.
+    A repeating picture may be cut anywhere, and large differences at the cut look like a seam.
     """
     shift = [0, 0]
     for i, (axis, dim) in enumerate((("y", 2), ("x", 3))):

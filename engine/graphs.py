@@ -1,4 +1,4 @@
-"""Loss and gradient of a picture as one CUDA graph, where launching kernels takes the time."""
+"""Loss and gradient of small pictures as one CUDA graph, which saves launching each kernel."""
 
 import math
 from collections.abc import Callable
@@ -6,26 +6,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-KIND = "cuda"  # of the devices that have such graphs
-LARGEST = 512**2  # px of a batch; more keep a GPU busy, and a graph holds a step's memory
-WARM_UP = 3  # calls in which libraries choose their ways and what stays the same is found
-ALIKE = 1e-2  # of the largest value: sums of atomics differ from call to call
+CUDA = "cuda"  # type of the devices that have CUDA graphs
+MAX_PIXELS = 512**2  # px of a batch; more keep a GPU busy, and a graph holds the memory of a step
+WARM_UP = 3  # calls before the capture, in which libraries choose algorithms and caches are filled
+TOLERANCE = 1e-2  # relative to the largest value; atomic additions differ from call to call
 
 Measure = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def graphed(measure: Measure, image: Tensor) -> Measure:
-    """The same as one CUDA graph for pictures of the shape of `image`; where that is of no use, or
-    would not measure the same, `measure` itself.
+    """Return a function that replays `measure` as one CUDA graph, or `measure` itself if a graph
+    cannot be captured, is not faster, or does not give the same values.
 
-    What a graph does is fixed when it is captured: what the CPU decides or computes on the way
-    stays as it was then. So what it says of another picture is compared.
+    A graph repeats what the CPU decided and computed during the capture. Therefore the values of
+    the graph for another picture are compared with those of `measure`.
 
     Args:
-        measure: (B, C, H, W) -> tensors; what else it depends on must stay the same.
+        measure: (B, C, H, W) -> tensors; everything else that it depends on must stay the same.
+        image: a picture (B, C, H, W); the function takes pictures of its shape.
     """
     device = image.device
-    if device.type != KIND or len(image) * math.prod(image.shape[2:]) > LARGEST:
+    if device.type != CUDA or len(image) * math.prod(image.shape[2:]) > MAX_PIXELS:
         return measure
     static, other = image.clone(), 1 - image
     try:
@@ -39,17 +40,17 @@ def graphed(measure: Measure, image: Tensor) -> Measure:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 held = measure(static)
-    except RuntimeError:  # something that cannot be captured, or no memory for it
+    except RuntimeError:  # an operation cannot be captured, or memory is short
         return measure
 
     def replayed(image: Tensor) -> tuple[Tensor, ...]:
         static.copy_(image)
         graph.replay()
-        return tuple(x.clone() for x in held)  # as the next replay writes over them
+        return tuple(x.clone() for x in held)  # the next replay overwrites them
 
     pairs = zip(replayed(other), wanted, strict=True)
-    return replayed if all(_alike(x, y) for x, y in pairs) else measure
+    return replayed if all(_are_close(x, y) for x, y in pairs) else measure
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= ALIKE * wanted.abs().max())
+def _are_close(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max())

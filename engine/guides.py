@@ -1,4 +1,4 @@
-"""Guides: pairs of maps that say what goes where, as regions or as a progression."""
+"""Guides: pairs of control maps, of exemplar and output, that say which texture goes where."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,27 +12,26 @@ from terms.base import Canvas, Exemplar
 from terms.regions import one_hot
 from utils import LEVELS, LEVELS_16_BIT, Size, UserError, size_of
 
-MOST_REGIONS = 12  # colours; a picture of more is no label map
-STEPS = 8  # into which methods that match statistics divide a progression
+MOST_REGIONS = 12  # colours of a label map; a picture of more colours is a progression
+STEPS = 8  # regions into which a progression is divided for methods that match statistics
 
 
 class Guide(NamedTuple):
-    """What each place of the exemplar is, and of each of its variants, the exemplar rotated and
-    resized; and what each place of the output shall be.
+    """Maps of all views of the exemplars, in order, and of the output.
 
-    Channels are for methods that match patches, (1, G, h, w); regions, (1, 1, h, w) of int64, for
-    those that match statistics: -1 is no region.
+    Channels are compared by methods that match patches; methods that match statistics match those
+    of each region. Region -1 is none.
     """
 
-    sources: tuple[Tensor, ...]
-    output: Tensor
-    source_regions: tuple[Tensor, ...]
-    output_region: Tensor
+    sources: tuple[Tensor, ...]  # (1, G, h, w) each: channels of the views
+    output: Tensor  # (1, G, H, W)
+    source_regions: tuple[Tensor, ...]  # (1, 1, h, w) of int64 each: regions of the views
+    output_region: Tensor  # (1, 1, H, W) of int64
 
     def laid(
         self, exemplars: tuple[Exemplar, ...], canvas: Canvas
     ) -> tuple[tuple[Exemplar, ...], Canvas]:
-        """Exemplars and canvas that know of the guide."""
+        """Return copies of exemplars and canvas that hold the guide."""
         maps = iter(zip(self.sources, self.source_regions, strict=True))
         guided = []
         for exemplar in exemplars:
@@ -44,7 +43,7 @@ class Guide(NamedTuple):
         return tuple(guided), replace(canvas, guide=self.output, regions=self.output_region)
 
 
-Variants = Callable[[Tensor], list[Tensor]]
+Variants = Callable[[Tensor], list[Tensor]]  # maps -> their rotated and resized copies
 
 
 def read_guide(
@@ -54,17 +53,22 @@ def read_guide(
     variants: Variants = lambda maps: [],
     size: Size | None = None,
 ) -> Guide:
-    """The guide by two control maps: pictures (1, 3, H, W) of any sizes, or (1, 4, H, W) whose last
-    channel is 1, or 0 where they are transparent, and black there.
+    """Return the guide given by two control maps.
 
-    Maps of at most MOST_REGIONS colours in all are labels: each colour is a region, and so is what
-    is transparent. Other ones are a progression, in grey. The output's map is brought to `size`,
-    (height, width), None for its own: labels by the nearest one, so that they stay labels, a
-    progression smoothly.
+    Maps of at most MOST_REGIONS colours in total are label maps: each colour is a region, and
+    transparent pixels are one more. Other maps must be grey and are a progression.
+
+    Args:
+        source, output: control maps in [0, 1] of any sizes, (1, 3, ., .), or (1, 4, ., .) with an
+            alpha of 0 or 1; transparent pixels are black.
+        names: of the two maps, for messages.
+        variants: the copies of the exemplar.
+        size: of the output, (H, W), to which its map is resized, labels by the nearest pixel; None:
+            it is not resized.
 
     Raises:
-        UserError: a colour of the output that the source does not have; more colours than
-            regions may be.
+        UserError: the output has a colour that the source does not have, or colours are more than
+            MOST_REGIONS and not grey.
     """
     levels = [_levels(picture) for picture in (source, output)]
     colours, index = torch.cat(levels).unique(dim=0, return_inverse=True)
@@ -77,7 +81,7 @@ def read_guide(
     if len(colours) <= MOST_REGIONS:
         for k in range(len(colours)):
             if not (indices[0] == k).any():
-                missing = _told(colours[k])
+                missing = _colour_text(colours[k])
                 raise UserError(f"{names[0]}: has no {missing}, which {names[1]} asks for")
         indices[1] = _labels_at(indices[1], size)
         channels = [one_hot(x, len(colours)) for x in indices]
@@ -93,7 +97,7 @@ def read_guide(
 def _progression(
     source: Tensor, output: Tensor, names: Sequence[str], variants: Variants, size: Size | None
 ) -> Guide:
-    """The guide by grey maps; their transparent part, if any, is one more region."""
+    """Return the guide given by two grey maps; their transparent parts are one more region."""
     pair = source, output
     if source.shape[1] == 4 and not all(picture[:, 3:].all() for picture in pair):
         shown = [picture[:, 3:] > 0 for picture in pair]
@@ -104,7 +108,7 @@ def _progression(
         return joined([_progression(grey[0], grey[1], names, variants, size), regions])
     if size is not None:
         output = F.interpolate(output, size, mode="bilinear", antialias=True)
-    # Steps of the same share of the source: none is empty.
+    # At quantiles of the source, so that no step is empty.
     edges = source[:, :1].flatten().quantile(torch.linspace(0, 1, STEPS + 1)[1:-1]).unique()
     steps = [torch.bucketize(picture[:, :1].contiguous(), edges) for picture in (source, output)]
     steps = [x.clamp(steps[0].min(), steps[0].max()) for x in steps]
@@ -123,13 +127,16 @@ def _with_variants(
 def which_exemplar(
     exemplars: list[Tensor], output: Tensor, name: str, size: Size | None = None
 ) -> Guide:
-    """The guide whose regions are whole exemplars, in the order of the colours of a map, one as for
-    `read_guide`, from dark to light; transparent is the darkest.
+    """Return the guide that says which exemplar goes where.
 
-    The map is brought to `size`, (height, width), None for its own.
+    Args:
+        exemplars: one picture for each colour of the map from dark to light, of which transparent
+            is the darkest.
+        output: the map; it and `size` are as in `read_guide`.
+        name: of the map, for messages.
 
     Raises:
-        UserError: the map has not one colour for each of the exemplars.
+        UserError: the map has another number of colours.
     """
     colours, index = _levels(output).unique(dim=0, return_inverse=True)
     if len(colours) != len(exemplars):
@@ -142,25 +149,25 @@ def which_exemplar(
     regions = tuple(
         torch.full((1, 1, *exemplar.shape[2:]), k) for k, exemplar in enumerate(exemplars)
     )
-
     sources = tuple(one_hot(region, len(exemplars)) for region in regions)
     return Guide(sources, one_hot(region, len(exemplars)), regions, region)
 
 
 def _labels_at(labels: Tensor, size: Size | None) -> Tensor:
-    """(1, 1, H, W) of int64 -> of another size, each place with the label nearest to it."""
+    """Resize labels (1, 1, H, W) of int64 by the nearest pixel."""
     if size is None or size_of(labels) == tuple(size):
         return labels
     return F.interpolate(labels.double(), size, mode="nearest-exact").long()
 
 
 def _levels(picture: Tensor) -> Tensor:
-    """(1, C, H, W) in [0, 1] -> (H W, C) of int64, levels of 16 bits: labels may be 1, 2, 3."""
+    """Return 16-bit levels: (1, C, H, W) in [0, 1] -> (H W, C) of int64. Labels may be stored as
+    the levels 1, 2, 3 of 16 bits, which 8 bits would not tell apart."""
     return (LEVELS_16_BIT * picture[0]).round().long().flatten(1).T
 
 
-def _told(levels: Tensor) -> str:
-    """Levels of a colour, for a line to the user."""
+def _colour_text(levels: Tensor) -> str:
+    """Return a colour of 3 or 4 levels as a message names it."""
     *colour, alpha = levels.tolist() if len(levels) == 4 else (*levels.tolist(), LEVELS_16_BIT)
     if not alpha:
         return "transparent place"
@@ -171,10 +178,11 @@ def _told(levels: Tensor) -> str:
 
 
 def joined(guides: list[Guide]) -> Guide:
-    """Several guides as one: every channel, and a region for every pair of regions.
+    """Combine guides into one, with the channels of all and a region for each combination of
+    regions.
 
     Raises:
-        UserError: the output asks for regions together that the source has only apart.
+        UserError: the output combines regions that no pixel of the source combines.
     """
     first, *others = guides
     for other in others:

@@ -1,4 +1,4 @@
-"""What kind of texture an exemplar is, as far as that decides how its picture is made."""
+"""Kinds of texture that are synthesized differently, and the kind of an exemplar."""
 
 from typing import NamedTuple
 
@@ -10,25 +10,26 @@ from engine.colours import luma
 from terms.autocorrelation import PERIODIC, luminance_autocorrelation, period
 from utils import Size, resize, scaled_size
 
-# Measured on 32 exemplars: brick walls have 0.34 to 0.65, everything without courses at most 0.28,
-# but for wood, whose gradients are one axis to 0.68 and more (walls: 0.55 at most).
-COURSES = 0.33  # of the power of its gradients along rows and columns
-NEAR_AXIS = 10  # degrees
-HALFWAY = 45  # degrees between two axes of the picture
-DIRECTIONAL = 0.6  # of the power of its gradients along one axis, 0 ... 1
-UNEVEN = 0.12  # of its variance between sixteenths of the picture
-BLOTCH = 4  # px at 256, after which its autocorrelation is small
-SMALL = 0.3  # of 1
-SIDE = 256  # px; a larger picture is judged at that size
+# Thresholds from 32 exemplars. The share of gradient power near the axes of the picture is 0.34 to
+# 0.65 for brick walls and at most 0.28 for textures without courses, except for wood, whose
+# coherence is 0.68 or more (that of walls is at most 0.55).
+MIN_COURSES = 0.33  # share of gradient power near the axes, of a texture in courses
+NEAR_AXIS = 10  # degrees from an axis of the picture that count as near
+AXIS_SPACING = 45  # degrees between the horizontal, diagonal and vertical directions
+MIN_COHERENCE = 0.6  # of the structure tensor, 0 ... 1, of a directional texture
+MAX_UNEVENNESS = 0.12  # variance of the means of sixteenths, relative to that of pixels
+MIN_OBJECT_LENGTH = 4  # px, correlation length of a texture with objects
+SMALL_CORRELATION = 0.3  # autocorrelation at the correlation length
+SIDE = 256  # px, shorter side to which larger pictures are reduced first
 
 
 class Kind(NamedTuple):
     """A kind of texture."""
 
     name: str
-    regular: bool = False  # has rows and columns, which are to stay straight
-    axis: str = ""  # of the picture, along which its grain runs: "y", "x" or neither
-    period: Size = (0, 0)  # px down and across, after which it repeats
+    regular: bool = False  # whether it has rows and columns, which are to stay straight
+    axis: str = ""  # axis of the picture along which its grain runs: "y", "x" or neither, ""
+    period: Size = (0, 0)  # lag (y, x) in px after which it repeats; (0, 0): none
 
 
 PERIODICAL = Kind("periodic", regular=True)
@@ -40,28 +41,34 @@ STOCHASTIC = Kind("stochastic")
 
 
 def kind_of(image: Tensor) -> Kind:
-    """The kind of a picture (1, 3, H, W) in [0, 1]; the first that fits of those above."""
-    clear, y, x = period(image)
-    if clear > PERIODIC:
+    """Return the kind of a picture (1, 3, H, W) in [0, 1], the first that fits of: periodic,
+    directional, in courses, not stationary, with objects, stochastic."""
+    clarity, y, x = period(image)
+    if clarity > PERIODIC:
         return PERIODICAL._replace(period=(y, x))
     shorter = min(image.shape[2:])
     if shorter > SIDE:
         image = resize(image, scaled_size(image, SIDE / shorter))
-    along_rows_and_columns, along_one_axis, steepest = _directions(image)
-    if along_one_axis > DIRECTIONAL:
-        grain = "y" if steepest < HALFWAY / 2 else "x" if steepest > 90 - HALFWAY / 2 else ""
+    near_axes, coherence, steepest = _directions(image)
+    if coherence > MIN_COHERENCE:
+        near = AXIS_SPACING / 2
+        grain = "y" if steepest < near else "x" if steepest > 90 - near else ""
         return ALONG_AN_AXIS._replace(axis=grain)
-    if along_rows_and_columns > COURSES:
+    if near_axes > MIN_COURSES:
         return IN_COURSES
-    if _unevenness(image) > UNEVEN:
+    if _unevenness(image) > MAX_UNEVENNESS:
         return NOT_STATIONARY
-    return WITH_OBJECTS if _blotch(image) >= BLOTCH else STOCHASTIC
+    return WITH_OBJECTS if _correlation_length(image) >= MIN_OBJECT_LENGTH else STOCHASTIC
 
 
 def _directions(image: Tensor) -> tuple[float, float, float]:
-    """What part of the power of the gradients is near an axis of the picture; how far all of it
-    has one axis in common, which need not be one of the picture's (the coherence of the structure
-    tensor); and how many degrees that one is from the horizontal, 0 ... 90."""
+    """Analyse the directions of the gradients.
+
+    Returns:
+        The share of their power within NEAR_AXIS of an axis of the picture; the coherence of the
+        structure tensor, 1 if all are along one line; and the angle of that line from the
+        horizontal, 0 ... 90 degrees.
+    """
     grey = luma(image)[0, 0].double()
     x = grey[1:-1, 2:] - grey[1:-1, :-2]
     y = grey[2:, 1:-1] - grey[:-2, 1:-1]
@@ -76,18 +83,20 @@ def _directions(image: Tensor) -> tuple[float, float, float]:
 
 
 def _unevenness(image: Tensor) -> float:
+    """Return the variance of the means of sixteenths, relative to the variance of pixels."""
     means = F.adaptive_avg_pool2d(image, 4)
     variance = image.var((2, 3), correction=0).sum().clamp(min=1e-12)
     return (means.var((2, 3)).sum() / variance).item()
 
 
-def _blotch(image: Tensor) -> int:
-    """After how many px the autocorrelation, mean over all directions, is SMALL."""
+def _correlation_length(image: Tensor) -> int:
+    """Return the shortest lag in px at which the autocorrelation, averaged over all directions, is
+    below SMALL_CORRELATION; at most a quarter of the shorter side."""
     reach = min(image.shape[2:]) // 4
     lags = luminance_autocorrelation(image, reach)
     side = torch.arange(-reach, reach + 1, device=image.device)
     radius = (side[:, None].square() + side.square()).double().sqrt().round().long()
     counts = radius.flatten().bincount()
     means = radius.flatten().bincount(lags.flatten()) / counts
-    small = (means[: reach + 1] < SMALL).nonzero()
+    small = (means[: reach + 1] < SMALL_CORRELATION).nonzero()
     return int(small[0, 0]) if len(small) else reach

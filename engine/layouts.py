@@ -1,4 +1,4 @@
-"""First layout of a painting: candidates that are quilted, and the criterion that ranks them."""
+"""Layout from which a painting starts: quilted candidates, and the cost that ranks them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from terms.valid import largest_rectangle, valid_at
 from utils import Size, size_of
 
 BLOCK_SIDE = 0.31  # of the exemplar's shorter side
-GRAIN_BLOCK_SIDE = 1.0  # the same along a grain, where a cut across it is conspicuous
+GRAIN_BLOCK_SIDE = 1.0  # the same along a grain; a cut across a grain is conspicuous
 MAX_BLOCK_SIDE = 0.5  # of the shorter side of the smallest of several exemplars
 LAYOUTS = 12  # layouts from which one is chosen
 LAYOUT_PIXELS = 2**16  # px; larger outputs have fewer layouts
 MAX_CONCENTRATION = 0.3  # of offsets; a layout above it is a translated copy of the exemplar
-SAMPLING_STRIDE = 4  # px between the patches that the criterion compares
+SAMPLING_STRIDE = 4  # px between the patches whose nearest neighbours are searched for the cost
 
 
 def layout_count(size: Size) -> int:
-    """Return the number of layouts to choose from for an output of a size.
+    """Return the number of candidate layouts for an output of a size.
 
-    Large layouts differ less from each other, and each takes longer.
+    Larger outputs have fewer, since their layouts differ less and take longer.
     """
     return max(1, round(LAYOUTS * min(1.0, LAYOUT_PIXELS / math.prod(size))))
 
@@ -43,7 +43,7 @@ def quilt_layout(level: Level) -> NNField:
     """Return the source patches (H', W') of a random layout, by image quilting."""
     job, atlas = level.job, level.atlas
     canvas, known = _known_values(level)
-    scale = 3**-0.5  # the sum over 3 channels becomes the mean that descriptors have
+    scale = 3**-0.5  # quilting sums squared differences over 3 channels, descriptors average them
     maps = scale * atlas.image[0]
     if atlas.guide is not None:
         maps = torch.cat((maps, atlas.guide[0]))
@@ -51,8 +51,8 @@ def quilt_layout(level: Level) -> NNField:
     if not job.separate:
         exemplars, shares = exemplars.clamp(max=0), [1.0]
     single = atlas.guide is None and len(atlas.sizes) == 1
-    kind = job.kind if single else STOCHASTIC  # a kind is that of one unguided view
-    # On the CPU, since blocks are laid one after the other and are small.
+    kind = job.kind if single else STOCHASTIC  # a kind describes a single view without guide
+    # On the CPU, since blocks are small and laid one after the other.
     pixels = quilt(
         QuiltSource(maps.to(CPU), exemplars.to(CPU), shares),
         canvas.to(CPU),
@@ -62,7 +62,7 @@ def quilt_layout(level: Level) -> NNField:
         wrap=level.wrap,
         kind=kind,
     ).to(level.device)
-    # The patch in whose middle an output pixel lies has that pixel's source in its middle.
+    # An output patch gets the source patch around the source of its middle pixel.
     middle = PATCH // 2
     y, x = (z.roll((-middle, -middle), (0, 1)) for z in (pixels.y, pixels.x))
     rows, columns = (slice(count) for count in level.patches)
@@ -70,7 +70,7 @@ def quilt_layout(level: Level) -> NNField:
 
 
 def _known_values(level: Level) -> tuple[Tensor, Tensor]:
-    """Return what quilting continues: values and which are known, (3 + G, H, W) each."""
+    """Return the output before quilting: values and which are known, (3 + G, H, W) each."""
     blank = level.atlas.image.new_zeros(3, *level.size)
     canvas, known = blank, torch.zeros_like(blank, dtype=torch.bool)
     if level.mask is not None:
@@ -84,7 +84,7 @@ def _known_values(level: Level) -> tuple[Tensor, Tensor]:
 
 
 def _block_size(level: Level, grain: str) -> Size:
-    """Return the height and width of blocks for a grain along "y", "x" or ""."""
+    """Return the height and width of blocks. The grain is along "y", "x" or neither, ""."""
     exemplars = level.job.exemplars
     side = level.factor * min(valid_size(exemplars[0].views[0]))
     height, width = (
@@ -108,17 +108,17 @@ def _all_have_blocks(level: Level, block: Size) -> bool:
 
 
 def layout_cost(level: Level, field: NNField, image: Tensor) -> tuple[bool, float]:
-    """Return the rank of a layout, lower is better: whether it is a copy, and its dissimilarity.
+    """Return the cost of a layout: whether it is a copy, and its dissimilarity from the source.
 
     The dissimilarity is the mean squared distance of output patches to their nearest source patch
     (coherence) times that of source patches to their nearest output patch (completeness): Simakov
     et al., "Summarizing Visual Data Using Bidirectional Similarity", 2008. Departure: a product
-    instead of the sum, in which the larger one would hide the smaller.
+    instead of the sum, in which the larger distance would hide the smaller.
 
     Args:
         level: Level of the layout.
         field: (H', W') source patches.
-        image: (1, 3, H, W) that the field gives.
+        image: (1, 3, H, W), voted from the field.
     """
     output = level.describe(image, level.guide, level.wrap)
     source, usable = level.descriptors, level.usable

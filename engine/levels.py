@@ -1,4 +1,4 @@
-"""What is fixed while one scale of a painting is painted: source, output and their sizes."""
+"""One scale of a painting: the source, the output and everything else that its rounds share."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Atlas:
         return cls(_stack(images, 0), guide, view_labels, exemplar_labels, sizes)
 
     def usable_patches(self) -> Tensor:
-        """Return which patches lie in one view, (h - PATCH + 1, w - PATCH + 1) of bool."""
+        """Return which patches lie within one view, (h - PATCH + 1, w - PATCH + 1) of bool."""
         return window_labels(self.views, (PATCH, PATCH)) != NO_LABEL
 
     def patches_around(self, pixels: NNField) -> NNField:
-        """Return the patches with these pixels in the middle.
+        """Return the patches that have the given pixels in the middle.
 
-        Patches that cross the border of their view are moved inside.
+        Patches that would cross the border of their view are moved inside.
         """
         heights, widths = torch.tensor(self.sizes, device=pixels.y.device).T
         bottoms = heights.cumsum(0)
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def separate(self) -> bool:
-        """Whether each patch keeps the exemplar that it has after quilting."""
+        """Whether each output patch keeps to the exemplar from which it was quilted."""
         return len(self.exemplars) > 1 and self.canvas.guide is None and self.layout is None
 
 
@@ -180,12 +180,13 @@ def fill_rows(
     compute: Callable[..., Sequence[Tensor]],
     group: ProcessGroup,
 ) -> None:
-    """Compute tensors in parts of rows, which are divided among the processes of a group.
+    """Compute tensors in strips of rows, which are divided among the processes of a group.
 
     Args:
         outputs: (..., H, W) of zeros each; filled in place.
-        parts: Arguments of `compute`, rows first. A single part is computed by all processes.
-        compute: Returns these rows of each output.
+        parts: Arguments of `compute` for each strip, its rows first. A single strip is computed by
+            all processes.
+        compute: Function that returns the rows of each output.
         group: Processes, all of which call this function alike.
     """
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""A material's other maps, carried along with its colour."""
+"""Further maps of a material, such as normals or height, carried to the output with its colour."""
 
 import math
 from collections.abc import Sequence
@@ -16,14 +16,12 @@ from terms.valid import usable_patches
 from utils import LABELS, NORMALS, Size, pad, resize, rotated_and_resized, size_of
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
-VOTE = 5  # px, side of the patches that are laid over each other
-HALVINGS = 12  # in `dealt`: into cells of 256 pixels in a picture of 1024x1024
-# By how much the length of normals may differ from 1, as 8 bits change it by 0.01 and JPEG by more,
-# and the share of pixels that must have such a length.
-LENGTH_OFF, MOST = 0.1, 0.9
-FLAT_BLUE = 0.04  # by how much JPEG may change a blue channel that is 0 or 1 throughout
-# The ratio of the curls of the two readings of green from which on the smaller one is right.
-DECISIVE = 3.0
+VOTE = 5  # px, side of the patches that overlap at each pixel
+HALVINGS = 12  # in `reordered`; they give cells of 256 pixels in a picture of 1024x1024
+MAX_LENGTH_ERROR = 0.1  # of normals; 8 bits change the length by 0.01, JPEG by more
+MOST = 0.9  # least share of the pixels at which a condition on normals must hold
+FLAT_BLUE = 0.04  # by which JPEG may change a blue channel that is 0 or 1 throughout
+DECISIVE = 3.0  # ratio of the curls of the two readings of green, from which on one is wrong
 
 
 def correspondence(
@@ -31,19 +29,19 @@ def correspondence(
 ) -> tuple[Tensor, Tensor]:
     """Find for each pixel of the output the pixel of the source with the most similar surroundings.
 
-    Nearest 3x3 patches of the deepest layer; then at each finer layer the best of the positions
-    found for a pixel and its neighbours, and of those next to them (PatchMatch, Barnes et al. 2009,
-    without its random search).
+    The search starts from the nearest 3x3 patches of the deepest layer. At each finer layer, it
+    takes the best of the positions that are found for a pixel and its neighbours, and of those next
+    to them (PatchMatch, Barnes et al. 2009, without its random search).
 
     Args:
-        output: features at `LAYERS`, (1, C, ., .).
-        source: the same of the source.
+        output: features of the output at `LAYERS`, (1, C, ., .).
+        source: features of the source at `LAYERS`, (1, C, ., .).
         wrap: axes along which the output repeats, "x", "y" or "xy".
         valid: (1, 1, h, w) of bool, pixels of the source that may be found; None: all.
 
     Returns:
-        (H, W) of int64, the pixel y * w + x of the source; and (H, W), the similarity, 0 for equal
-        features and less for others.
+        (H, W) of int64, flat indices y * w + x into the source; and (H, W), the similarity, 0 for
+        equal features and negative for others.
     """
     finest, *_, deepest = LAYERS
     maps = pad(output[deepest], wrap, "replicate")
@@ -51,7 +49,8 @@ def correspondence(
     pair = maps[0].contiguous(), source[deepest][0].contiguous()
     start, _ = nearest_patches(*pair, 3, usable=usable)
     width = source[deepest].shape[3]
-    found = torch.stack((start // width + 1, start % width + 1))  # (2, h, w), centres of patches
+    # (2, h, w): y, x of the centres of patches.
+    found = torch.stack((start // width + 1, start % width + 1))
     for layer in reversed(LAYERS[:-1]):
         found = _enlarged(found, size_of(output[layer]))
         size = size_of(source[layer])
@@ -60,9 +59,9 @@ def correspondence(
     return found[0] * source[finest].shape[3] + found[1], near
 
 
-def painted_from(painting: Painting) -> list[tuple[Tensor, Tensor]]:
-    """What `correspondence` returns, for every view: the similarity is 0 in the view that a pixel
-    was painted from, and -1 in all others."""
+def painted_correspondence(painting: Painting) -> list[tuple[Tensor, Tensor]]:
+    """Return the correspondence of a painting with each view, as `correspondence` does. The
+    similarity is 0 for the view that a pixel was painted from, and -1 for the others."""
     found, top = [], 0
     across = painting.views.shape[1]
     rows, columns = painting.places // across, painting.places % across
@@ -78,7 +77,8 @@ def painted_from(painting: Painting) -> list[tuple[Tensor, Tensor]]:
 
 
 def _enlarged(found: Tensor, size: Size) -> Tensor:
-    """(2, h, w) positions of a layer -> (2, H, W) of the next finer one, of twice the size."""
+    """Return the positions of a layer, (2, h, w), for the next finer layer of twice the size,
+    (2, H, W)."""
     double = (2 * found).repeat_interleave(2, 1).repeat_interleave(2, 2)
     double[0, 1::2] += 1
     double[1, :, 1::2] += 1
@@ -90,13 +90,23 @@ def _enlarged(found: Tensor, size: Size) -> Tensor:
 def _refined(
     found: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The best of each place's candidates, by 5x5 patches: (2, H, W) -> the same and (H, W)."""
+    """Return better positions of the source for each position of the output, and the similarity.
+
+    Args:
+        found: (2, H, W), y and x in the source.
+        output: (1, C, H, W).
+        source: (1, C, h, w).
+        inside: (h, w) of bool, positions of the source that may be found; None: all.
+
+    Returns:
+        (2, H, W) and (H, W).
+    """
     steps = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     candidates = [found + torch.tensor(step, device=found.device)[:, None, None] for step in steps]
     around = pad(found[None].float(), "", "replicate")[0].long()
     height, width = found.shape[1:]
     for y, x in steps:
-        # What the neighbour at (y, x) found, seen from here.
+        # The position that the offset of the neighbour at (y, x) gives.
         other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
     judged: list[Sequence[Tensor]] = [
@@ -109,8 +119,8 @@ def _refined(
 def _judged(
     place: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Positions (2, H, W) moved to where a patch fits, and (H, W), the similarity of the features
-    there: 0 is equal; positions that are not `inside`, (h, w) of bool, have -inf."""
+    """Return positions (2, H, W), moved to where a patch fits, and the similarity of the patches
+    there, (H, W); -inf at positions that are not `inside`. Args are those of `_refined`."""
     margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
     place = torch.stack(
         [
@@ -132,16 +142,17 @@ def carried(
     wrap: str = "",
     valid: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The map of the output by the maps of the exemplar.
+    """Return the map of the output, from the map of the exemplar.
 
-    VOTE x VOTE patches overlap at every pixel, those around the positions that its neighbours
-    correspond to in the nearest copy. Labels get the value that most patches have. For other kinds
-    the mean of the patches would be flatter than the map, so the values of the corresponding
-    positions are `dealt` out to be near the mean. All channels of a pixel come from one position.
+    Each position of the output corresponds to a patch of VOTE x VOTE px in its most similar copy;
+    these patches overlap at every pixel. A label is the most frequent one among them. For other
+    kinds, the mean of the patches would be flatter than the map, so that the values at the
+    corresponding positions are reordered to be near the mean. All channels of a pixel come from one
+    position.
 
     Args:
-        copies: (1, C, h, w) each, the map of the exemplar as it is, rotated and resized.
-        found: what `correspondence` returns for each copy.
+        copies: (1, C, h, w) each, the map of the exemplar and its rotated and resized copies.
+        found: correspondence of the output with each copy.
         kind: a name in `utils.KINDS`.
         wrap: axes along which the output repeats.
         valid: (1, 1, h, w) of bool for each copy, the pixels that are used; None: all.
@@ -163,15 +174,14 @@ def carried(
         colours, labels = values.unique(dim=1, return_inverse=True)
         return colours[:, torch.cat([_most_frequent(labels[some]) for some in votes])][None]
     mean = torch.cat([values[:, some].mean(1) for some in votes], 1)
-    return dealt(values[:, starts].flatten(1), mean.flatten(1)).view_as(mean)[None]
+    return reordered(values[:, starts].flatten(1), mean.flatten(1)).view_as(mean)[None]
 
 
-def dealt(values: Tensor, wanted: Tensor) -> Tensor:
-    """(C, N) of values, (C, N) of wanted values -> the values, reordered so that each is near the
-    one that is wanted in its place.
+def reordered(values: Tensor, wanted: Tensor) -> Tensor:
+    """Return the values (C, N) in an order in which each is near the wanted value (C, N).
 
-    With C of 1, by rank. Else both are sorted along the principal axis of the largest extent and
-    halved, the halves likewise, and so on: a k-d tree of each.
+    A single channel is matched by rank. Several are matched by a k-d tree of each: both are sorted
+    along the principal axis of the largest extent and halved, as are the halves, and so on.
     """
     C, N = values.shape
     spread, axes = torch.linalg.eigh(values.float().cpu().cov().view(C, C))
@@ -193,9 +203,14 @@ def dealt(values: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in each copy, (copies, H, W), and the index of the nearest copy, (H, W) -> the
-    position in the concatenated copies, moved to where a patch fits, and the width of the copy,
-    (H, W) each."""
+    """Return positions in the concatenated copies, moved to where a patch fits, and the widths of
+    the copies that they are in, (H, W) each.
+
+    Args:
+        copies: (1, C, h, w) each.
+        places: (copies, H, W), flat indices into each copy.
+        nearest: (H, W), index of the copy to take.
+    """
     laid, before = [], 0
     for copy, place in zip(copies, places, strict=True):
         height, width = size_of(copy)
@@ -210,9 +225,16 @@ def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Te
 
 
 def _votes(starts: Tensor, strides: Tensor, rows: slice, wrap: str) -> Tensor:
-    """(VOTE^2, h, W): the positions that the patches around `starts`, (H, W), have at each pixel of
-    some rows, that of the pixel's own patch first. At borders that do not tile, the outermost rows
-    and columns vote more than once."""
+    """Return the positions that overlapping patches give each pixel of some rows, (VOTE^2, h, W),
+    that of the patch around the pixel itself first. At borders that do not repeat, the outermost
+    rows and columns vote more than once.
+
+    Args:
+        starts: (H, W), centre of the patch of each pixel, in the concatenated copies.
+        strides: (H, W), width of the copy that it is in.
+        rows: of the output.
+        wrap: axes along which the output repeats.
+    """
     sides, reach = starts.shape, VOTE // 2
     own = torch.arange(sides[0], device=starts.device)[rows], torch.arange(sides[1]).to(starts)
     steps = sorted(range(-reach, reach + 1), key=abs)
@@ -230,11 +252,12 @@ def _votes(starts: Tensor, strides: Tensor, rows: slice, wrap: str) -> Tensor:
 
 
 def _most_frequent(votes: Tensor) -> Tensor:
-    """(N, h, W) of int64 -> (h, W): the most frequent of N, the first of equally frequent ones."""
+    """Return the most frequent of N values, the first of equally frequent ones: (N, h, W) of
+    int64 -> (h, W)."""
     counts = torch.zeros_like(votes)
     for one in votes:
         counts += votes == one
-    # argmax alone may give any of several.
+    # Of equal maxima, argmax may return any.
     earlier = torch.arange(len(votes), 0, -1, device=votes.device).view(-1, 1, 1)
     return votes.gather(0, (counts * len(votes) + earlier).argmax(0, keepdim=True))[0]
 
@@ -243,8 +266,8 @@ def _most_frequent(votes: Tensor) -> Tensor:
 
 
 def normalized(maps: Tensor) -> Tensor:
-    """(1, C, H, W) whose first three channels are normals in [0, 1] -> the same with length 1;
-    vectors of length 0 become normals to the picture."""
+    """Scale the normals in the first three channels of (1, C, H, W) in [0, 1] to length 1. Vectors
+    of length 0 become perpendicular to the picture."""
     vectors = 2 * maps[:, :3] - 1
     none = vectors.norm(dim=1, keepdim=True) < 1e-3
     out = torch.tensor([0.0, 0.0, 1.0]).to(maps).view(1, 3, 1, 1)
@@ -253,36 +276,37 @@ def normalized(maps: Tensor) -> Tensor:
 
 
 def with_blue(maps: Tensor) -> Tensor:
-    """(1, C, H, W) of normals -> the same with the blue of vectors of length 1."""
+    """Return normals (1, C, H, W) with the blue that makes their length 1."""
     z = (1 - (2 * maps[:, :2] - 1).square().sum(1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat((maps[:, :2], (z + 1) / 2, maps[:, 3:]), 1)
 
 
 def lacks_blue(maps: Tensor) -> bool:
-    """Whether (1, C, H, W) are normals of which only red and green are stored: blue is 0 or 1
-    throughout and lengths are not 1, and red and green vary about 0.5 within the unit circle."""
+    """Return whether (1, C, H, W) are normals of which only red and green are stored: blue is 0 or
+    1 throughout, lengths are not 1, and red and green vary about 0.5 within the unit circle."""
     if maps.shape[1] < 3:
         return False
     low, high = (x.item() for x in maps[:, 2].aminmax())
     x, y, _ = (2 * maps[0, :3] - 1).unbind(0)
     about_middle = max(abs(x.mean().item()), abs(y.mean().item())) < 0.2
-    within = _share(x.square() + y.square() < (1 + LENGTH_OFF) ** 2) > MOST
-    whole = _share(_off_length_1(maps) < FLAT_BLUE / 2) > MOST
+    within = _share(x.square() + y.square() < (1 + MAX_LENGTH_ERROR) ** 2) > MOST
+    whole = _share(_length_error(maps) < FLAT_BLUE / 2) > MOST
     flat = high < FLAT_BLUE or low > 1 - FLAT_BLUE
     return flat and about_middle and within and not whole
 
 
 def holds_normals(maps: Tensor) -> bool:
-    """Whether (1, C, H, W) in [0, 1] are normals: vectors of length 1 that point out of the
+    """Return whether (1, C, H, W) in [0, 1] are normals: vectors of length 1 that point out of the
     picture, or normals that lack blue."""
     if maps.shape[1] < 3:
         return False
-    unit = (_off_length_1(maps) < LENGTH_OFF) & (2 * maps[:, 2] - 1 > -LENGTH_OFF)
+    outward = 2 * maps[:, 2] - 1 > -MAX_LENGTH_ERROR
+    unit = (_length_error(maps) < MAX_LENGTH_ERROR) & outward
     return _share(unit) > MOST or lacks_blue(maps)
 
 
-def _off_length_1(maps: Tensor) -> Tensor:
-    """(1, C, H, W) of normals -> (1, H, W): the absolute difference of their lengths from 1."""
+def _length_error(maps: Tensor) -> Tensor:
+    """Return the absolute difference of the length of normals from 1: (1, C, H, W) -> (1, H, W)."""
     return ((2 * maps[:, :3] - 1).norm(dim=1) - 1).abs()
 
 
@@ -291,17 +315,17 @@ def _share(places: Tensor) -> float:
 
 
 def green_up(maps: Tensor) -> bool | None:
-    """Whether green above 0.5 of normals (1, C, H, W) means up (OpenGL) and not down (DirectX).
-    None where that cannot be told.
+    """Return whether green above 0.5 of normals (1, C, H, W) means up (OpenGL) and not down
+    (DirectX); None if that cannot be told.
 
-    The slopes of a surface have no curl, but have one if green is read the wrong way. Stripes are a
-    surface either way.
+    The slopes of a surface have a curl of 0, except if green is read the wrong way. Slopes of
+    stripes have a curl of 0 either way.
     """
     x, y, z = (2 * normalized(maps)[:, :3] - 1).unbind(1)
     slope_x, slope_y = (-side / z.clamp(min=0.1) for side in (x, y))  # to the right, and up
-    along = slope_x[:, 2:, 1:-1] - slope_x[:, :-2, 1:-1]  # of x, downwards
-    across = slope_y[:, 1:-1, 2:] - slope_y[:, 1:-1, :-2]
-    # Rows go down, so the two have opposite signs for slopes up.
+    along = slope_x[:, 2:, 1:-1] - slope_x[:, :-2, 1:-1]  # change of slope_x downwards
+    across = slope_y[:, 1:-1, 2:] - slope_y[:, 1:-1, :-2]  # change of slope_y to the right
+    # Rows go down, so that the two have opposite signs if green is up.
     up, down = (found.square().mean().item() for found in (along + across, along - across))
     if max(up, down) < DECISIVE * min(up, down) + 1e-4:
         return None
@@ -311,7 +335,8 @@ def green_up(maps: Tensor) -> bool | None:
 def rotated(
     maps: Tensor, degrees: Sequence[float], factors: Sequence[float], kind: str
 ) -> list[Tensor]:
-    """`utils.rotated_and_resized` of a map; normals, of which green is up, are turned as well."""
+    """Return the copies that `utils.rotated_and_resized` makes of a map. The vectors of normals, of
+    which green must be up, are rotated as well."""
     found = rotated_and_resized(maps, degrees, factors, kind == LABELS)
     if kind != NORMALS:
         return found
@@ -325,14 +350,15 @@ def rotated(
 
 
 def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, wrap: str) -> Tensor:
-    """(1, C, H, W) of a kind -> resized to (height, width), rolled by (down, right), and normals
-    scaled to length 1."""
+    """Return a map (1, C, H, W) of a kind, resized to (height, width) and rolled by the rows and
+    columns of `shift`; normals are scaled to length 1."""
     maps = resize(maps, size, wrap, kind == LABELS).roll(shift, (2, 3))
     return normalized(maps) if kind == NORMALS else maps
 
 
 def with_kept(carried: Tensor, maps: Tensor, exemplar: View, canvas: Canvas) -> Tensor:
-    """The carried map with the exemplar's own map where the canvas keeps pixels of the exemplar.
+    """Return the carried map, with the exemplar's own map where the canvas keeps pixels of the
+    exemplar. If the pixels that it keeps are not the exemplar's, the carried map is returned.
 
     Args:
         carried: (1, C, H, W).

@@ -1,4 +1,4 @@
-"""The objective of an optimization, its evaluations, and the best picture that they find."""
+"""The objective of an optimization, its evaluations, and the best picture among them."""
 
 import math
 import statistics
@@ -9,23 +9,22 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from engine.graphs import KIND, Measure, graphed
+from engine.graphs import CUDA, Measure, graphed
 from models import Features
 
-SETTLING = 20  # steps over which a loss must decrease to be worth more of them
+CONVERGENCE_WINDOW = 20  # steps over which the loss must decrease, or it has converged
 LAST_STEPS = 0.125  # further steps after convergence, relative to those before it
-KEPT = ("taken", "steps", "exact_steps", "rematched", "settled")  # state of an evaluator
+STATE_FIELDS = ("taken", "steps", "exact_steps", "rematched", "settled")  # of an evaluator
 
-# Tensors, numbers, and dictionaries and lists of these.
-State = dict[str, Any]
+State = dict[str, Any]  # tensors, numbers, and dictionaries and lists of these
 Extract = Callable[[Tensor], Features]
-Numbers = Callable[[], list[float]]
+Pending = Callable[[], list[float]]  # waits for numbers that are on their way to the CPU
 
 
 class Criterion(Protocol):
     """A loss to be minimized: features -> (B,)."""
 
-    match_every: int | None  # steps between two calls of `rematch`; None: it is never called
+    match_every: int | None  # steps between two calls of `rematch`; None: it need not be called
 
     def __call__(self, output: Features, /) -> Tensor: ...
 
@@ -40,16 +39,16 @@ class Measured(NamedTuple):
 
     losses: Tensor  # (B,)
     gradient: Tensor  # (B, C, H, W), of the sum of the losses
-    sums: Tensor  # (2,): of the losses, and of the gradient, which shows whether it is finite
+    sums: Tensor  # (2,): sum of the losses, and of the gradient, to see whether it is finite
 
 
 class Objective:
-    """The loss of a picture and its gradient.
+    """The losses of pictures and their gradient.
 
     Args:
         extract: pictures (B, C, H, W) -> features.
         criterion: features -> losses (B,).
-        rough: faster and less exact than `extract`, and used instead until `use_exact` is called.
+        rough: a faster and less exact `extract`, which is used until `use_exact` is called.
     """
 
     def __init__(
@@ -70,10 +69,10 @@ class Objective:
         self.extract, self._measure = self.exact, None
 
     def __call__(self, image: Tensor, *, rematch: bool = False, keep: bool = False) -> Measured:
-        """Evaluate (B, C, H, W).
+        """Evaluate pictures (B, C, H, W).
 
         Args:
-            rematch: whether to rematch the criterion for this picture first.
+            rematch: whether to rematch the criterion for these pictures first.
             keep: whether to keep the graph of the features for `rematched`, which takes as much
                 memory as the evaluation.
         """
@@ -92,8 +91,8 @@ class Objective:
         return self._of_features(image, features, keep)
 
     def rematched(self, image: Tensor) -> Measured:
-        """Evaluate the last picture again after rematching the criterion for it, without a forward
-        pass where its graph was kept."""
+        """Rematch the criterion for the last picture and evaluate it again. If its graph was kept,
+        there is no forward pass."""
         if self._kept is None:
             image = image.detach().requires_grad_()
             self._kept = image, self.extract(image)
@@ -123,8 +122,8 @@ class Reached(NamedTuple):
 class Tracker:
     """The best picture so far and the losses of all steps.
 
-    Losses are read when they are needed: the CPU would wait for a GPU to read the loss of the step
-    that it has just launched.
+    Losses may be read some steps late: to read the loss of the step just launched, the CPU would
+    wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -132,8 +131,8 @@ class Tracker:
         self.best_loss = math.inf
         self.losses: list[float] = []  # of each step
         self.last = 0.0  # the last loss that was read; NaN if it or the gradient is not finite
-        self.reached: list[Reached] = []  # steps that were read and not taken out yet
-        self._unread: deque[tuple[int, Tensor, Numbers]] = deque()
+        self.reached: list[Reached] = []  # steps that were read since the last call of `take`
+        self._unread: deque[tuple[int, Tensor, Pending]] = deque()
 
     @property
     def is_read(self) -> bool:
@@ -141,8 +140,8 @@ class Tracker:
         return not self._unread
 
     def add(self, step: int, image: Tensor, sums: Tensor) -> None:
-        """Add an evaluation whose sums, as `Measured` has them, are still being computed."""
-        self._unread.append((step, image.detach(), sent(sums)))
+        """Add an evaluation. Its `Measured.sums` may still be being computed."""
+        self._unread.append((step, image.detach(), start_reading(sums)))
 
     def read(self, late: int = 0) -> None:
         """Read all losses except for the last `late`.
@@ -152,13 +151,13 @@ class Tracker:
         """
         while len(self._unread) > late:
             step, image, numbers = self._unread.popleft()
-            total, slope = numbers()
-            self.last = total if math.isfinite(slope) else math.nan
+            total, gradient_sum = numbers()
+            self.last = total if math.isfinite(gradient_sum) else math.nan
             if self.last < self.best_loss:
                 self.best, self.best_loss = image, self.last
             if self.best is None:
                 raise FloatingPointError(f"the loss of the first picture is {self.last}")
-            if step > len(self.losses):  # otherwise it was evaluated before, by another criterion
+            if step > len(self.losses):  # a rematched evaluation has the number of the last step
                 self.losses.append(self.last if math.isfinite(self.last) else math.inf)
                 self.reached.append(Reached(step, self.best, self.best_loss))
 
@@ -168,16 +167,16 @@ class Tracker:
         return found
 
     def go_back(self) -> Tensor:
-        """Return the best picture, and drop the losses that were not read yet."""
+        """Return the best picture, and discard the losses that were not read."""
         self._unread.clear()
         assert self.best is not None  # `read` raises otherwise
         return self.best
 
-    def has_settled(self, window: int, tolerance: float) -> bool:
-        """Return whether the median loss of the last `window` steps is less than `tolerance` below
-        that of the `window` steps before, relative to it.
+    def has_converged(self, window: int, tolerance: float) -> bool:
+        """Return whether the median loss has decreased by less than the share `tolerance` from the
+        last `window` steps but one to the last `window` steps. With a tolerance of 0 it never has.
 
-        Medians, since a trial of a line search may have a far larger loss.
+        Medians are compared since trials of a line search may have far larger losses.
         """
         if not tolerance or len(self.losses) < 2 * window:
             return False
@@ -185,18 +184,18 @@ class Tracker:
         return statistics.median(self.losses[-window:]) >= (1 - tolerance) * before
 
     def state_dict(self) -> State:
-        """Return the state, with all losses read."""
+        """Read all losses and return the state."""
         self.read()
         return {"best": self.best, "best_loss": self.best_loss, "losses": list(self.losses)}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore a state of `state_dict`."""
+        """Restore a state that `state_dict` has returned."""
         self.best, self.best_loss, self.losses = state["best"], state["best_loss"], state["losses"]
 
 
-def sent(values: Tensor) -> Numbers:
-    """Start copying numbers to the CPU; the function that is returned waits for them."""
-    if values.device.type != KIND:
+def start_reading(values: Tensor) -> Pending:
+    """Start copying (N,) to the CPU, and return a function that waits for the numbers."""
+    if values.device.type != CUDA:
         return values.cpu().tolist  # CPU-GPU sync point
     there = values.to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()
@@ -211,15 +210,16 @@ def sent(values: Tensor) -> Numbers:
 
 
 class Evaluator:
-    """Evaluations of an objective, each of which is a step.
+    """Evaluates an objective; each evaluation is a step.
 
     Args:
-        objective: that is minimized.
-        steps: evaluations that may be made.
-        exact_steps: evaluations at the end that are exact.
-        tolerance: relative decrease of the loss over `SETTLING` steps below which only
-            `LAST_STEPS` more are taken, exact ones; 0 takes all steps.
-        late: steps by which the reading of losses is delayed.
+        objective: what is minimized.
+        steps: the largest number of steps.
+        exact_steps: the number of steps at the end that are exact.
+        tolerance: relative decrease of the loss over `CONVERGENCE_WINDOW` steps below which it has
+            converged; then the share `LAST_STEPS` is added to the steps so far, as exact steps.
+            0: all steps are taken.
+        late: number of steps by which the reading of losses is delayed.
     """
 
     def __init__(
@@ -233,15 +233,15 @@ class Evaluator:
     ) -> None:
         self.objective, self.tracker, self.late = objective, Tracker(), late
         self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
-        self.tolerance, self.settled = tolerance, False
-        self.rematched: int | None = None  # number of steps before the last rematch
+        self.tolerance, self.settled = tolerance, False  # whether the losses have converged
+        self.rematched: int | None = None  # number of steps taken at the last rematch
         self.went_back = False
         if exact_steps >= steps:
             objective.use_exact()
 
     @property
     def match_every(self) -> int | None:
-        """Steps between two rematches of the criterion; None: it is never rematched."""
+        """Steps between two rematches of the criterion; None: it need not be rematched."""
         return self.objective.criterion.match_every
 
     @property
@@ -250,7 +250,7 @@ class Evaluator:
         return self.steps - self.taken
 
     @property
-    def due(self) -> bool:
+    def rematch_is_due(self) -> bool:
         """Whether the criterion should be rematched before the next step."""
         if self.match_every is None or not self.left:
             return False
@@ -267,16 +267,17 @@ class Evaluator:
             keep: whether `rematch_last` may follow.
 
         Returns:
-            Losses (B,), the gradient (B, C, H, W) of their sum, and the last sum that was read.
+            Losses (B,), the gradient (B, C, H, W) of their sum, and the last sum that was read, of
+            this step or an earlier one; NaN if it or the gradient was not finite.
         """
         if rematch:
             self._rematch()
         self.taken += 1
-        measured = self.objective(image, rematch=rematch, keep=keep and self.due)
+        measured = self.objective(image, rematch=rematch, keep=keep and self.rematch_is_due)
         return self._tracked(image, measured)
 
     def rematch_last(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Evaluate the last picture under the criterion rematched for it, which is no step."""
+        """Rematch the criterion for the last picture and evaluate it again, which is no step."""
         self._rematch()
         return self._tracked(image, self.objective.rematched(image))
 
@@ -285,7 +286,7 @@ class Evaluator:
         self.rematched = self.taken
 
     def _forget(self) -> None:
-        """Make no earlier picture count as the best: the objective is another one from now on."""
+        """Let no earlier picture be the best one, since the objective changes."""
         self.read()
         self.tracker.best_loss = math.inf
 
@@ -295,21 +296,22 @@ class Evaluator:
         return measured.losses, measured.gradient, self.tracker.last
 
     def read(self, late: int = 0) -> None:
-        """Read losses, and leave only a few steps where they have stopped decreasing."""
+        """Read all losses except for the last `late`; if they have converged, reduce the number of
+        steps."""
         known = len(self.tracker.losses)
         self.tracker.read(late)
-        # Matches that are rematched change the loss by themselves: compare whole rounds.
-        window = max(SETTLING, self.match_every or 0)
+        # A rematch changes the loss by itself, so that each window must contain one.
+        window = max(CONVERGENCE_WINDOW, self.match_every or 0)
         if self.settled or len(self.tracker.losses) == known:
             return
-        if self.tracker.has_settled(window, self.tolerance):
+        if self.tracker.has_converged(window, self.tolerance):
             self.steps = min(self.steps, self.taken + math.ceil(LAST_STEPS * self.taken))
             self.settled, self.exact_steps = True, self.left
 
     def use_exact(self, at_once: bool = False) -> bool:
-        """Switch to exact evaluations if the last steps have begun, or at once.
+        """Switch to exact evaluations if only `exact_steps` are left, or if `at_once`.
 
-        Returns whether it has switched: earlier losses belong to another objective then.
+        Return whether it has switched. If so, earlier losses are those of another objective.
         """
         if self.objective.is_exact or (self.left > self.exact_steps and not at_once):
             return False
@@ -318,21 +320,21 @@ class Evaluator:
         return True
 
     def go_back(self) -> Tensor:
-        """Return the best picture, after a step whose loss or gradient is not finite."""
+        """Return the best picture, after a loss or gradient that is not finite."""
         self.went_back = True
         return self.tracker.go_back()
 
     def state_dict(self) -> State:
-        """Return the state. It does not hold what the criterion holds between rematches."""
+        """Return the state, without what the criterion holds fixed between rematches."""
         self.read()
-        kept = {name: getattr(self, name) for name in KEPT}
+        kept = {name: getattr(self, name) for name in STATE_FIELDS}
         generators = [one.get_state() for one in self.objective.criterion.generators]
         exact, tracker = self.objective.is_exact, self.tracker.state_dict()
         return kept | {"exact": exact, "tracker": tracker, "generators": generators}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore a state of `state_dict`."""
-        for name in KEPT:
+        """Restore a state that `state_dict` has returned."""
+        for name in STATE_FIELDS:
             setattr(self, name, state[name])
         if state["exact"]:
             self.objective.use_exact()

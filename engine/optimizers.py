@@ -1,10 +1,11 @@
 """Optimizers of pictures within the box [0, 1]; independent of texture models.
 
-Each evaluation of loss and gradient is one step, whichever optimizer makes it. The box is a part of
-the problem: a picture is saved in [0, 1], and one that is optimized outside of it and clamped
-afterwards is another picture, with another loss.
+Each evaluation of loss and gradient is one step, whichever optimizer makes it. The box is a
+constraint of the problem, since a picture is saved in [0, 1]: one that is optimized without it and
+clamped afterwards is another picture, with another loss.
 
-A new optimizer is a class with the methods of `Optimizer` and one line in `OPTIMIZERS`.
+A new optimizer is a class with the methods of `Optimizer`, and a line in `OPTIMIZERS` and in
+`LEARNING_RATES`.
 """
 
 import math
@@ -16,15 +17,15 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from engine.graphs import KIND, LARGEST
-from engine.objective import Evaluator, Objective, State, sent
+from engine.graphs import CUDA, MAX_PIXELS
+from engine.objective import Evaluator, Objective, State, start_reading
 
 LBFGS_MEMORY = 20  # steps in the history; 50 gave no smaller error and cost memory
 ADAM_BETA1, ADAM_BETA2 = 0.95, 0.99
 LBFGS_FIRST_MOVE = 0.05  # mean change of a pixel in the first step, when no curvature is known
 LINE_SEARCH_TRIALS = 10
-LATE = 8  # steps by which reading the losses of a GPU is delayed, so that it is always busy
-READ_EVERY = 64  # steps after which all losses of a GPU are read, for a checkpoint
+LATE = 8  # steps by which the reading of losses is delayed, so that a GPU is always busy
+READ_EVERY = 64  # steps after which all losses are read, so that a run can be resumed from there
 
 
 class Optimizer(Protocol):
@@ -40,7 +41,7 @@ class Optimizer(Protocol):
 
     @property
     def converged(self) -> bool:
-        """Whether no step leads to a smaller loss."""
+        """Whether it has found no step that decreases the loss."""
 
     @property
     def may_rematch(self) -> bool:
@@ -50,10 +51,10 @@ class Optimizer(Protocol):
         """Evaluate one picture and prepare the next one."""
 
     def state_dict(self) -> State:
-        """Return all that determines the steps that follow."""
+        """Return everything that determines the following steps."""
 
     def load_state_dict(self, state: State) -> None:
-        """Restore a state of `state_dict`."""
+        """Restore a state that `state_dict` has returned."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Settings:
     steps: int  # evaluations of loss and gradient
     optimizer: str = "Adam"  # a name in `OPTIMIZERS`
     lr: float | None = None  # step size; None: `LEARNING_RATES`
-    memory: int = LBFGS_MEMORY  # steps in the history of L-BFGS, each of two pictures
-    exact_steps: int = 0  # at the end, if the objective has a rough extractor
-    tolerance: float = 0.0  # as `Evaluator` has it
+    memory: int = LBFGS_MEMORY  # steps in the history of L-BFGS; each takes two pictures of memory
+    exact_steps: int = 0  # steps at the end that are exact, if the objective has a rough extractor
+    tolerance: float = 0.0  # see `Evaluator`
 
 
 class Step(NamedTuple):
@@ -74,15 +75,17 @@ class Step(NamedTuple):
     number: int  # from 1
     image: Tensor  # (B, C, H, W): the best picture so far
     loss: float  # of the best picture
-    went_back: bool  # whether Adam went back to the best picture, after a loss that is not finite
-    state: Callable[[], State] | None  # from which `minimize` can go on; valid until the next step
+    went_back: bool  # whether Adam went back to the best picture after a non-finite loss
+    # Returns the state from which `minimize` resumes after this step; to be called before the next
+    # step. None: it cannot resume here.
+    state: Callable[[], State] | None
 
 
 class Minimum(NamedTuple):
     """The result of `minimize`."""
 
     image: Tensor  # (B, C, H, W): the best of all pictures that were evaluated
-    steps: int  # that were taken
+    steps: int  # number of steps taken
 
 
 def minimize(
@@ -91,17 +94,17 @@ def minimize(
     """Minimize the sum of the losses of pictures.
 
     Args:
-        image: (B, C, H, W) in [0, 1], the start; it is not changed.
-        objective: loss and gradient.
-        settings: with 0 steps the start is returned.
-        state: of a step of a run with the same arguments: the run goes on from there, and ends in
-            the same pictures.
+        image: the start, (B, C, H, W) in [0, 1]; it is not changed.
+        objective: losses and gradient.
+        settings: the optimizer and its settings.
+        state: from a step of a run with the same arguments; the run resumes after that step and
+            ends in the same pictures. None: it starts.
 
     Yields:
         Each step.
 
     Returns:
-        The best picture, or the start if there are no steps.
+        The best pictures, or the start if there are no steps.
 
     Raises:
         FloatingPointError: the loss of the start is not finite.
@@ -118,9 +121,10 @@ def minimize(
         optimizer.step(evaluate)
         if evaluate.taken % READ_EVERY == 0 or not evaluate.left:
             evaluate.read()
-        # What the criterion holds between rematches is not a part of the state.
-        rematches = evaluate.match_every is None or (optimizer.may_rematch and evaluate.due)
-        resumable = evaluate.tracker.is_read and evaluate.left and rematches
+        # The state lacks what the criterion holds fixed, so that the next step must rematch.
+        rematch_follows = optimizer.may_rematch and evaluate.rematch_is_due
+        is_complete = evaluate.match_every is None or rematch_follows
+        resumable = evaluate.tracker.is_read and evaluate.left and is_complete
         for reached in evaluate.tracker.take():
             state_here = current if resumable and reached.step == evaluate.taken else None
             yield Step(*reached, evaluate.went_back, state_here)
@@ -132,7 +136,7 @@ def minimize(
 def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Optimizer, Evaluator]:
     lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
     optimizer = OPTIMIZERS[settings.optimizer](image, lr=lr, memory=settings.memory)
-    small = image.device.type == KIND and image[:, 0].numel() <= LARGEST
+    small = image.device.type == CUDA and image[:, 0].numel() <= MAX_PIXELS
     evaluate = Evaluator(
         objective,
         steps=settings.steps,
@@ -146,11 +150,11 @@ def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Opt
 class Adam:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
-    The loss decreases by four orders of magnitude and its gradient with it. Adam divides by a mean
-    of past gradients, so that on the loss itself the steps vanish soon after the start; on its
-    logarithm the gradient keeps its size. The step size follows a cosine over the steps that are
-    left. After a loss or gradient that is not finite it is halved, and the best picture is the new
-    start.
+    The loss and its gradient decrease by four orders of magnitude. Adam divides by a mean of past
+    gradients, so that steps on the loss itself would vanish soon after the start; the gradient of
+    the logarithm keeps its magnitude. The step size decays to 0 by a cosine over the remaining
+    steps. After a loss or gradient that is not finite, the step size is halved, the moments are
+    reset, and the best picture is the new start.
     """
 
     default_lr: ClassVar[float] = 0.05
@@ -162,14 +166,14 @@ class Adam:
         self.image, self.lr = image, lr
         self.first, self.second = torch.zeros_like(image), torch.zeros_like(image)
         self.losses = image.new_ones(len(image))  # of the last step
-        self.age = 0  # steps in the moments
+        self.age = 0  # number of steps in the moments
         self.phase = 0.0  # of the cosine, 0 ... 1
 
     def step(self, evaluate: Evaluator) -> None:
         """Evaluate the picture and move it."""
         rate = (1 + math.cos(math.pi * self.phase)) / 2
         self.phase += (1 - self.phase) / evaluate.left
-        is_exact_now, due, before = evaluate.use_exact(), evaluate.due, self.losses
+        is_exact_now, due, before = evaluate.use_exact(), evaluate.rematch_is_due, self.losses
         self.losses, gradient, total = evaluate(self.image, rematch=due)
         if not math.isfinite(total):
             self.image, self.lr, self.age = evaluate.go_back(), self.lr / 2, 0
@@ -177,14 +181,14 @@ class Adam:
             self.second.zero_()
             return
         if (is_exact_now or due) and self.age:
-            # The moments are of gradients that were divided by losses of another objective.
+            # The gradients in the moments were divided by losses of another objective.
             ratio = (before / self.losses.clamp(min=1e-12)).clamp(max=1e3).view(-1, 1, 1, 1)
             self.first.mul_(ratio)
             self.second.mul_(ratio.square())
         tiny = torch.finfo(self.losses.dtype).tiny
         gradient = gradient / self.losses.clamp(min=tiny).view(-1, 1, 1, 1)
         self.age += 1
-        # In place, since each of these takes hundreds of megabytes for a large picture.
+        # In place, since each tensor takes hundreds of megabytes for a large picture.
         self.first.lerp_(gradient, 1 - ADAM_BETA1)
         self.second.lerp_(gradient.square_(), 1 - ADAM_BETA2)
         deviation = gradient.copy_(self.second).div_(1 - ADAM_BETA2**self.age).sqrt_().add_(1e-12)
@@ -201,10 +205,10 @@ class Adam:
 class LBFGS:
     """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
 
-    Pixels that are at a bound, and whose gradient points out of the box, are held. The others take
-    the quasi-Newton step and are clamped; a backtracking line search requires a sufficient decrease
-    (Armijo) of the clamped picture. Each accepted step is a descent, so that the method cannot
-    diverge; a loss that is not finite is one of a step that was too long.
+    Pixels at a bound whose negative gradient points out of the box are held. The others take the
+    quasi-Newton step and are clamped; a backtracking line search requires a sufficient decrease
+    (Armijo) of the loss of the clamped picture. Every accepted step decreases the loss, so that the
+    method cannot diverge; a step whose loss is not finite is shortened like any that is too long.
     """
 
     default_lr: ClassVar[float] = 1.0
@@ -215,7 +219,7 @@ class LBFGS:
         self.gradient: Tensor | None = None  # None: the picture must be evaluated
         self.loss = math.inf
         self.history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=memory)
-        self.search: Search | None = None  # the line search that is going on
+        self.search: Search | None = None  # the line search in progress
         self.accepted = self.converged = self.stuck = False
 
     @property
@@ -224,18 +228,19 @@ class LBFGS:
         return self.accepted
 
     def step(self, evaluate: Evaluator) -> None:
-        """Evaluate a picture: a trial of the line search, or the last accepted picture where the
-        objective has changed."""
+        """Evaluate a picture: a trial of the line search or, if the objective has changed, the last
+        accepted picture."""
         if self.gradient is None or self.stuck:
-            _, self.gradient, self.loss = evaluate(self.image, rematch=evaluate.due or self.stuck)
+            rematch = evaluate.rematch_is_due or self.stuck
+            _, self.gradient, self.loss = evaluate(self.image, rematch=rematch)
             self.stuck = False
             return
         if self.search is None:
-            if self.accepted and evaluate.due:
+            if self.accepted and evaluate.rematch_is_due:
                 _, self.gradient, self.loss = evaluate.rematch_last(self.image)
             self.accepted = False
             if evaluate.use_exact():
-                # The history is kept: rounding hardly changes curvature.
+                # The history is kept, since rounding hardly changes the curvature.
                 _, self.gradient, self.loss = evaluate(self.image)
                 return
             self.search = self._new_search(self.gradient)
@@ -248,27 +253,28 @@ class LBFGS:
         return Search(direction, (free * direction).sum(), self.lr)
 
     def _try(self, evaluate: Evaluator, search: "Search", gradient: Tensor) -> None:
-        """Evaluate one picture on the clamped path, and accept it or shorten the step.
+        """Evaluate a trial of the line search, and accept it or shorten the step.
 
-        Whether the direction descends is read together with the loss of the trial, since the CPU
-        waits for a GPU whenever it reads a number. A trial is wasted then, which is rare.
+        The slope is read together with the loss of the trial, since the CPU waits for the GPU at
+        each read. A trial along a direction that does not descend is wasted, which is rare.
         """
         trial = (self.image + search.rate * search.direction).clamp(0, 1)
-        numbers = sent(torch.stack((search.slope, (gradient * (trial - self.image)).sum())))
+        expected_change = (gradient * (trial - self.image)).sum()
+        numbers = start_reading(torch.stack((search.slope, expected_change)))
         _, trial_gradient, loss = evaluate(trial, keep=True)
-        down, expected = numbers()
-        if not down < 0:
+        slope, expected = numbers()
+        if not slope < 0:
             self._fail(evaluate)
         elif loss <= self.loss + 1e-4 * min(expected, 0):
             self._accept(trial, trial_gradient, loss)
         else:
-            rate = search.rate * _shortened(loss - self.loss, expected)
+            rate = search.rate * _backtracking_factor(loss - self.loss, expected)
             self.search = search._replace(rate=rate, trials=search.trials + 1)
             if self.search.trials == LINE_SEARCH_TRIALS:
                 self._fail(evaluate)
 
     def _accept(self, image: Tensor, gradient: Tensor, loss: float) -> None:
-        assert self.gradient is not None  # where a line search is going on
+        assert self.gradient is not None  # during a line search
         moved, change = image - self.image, gradient - self.gradient
         curvature = (moved * change).sum()
         if curvature > 1e-10 * change.square().sum():  # CPU-GPU sync point
@@ -277,15 +283,15 @@ class LBFGS:
         self.search, self.accepted = None, True
 
     def _fail(self, evaluate: Evaluator) -> None:
-        """End a line search without a step: forget the history, or if there is none, change the
-        objective or end."""
+        """End a line search that found no step: clear the history; if it is empty, evaluate exactly
+        or rematch; if neither changes the objective, stop."""
         self.search = None
         if self.history:
             self.history.clear()
         elif evaluate.use_exact(at_once=True):
             self.gradient = None
         elif evaluate.match_every is None:
-            self.converged = True  # the gradient itself is no descent
+            self.converged = True  # not even the negative gradient leads to a decrease
         else:
             self.stuck = True
 
@@ -300,12 +306,12 @@ class LBFGS:
 
 
 class Search(NamedTuple):
-    """A line search."""
+    """A line search in progress."""
 
     direction: Tensor  # (B, C, H, W)
-    slope: Tensor  # (), of the loss along the direction
-    rate: float  # of the next trial, relative to the direction
-    trials: int = 0  # that have failed
+    slope: Tensor  # (): directional derivative of the loss
+    rate: float  # step length of the next trial, in lengths of the direction
+    trials: int = 0  # number of failed trials
 
 
 def quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
@@ -314,8 +320,8 @@ def quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]
 
     Args:
         gradient: (B, C, H, W).
-        history: of each step the change of the picture, that of the gradient, and the reciprocal of
-            their product.
+        history: for each step, the change of the picture, the change of the gradient, and the
+            reciprocal of their inner product.
     """
     if not history:
         return gradient * (-LBFGS_FIRST_MOVE / gradient.abs().mean().clamp(min=1e-30))
@@ -334,18 +340,20 @@ def quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]
     return direction
 
 
-def _shortened(increase: float, expected: float) -> float:
-    """Return the factor of the step to the minimum of the parabola through the losses at the start
-    and at a trial, and the slope at the start; 0.1 where there is none.
+def _backtracking_factor(increase: float, expected: float) -> float:
+    """Return the factor by which to shorten a step, in [0.1, 0.5].
+
+    It leads to the minimum of the parabola through the losses at the start and at the trial with
+    the slope at the start; 0.1 if the parabola has no minimum.
 
     Args:
-        increase: of the loss at the trial.
-        expected: the increase by the slope at the start.
+        increase: of the loss from the start to the trial.
+        expected: the same to first order, by the gradient at the start.
     """
-    bend = increase - expected
-    if not math.isfinite(bend) or bend <= 0:
+    curvature = increase - expected
+    if not math.isfinite(curvature) or curvature <= 0:
         return 0.1
-    return min(max(-expected / (2 * bend), 0.1), 0.5)
+    return min(max(-expected / (2 * curvature), 0.1), 0.5)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"Adam": Adam, "LBFGS": LBFGS}

@@ -1,4 +1,8 @@
-"""Axes: along which direction a texture runs, in the exemplar and as the output shall."""
+"""Orientation of a texture: axes along which it runs in the exemplar and is to run in the output.
+
+An axis is a vector (cosine, sine) of twice its angle, since directions that differ by half a turn
+are the same axis. Angles count from the horizontal, clockwise in a picture, whose rows go down.
+"""
 
 import math
 
@@ -8,21 +12,21 @@ from torch.nn import functional as F
 
 from engine.guides import Guide, Variants
 
-SMOOTHING = 9  # px, side of the window whose mean axis counts as that of a place
-AXIS_BINS = 8  # of 22.5 degrees: the regions of methods that match statistics
-AXIS_WEIGHT = 0.3  # of a unit axis beside features, before GUIDE_WEIGHT
-COHERENT = 0.2  # of 1; places of less have no axis
-LEAST_CHROMA = 0.05  # of 1; what has less is grey, which JPEG tints, and has no hue
-LEAST_SHARE = 0.05  # of the exemplar that an axis must have, not to be offered by turning
+SMOOTHING = 9  # px, side of the windows in which gradients are averaged
+AXIS_BINS = 8  # of 22.5 degrees; the regions for methods that match statistics
+AXIS_WEIGHT = 0.3  # of a unit axis as a guide, relative to features, before GUIDE_WEIGHT
+COHERENT = 0.2  # least coherence, of at most 1, of a pixel that has an axis
+LEAST_CHROMA = 0.05  # of at most 1; pixels of less are grey that JPEG has tinted, and have no hue
+LEAST_SHARE = 0.05  # of the exemplar; for a wanted axis that has less, a rotated copy is needed
 FIELDS = ("radial", "circular", "wave")
 
 
 def axes(image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (1, 2, H, W): cosine and sine of twice the angle along which a texture runs,
-    counted from the rows towards the columns, times its coherence, 0 ... 1.
+    """Return the axis along which a texture runs at each pixel, times its coherence, 0 ... 1:
+    (1, 3, H, W) -> (1, 2, H, W).
 
-    The structure tensor (Bigün and Granlund 1987): gradients squared as complex numbers and
-    averaged; a texture runs across its mean gradient.
+    By the structure tensor (Bigün and Granlund 1987): gradients are squared as complex numbers and
+    averaged; a texture runs perpendicular to its mean gradient.
     """
     grey = image.mean(1, keepdim=True)
     grey = F.pad(grey, (1, 1, 1, 1), "replicate")
@@ -36,9 +40,11 @@ def axes(image: Tensor) -> Tensor:
 
 
 def field(spec: str, size: tuple[int, int]) -> Tensor | None:
-    """`axes` of unit length that degrees or a name in FIELDS ask for, None for another spec.
+    """Return the unit axes (1, 2, H, W) of a specification; None if it is not valid.
 
-    Degrees, -360 to 360, are counted from the horizontal counter-clockwise, as they look.
+    Args:
+        spec: a name in FIELDS, or degrees in [-360, 360], counter-clockwise from the horizontal.
+        size: (H, W).
     """
     y, x = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in size), indexing="ij")
     if spec in FIELDS:
@@ -52,39 +58,42 @@ def field(spec: str, size: tuple[int, int]) -> Tensor | None:
             degrees = float(spec)
         except ValueError:
             return None
-        if not abs(degrees) <= 360:  # of much larger ones nothing is known but that they are large
+        if not abs(degrees) <= 360:  # true for NaN
             return None
         angle = torch.full(size, -math.radians(degrees))
     return torch.stack(((2 * angle).cos(), (2 * angle).sin()))[None]
 
 
 def axes_of_hue(picture: Tensor) -> Tensor:
-    """(1, 3, H, W) -> unit axes: the hue, once round the circle, is twice the angle; 0 for grey."""
+    """Return the unit axes (1, 2, H, W) that the hues of a picture (1, 3, H, W) stand for: the hue
+    angle is twice the angle of the axis, counter-clockwise. Grey pixels have 0."""
     red, green, blue = picture.split(1, 1)
     sixth = 2 * math.pi / 6
     # The hexagon of hues, red at 0, as a plane.
     cos = red - green * math.cos(sixth) - blue * math.cos(sixth)
     sin = (green - blue) * math.sin(2 * sixth)
-    # Counter-clockwise, as it looks: rows go down.
+    # The sign makes angles count counter-clockwise in a picture, whose rows go down.
     found = torch.cat((cos, -sin), 1)
     return F.normalize(found).where(found.norm(dim=1, keepdim=True) >= LEAST_CHROMA, 0)
 
 
 def axes_of_vectors(vectors: Tensor) -> Tensor:
-    """(1, 2, H, W) of vectors to the right and down, either sign -> unit axes."""
+    """Return the unit axes of vectors (1, 2, H, W), whose components point right and down."""
     x, y = vectors.split(1, 1)
     return F.normalize(torch.cat((x.square() - y.square(), 2 * x * y), 1))
 
 
 def axis_bins(found: Tensor) -> Tensor:
-    """`axes` -> (1, 1, H, W): which of AXIS_BINS, the first one about the rows; -1 for none."""
-    angle = torch.atan2(found[:, 1:], found[:, :1]) / (2 * math.pi)  # of half a turn
+    """Return the bin of each axis: (1, 2, H, W) -> (1, 1, H, W) in 0 ... AXIS_BINS - 1; -1 if the
+    coherence is too small. Bin 0 is centred on the horizontal."""
+    angle = torch.atan2(found[:, 1:], found[:, :1]) / (2 * math.pi)  # in half turns
     bins = (angle * AXIS_BINS).round().long() % AXIS_BINS
     return torch.where(found.norm(dim=1, keepdim=True) < COHERENT, -1, bins)
 
 
 def missing_turns(exemplar: Tensor, wanted: Tensor) -> list[float]:
-    """Degrees, counter-clockwise, by which to turn the exemplar for it to have all axes wanted."""
+    """Return the angles in degrees, counter-clockwise, of rotated copies that give the exemplar all
+    wanted axes."""
     found = axes(exemplar)
     have, ask = axis_bins(found), axis_bins(wanted)
     mean = torch.atan2(*found.mean((0, 2, 3)).flip(0)).item() / 2
@@ -98,15 +107,16 @@ def missing_turns(exemplar: Tensor, wanted: Tensor) -> list[float]:
 
 
 def orientation_guide(exemplar: Tensor, wanted: Tensor, variants: Variants) -> Guide:
-    """The guide that lays an exemplar's texture along `axes` of the output."""
+    """Return the guide that lays an exemplar's texture along wanted axes of the output."""
     found = [axes(image) for image in (exemplar, *variants(exemplar))]
     regions = tuple(map(axis_bins, found))
     sources = tuple(AXIS_WEIGHT * x for x in found)
     region = axis_bins(wanted)
     had = torch.cat([x.flatten() for x in regions])
-    # What no place has, no statistics can be asked for; patches come as near as they can.
+    # A bin that no pixel of the exemplar has, has no statistics to match. Patches are matched to
+    # the nearest axis.
     region = torch.where(torch.isin(region, had), region, -1)
     if (region < 0).all():
-        # A flat exemplar has no axis at all: its statistics are asked for as a whole.
+        # Without any common bin, as for a flat exemplar, all statistics are matched as one region.
         regions, region = tuple(map(torch.zeros_like, regions)), torch.zeros_like(region)
     return Guide(sources, AXIS_WEIGHT * wanted, regions, region)

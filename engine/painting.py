@@ -1,15 +1,15 @@
-"""Painting: an image made of the exemplar's own pixels, coarse to fine.
+"""Painting: synthesis from the exemplar's own pixels, coarse to fine.
 
-Each round finds for every output patch a similar source patch and replaces the output by the mean
-of these patches (Kwatra et al., "Texture Optimization for Example-based Synthesis", 2005).
-Distances are divided by how near any output patch is to the source patch, so that all of the source
-is used (Granot et al., "Drop the GAN", 2022). The coarsest scale starts from the best of several
-quilted layouts, or from an image that is given.
+Each round finds a similar source patch for every output patch and replaces every output pixel by
+the mean over the patches that cover it (Kwatra et al., "Texture Optimization for Example-based
+Synthesis", 2005). The distance to a source patch is divided by that of the source patch from its
+nearest output patch, so that all of the source is used (Granot et al., "Drop the GAN", 2022). The
+coarsest scale starts from the best of several quilted layouts, or from a given image.
 
 Departures: patches are found by PatchMatch instead of by comparing all pairs; they are weighted by
-the inverse of their squared distance, since an equal mean is blurred where they disagree; and rows
-and columns of the exemplar are stretched and squeezed imperceptibly, so that no part of the output
-is an exact copy.
+the inverse square of their squared distance, since an equal mean is blurred where they disagree;
+and rows and columns of the exemplar are stretched and squeezed imperceptibly, so that no part of
+the output is an exact copy.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import Size, UserError, size_of, size_text
 
 SCALE_RATIO = math.sqrt(2)  # of the sizes of successive scales
-UNDERSHOOT = 1.2  # by which the coarsest sides may fall below their minimum
-LAYOUT_SCALE = 0.49  # of full size; an image that is given as layout is painted from there on
-LAYOUT_WORK = 3  # rounds that take as long as trying a layout
+UNDERSHOOT = 1.2  # factor by which the coarsest sides may fall below their minimum
+LAYOUT_SCALE = 0.49  # of full size; a given layout is painted from this scale on
+LAYOUT_WORK = 3  # of trying one layout, in rounds
 MIN_SIDE = 2 * PATCH  # px, of exemplars and outputs
 
 
@@ -62,7 +62,7 @@ class PaintingFrame:
 class _Scale:
     factor: float  # of full size
     size: Size  # of the output
-    rounds: int
+    rounds: int  # of search and vote
 
 
 def paint(
@@ -79,12 +79,12 @@ def paint(
 
     Args:
         exemplars: Exemplars with their guides, at full size.
-        canvas: Tiling, guide, mask and init of the output.
+        canvas: Wrap, guide, mask and init of the output.
         size: Height and width of the painting; those of the canvas, or a little more.
         seed: Seed of all random draws.
         kind: Kind of texture. Blocks of a regular one keep its rows and columns.
-        layout: (1, 3, ., .) image whose objects stay where they are, painted from LAYOUT_SCALE on.
-            None: a layout is quilted, or is `canvas.init` if nothing is masked.
+        layout: (1, 3, ., .), image whose objects stay where they are, painted from LAYOUT_SCALE on.
+            None: the layout is `canvas.init` if there is one and no mask; otherwise it is quilted.
         group: Processes that paint the image together; all of them call this function alike.
 
     Yields:
@@ -156,8 +156,8 @@ def _states(level: Level, state: State | None, rounds: int) -> Iterator[tuple[fl
         yield work, state
 
 
-def pixels_laid(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
-    """Return the source pixel that each pixel of a painting mainly comes from, (1, 3, H, W)."""
+def source_colours(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
+    """Return the colour of the main source pixel of each pixel of a painting, (1, 3, H, W)."""
     return Atlas.of(exemplars, 1.0).image[0].flatten(1)[:, painting.places][None]
 
 
@@ -180,11 +180,11 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
 
 
 def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: float) -> list[_Scale]:
-    """Return the scales from coarse to fine, of `least` of the full size or more.
+    """Return the scales from coarse to fine, without those below the factor `least`.
 
-    The coarsest one resizes the exemplar to COARSEST px, or to twice that if it is regular, since a
-    displacement by one pixel there is a visible step in a row of bricks. No side gets shorter than
-    MIN_SIDE.
+    At the coarsest scale, the shorter side of the exemplar is about COARSEST px, or twice that if
+    the texture is regular, since there a displacement by one pixel is a visible step in a row of
+    bricks. No side is shorter than MIN_SIDE.
     """
     sides = [min(valid_size(view)) for one in exemplars for view in one.views]
     ratio = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / MIN_SIDE)
@@ -199,8 +199,8 @@ def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: floa
 
 
 def rounds_at(side: float) -> int:
-    """Return the number of rounds for an exemplar whose shorter side has so many px.
+    """Return the number of rounds for an exemplar whose shorter side has `side` px.
 
-    Coarse rounds take little time and decide where things are.
+    There are more at coarse scales, where rounds take little time and decide the layout.
     """
     return 8 if side < 2 * COARSEST + 2 else 4 if side < 3 * COARSEST else 2

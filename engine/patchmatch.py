@@ -23,7 +23,8 @@ SEARCH_RATIO = 3  # ratio of the radii of successive random searches
 class NNField:
     """Nearest-neighbour field: for each query the coordinates of a source patch, or of a pixel.
 
-    Queries form a grid (H, W). Coordinates are those of the patch's first pixel.
+    Queries form a grid (H, W). The coordinates of a patch are those of its top left pixel. The
+    offset of a query is the difference of its neighbour's coordinates from its own.
     """
 
     y: Tensor  # (H, W) of int64
@@ -50,7 +51,7 @@ class NNField:
         return NNField(self.y.to(device), self.x.to(device))
 
     def zeros_like(self) -> NNField:
-        """Return a field of the same size that is zero."""
+        """Return a field of zeros of the same size."""
         return NNField(torch.zeros_like(self.y), torch.zeros_like(self.x))
 
     def clamp(self, source_size: Size) -> NNField:
@@ -63,7 +64,7 @@ class NNField:
         return self.y * source_width + self.x
 
     def offset_concentration(self) -> float:
-        """Return the probability that two random queries have the same offset to their neighbour.
+        """Return the probability that two random queries have the same offset, in (0, 1].
 
         It is 1 for a translated copy of the source.
         """
@@ -73,9 +74,11 @@ class NNField:
         return (counts / counts.sum()).square().sum().item()
 
     def propagate(self, down: int, across: int, wrap: str) -> NNField:
-        """Return for each query the offset of the query `down` px above and `across` px left of it.
+        """Return the coordinates that each query has with the offset of the query `down` px above
+        and `across` px left of it.
 
-        Beyond a border it is that of the outermost query, or wraps along the axes in `wrap`.
+        Beyond a border, coordinates are those of the outermost query, or wrap around along the axes
+        in `wrap`.
         """
         y, x = (
             _shift(_shift(z, 0, down, "y" in wrap), 1, across, "x" in wrap)
@@ -118,8 +121,8 @@ class Candidates:
     cost_factor: Tensor | None = None  # (h, w), multiplies squared distances; None: 1
     # (h, w) of int64: a query keeps the label of its first neighbour. None: one label.
     labels: Tensor | None = None
-    # The last so many of D values are guides. Their distances are multiplied by the highest factor,
-    # so that no low factor outweighs a guide.
+    # Number of guide channels, the last of the D values. Their squared distances are multiplied by
+    # the highest factor, so that no low factor outweighs a guide.
     guide_channels: int = 0
 
     @property
@@ -138,8 +141,8 @@ class PatchMatch:
     """Search for source patches at a small distance from each query.
 
     Args:
-        queries: (H, W, D) descriptors.
-        candidates: Source patches, of D values too.
+        queries: (H, W, D), descriptors.
+        candidates: Source patches.
         generator: Generator of random coordinates, on the device of the descriptors.
         wrap: Axes along which the queries repeat.
     """
@@ -153,9 +156,9 @@ class PatchMatch:
         self.highest_factor = 1.0 if factor is None else factor.max()
 
     def __call__(self, field: NNField, iterations: int) -> NNField:
-        """Return a field (H, W) of usable patches, no worse than the field given.
+        """Return a field (H, W) of usable patches that cost no more than those of `field`.
 
-        Where a patch of that is not usable, the search starts from a random one.
+        Unusable patches of `field` are first replaced by random ones.
         """
         height, width = self.candidates.size
         labels = self.candidates.labels
@@ -166,14 +169,14 @@ class PatchMatch:
         cost = self._cost(best)
 
         def test(other: NNField) -> None:
-            """Keep those neighbours of another field that cost less."""
+            """Replace the neighbours that cost more than those of another field."""
             inside = (other.y >= 0) & (other.y < height) & (other.x >= 0) & (other.x < width)
             other = other.clamp((height, width))
             index = other.flat(width).flatten()
             inside = inside.flatten() & _take(self.candidates.usable, index)
             if labels is not None:
                 inside &= _take(labels, index) == label
-            # Most queries of a converged field are tested against the neighbour that they have.
+            # Once a field has converged, most queries meet the neighbour that they already have.
             queries = (inside & (index != best)).nonzero()[:, 0]
             new_cost = self._cost(index.index_select(0, queries), queries)
             better = new_cost < cost.index_select(0, queries)
@@ -199,12 +202,12 @@ class PatchMatch:
         return self._squared_distance(index.flatten(), None, slice(None)).view(index.shape)
 
     def _squared_distance(self, index: Tensor, queries: Tensor | None, values: slice) -> Tensor:
-        """Return (N,) squared distances of some of the D values.
+        """Return the squared distances (N,) of some of the D values.
 
         Args:
             index: (N,) flat indices of source patches.
             queries: (N,) flat indices of the queries; None: all of them in order.
-            values: Values of a descriptor that are compared.
+            values: Which of the D values are compared.
         """
         chunk, flat = chunk_size(index.device), self.queries.flatten(0, 1)
         distances = []
@@ -216,7 +219,7 @@ class PatchMatch:
         return torch.cat(distances)
 
     def _cost(self, index: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Return squared distances (N,), weighted by factors, as `_squared_distance` does."""
+        """Return squared distances (N,) multiplied by the factors; Args of `_squared_distance`."""
         factor, guides = self.candidates.cost_factor, self.candidates.guide_channels
         if factor is None:
             return self._squared_distance(index, queries, slice(None))

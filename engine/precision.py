@@ -1,4 +1,4 @@
-"""How exactly the net computes; pixels, statistics, sorting and losses are float32 in any case."""
+"""Precision of the network's convolutions; everything else is computed in float32."""
 
 import time
 from contextlib import AbstractContextManager
@@ -11,27 +11,27 @@ from torch.nn import functional as F
 from utils import UserError, memory_format_for
 
 AUTO, EXACT = "auto", "fp32"
-ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}  # what it computes in
+# dtype of the features; None: float32, whose products the GPU computes in TF32.
+ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}
 PRECISIONS = (EXACT, *ROUGH)
-TF32_SINCE = (8, 0)  # compute capability of a GPU
-FEWEST = (1, 16, 8, 8)  # shape of the features that are convolved, where a device may take hundreds
-# of times as long as it should
-HOPELESS = 2.0  # times as slow as float32
+TF32_SINCE = (8, 0)  # least compute capability of a GPU with TF32
+TRIAL_SHAPE = (1, 16, 8, 8)  # of features in a timed convolution; small, as it may be very slow
+MAX_SLOWDOWN = 2.0  # of a usable precision, relative to float32
 
 
 def offered(device: torch.device) -> tuple[str, ...]:
-    """What can be asked for on a device."""
+    """Return the precisions that can be asked for on a device."""
     return {"cuda": PRECISIONS, "mps": (EXACT,)}.get(device.type, (EXACT, "bf16"))
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; AUTO means the one that the device's hardware is made for.
+    """Return the precision of a name; AUTO is the one for which the device has hardware.
 
-    That is known and not timed: a machine with other work would now pick one, now another, and
-    the same command would make two pictures.
+    It is not chosen by timing, since timings depend on the load of the machine, and the same
+    command could make different pictures.
 
     Raises:
-        UserError: the device does not have the one that was asked for.
+        UserError: the device does not offer the precision.
     """
     if name == AUTO:
         return _made_for(device)
@@ -42,24 +42,32 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 @cache
 def usable(device: torch.device) -> tuple[str, ...]:
-    """What a device has and is made for: without hardware for it, bfloat16 is up to 500 times as
-    slow as float32, so never assume, but convolve a little and see."""
-    allowed = HOPELESS * convolution_seconds(EXACT, FEWEST, device)
+    """Return the precisions that are fast enough on a device, by timing a small convolution.
+    Without hardware for it, bfloat16 is up to 500 times as slow as float32."""
+    allowed = MAX_SLOWDOWN * convolution_seconds(EXACT, TRIAL_SHAPE, device)
     rough = (name for name in offered(device) if name != EXACT)
-    return EXACT, *(name for name in rough if convolution_seconds(name, FEWEST, device) < allowed)
+    fast = (name for name in rough if convolution_seconds(name, TRIAL_SHAPE, device) < allowed)
+    return EXACT, *fast
 
 
 def _made_for(device: torch.device) -> str:
-    """TF32 where a GPU has it, and its error is not worth bfloat16's gain over that. On a processor
-    runs in bfloat16 were no faster than in float32, whose convolutions take fewer products."""
+    """Return TF32 for a GPU that has it, else float32.
+
+    bfloat16 is never chosen: on a GPU, its gain over TF32 is not worth its error; on a CPU, runs
+    were no faster than in float32, whose convolutions take fewer products.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_SINCE:
         return "tf32"
     return EXACT
 
 
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
-    """Of a 3x3 convolution of features of that shape to as many, and its gradient: the fastest of
-    three."""
+    """Return the seconds that a 3x3 convolution and its gradient take, the fastest of three.
+
+    Args:
+        name: a name in `PRECISIONS`.
+        shape: (B, C, H, W) of the features, before and after.
+    """
     dtype, layout = ROUGH.get(name) or torch.float32, memory_format_for(device)
     features = torch.rand(shape).to(device, dtype, memory_format=layout).requires_grad_()
     weight = torch.rand(shape[1], shape[1], 3, 3).to(device, dtype).contiguous(memory_format=layout)
@@ -75,8 +83,8 @@ def _timed(features: Tensor, weight: Tensor) -> float:
 
 
 def convolving(name: str) -> AbstractContextManager[None]:
-    """Within it, a GPU multiplies float32 by TF32 where that is what was asked for, and only there:
-    PyTorch lets it do so in convolutions unless told otherwise."""
+    """Return a context in which convolutions of float32 use TF32 if `name` is "tf32", and only
+    then; by default, PyTorch uses it in convolutions."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=name == "tf32"

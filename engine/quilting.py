@@ -1,10 +1,10 @@
-"""First layout of a painting: overlapping blocks of the source, by image quilting.
+"""Image quilting: an image of overlapping blocks of the source.
 
 Efros and Freeman, "Image Quilting for Texture Synthesis and Transfer", 2001. Departures: a block's
-error is multiplied by how often its pixels were used, so that all of the source appears; blocks
-avoid their place in the source; and blocks of regular textures keep the source's rows and columns,
-by its autocorrelation, as He and Sun, "Statistics of Patch Offsets for Image Completion", 2012,
-keep the offsets of similar patches.
+error increases with how often its pixels were used, so that all of the source appears; a block is
+not laid near its own position in the source; and blocks of regular textures keep the source's rows
+and columns, by its autocorrelation, as He and Sun, "Statistics of Patch Offsets for Image
+Completion", 2012, keep the offsets of similar patches.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from terms.autocorrelation import pearson_autocorrelation, remove_shading
 from utils import Size, size_of
 
 OVERLAP = 0.3  # of a block's side
-TOLERANCE = 0.1  # relative; a block is drawn from those within it above the least cost
+TOLERANCE = 0.1  # a block is drawn from those whose cost exceeds the least by this share or less
 SHARE_JITTER = 0.05  # of the output; exemplars whose deficits differ by less come in random order
-ERROR_FLOOR = 1e-4  # mean square a pixel; smaller errors count as equal
+ERROR_FLOOR = 1e-4  # mean square per pixel; smaller errors count as equal
 MIN_DISPLACEMENT = 0.25  # of a block's side, between its positions in output and source
 ORDER_WEIGHT = 3.0  # of the expected difference from regular order, relative to the overlap's error
-ORDER_RANGE = 1.5  # blocks, after which the weight of a laid block decays to 1 / e; 0 beyond twice
+ORDER_RANGE = 1.5  # blocks; at this distance a laid block weighs 1 / e, beyond twice this it is 0
 MIN_LAG = 0.08  # of the source's shorter side; shorter lags are no periods
-MIN_COMMON_AREA = 0.15  # of the source, that two shifted copies share for a correlation to count
+MIN_COMMON_AREA = 0.15  # of the source; correlations at lags with less overlap are unreliable
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ def quilt(
         block: Height and width of a block; those of source and canvas are upper bounds.
         generator: Generator on the CPU.
         wrap: Axes along which the canvas repeats.
-        kind: Kind of the source. Blocks of a regular one keep its rows and columns; those of one
-            with a grain end at different places along it.
+        kind: Kind of the source. Blocks of a regular one keep its rows and columns. With a grain,
+            each line of blocks along it starts at a random place.
 
     Returns:
         Coordinates of the source pixel of each canvas pixel, known ones included.
     """
     height, width = map(min, block, source.maps.shape[1:], canvas.shape[1:])
     block = height, width
-    # A line of blocks along a grain starts before the canvas and ends behind it, at random places,
+    # A line of blocks along a grain starts before the canvas and ends beyond it, at random places,
     # unless one block reaches from border to border.
     margins = [
         n if axis == kind.axis and axis not in wrap and n < side else 0
@@ -92,10 +92,15 @@ def quilt(
 
 
 class _Area:
-    """Canvas with margins, while it is covered by blocks."""
+    """Canvas with margins that is being covered by blocks.
+
+    Args:
+        maps: (C, H, W), values.
+        known: (C, H, W) of bool.
+        block: Height and width of a block.
+    """
 
     def __init__(self, maps: Tensor, known: Tensor, block: Size) -> None:
-        """Maps (C, H, W), and (C, H, W) of bool."""
         self.maps, self.known, self.free = maps, known, ~known[0]
         self.size = size_of(maps[None])
         y, x = (torch.zeros(self.size, dtype=torch.int64, device=maps.device) for _ in "yx")
@@ -114,16 +119,16 @@ class _Area:
         ) % width
 
     def window(self, corner: Size) -> tuple[Tensor, Tensor]:
-        """Return the values under a block and which are known, (C, height, width) each."""
+        """Return the values under a block and which of them are known, (C, height, width) each."""
         rows, columns = self._index(corner)
         return self.maps[:, rows, columns], self.known[:, rows, columns]
 
     def cover(self, corner: Size, block: Tensor, start: Size) -> None:
-        """Lay a block (C, height, width) from `start` of the source on one side of a cut."""
+        """Lay a block (C, height, width) from `start` of the source, cut where it overlaps."""
         rows, columns = self._index(corner)
         values, known = self.window(corner)
         error = (block - values).square().sum(0)
-        taken = _side_of_cut(error, known[0])
+        taken = _inside_cuts(error, known[0])
         for z, own in (
             (self.field.y, (start[0] + self.block_rows)[:, None]),
             (self.field.x, start[1] + self.block_columns),
@@ -139,7 +144,7 @@ def _block_corners(
 ) -> list[Size]:
     """Return the top left corners of the blocks, in the order in which they are laid.
 
-    Along a grain, "y" or "x", one line of blocks after the other, each with a random start.
+    With a grain along "y" or "x", they are in lines along it, each with a random start.
     """
     if not grain:
         rows, columns = (_block_starts(size[i], block[i], "yx"[i] in wrap) for i in (0, 1))
@@ -169,7 +174,7 @@ def _block_starts(size: int, side: int, wraps: bool) -> list[int]:
 
 
 class _BlockChooser:
-    """Chooses blocks by error on known and covered pixels, by use, and by order."""
+    """Chooses blocks by error on known pixels, by how often they were used, and by order."""
 
     def __init__(
         self, source: QuiltSource, block: Size, generator: torch.Generator, order: _Order | None
@@ -178,7 +183,7 @@ class _BlockChooser:
         self.size = size_of(source.maps[None])
         self.block, self.shares, self.generator, self.order = block, source.shares, generator, order
         self.exemplars = window_labels(source.exemplars, block)  # of blocks, at their corners
-        # Mean number of times that a block's pixels were used.
+        # How often the pixels of each block were used, on average.
         self.use = torch.zeros(self.exemplars.shape, device=source.maps.device)
 
     def most_lacking(self, laid: Tensor) -> int:
@@ -225,7 +230,7 @@ class _BlockChooser:
         return y, x
 
     def _near_corner(self, position: Size) -> Tensor:
-        """Return which blocks are displaced from a position by less than MIN_DISPLACEMENT."""
+        """Return which blocks have their corner nearer than MIN_DISPLACEMENT to a position."""
         rows, columns = (n.abs() < MIN_DISPLACEMENT * side for n, side in self._lags(position))
         return rows[:, None] & columns
 
@@ -245,7 +250,7 @@ class _BlockChooser:
 
 
 class _Order:
-    """Expected difference of a block from the regular order of those already laid.
+    """Expected difference of a block from one that continues the rows and columns of laid blocks.
 
     Args:
         source: (3, h, w).
@@ -256,7 +261,7 @@ class _Order:
 
     def __init__(self, source: Tensor, block: Size, size: Size, wrap: str) -> None:
         self.block, self.size, self.wrap = block, size, wrap
-        self.laid: list[tuple[Size, Size]] = []  # positions of a block in canvas and source
+        self.laid: list[tuple[Size, Size]] = []  # positions of each block in canvas and source
         sides = source.shape[1:]
         self.reach = min(sides) - 1
         correlation = pearson_autocorrelation(remove_shading(source[None]), self.reach).to(source)
@@ -264,7 +269,7 @@ class _Order:
         rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)
         reliable = rows[:, None] * columns > MIN_COMMON_AREA
         far = lag[:, None].square() + lag.square() > (MIN_LAG * min(sides)) ** 2
-        # The correlation after one period suffices. Otherwise blocks would continue their
+        # A correlation as high as after one period suffices. Otherwise blocks would continue their
         # neighbours, which copies the source.
         highest = correlation[reliable & far].max()
         # Two images of equal variance differ by 2 variance (1 - correlation) in the mean square.
@@ -273,8 +278,16 @@ class _Order:
         self.difference_at_lag = 2 * variance * (highest - correlation).clamp(min=0)
 
     def expected_difference(self, position: Size, corners: Size) -> Tensor:
-        """Return the expected mean squared difference of blocks at a position of the canvas, for
-        all `corners` (h', w') of the source, as a weighted mean over the laid blocks."""
+        """Return the expected mean squared difference of each block of the source at a position of
+        the canvas, a weighted mean over the laid blocks.
+
+        Args:
+            position: Row and column of the canvas.
+            corners: (h', w'), number of blocks of the source along each axis.
+
+        Returns:
+            (h', w').
+        """
         device = self.difference_at_lag.device
         total, weights = torch.zeros(corners, device=device), 0.0
         places = [torch.arange(side, device=device) for side in corners]
@@ -296,16 +309,16 @@ class _Order:
         return total / max(weights, 1e-12)
 
 
-def _side_of_cut(error: Tensor, known: Tensor) -> Tensor:
+def _inside_cuts(error: Tensor, known: Tensor) -> Tensor:
     """Return which pixels of a block are laid.
 
     Args:
-        error: (height, width), squared differences from what is covered.
-        known: (height, width) of bool, pixels that are covered.
+        error: (height, width), squared differences from the values under the block.
+        known: (height, width) of bool, pixels whose values are known.
 
     Returns:
         (height, width) of bool: pixels inside the cuts of least error through the overlaps along
-        each side, and all that are not covered.
+        each side, and all pixels that are not known.
     """
     taken = torch.ones_like(known)
     for quarter in range(4):
@@ -320,10 +333,10 @@ def _side_of_cut(error: Tensor, known: Tensor) -> Tensor:
 
 
 def _least_path(error: Tensor) -> Tensor:
-    """Return the column of each row (n,) on the path of least summed error through (n, m).
+    """Return the column in each row, (n,), of the path of least summed error through (n, m).
 
-    The path moves by at most one column from row to row. By dynamic programming in NumPy, whose
-    operations on a few numbers take a fifth of the time of PyTorch's.
+    The path moves by at most one column from row to row. It is found by dynamic programming, in
+    NumPy, whose operations on a few numbers take a fifth of the time of PyTorch's.
     """
     total = error.numpy().copy()
     for above, row in zip(total, total[1:], strict=False):

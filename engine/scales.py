@@ -1,11 +1,11 @@
-"""The sizes of a coarse-to-fine synthesis, and the steps of each."""
+"""Sizes of the scales of a coarse-to-fine synthesis, and the numbers of steps at each."""
 
 import math
 
 from utils import Size, UserError, size_text
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
-FEWER = 0.7  # ratio of the steps of a scale to those of the next coarser scale
+STEP_RATIO = 0.7  # ratio of the steps of a scale to those of the next coarser scale
 
 Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale, coarse to fine
 
@@ -15,17 +15,20 @@ def pyramid(
 ) -> Sizes:
     """Return the sizes of (exemplar, output) from coarse to fine.
 
-    Each is twice the one before. If the number of scales is not given, they begin where the
-    exemplar's shorter side is nearest to `COARSEST`, but not below: if fewer pixels show all of it,
-    its layout is fixed and the output becomes a copy. There, sizes grow by a smaller factor.
+    Sizes double from scale to scale. If the number of scales is not given, it is the one for which
+    the exemplar's shorter side at the coarsest scale is nearest to `COARSEST`. If doubling would
+    give fewer px there, sizes grow by a smaller factor from `COARSEST` on: an exemplar in fewer
+    pixels determines the layout, and the output becomes a copy.
 
     Args:
-        scales: their number; None: as many as the exemplar's size asks for.
+        exemplar: its full size.
+        output: its full size.
+        scales: number of scales; None: by the size of the exemplar.
         least: px, the shortest side that is allowed.
-        multiples: to which the sides of the output are rounded up.
+        multiples: height and width of the output are rounded up to multiples of these.
 
     Raises:
-        UserError: a shorter side would be less than `least`.
+        UserError: a side would be shorter than `least`.
     """
     for name, size in (("exemplar", exemplar), ("output", output)):
         if min(size) < least:
@@ -52,13 +55,13 @@ def _divided(size: Size, factor: float, multiples: Size) -> Size:
 
 
 def split_steps(steps: int, scales: int) -> list[int]:
-    """Return the number of steps of each scale, coarse to fine: each finer scale has `FEWER` times
-    those of the coarser one, the coarsest at least one.
+    """Return the number of steps of each scale, coarse to fine: each finer scale has `STEP_RATIO`
+    times those of the coarser one; if there are any steps, the coarsest has at least one.
 
-    A step costs four times as much at every finer scale and improves less there, but errors that
-    remain at the finest scale are the visible ones.
+    A step takes four times as long at each finer scale and improves less, but errors that remain at
+    the finest scale are the visible ones.
     """
-    parts = [FEWER**scale for scale in range(scales)]
+    parts = [STEP_RATIO**scale for scale in range(scales)]
     ends = [round(steps * sum(parts[: k + 1]) / sum(parts)) for k in range(scales)]
     ends = [max(end, min(steps, 1)) for end in ends]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -11,35 +11,35 @@ from engine.tiling import WHOLE, Tiling
 from models import least_side, stride
 from utils import Size, size_of
 
-PAINTING = 4  # steps at the finest scale that take as long as painting: 6 of gram, 3 of guided
-STEP = 2000  # px that take as long as the size-independent part of a step
+PAINTING_WORK = 4  # of painting, in steps at the finest scale; 6 of gram, 3 of guided were measured
+STEP_OVERHEAD = 2000  # px that take as long as the part of a step that is independent of size
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Painting, or optimization steps at one size."""
+    """Part of a synthesis: painting, or optimization at one size."""
 
     source_size: Size  # of the exemplar
     size: Size  # of the output
     steps: int
-    scale: int = 1  # 1 ... scales
+    scale: int = 1  # 1 ... scales, coarse to fine
     scales: int = 1
     tiling: Tiling = WHOLE
-    paints_detail: bool = False  # whether the finest detail of its start is painted first
-    is_painting: bool = False  # whether its steps are painting, none is optimization
-    after_painting: bool = False  # whether its start is a painting
+    paints_detail: bool = False  # whether the fine detail of its start is painted
+    is_painting: bool = False  # whether it paints; otherwise it optimizes
+    after_painting: bool = False  # whether it optimizes a painting
 
     @property
-    def unit(self) -> float:
-        """The work of one optimization step."""
-        return STEP + math.prod(self.size)
+    def step_work(self) -> float:
+        """The work of one optimization step, in px."""
+        return STEP_OVERHEAD + math.prod(self.size)
 
     def work(self, steps: float) -> float:
-        """Return the work of the stage's preparation and of its first steps. All steps of a
-        painting stage are as much work as `PAINTING` optimization steps."""
+        """Return the work of the preparation and of the first `steps` steps, in px. A whole
+        painting stage is the work of `PAINTING_WORK` optimization steps."""
         if self.is_painting:
-            return PAINTING * self.unit * steps / max(1, self.steps)
-        return (steps + PAINTING * self.paints_detail) * self.unit
+            return PAINTING_WORK * self.step_work * steps / max(1, self.steps)
+        return (steps + PAINTING_WORK * self.paints_detail) * self.step_work
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Schedule:
     stages: tuple[Stage, ...]
 
     def position(self, index: int, steps: float) -> tuple[int, float]:
-        """Return the number of the step and the share of all work that is done after so many steps
-        of a stage."""
+        """Return the number of all steps and the share of the total work that are done after the
+        first `steps` steps of a stage."""
         before = sum(stage.steps for stage in self.stages[:index])
         work = sum(stage.work(stage.steps) for stage in self.stages[:index])
         total = work + sum(stage.work(stage.steps) for stage in self.stages[index:])
@@ -59,11 +59,11 @@ class Schedule:
         return before + number, (work + stage.work(steps)) / total if total else 1.0
 
     def ended(self, index: int, steps: int) -> "Schedule":
-        """Return the schedule of a run in which a stage has converged after fewer steps."""
+        """Return a copy in which a stage ends after `steps` steps."""
         return self.with_steps([*(stage.steps for stage in self.stages[:index]), steps])
 
     def with_steps(self, steps: Sequence[int]) -> "Schedule":
-        """Return a copy in which the first stages have these numbers of steps."""
+        """Return a copy in which the first stages have the given numbers of steps."""
         first = (replace(stage, steps=n) for stage, n in zip(self.stages, steps, strict=False))
         return Schedule((*first, *self.stages[len(steps) :]))
 
@@ -71,9 +71,9 @@ class Schedule:
 def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
     """Return the schedule of a synthesis.
 
-    Without painting, the steps are spread over the scales. With painting, the steps that are left
-    are taken at the finest scale; but with a content, which determines the layout, they are
-    spread over the scales and precede painting.
+    Without painting, the steps are spread over the scales. With painting, the remaining steps are
+    taken at the finest scale; if a content picture determines the layout, they are spread over the
+    scales and come before painting.
 
     Args:
         layers: of the network.
@@ -89,13 +89,13 @@ def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
     painting = Stage(exemplar, output, spec.steps - rest, is_painting=True)
     if spec.canvas.content is not None:
         return Schedule((*(_scales(spec, sizes, rest) if rest else ()), painting))
-    finest = Stage(exemplar, output, rest, tiling=spec.finest, after_painting=True)
+    finest = Stage(exemplar, output, rest, tiling=spec.finest_tiling, after_painting=True)
     return Schedule((painting, finest) if rest else (painting,))
 
 
 def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
-    """Return the stages from coarse to fine. A single scale is split in two, so that the detail of
-    the second can be painted."""
+    """Return optimization stages, coarse to fine. A single scale becomes two stages of one size, so
+    that the detail of the second can be painted."""
     tilings = spec.tilings or (WHOLE,) * len(sizes)
     paints = _can_be_painted(spec)
     if paints and len(sizes) == 1:
@@ -115,7 +115,7 @@ def _can_be_painted(spec: Spec) -> bool:
 
 
 def steps_after_painting(steps: int, repaint: float) -> int:
-    """Return the number of steps that are not painting."""
+    """Return the number of optimization steps, if the share `repaint` of all steps is painting."""
     return steps - round(repaint * steps)
 
 

@@ -16,11 +16,11 @@ from terms.matching import row_slices
 from utils import resize
 
 ALPHA = 0.005  # mean square; the less, the more evenly source patches are used (Granot et al.)
-VOTE_EXPONENT = 2.0  # patches are weighted by distance to the power of minus this
+VOTE_EXPONENT = 2.0  # patches are weighted by their squared distance to the power of minus this
 DISTANCE_FLOOR = 1e-4  # mean square; smaller distances count as equal
 MAX_DESCRIPTORS = 2**17  # output patches whose descriptors are held at a time
 SOURCE_CHUNK = 2**14  # source patches searched at a time in an output larger than that
-HALO = max(STRIDES)  # rows of patches around a strip that its search propagates from
+HALO = max(STRIDES)  # rows of patches around a strip, from which offsets propagate into it
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def random_source_field(level: Level) -> NNField:
 
 
 def state_of_layout(level: Level, layout: Tensor) -> State:
-    """Return the state before the first round that starts from an image (1, 3, ., .)."""
+    """Return the state before the first round, for a layout (1, 3, ., .)."""
     source_field = random_source_field(level)
     output_field = NNField.random(level.patches, level.source_patches, level.generator)
     image = resize(layout.to(level.device), level.size, level.wrap)
@@ -131,9 +131,10 @@ def _search_source(level: Level, state: State, cost_factor: Tensor) -> tuple[NNF
 
 
 def _strips(level: Level, height: int, rows: int) -> list[tuple[slice, torch.Generator]]:
-    """Return strips of so many rows, each with a generator of its own if there are several.
+    """Divide `height` into strips of at most `rows` rows.
 
-    So strips may be searched in any order and by different processes.
+    If there are several, each has a generator of its own, so that they may be searched in any order
+    and by different processes.
     """
     parts, shared = list(row_slices(height, max(1, rows))), level.generator
     if len(parts) == 1:
@@ -146,7 +147,7 @@ def _strips(level: Level, height: int, rows: int) -> list[tuple[slice, torch.Gen
 
 
 def describe_strip(level: Level, state: State, rows: slice) -> tuple[Tensor, NNField, slice, str]:
-    """Return what a search of some rows of output patches needs, with a halo of rows around them.
+    """Return the inputs of a search for some rows of output patches and a halo of rows around them.
 
     Returns:
         Descriptors (n, W', D + G), field (n, W'), the slice of the n rows without the halo, and the

@@ -1,4 +1,4 @@
-"""Everything that determines a synthesis, except for the network: a frozen specification."""
+"""Specification of a synthesis: everything that determines it, except for the network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ from utils import rotated_and_resized
 class Spec:
     """Specification of one synthesis."""
 
-    exemplars: tuple[Exemplar, ...]  # views that hold pictures only, at full size
+    exemplars: tuple[Exemplar, ...]  # at full size; their views hold pictures, no other features
     canvas: Canvas
     method: str = "gram"  # a name in `losses.METHODS`
     layers: LayerWeights | None = None  # of the method; None: all layers of the network, equally
     weights: dict[str, float] | None = None  # of the additional terms; None: the method's own
-    match_every: int = MATCH_EVERY  # steps between two searches for matches
+    match_every: int = MATCH_EVERY  # steps between two rematches of the criterion
     max_patches: int = MAX_PATCHES  # per layer, for methods that sample patches
-    content_layers: tuple[str, ...] = ()
+    content_layers: tuple[str, ...] = ()  # in which the content is compared
     content_weight: float = 0.0  # relative to the sum of all texture terms
     optimizer: str = "Adam"  # a name in `optimizers.OPTIMIZERS`
     steps: int = 1000  # evaluations of loss and gradient, over all scales
@@ -44,7 +44,7 @@ class Spec:
     seed: int = 0
 
     @property
-    def finest(self) -> Tiling:
+    def finest_tiling(self) -> Tiling:
         """The tiling of the finest scale."""
         return self.tilings[-1] if self.tilings else WHOLE
 
@@ -67,8 +67,8 @@ def exemplar_of(
         picture: (1, 3, H, W) in [0, 1].
         rotations: angles of the copies in degrees, counter-clockwise.
         factors: sizes of the copies, relative to the picture.
-        share: of the output, if it is a mixture of several exemplars.
-        valid: (1, 1, H, W) of bool, the pixels that count; None: all. The others are fill_invalid.
+        share: share of the output; 1 unless it is a mixture of several exemplars.
+        valid: (1, 1, H, W) of bool; None: all. Invalid pixels get the values of `fill_invalid`.
     """
     if valid is None:
         copies = [picture, *rotated_and_resized(picture, rotations, factors)]

@@ -1,4 +1,4 @@
-"""Where a stage of a synthesis starts: noise, added detail, given pixels."""
+"""Start of a stage: noise, a painting, added detail, given pixels."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -6,19 +6,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.colours import colours_apart, is_grey, noise_like, with_colours, with_fine_detail
-from engine.painting import Painting, PaintingFrame, paint, pixels_laid, value_of
+from engine.colours import colour_distance, is_grey, noise_like, with_colours, with_fine_detail
+from engine.painting import Painting, PaintingFrame, paint, source_colours, value_of
 from engine.schedule import Stage
 from engine.spec import Spec
 from terms.base import Canvas, Exemplar
 from terms.valid import select_valid
 from utils import Size, resize, size_of
 
-DETAIL = 0.7  # of the standard deviation of the exemplar's detail
-# Distance of colour distributions above which a painting keeps its own, relative to the deviation
-# of the exemplar's colours. For fifteen textures at 200x200 it was at most 0.11, at half of that
-# size by chance 0.3, and no eye objects to either; for photographs of several things 0.15 to 1.2.
-SHIFTED = 0.13
+DETAIL = 0.7  # standard deviation of added noise, relative to the detail that it is drawn like
+# Distance between the colour distributions of painting and exemplar, by `colour_distance`, from
+# which on a painting keeps its own. It was at most 0.11 for fifteen textures at 200x200 px, up to
+# 0.3 by chance at half that size, neither of which is visible, and 0.15 to 1.2 for photographs of
+# several things.
+MAX_COLOUR_DISTANCE = 0.13
 
 
 def all_grey(spec: Spec) -> bool:
@@ -27,14 +28,14 @@ def all_grey(spec: Spec) -> bool:
 
 
 def noise(spec: Spec, size: Size, generator: torch.Generator) -> Tensor:
-    """Return white noise (1, 3, h, w) in [0, 1] with the exemplars' mean and covariance of colours;
-    (1, 1, h, w) if they are grey."""
+    """Return white noise (1, 3, h, w) in [0, 1] with the mean and covariance of the exemplars'
+    colours; (1, 1, h, w) if all exemplars are grey."""
     image = noise_like(_pixels(spec.exemplars), size, generator).clamp(0, 1)
     return image if all_grey(spec) else image.expand(-1, 3, -1, -1)
 
 
 def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
-    """Return the pixels that count, (1, 3, n, m), of several exemplars in their shares."""
+    """Return valid pixels of the exemplars, (1, 3, n, m), of each in proportion to its share."""
     found = [select_valid(one.image, one.valid) for one in exemplars]
     if len(found) == 1:
         return found[0]
@@ -52,7 +53,8 @@ def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
 def with_noise_detail(
     spec: Spec, image: Tensor, coarser: Stage, stage: Stage, generator: torch.Generator
 ) -> Tensor:
-    """Add noise like the detail that the exemplar gains from one stage to the next.
+    """Add white noise, with the colour covariance of the detail that the exemplar gains from one
+    stage to the next.
 
     Args:
         image: (1, C, h, w) in [0, 1], of the stage's size.
@@ -64,7 +66,7 @@ def with_noise_detail(
 
 
 def with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
-    """Replace the finest detail by that of a painting of the same layout.
+    """Replace the fine detail of a picture by that of a painting of the same layout.
 
     Args:
         image: (1, 3 or 1, h, w) in [0, 1].
@@ -80,7 +82,7 @@ def with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
 def painted(
     spec: Spec, size: Size, layout: Tensor | None = None
 ) -> Generator[PaintingFrame, None, Painting]:
-    """Paint a picture of that size; see `engine.painting.paint`."""
+    """Paint a picture of a given size; see `engine.painting.paint`."""
     return paint(
         spec.exemplars,
         spec.canvas,
@@ -93,34 +95,34 @@ def painted(
 
 
 def with_given_pixels(canvas: Canvas, image: Tensor, *, everywhere: bool) -> Tensor:
-    """Replace pixels of a start by those of `canvas.init`.
+    """Replace the pixels outside the mask by those of `canvas.init`.
 
     Args:
         image: (1, 3 or 1, h, w).
-        everywhere: whether all pixels are replaced where there is no mask.
+        everywhere: whether to replace all pixels if there is no mask; otherwise none is replaced.
     """
     init, mask = canvas.init_at(size_of(image)), canvas.mask_at(size_of(image))
     if init is None or not (everywhere or mask is not None):
         return image
     if image.shape[1] == 1 and is_grey(init):
-        init = init[:, :1]  # one channel stays grey under any optimizer
+        init = init[:, :1]
     return init if mask is None else torch.where(mask, image, init)
 
 
 def in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
-    """Return the painting with the exemplar's distribution of colours.
+    """Return a painting with the exemplar's distribution of colours.
 
-    A mean of patches changes it, and so does laying some patches more often. But where much more or
-    less was laid of some colours, as of a photograph that is no texture throughout, the painting
-    gets the distribution of the pixels that were laid: in the exemplar's shares, white that has no
-    room would be hatched with the missing colours. Mixtures and paintings of a given layout keep
-    their colours.
+    Averaging patches changes the distribution, and so does using some patches more often. If the
+    source pixels of the painting are distributed very differently from the exemplar, which may be a
+    photograph of several things, the painting gets their distribution instead: enforcing the
+    exemplar's would hatch white areas with the colours that are missing. Mixtures and paintings
+    with a given layout keep their colours.
     """
     if spec.canvas.has_layout or len(spec.exemplars) > 1:
         return painting
     channels = 1 if all_grey(spec) else 3
     image = painting.image[:, :channels]
     exemplar = select_valid(spec.exemplars[0].image, spec.exemplars[0].valid)[:, :channels]
-    laid = pixels_laid(painting, spec.exemplars)[:, :channels]
-    wanted = exemplar if colours_apart(laid, exemplar) < SHIFTED else laid
+    used = source_colours(painting, spec.exemplars)[:, :channels]
+    wanted = exemplar if colour_distance(used, exemplar) < MAX_COLOUR_DISTANCE else used
     return replace(painting, image=with_colours(image, wanted).expand(-1, 3, -1, -1))

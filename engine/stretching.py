@@ -1,6 +1,6 @@
 """Random stretch of an exemplar's rows and columns, too weak to be seen.
 
-So that painting with the exemplar's pixels copies no part of it exactly.
+With it, painting copies no part of the exemplar exactly.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from terms.valid import NEARLY_ALL
 from utils import size_of
 
 STRAIN = 0.12  # root mean square of the relative stretch
-WAVELENGTH = 32  # px, from stretched to squeezed and back; longer waves make tiles unequal
-LANCZOS_RADIUS = 6  # px
+WAVELENGTH = 32  # px, from stretched to squeezed and back; longer ones make equal motifs unequal
+LANCZOS_RADIUS = 6  # px of the image before it is doubled
 
 
 def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
-    """Return exemplars whose images, guides and valid masks are stretched alike."""
+    """Return copies of exemplars whose images, guides and valid masks are stretched alike."""
 
     def stretch_view(view: View) -> View:
         guide = None if view.guide is None else stretch(view.guide, seed)
@@ -40,17 +40,17 @@ def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
     """Stretch and squeeze rows and columns of maps (1, C, H, W) at random.
 
     Rows and columns stay straight, and none is displaced by more than about two pixels, so that
-    lines do not waver and tiles stay equal. Maps of one size are stretched alike by one seed.
+    lines do not waver and equal motifs stay equal. One seed stretches all maps of one size alike.
 
     Args:
         maps: (1, C, H, W).
         seed: Seed of the displacements.
-        labels: Take the nearest pixel instead of interpolating.
+        labels: Whether to take the nearest pixel instead of interpolating.
     """
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(side) + _displacements(side, generator) for side in (height, width))
-    # Pixel n of the maps is pixel 2 n of the doubled ones, whose centre is half a pixel less.
+    # On a grid, pixel n of H is at (2 n + 1) / H - 1, and pixel 2 n of 2 H at (2 n + 0.5) / H - 1.
     centre = 1 if labels else 0.5
     y, x = (2 * y[:, None] + centre) / height - 1, (2 * x + centre) / width - 1
     grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
@@ -61,10 +61,10 @@ def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
 
 
 def _displacements(side: int, generator: torch.Generator) -> Tensor:
-    """Return the displacement of each row in px, (side,); the first and the last have 0."""
+    """Return the displacement of each row in px, (side,); 0 for the first and the last row."""
     count = round(2 * side / WAVELENGTH) + 4
     knots = 0.5 + torch.rand(count, generator=generator)
-    # Alternating signs. Otherwise displacements accumulate, and distances change visibly.
+    # Signs alternate, since displacements of one sign would add up to visible changes of distances.
     knots[int(torch.randint(2, (1,), generator=generator)) :: 2] *= -1
     moved = F.interpolate(
         knots.view(1, 1, 1, count), (1, side), mode="bicubic", align_corners=True
@@ -74,10 +74,11 @@ def _displacements(side: int, generator: torch.Generator) -> Tensor:
 
 
 def double(maps: Tensor) -> Tensor:
-    """Upsample maps (1, C, H, W) to (1, C, 2 H, 2 W), with pixel n at 2 n.
+    """Upsample maps (1, C, H, W) to (1, C, 2 H, 2 W) by a windowed sinc (Lanczos). Pixel n of the
+    maps is pixel 2 n of the result.
 
-    By a windowed sinc (Lanczos). Interpolation from the nearest pixels alone blurs values the more,
-    the nearer they are to halfway, so that grain would visibly vary.
+    Interpolation from the nearest pixels alone blurs most halfway between two pixels, so that grain
+    would visibly vary.
     """
     offset = torch.arange(0.5 - LANCZOS_RADIUS, LANCZOS_RADIUS, device=maps.device)
     kernel = torch.sinc(offset) * torch.sinc(offset / LANCZOS_RADIUS)

@@ -1,4 +1,4 @@
-"""Synthesis of a texture as a generator of frames: painted, optimized, or both."""
+"""Synthesize a texture by painting, by optimization or by both, as a generator of frames."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -32,8 +32,8 @@ from terms.base import Canvas, Exemplar, Options, TermInputs, View, equal_weight
 from terms.content import Content
 from utils import Size, give_back_freed_memory, resize, scaled_size
 
-CALMER = 0.08  # of Adam's step size, where the start holds painted detail
-EXACT_STEPS = 0.125  # share of the steps of a scale, at its end, that are never rough
+PAINTED_START_LR = 0.08  # factor of Adam's step size in a stage that starts with painted detail
+EXACT_SHARE = 0.125  # share of the steps of a scale, at its end, in float32 where bf16 is asked for
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,30 @@ class Made:
     """The result of a synthesis."""
 
     image: Tensor  # (1, 3, height, width) in [0, 1]
-    painting: Painting | None  # the sources of its pixels, if it was painted
-    shift: Size = (0, 0)  # rows and columns by which the painting was rolled
+    painting: Painting | None  # the sources of its pixels; None: it was not painted
+    shift: Size = (0, 0)  # rows and columns by which the image was rolled after painting
 
 
 @dataclass(frozen=True)
 class Frame:
     """The state of a synthesis after a step."""
 
-    step: int  # from 1, over all scales, without the steps that converged scales have left out
-    scale: int  # 1 ... scales
+    step: int  # from 1, over all scales; steps that converged scales did not take are not counted
+    scale: int  # 1 ... scales, coarse to fine
     scales: int
-    work: float  # share of all work that is done, in (0, 1]; fine steps are more work
-    pixels: Tensor  # the best picture of the scale, (1, 3 or 1, h, w) in [0, 1]
+    work: float  # share of the total work that is done, in (0, 1]; a finer step is more work
+    pixels: Tensor  # the best picture so far at this scale, (1, 3 or 1, h, w) in [0, 1]
     canvas: Canvas
-    loss: float = math.nan  # of the best picture of the scale; NaN while painting
+    loss: float = math.nan  # of that picture; NaN while painting
     painting: Painting | None = None
-    went_back: bool = False  # whether Adam went back to the best picture: a loss was not finite
-    # The state from which `frames` goes on after this frame; valid until the next one. None: it
-    # cannot go on from here.
+    went_back: bool = False  # whether Adam went back to the best picture after a non-finite loss
+    # Returns the state from which `frames` resumes after this frame; to be called before the next
+    # frame. None: the synthesis cannot resume here.
     state: Callable[[], State] | None = None
 
     @cached_property
     def made(self) -> Made:
-        """The picture as it would be saved, of the canvas's size."""
+        """The picture of this frame as it is saved, of the canvas's size."""
         image, canvas = whole(self.canvas.to(self.pixels.device), self.pixels), self.canvas
         shift = (0, 0) if canvas.has_layout else cut_at(image, canvas.wrap)
         return Made(image.roll(shift, (2, 3)), self.painting, shift)
@@ -74,19 +74,19 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
     """Synthesize a texture like the exemplars.
 
     Without painting, the picture is optimized coarse to fine from white noise. With painting, it is
-    painted with the exemplars' pixels, and the steps that are left optimize it at the finest scale,
-    which restores the grain and the colours that a mean of patches loses. Where a content
-    determines the layout, optimization precedes painting.
+    painted with the exemplars' pixels; the remaining steps optimize it at the finest scale, which
+    restores the grain and the colours that a mean of patches loses. If a content picture determines
+    the layout, optimization comes first and painting last.
 
     Args:
-        spec: on the device of the network. Sides along which the output tiles are made as multiples
-            of the network's stride.
-        net: with the layers that the spec names and those of the additional terms.
-        state: of a frame of a synthesis with the same arguments: it goes on after that frame, and
-            on the CPU ends in the same bytes.
+        spec: its tensors are on the device of the network. Sides along which the output repeats are
+            rounded up to multiples of the network's stride; `Frame.made` has the canvas's size.
+        net: its layers include those that the spec names and those of the additional terms.
+        state: from a frame of a synthesis with the same arguments; the synthesis resumes after that
+            frame and, on the CPU, ends in the same bytes. None: it starts.
 
     Yields:
-        A frame after each step; while painting, a frame may count as several steps. The last one
+        A frame after each step; a frame of painting may count as several steps. The last frame
         holds the result.
 
     Raises:
@@ -104,14 +104,14 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
 
 @dataclass(frozen=True)
 class _Run:
-    """A synthesis and its schedule, in which scales that have converged are shortened."""
+    """A synthesis and its schedule, without the steps that converged scales did not take."""
 
     spec: Spec
     net: Extractor
     schedule: Schedule
 
     def frame(self, index: int, steps: float, pixels: Tensor) -> Frame:
-        """Return the frame after so many steps of a stage."""
+        """Return the frame after the first `steps` steps of a stage."""
         stage = self.schedule.stages[index]
         number, work = self.schedule.position(index, steps)
         return Frame(number, stage.scale, stage.scales, work, pixels, self.spec.canvas)
@@ -119,18 +119,20 @@ class _Run:
 
 # ------------------------------------------------------------------------------------- recipes
 
-Optimized = Generator[Frame, None, tuple[Tensor, _Run]]  # returns the picture, and what was run
+Optimized = Generator[Frame, None, tuple[Tensor, _Run]]  # returns the picture and the run so far
 
 
 def _from_noise(run: _Run, state: State | None) -> Optimized:
     """Optimize a picture coarse to fine, from white noise.
 
-    The first scale starts from noise with the exemplars' mean and covariance of colours, each other
-    scale from the result of the scale before (Snelgrove 2017, Gonthier et al. 2022). We depart from
-    them in that detail is added to it. At the scales between it is noise like the detail that the
-    exemplar gains there: from a smooth start, fine structure grows along the grid of the network's
-    pooling. At the finest scale it is painted with the exemplar's patches: hatching and dark points
-    have the Gram matrices of edges, so that optimized noise ends as such.
+    The first scale starts from noise with the mean and covariance of the exemplars' colours, each
+    other scale from the enlarged result of the coarser one (Snelgrove 2017, Gonthier et al. 2022).
+
+    Departure: detail is added to the enlarged result. At intermediate scales, the detail is noise
+    with the covariance of the detail that the exemplar gains there, since fine structure that grows
+    from a smooth start follows the grid of the network's pooling. At the finest scale, it is
+    painted with the exemplar's patches, since noise is optimized to hatching and dark points, whose
+    Gram matrices are those of edges.
     """
     spec, stages = run.spec, run.schedule.stages
     generator = torch.Generator().manual_seed(spec.seed)
@@ -152,13 +154,13 @@ def _from_noise(run: _Run, state: State | None) -> Optimized:
                 image = with_noise_detail(spec, image, stages[index - 1], stage, generator)
             image = _start(spec, stage, image)
         drawn = {"generator": generator.get_state()}
-        image, run = yield from _optimized(run, index, image, state, known=drawn)
+        image, run = yield from _optimized(run, index, image, state, extra_state=drawn)
         state = None
     return image, run
 
 
 def _painted_then_optimized(run: _Run, state: State | None) -> Optimized:
-    """Paint a picture with the exemplars' pixels, and optimize it at the finest scale."""
+    """Paint a picture with the exemplars' pixels, then optimize it at the finest scale."""
     if state is None:
         painting = yield from _painted(run, 0)
     else:
@@ -167,13 +169,14 @@ def _painted_then_optimized(run: _Run, state: State | None) -> Optimized:
     if len(run.schedule.stages) > 1:
         if state is None:
             image = _start(run.spec, run.schedule.stages[1], image)
-        known = {"painting": [painting.image, painting.places, painting.views]}
-        image, run = yield from _optimized(run, 1, image, state, known=known, painting=painting)
+        extra = {"painting": [painting.image, painting.places, painting.views]}
+        optimized = _optimized(run, 1, image, state, extra_state=extra, painting=painting)
+        image, run = yield from optimized
     return image, run
 
 
 def _optimized_then_painted(run: _Run, state: State | None) -> Optimized:
-    """Optimize a picture coarse to fine, and paint one of its layout with the exemplars' pixels."""
+    """Optimize a picture coarse to fine, then paint one of the same layout."""
     layout, last = run.spec.canvas.content, len(run.schedule.stages) - 1
     if last > 0:
         layout, run = yield from _from_noise(run, state)
@@ -190,7 +193,7 @@ def _painted(
     """Run a painting stage.
 
     Args:
-        layout: (1, 3 or 1, h, w), the picture whose layout is kept; None: the layout is made too.
+        layout: (1, 3 or 1, h, w), the picture whose layout is kept; None: as `paint` chooses it.
     """
     stage, last = run.schedule.stages[index], None
 
@@ -200,7 +203,7 @@ def _painted(
         last = replace(found, scale=one.scale, scales=one.scales)
         return last
 
-    painting = yield from _each(painted(run.spec, stage.size, layout), frame)
+    painting = yield from _mapped(painted(run.spec, stage.size, layout), frame)
     painting = in_exemplars_colours(run.spec, painting)
     assert last is not None  # painting takes at least one round
     yield replace(last, pixels=painting.image, painting=painting)
@@ -213,24 +216,25 @@ def _optimized(
     image: Tensor,
     state: State | None,
     *,
-    known: State,
+    extra_state: State,
     painting: Painting | None = None,
 ) -> Optimized:
     """Run an optimization stage.
 
     Args:
-        image: (1, 3 or 1, h, w) in [0, 1], of the stage's size: the start.
-        state: of a frame of this stage.
-        known: further items of the states of its frames.
-        painting: the start, if it was painted.
+        image: the start, (1, 3 or 1, h, w) in [0, 1], of the stage's size.
+        state: from a frame of this stage; None: it starts.
+        extra_state: items to add to the state of each frame.
+        painting: the painting that the start is, for the frames; None: it was not painted.
     """
     spec, stage = run.spec, run.schedule.stages[index]
-    known = known | {"stage": index, "steps": [one.steps for one in run.schedule.stages[:index]]}
+    before = [one.steps for one in run.schedule.stages[:index]]
+    extra_state = extra_state | {"stage": index, "steps": before}
 
     def frame(step: Step) -> Frame:
         def current() -> State:
             assert step.state is not None
-            return known | {"minimizer": step.state()}
+            return extra_state | {"minimizer": step.state()}
 
         return replace(
             run.frame(index, step.number, step.image),
@@ -243,7 +247,7 @@ def _optimized(
     objective, minimizer = _objective(spec, run.net, stage), state and state["minimizer"]
     with convolving(spec.precision):
         steps = minimize(image, objective, _settings(spec, stage), minimizer)
-        image, taken = yield from _each(steps, frame)
+        image, taken = yield from _mapped(steps, frame)
     if not stage.steps and index == len(run.schedule.stages) - 1:
         yield replace(run.frame(index, 0, image), painting=painting)
     return image, replace(run, schedule=run.schedule.ended(index, taken))
@@ -254,19 +258,19 @@ Y = TypeVar("Y")
 R = TypeVar("R")
 
 
-def _each(steps: Generator[X, None, R], of: Callable[[X], Y]) -> Generator[Y, None, R]:
-    """Yield what a function makes of each item of a generator; return what that returns."""
+def _mapped(items: Generator[X, None, R], function: Callable[[X], Y]) -> Generator[Y, None, R]:
+    """Yield `function(item)` for each item of a generator; return the generator's value."""
     while True:
         try:
-            step = next(steps)
+            item = next(items)
         except StopIteration as end:
             found: R = end.value
             return found
-        yield of(step)
+        yield function(item)
 
 
 def _start(spec: Spec, stage: Stage, image: Tensor) -> Tensor:
-    """Return the pixels (1, 3 or 1, h, w) that a stage starts from."""
+    """Return the start of a stage, (1, 3 or 1, h, w), with the given pixels put in."""
     if all_grey(spec):
         image = image[:, :1]
     first = stage.scale == 1 and not (stage.paints_detail or stage.after_painting)
@@ -276,26 +280,26 @@ def _start(spec: Spec, stage: Stage, image: Tensor) -> Tensor:
 def _settings(spec: Spec, stage: Stage) -> Settings:
     lr = spec.lr
     if (stage.paints_detail or stage.after_painting) and spec.optimizer == "Adam":
-        lr = CALMER * (LEARNING_RATES["Adam"] if lr is None else lr)
+        lr = PAINTED_START_LR * (LEARNING_RATES["Adam"] if lr is None else lr)
     return Settings(
         steps=stage.steps,
         optimizer=spec.optimizer,
         lr=lr,
         memory=spec.memory,
-        exact_steps=math.ceil(EXACT_STEPS * stage.steps),
+        exact_steps=math.ceil(EXACT_SHARE * stage.steps),
         tolerance=spec.tolerance,
     )
 
 
 def _objective(spec: Spec, net: Extractor, stage: Stage) -> Objective:
-    """Return the loss of the stage's pictures."""
+    """Return the objective of a stage."""
     criterion = criterion_at(spec, net, stage.source_size, stage.size)
     extractor: Extractor | TiledExtractor = net
     is_tiled = stage.tiling.applies_to(stage.size)
     if is_tiled or spec.group.size > 1:
         extractor = TiledExtractor(net, criterion, stage.tiling, spec.group)
     if is_tiled:
-        give_back_freed_memory()  # that painting has left
+        give_back_freed_memory()  # of painting
     parametrization = Parametrization(spec.canvas.mask_at(stage.size))
 
     def extract(variable: Tensor, dtype: torch.dtype | None = None):
@@ -308,12 +312,12 @@ def _objective(spec: Spec, net: Extractor, stage: Stage) -> Objective:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """The picture as a function of the variable of an optimizer."""
+    """Map from the variable that is optimized to the picture."""
 
     mask: Tensor | None  # (1, 1, h, w) of bool: the pixels that may change; None: all
 
     def image(self, variable: Tensor) -> Tensor:
-        """Return (1, 3 or 1, h, w); pixels outside of the mask have no gradient and never move."""
+        """Return the picture (1, 3 or 1, h, w). Pixels outside the mask have gradient 0."""
         if self.mask is None:
             return variable
         return torch.where(self.mask, variable, variable.detach())
@@ -321,7 +325,12 @@ class Parametrization:
 
 @torch.no_grad()
 def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> Criterion:
-    """Return the criterion of an output of some size, from the exemplars resized to another."""
+    """Return the criterion of an output.
+
+    Args:
+        source_size: to which the first exemplar is resized; the others are by the same factor.
+        size: of the output.
+    """
     factor = source_size[0] / spec.exemplars[0].image.shape[2]
     exemplars = tuple(_with_features(net, one, factor) for one in spec.exemplars)
     inputs = TermInputs(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.group))
@@ -336,7 +345,7 @@ def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> C
 
 
 def _with_features(net: Extractor, exemplar: Exemplar, factor: float) -> Exemplar:
-    """Return an exemplar of pictures as one of the features of the resized pictures."""
+    """Return a copy of an exemplar with the features of its pictures, resized by a factor."""
     views = [
         replace(view, features=net(resize(view.image, scaled_size(view.image, factor))))
         for view in exemplar.views

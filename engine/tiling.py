@@ -1,14 +1,13 @@
 """Loss and gradient of a picture tile by tile: the same to rounding, in the memory of a tile.
 
-Statistics that are sums over positions are added up over the tiles without a graph. The gradient by
-these sums is then held while each tile is evaluated again, and the gradient of the *whole* tile,
-its halo included, is added into the picture's. Positions inside a tile do not depend on anything
-beyond one radius of the receptive field, so that a halo of that width is enough for both passes.
-Processes that evaluate one tile each exchange a halo half-way through the network, and need a
-narrower one around their tile.
+The forward pass adds up, tile by tile and without a graph, the statistics that are sums over
+positions. The backward pass evaluates each tile again, with its graph, and adds the gradient with
+respect to the tile and its halo to that of the picture. Positions in a tile depend on no pixel
+farther away than the radius of the receptive field, so that a halo of that width is enough for both
+passes. Processes that evaluate one tile each exchange a halo half-way through the network; then the
+halo of pixels is narrower.
 
-Terms that need the whole of a layer get it, assembled from the tiles; there is never more of its
-graph than that of a tile.
+Terms that need a layer whole get it assembled from the tiles, without a graph of all of it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Tiling(NamedTuple):
     """How a picture is divided into tiles."""
 
     side: int | None = None  # px, of a tile without its halo; None: the whole picture is one
-    graphs: int = 1  # tiles whose graphs are kept; the others are evaluated twice
+    graphs: int = 1  # tiles, the last ones, whose graphs are kept; others are evaluated twice
 
     def applies_to(self, size: Size) -> bool:
         """Whether a picture of that size is larger than a tile."""
@@ -58,16 +57,16 @@ class Span(NamedTuple):
         first, last = self.start - self.before, self.stop + self.after
         return torch.arange(first, last, device=device) % self.length
 
-    def within(self, whole: int, step: int) -> slice:
-        """Return the span itself in a layer with a position every `step` px, `whole` in all."""
-        return slice(self.start // step, whole if self.stop == self.length else self.stop // step)
+    def within(self, count: int, step: int) -> slice:
+        """Return the span without its halo in a layer of `count` positions, one every `step` px."""
+        return slice(self.start // step, count if self.stop == self.length else self.stop // step)
 
 
 def spans(length: int, side: int, halo: int, step: int, wraps: bool) -> list[Span]:
     """Divide an axis into spans of at most `side` px, of equal length up to a multiple of `step`.
 
     Args:
-        halo: px on either side; fewer where the axis ends, unless it `wraps`.
+        halo: px on either side; fewer at the ends of the axis, unless it `wraps`.
     """
     units, most = math.ceil(length / step), max(1, side // step)
     count = math.ceil(units / most)
@@ -93,9 +92,9 @@ class TiledExtractor:
 
     Args:
         net: the extractor of a tile.
-        criterion: which says what it measures and which layers it needs whole.
-        tiling: sides of at least the network's stride; None for tiles as large as possible.
-        group: processes that share the tiles.
+        criterion: it measures the statistics and says which layers it needs whole.
+        tiling: its side is at least the network's stride; with none, each process has one tile.
+        group: processes among which the tiles are divided.
     """
 
     def __init__(
@@ -112,8 +111,8 @@ class TiledExtractor:
     def __call__(
         self, image: Tensor, wrap: str = "", dtype: torch.dtype | None = None
     ) -> MeasuredFeatures:
-        """Return the features of (B, 3 or 1, H, W), as `Extractor` does, in the layers that some
-        term needs whole, and the statistics of the other terms."""
+        """Return the features of (B, 3 or 1, H, W) in the layers that some term needs whole, and
+        the statistics of the other terms. Arguments are those of `Extractor`."""
         image = image.expand(-1, 3, -1, -1)
         evaluation = _Evaluation(self, size_of(image), wrap, dtype)
         found = _Tiled.apply(image, evaluation)
@@ -128,7 +127,7 @@ class _Tile(NamedTuple):
     columns: Span
 
     def positions(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows and columns of the tile and its halo, as an index of the picture."""
+        """Return the index of the tile and its halo in the picture."""
         rows, columns = (span.positions(image.device) for span in self)
         return rows[:, None], columns
 
@@ -138,17 +137,17 @@ class _Tile(NamedTuple):
 
     @property
     def halo(self) -> Sides:
-        """px on each side."""
+        """Widths of the halo in px."""
         return Sides(self.rows.before, self.rows.after, self.columns.before, self.columns.after)
 
     def within(self, maps: Tensor, step: int) -> Tensor:
-        """Return the tile in a layer of the whole picture, a view."""
+        """Return a view of the tile without its halo in a layer of the whole picture."""
         rows, columns = (span.within(n, step) for span, n in zip(self, maps.shape[2:], strict=True))
         return maps[..., rows, columns]
 
 
 class _Evaluation:
-    """One evaluation of a picture, and what was measured of it."""
+    """One evaluation of a picture: its tiles, and the statistics added up over them."""
 
     def __init__(
         self, tiled: TiledExtractor, size: Size, wrap: str, dtype: torch.dtype | None
@@ -165,18 +164,18 @@ class _Evaluation:
         else:
             cuts = self._cuts(sides, wrap, net.halos)
         tiles = [_Tile(*pair) for pair in product(*cuts)]
-        # A picture with fewer tiles than processes is evaluated by each of them.
+        # With fewer tiles than processes, each process evaluates the whole picture.
         self.group = tiled.group if len(tiles) >= count else SINGLE_PROCESS
         self.tiles = tiles[self.group.rank :: self.group.size]
-        # Halos wrap around an axis that is divided; the network wraps around the others.
+        # Tiles wrap around divided axes by their halo; around the others, the network wraps.
         undivided = (axis for axis, parts in zip("yx", cuts, strict=True) if len(parts) == 1)
         self.wrap = "".join(axis for axis in undivided if axis in wrap)
-        self.statistics: dict[int, Statistics] | None = None  # of these tiles
-        self.counts = torch.zeros(0, dtype=torch.int64)  # of positions, of all sums, of all tiles
+        self.statistics: dict[int, Statistics] | None = None  # of the tiles of this process
+        self.counts = torch.zeros(0, dtype=torch.int64)  # positions in each sum, over all tiles
 
     def _sides(self, size: Size) -> Size:
-        """Return the largest height and width of a tile, such that each process has as many rows of
-        tiles, and none waits for the others."""
+        """Return the largest height and width of a tile with which all processes have the same
+        number of rows of tiles, so that none waits for the others."""
         step, side, count = self.tiled.step, self.tiled.tiling.side, self.tiled.group.size
         height, width = (length + -length % step if side is None else side for length in size)
         height = math.ceil(size[0] / (count * math.ceil(size[0] / (count * height))))
@@ -189,31 +188,32 @@ class _Evaluation:
             for axis, length, side in zip("yx", self.size, sides, strict=True)
         ]
 
-    def seen(self, tile: _Tile, image: Tensor, graph: bool) -> _Seen:
-        """Evaluate one tile of (B, 3, H, W), with or without the graph to its pixels."""
+    def evaluate(self, tile: _Tile, image: Tensor, graph: bool) -> _EvaluatedTile:
+        """Evaluate one tile of (B, 3, H, W), with or without a graph."""
         tiled = self.tiled
         with torch.set_grad_enabled(graph):
             leaf = tile.with_halo(image).requires_grad_(graph)
             inside = tiled.net(leaf, self.wrap, self.dtype, tile.halo, self.exchange)
             statistics = tiled.criterion.measure_additive(inside)
-        return _Seen(tile, leaf, {layer: inside[layer] for layer in tiled.whole}, statistics)
+        maps = {layer: inside[layer] for layer in tiled.whole}
+        return _EvaluatedTile(tile, leaf, maps, statistics)
 
-    def add(self, seen: _Seen, maps: Features) -> None:
+    def add(self, one: _EvaluatedTile, maps: Features) -> None:
         """Add the statistics of a tile to those of the others, and copy its features into the
         layers of the whole picture."""
-        for layer, inside in seen.maps.items():
+        for layer, inside in one.maps.items():
             if layer not in maps:
                 height, width = (side // _step(layer) for side in self.size)
                 maps[layer] = inside.new_zeros(*inside.shape[:2], height, width).contiguous(
                     memory_format=memory_format_for(inside.device)
                 )
-            seen.tile.within(maps[layer], _step(layer)).copy_(inside)
-        before, more = self.statistics, seen.statistics
+            one.tile.within(maps[layer], _step(layer)).copy_(inside)
+        before, more = self.statistics, one.statistics
         self.statistics = more if before is None else add_statistics(before, more)
 
 
-class _Seen(NamedTuple):
-    """A tile that was evaluated."""
+class _EvaluatedTile(NamedTuple):
+    """Features and statistics of a tile."""
 
     tile: _Tile
     image: Tensor  # (B, 3, ., .), with its halo
@@ -221,8 +221,12 @@ class _Seen(NamedTuple):
     statistics: dict[int, Statistics]  # of the other terms
 
     def gradient(self, by_maps: Features, by_totals: Sequence[Tensor | None]) -> Tensor:
-        """Return the gradient by the pixels of the tile and its halo, from that by layers of the
-        whole picture and by totals; None where a loss does not depend on a total."""
+        """Return the gradient with respect to the pixels of the tile and its halo.
+
+        Args:
+            by_maps: gradient with respect to layers of the whole picture.
+            by_totals: gradient with respect to each total; None: the loss does not depend on it.
+        """
         totals = (one.total for one in flatten_statistics(self.statistics))
         pairs = list(zip(totals, by_totals, strict=True))
         pairs += [
@@ -235,15 +239,15 @@ class _Seen(NamedTuple):
             return torch.zeros_like(self.image)
         outputs, gradients = zip(*known, strict=True)
         with torch.enable_grad():
-            seed = _Seed.apply(gradients, *outputs)
-        return torch.autograd.grad(seed, self.image)[0]
+            scalar = _WithGradient.apply(gradients, *outputs)
+        return torch.autograd.grad(scalar, self.image)[0]
 
 
-class _Seed(torch.autograd.Function):
-    """Outputs -> a number with a given gradient by them.
+class _WithGradient(torch.autograd.Function):
+    """Return a scalar whose gradient with respect to the outputs is given.
 
-    `torch.autograd.grad` takes gradients of outputs itself, but imports sympy for them, which takes
-    two seconds.
+    It replaces the argument `grad_outputs` of `torch.autograd.grad`, with which PyTorch imports
+    SymPy, which takes two seconds.
     """
 
     @staticmethod
@@ -258,7 +262,7 @@ class _Seed(torch.autograd.Function):
 
 
 class _Tiled(torch.autograd.Function):
-    """(B, 3, H, W) -> the layers that are needed whole, and the totals of all sums."""
+    """Map a picture (B, 3, H, W) to the layers that are needed whole and the total of each sum."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, evaluation: _Evaluation) -> tuple[Tensor, ...]:
@@ -268,12 +272,12 @@ class _Tiled(torch.autograd.Function):
         ctx.evaluation, ctx.kept = evaluation, []
         tiles, graphs = evaluation.tiles, evaluation.tiled.tiling.graphs
         for left, tile in zip(range(len(tiles), 0, -1), tiles, strict=True):
-            # The backward pass needs the memory of one graph in any case.
+            # The backward pass begins with the last tiles; it holds one graph in any case.
             graph = left <= graphs and ctx.needs_input_grad[0]
-            seen = evaluation.seen(tile, image, graph)
-            evaluation.add(seen, maps)
+            evaluated = evaluation.evaluate(tile, image, graph)
+            evaluation.add(evaluated, maps)
             if graph:
-                ctx.kept.append(seen)
+                ctx.kept.append(evaluated)
         sums = flatten_statistics(evaluation.statistics)
         found = [x.detach() for x in (*maps.values(), *(one.total for one in sums))]
         evaluation.counts = torch.tensor([one.count for one in sums])
@@ -291,12 +295,12 @@ class _Tiled(torch.autograd.Function):
         by_maps = {layer: gradient for layer, gradient in pairs if gradient is not None}
         total = torch.zeros_like(image, memory_format=torch.contiguous_format)
         for tile in reversed(evaluation.tiles):
-            seen = kept.pop() if kept else evaluation.seen(tile, image, graph=True)
-            total[(..., *tile.positions(image))] += seen.gradient(by_maps, gradients[len(whole) :])
+            one = kept.pop() if kept else evaluation.evaluate(tile, image, graph=True)
+            total[(..., *tile.positions(image))] += one.gradient(by_maps, gradients[len(whole) :])
         evaluation.group.all_reduce([total])
         return total, None
 
 
 def _step(layer: str) -> int:
-    """Return the distance of two positions of a layer in px of the picture."""
+    """Return the distance of neighbouring positions of a layer, in px of the picture."""
     return 1 if layer == "image" else stride([layer])

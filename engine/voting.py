@@ -1,4 +1,5 @@
-"""Image from a nearest-neighbour field: every pixel is a mean over the patches that cover it."""
+"""Voting: an image from a nearest-neighbour field. Each pixel is a mean over the patches that cover
+it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def vote(level: Level, field: NNField, weights: Tensor | None = None) -> Tensor:
         weights: (H', W') of the patches; None: equal weights.
 
     Returns:
-        (1, 3, H, W); pixels that are masked have their known values.
+        (1, 3, H, W); pixels outside the mask have their known values.
     """
 
     def mean(rows: slice) -> tuple[Tensor]:
@@ -74,10 +75,10 @@ def _parts(level: Level) -> list[tuple[slice]]:
 def _votes(
     level: Level, field: NNField, weights: Tensor | None, rows: slice
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the votes of the patches that cover some rows, for each position within a patch.
+    """Yield the votes for the pixels of some rows, for each position of a pixel within a patch.
 
     Yields:
-        Flat index of the source pixel, (h, W) of int64, and weight, (h, W); 0 without a patch.
+        Flat indices of source pixels, (h, W) of int64, and weights, (h, W); 0 if there is no patch.
     """
     y_exists, y = _covering(level, rows.start, rows.stop, 0)
     x_exists, x = _covering(level, 0, level.size[1], 1)
@@ -96,8 +97,8 @@ def _votes(
 
 
 def _covering(level: Level, start: int, stop: int, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the patches that begin at most PATCH - 1 px before pixels `start` to `stop` of an
-    axis, (stop - start + PATCH - 1,): whether each exists, and its index in the field."""
+    """Return the patches that cover some of the pixels `start` to `stop` of an axis: whether each
+    exists, and its index in the field, (stop - start + PATCH - 1,) each."""
     count = level.patches[axis]
     first = torch.arange(start - (PATCH - 1), stop, device=level.device)
     if "yx"[axis] in level.wrap:

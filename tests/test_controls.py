@@ -8,7 +8,7 @@ from test_pictures import colour_profile
 
 from command.arguments import request_of
 from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, expanded, guide_of
-from engine.colours import colours, luma, matched_colours, with_chroma, with_colours
+from engine.colours import luma, matched_colours, mean_and_root, with_chroma, with_colours
 from engine.finish import cut_at, whole
 from engine.orientation import axis_bins
 from engine.start import with_given_pixels
@@ -155,17 +155,17 @@ def test_the_root_of_a_covariance_needs_no_full_rank(count):
     """So many colours span so many axes less one; the root's square is the covariance."""
     palette = torch.tensor([[10, 60, 200], [240, 220, 20], [90, 200, 70], [250, 10, 90]]) / 255
     pixels = palette[torch.arange(1200) % count].T
-    mean, root = colours(pixels)
+    mean, root = mean_and_root(pixels)
     torch.testing.assert_close(mean[:, 0], palette[:count].double().mean(0))
     torch.testing.assert_close(root, root.T, atol=1e-12, rtol=0)
     torch.testing.assert_close(root @ root, pixels.double().cov(), atol=1e-12, rtol=0)
     assert torch.linalg.matrix_rank(root, atol=1e-6) == count - 1
-    torch.testing.assert_close(colours(pixels[:1])[1], pixels[:1].double().std(1)[:, None])
+    torch.testing.assert_close(mean_and_root(pixels[:1])[1], pixels[:1].double().std(1)[:, None])
 
 
 def test_styles_of_one_and_two_colours_get_the_contents_as_far_as_they_have_axes():
     content = 0.4 + 0.2 * noise(1, 3, 30, 30)
-    mean, root = colours(content[0].flatten(1))
+    mean, root = mean_and_root(content[0].flatten(1))
     flat = torch.tensor([0.9, 0.1, 0.4]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     found = matched_colours(flat, content)
     torch.testing.assert_close(found, mean.float().view(1, 3, 1, 1).expand_as(flat))

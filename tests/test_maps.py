@@ -13,7 +13,7 @@ from command.kinds import green_up_by_name, kind_and_name, kind_by_name
 from command.maps import CarriedMap, read_map
 from command.pictures import Picture, read_picture, save_picture
 from engine import maps
-from engine.maps import carried, correspondence, dealt, finished, normalized, rotated, with_kept
+from engine.maps import carried, correspondence, finished, normalized, reordered, rotated, with_kept
 from engine.spec import exemplar_of
 from engine.stretching import stretch
 from Synthesis import main
@@ -184,24 +184,24 @@ def test_votes_are_of_the_copy_that_each_neighbour_has(monkeypatch):
     assert set(votes.tolist()) == {7, 8, 12, 13, 17, 18, 100, 104, 108}
 
 
-def test_one_channel_is_dealt_out_by_ranks():
+def test_one_channel_is_reordered_by_ranks():
     values, wanted = torch.tensor([[5.0, 1.0, 9.0, 2.0]]), torch.tensor([[0.4, 0.9, 0.1, 0.2]])
-    assert dealt(values, wanted).tolist() == [[5, 9, 1, 2]]
+    assert reordered(values, wanted).tolist() == [[5, 9, 1, 2]]
 
 
-def test_channels_are_dealt_out_together():
+def test_channels_are_reordered_together():
     """Every column goes where its like is asked for, though fainter, and no other column comes."""
     values = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1], [0.2, 0.4, 0.6, 0.8]])
     order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(dealt(values, 0.4 + 0.1 * values[:, order]), values[:, order])
+    assert torch.equal(reordered(values, 0.4 + 0.1 * values[:, order]), values[:, order])
 
 
-def test_both_axes_of_what_is_dealt_out_count():
+def test_both_axes_of_what_is_reordered_count():
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(2, 4096, generator=generator)  # a variance of 1 / 12 each
     wanted = values[:, torch.randperm(4096, generator=generator)]
     wanted = wanted + 0.05 * torch.randn(2, 4096, generator=generator)
-    assert ((dealt(values, wanted) - wanted).square().mean(1) < 0.05**2 + 0.002).all()
+    assert ((reordered(values, wanted) - wanted).square().mean(1) < 0.05**2 + 0.002).all()
 
 
 @pytest.mark.parametrize("kind", [DATA, COLOUR])

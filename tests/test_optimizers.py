@@ -271,7 +271,7 @@ def late(request, monkeypatch):
     monkeypatch.setattr(optimizers, "LATE", request.param)
     monkeypatch.setattr(objective, "graphed", lambda measure, image: measure)
     for module in (objective, optimizers):
-        monkeypatch.setattr(module, "sent", lambda values: values.tolist)
+        monkeypatch.setattr(module, "start_reading", lambda values: values.tolist)
     return request.param
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from engine import maps, painting
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC
-from engine.painting import paint, pixels_laid, rounds_at, value_of
+from engine.painting import paint, rounds_at, source_colours, value_of
 from engine.spec import exemplar_of
 from engine.stretching import stretch
 from terms.base import Canvas
@@ -161,10 +161,10 @@ def test_sources_are_pixels_of_their_view(brief_painting):
     first, second = noise_image(40, 30), noise_image(30, 44, 1)
     both = exemplar_of(first, share=0.5), exemplar_of(second, share=0.5)
     found = painted(*both)
-    sources = maps.painted_from(found)
+    sources = maps.painted_correspondence(found)
     near = torch.stack([near for _, near in sources])
     assert torch.equal(near.amax(0), torch.zeros(40, 48)) and (near.amin(0) == -1).all()
-    laid = pixels_laid(found, both)[0]
+    laid = source_colours(found, both)[0]
     for (place, near), picture in zip(sources, (first, second), strict=True):
         stretched = stretch(picture, 0)[0].flatten(1)[:, place]
         error = (stretched - found.image[0]).abs().mean(0)

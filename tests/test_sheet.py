@@ -161,8 +161,8 @@ def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, c
     tried = []
 
     def full(spec, *rest):
-        tried.append(spec.finest.side)
-        if spec.finest.side != 16:
+        tried.append(spec.finest_tiling.side)
+        if spec.finest_tiling.side != 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return frames(spec, *rest)
 

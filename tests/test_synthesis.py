@@ -1183,14 +1183,14 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
 
 def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypatch):
     monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
-    monkeypatch.setattr(schedule, "STEP", 0)
+    monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
     seen: list[Frame] = []
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     # Four steps at 8x8 and two at 16x16, each of which is four times the work.
     assert [frame.scale for frame in seen] == [1, 1, 1, 1, 2, 2]
     assert [frame.work * 12 for frame in seen] == pytest.approx([1, 2, 3, 4, 8, 12])
     # A step has work that is the same at any size, here as much as 8x8 pixels.
-    monkeypatch.setattr(schedule, "STEP", 64)
+    monkeypatch.setattr(schedule, "STEP_OVERHEAD", 64)
     seen.clear()
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
     assert [frame.work * 18 for frame in seen] == pytest.approx([2, 4, 6, 8, 13, 18])
@@ -1198,7 +1198,7 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypa
 
 def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, monkeypatch):
     monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
-    monkeypatch.setattr(schedule, "STEP", 0)
+    monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
     seen: list[Frame] = []
     # Any loss is near enough after the first 40 steps, and an eighth of them are the last ones: 45
     # of 235 at 8x8, and of 165 at 16x16, which are four times the work each.
@@ -1211,7 +1211,7 @@ def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, mo
 
 
 def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(schedule, "STEP", 0)
+    monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
     seen: list[Frame] = []
     synthesized(checkerboard, tiny, steps=4, scales=2, report=seen.append)
     # Two at 8x8, and two at 16x16, each four times the work, after painting.
