@@ -52,7 +52,7 @@ def captures(monkeypatch):
         made.append(graph)
         return Capture(graph)
 
-    monkeypatch.setattr(graphs, "KIND", "cpu")
+    monkeypatch.setattr(graphs, "CUDA", "cpu")
     for name, fake in {
         "device": lambda device: contextlib.nullcontext(),
         "Stream": Stream,
@@ -98,7 +98,7 @@ def test_only_small_pictures_of_a_gpu_are_a_graph(captures, monkeypatch):
     assert graphed(sums, large) is sums and not captures
     assert graphed(sums, torch.zeros(2, 3, 512, 512)) is sums
     assert graphed(sums, small) is not sums
-    monkeypatch.setattr(graphs, "KIND", "cuda")
+    monkeypatch.setattr(graphs, "CUDA", "cuda")
     assert graphed(sums, small) is sums
 
 
@@ -126,7 +126,7 @@ def test_an_optimiser_by_graphs_makes_the_same_picture(
     # Once for each way of looking, and never in a step.
     assert len(captures) == 2
     assert looked == {"tiny": graphs.WARM_UP + 1, "rough": graphs.WARM_UP + 1}
-    monkeypatch.setattr(graphs, "KIND", "cuda")
+    monkeypatch.setattr(graphs, "CUDA", "cuda")
     torch.testing.assert_close(by_graphs, found(), atol=1e-5, rtol=0)
     assert sum(looked.values()) == 2 * (graphs.WARM_UP + 1) + 40
 

@@ -267,7 +267,7 @@ def test_rolls_back_from_a_gradient_that_is_not_finite(start):
 @pytest.fixture(params=[0, 3])
 def late(request, monkeypatch):
     """Losses that are read so many steps later, as those of a GPU are."""
-    monkeypatch.setattr(optimizers, "KIND", "cpu")
+    monkeypatch.setattr(optimizers, "CUDA", "cpu")
     monkeypatch.setattr(optimizers, "LATE", request.param)
     monkeypatch.setattr(objective, "graphed", lambda measure, image: measure)
     for module in (objective, optimizers):
