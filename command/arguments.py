@@ -12,7 +12,7 @@ import torch
 
 from command.flags import EXAMPLES, FLAG_OF, FLAGS, MODEL, TERM, Flag, Request, number, spelled
 from command.settings import of_file, of_picture
-from command.streams import put
+from command.streams import write_stdout
 from command.weights import BUNDLED_NET
 from losses import LONG_RANGE_WEIGHT, METHODS, PRESETS, TERMS
 from models import NETS
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        put(message)  # that of --help and --version
+        write_stdout(message)  # that of --help and --version
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but suggest a flag for one that does not exist."""
@@ -85,7 +85,7 @@ class _Help(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         if values is None:
-            put(FIRST)
+            write_stdout(FIRST)
         elif values == "all":
             parser.print_help()
         else:
@@ -96,9 +96,9 @@ class _Help(argparse.Action):
                 parser.error(f"--help {values}: no such flag" + (f", {near[0]}?" if near else ""))
             formatter = parser.formatter_class(prog=parser.prog)
             formatter.add_argument(flags[name])
-            put(formatter.format_help())
+            write_stdout(formatter.format_help())
             if example := EXAMPLES.get(flags[name].dest):
-                put(f"\n  python Synthesis.py {example}\n")
+                write_stdout(f"\n  python Synthesis.py {example}\n")
         parser.exit()
 
 

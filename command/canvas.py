@@ -1,4 +1,4 @@
-"""The output's size, by one rule, and all masks, guides and axes in that size."""
+"""The canvas: the size of the output, and masks, guides and axes in that size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,29 +18,37 @@ from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, prefixed, resize,
 
 
 class Pictures:
-    """Reads each picture once, and keeps the lines on them for the user."""
+    """Reads each picture once, and collects notes on pictures for the user."""
 
     def __init__(self, given: Mapping[str, Held] | None = None) -> None:
         """
         Args:
-            given: names -> pictures in memory.
+            given: pictures in memory by name.
         """
         self.given = given or {}
         self.seen: dict[tuple[Path, str], Picture] = {}
-        self.inputs: dict[str, Path] = {}  # all files that were read, as records name them
+        self.inputs: dict[str, Path] = {}  # name in the record -> file that was read
         self.notes: list[str] = []
 
     def find(self, name: str | Path) -> Path:
-        """The path of a picture, by `find_picture`; of one in memory its name."""
+        """Return the path of a picture, found by `find_picture`; for one in memory, its name."""
         return Path(name) if str(name) in self.given else find_picture(name)
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file, or of the values of a picture in memory."""
+        """Return the SHA-256 of a file, or of the values of a picture in memory."""
         held = self.given.get(str(path))
         return digest(path) if held is None else held.sha256
 
     def read(self, name: str | Path, kind: str = COLOUR) -> Picture:
-        """The picture of that name, by `find_picture`, read as a kind, a name in `utils.KINDS`."""
+        """Read a picture, unless it has been read.
+
+        Args:
+            name: name of a picture in memory, or of a file for `find_picture`.
+            kind: what its values are, a name in `utils.KINDS`.
+
+        Raises:
+            UserError: the picture is missing or cannot be read.
+        """
         path = self.find(name)
         self.inputs[named(name) if isinstance(name, Path) else name] = path
         if (path, kind) not in self.seen:
@@ -50,21 +58,22 @@ class Pictures:
         return self.seen[path, kind]
 
     def over_mean(self, name: str | Path) -> Tensor:
-        """(1, 3, H, W) of a picture for a net, which sees no alpha."""
+        """Return the colours of a picture, (1, 3, H, W), where transparent pixels are blended with
+        the mean colour."""
         picture = self.read(name)
         if not picture.opaque:
-            self._tell(f"{self.find(name).name}: transparent pixels are taken for the mean colour")
+            self._note(f"{self.find(name).name}: transparent pixels get the mean colour")
         return picture.over_mean
 
-    def _tell(self, note: str) -> None:
+    def _note(self, note: str) -> None:
         self.notes += [] if note in self.notes else [note]
 
     def opaque(self, name: str | Path) -> Tensor | None:
-        """(1, 1, H, W) of bool: the pixels of a picture that are opaque, which alone are texture;
-        None where all are.
+        """Return the mask of the opaque pixels of a picture, (1, 1, H, W), bool; None if all are
+        opaque.
 
         Raises:
-            UserError: none is.
+            UserError: no pixel is opaque.
         """
         picture = self.read(name)
         if picture.alpha is None or picture.opaque:
@@ -72,18 +81,19 @@ class Pictures:
         opaque = picture.alpha == 1
         if not opaque.any():
             raise UserError(f"{name}: no pixel is opaque, so nothing of it can be used")
-        self._tell(f"{self.find(name).name}: transparent pixels are no texture")
+        self._note(f"{self.find(name).name}: transparent pixels are not used as texture")
         return opaque
 
 
 def channels_of(picture: Picture) -> Tensor:
-    """(1, C, H, W): the channels that a file has, of which its alpha is the last one."""
+    """Return the channels of a picture as in its file, (1, C, H, W): one or three colours, then
+    alpha if it has alpha."""
     colours = picture.pixels[:, :1] if picture.grey else picture.pixels
     return colours if picture.alpha is None else torch.cat((colours, picture.alpha), 1)
 
 
-def shown(picture: Picture) -> Tensor:
-    """(1, 1, H, W) of bool: where a picture is rather opaque than transparent."""
+def visible_mask(picture: Picture) -> Tensor:
+    """Return the mask of pixels whose alpha is 0.5 or more, (1, 1, H, W), bool."""
     if picture.alpha is None:
         return torch.ones_like(picture.pixels[:, :1], dtype=torch.bool)
     return picture.alpha >= 0.5
@@ -96,10 +106,11 @@ def output_size(
     exemplar: Tensor,
     pictures: Pictures,
 ) -> Size:
-    """(height, width) of the output, which all maps and pictures are then brought to.
+    """Return (height, width) of the output.
 
-    The first that is given of: --size, --expand, the picture whose kept pixels --mask names, the
-    content, the output map of the first --guide, the map of --orientation, --init, the exemplar.
+    It is that of the first that is given of: --size, --expand, the --init picture of which pixels
+    are kept, the content, the output map of the first --guide, the map of --orientation, the --init
+    picture, the exemplar.
     """
     init = _init_picture(request, pictures)
     maps = [pictures.read(output, LABELS).pixels for _, output in request.guide]
@@ -112,10 +123,15 @@ def output_size(
 def canvas_of(
     request: Request, size: Size, exemplar: Tensor, content: Tensor | None, pictures: Pictures
 ) -> Canvas:
-    """The canvas, but for guides.
+    """Return the canvas without guides.
+
+    Args:
+        size: of the output, from `output_size`.
+        exemplar: (1, 3, h, w); --expand without --init grows it.
 
     Raises:
-        UserError: pixels are to be kept to the bit in another size, or none may change.
+        UserError: the sizes of mask, --init and output differ, --expand is not larger than its
+            picture, or no pixel may change.
     """
     init = _init_picture(request, pictures)
     if request.init in (None, "content"):
@@ -124,9 +140,9 @@ def canvas_of(
     if request.expand:
         init, mask = _expanded(request.expand, exemplar if init is None else init)
     if request.mask:
-        assert init is not None  # checked where flags are: --mask needs --init PICTURE
+        assert init is not None  # --mask needs --init, as `check_effects` ensures
         drawn = pictures.read(request.mask, MASK)
-        # What is transparent is black.
+        # Transparent pixels count as black.
         visible = 1 if drawn.alpha is None else drawn.alpha
         mask = drawn.pixels.mean(1, keepdim=True) * visible >= 0.5
         if size_of(mask) != size_of(init):
@@ -160,8 +176,8 @@ def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
 
 
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
-    """(1, 1, H, W) of bool: the transparent pixels of --init, where no other flag says what is made
-    anew; else None."""
+    """Return the mask of the transparent pixels of --init, (1, 1, H, W), bool. None if there are
+    none, or if --mask, --expand or --style_image determines what is synthesised."""
     if request.mask or request.expand or request.style_image:
         return None
     if request.init_picture is None:
@@ -173,21 +189,21 @@ def _hole(request: Request, pictures: Pictures) -> Tensor | None:
 def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
     if any(new < old for new, old in zip(size, size_of(picture), strict=True)):
         raise UserError(
-            f"--expand {size_text(size)}: smaller than the picture, {size_text(size_of(picture))}, "
-            "that it is to hold"
+            f"--expand {size_text(size)}: smaller than the picture, {size_text(size_of(picture))}"
         )
     if size == size_of(picture):
         raise UserError(
-            f"--expand {size_text(size)}: that is the picture's own size, nothing is new"
+            f"--expand {size_text(size)}: the size of the picture, nothing would be new"
         )
     return expanded(picture, size)
 
 
-def kept_of(
+def kept_pixels(
     request: Request, path: Path, canvas: Canvas, save_path: Path, pictures: Pictures
 ) -> Tensor | None:
-    """(1, 4, H, W), colours and alpha of the photo that is styled, or of the picture parts of which
-    are kept; None where that has no alpha, or the result's format holds none."""
+    """Return colours and alpha, (1, 4, H, W), of the content photo or of the picture of which
+    --mask or --expand keeps pixels. None if it has no alpha, or if the format of the result holds
+    none."""
     if not (request.style_image or request.expand or request.mask):
         return None
     init = None if request.style_image else request.init_picture
@@ -204,7 +220,8 @@ def kept_of(
 
 
 def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """(1, C, h, w) in the middle of a canvas of (H, W), and (1, 1, H, W) of bool: what is new."""
+    """Pad a picture (1, C, h, w) with 0 to (H, W), centred, and return it with the mask of the new
+    pixels, (1, 1, H, W), bool."""
     spare = [new - old for new, old in zip(size, size_of(image), strict=True)]
     pads = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
     mask = torch.ones(1, 1, *size, dtype=torch.bool)
@@ -213,11 +230,12 @@ def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
-    """Unit axes (1, 2, H, W) of a file, of its own size, 0 where it has none, as where a picture
-    is transparent; None for degrees and for FIELDS.
+    """Return the axes of the map of --orientation in its own size: unit vectors (1, 2, H, W), 0
+    where there is no axis or the map is transparent. None if `spec` is no map but degrees or one of
+    `FIELDS`.
 
     Raises:
-        UserError: neither degrees nor a name nor a file that holds axes.
+        UserError: neither degrees nor a name in `FIELDS` nor a map with axes.
     """
     if spec is None or field(spec, (1, 1)) is not None:
         return None
@@ -230,17 +248,22 @@ def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
         except UserError as error:
             allowed = f"allowed are -360 to 360 degrees, {', '.join(FIELDS)} or a file"
             raise UserError(f"--orientation {spec}: {allowed} ({error})") from error
-        found = axes_of_hue(drawn.pixels).where(shown(drawn), 0)
+        found = axes_of_hue(drawn.pixels).where(visible_mask(drawn), 0)
     if not found.any():
         raise UserError(f"--orientation {spec}: no pixel has an axis")
     return found
 
 
 def axes_at(spec: str, drawn: Tensor | None, size: Size) -> Tensor:
-    """Unit axes (1, 2, H, W) in that size; where opposite ones of a file meet there is none."""
+    """Return the axes of --orientation in a size, unit vectors (1, 2, H, W). Where opposite axes of
+    a map cancel when it is resized, they are 0.
+
+    Args:
+        drawn: axes of the map, from `drawn_axes`.
+    """
     if drawn is None:
         found = field(spec, size)
-        assert found is not None  # as `drawn_axes` has read whatever is neither degrees nor a name
+        assert found is not None  # else `drawn_axes` has read a map
         return found
     if size_of(drawn) == size:
         return drawn
@@ -255,10 +278,15 @@ def guide_of(
     variants: Variants,
     pictures: Pictures,
 ) -> Guide | None:
-    """Return the guide of all control maps and of the orientation; None where there are none.
+    """Return the guide of all --guide maps and of the orientation; None if there are none.
+
+    Args:
+        exemplars: (1, 3, h, w) each, the first and those of --mix.
+        variants: returns the rotated and resized copies of a map of the first exemplar.
 
     Raises:
-        UserError: a map does not fit its exemplar, or requests regions that this does not have.
+        UserError: a map has not the size of its exemplar, or the output map has a region that the
+            exemplar lacks.
     """
     guides = []
     for names in request.guide:
@@ -281,7 +309,8 @@ def guide_of(
 
 
 def _labels(name: str, pictures: Pictures) -> Tensor:
-    """(1, 4, H, W) of a control map: colours and 1, or 0 in all of them where it is transparent."""
+    """Return (1, 4, H, W) of a --guide map: colours and 1, or four zeros where it is
+    transparent."""
     picture = pictures.read(name, LABELS)
-    visible = shown(picture)
+    visible = visible_mask(picture)
     return torch.cat((picture.pixels.where(visible, 0), visible.float()), 1)

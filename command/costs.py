@@ -1,8 +1,8 @@
 """Memory and time of a synthesis, estimated before it starts.
 
-Memory is counted in floats per pixel, from the widths and strides of the net. Time is the
-arithmetic of the net and of matching at the rate of a convolution that is timed. Estimates of
-memory are within 25 % of measured peaks; where they are not, a run is repeated in smaller blocks.
+Memory is counted in floats per pixel, from the widths and strides of the net, and is within 25 % of
+measured peaks. If memory runs out all the same, a run is repeated in smaller tiles. Time is the
+number of operations of the net and of matching, divided by the measured rate of a convolution.
 """
 
 import math
@@ -32,60 +32,62 @@ from utils import Size, UserError, available_bytes, size_text
 
 FLOAT = 4  # bytes
 PROGRAM_BYTES = 750e6  # interpreter, libraries and weights, before any picture
-JUDGING_BYTES = 110e6  # the second net, which measures the error of the saved file
-BLOCKWISE_BYTES = 150e6  # scratch of libraries for blocks of different sizes
+ERROR_NET_BYTES = 110e6  # the net that measures the error of the saved file
+TILING_BYTES = 150e6  # workspaces of libraries for tiles of different sizes
 
-# Floats per pixel of the output or, where said, per feature.
+# Floats per pixel of the output; "per feature": per float of a layer's features.
 PICTURE = 30  # a picture as read, resized and normalised, and the optimiser's copies and gradient
-PAIR = 6  # one step that L-BFGS remembers: differences of the picture and of its gradient
+PAIR = 6  # one step in the L-BFGS history: differences of the picture and of its gradient
 PAINTED = 40  # painting: coordinates (int64) and accumulated colours
-DESCRIBED = 35  # painting, for patches whose descriptors are computed at once
-HISTOGRAM = 20  # sorting three channels, or one after the other, with gradients
+DESCRIBED = 35  # painting, per patch whose descriptor is computed at the same time
+HISTOGRAM = 20  # sorting the three channels with gradients
 SPECTRUM = 12 * SPECTRUM_PADDING**2  # four padded windows of three channels
 LAGS = 14  # per feature: padded complex spectra of the autocorrelation and their gradients
 SORTED = 4  # per feature: sorting with gradients, the keys being int64
 SORTING = 5  # per feature: sorting without gradients
-WHOLE = 2  # per feature: a layer assembled from blocks, and its gradient
+WHOLE = 2  # per feature: a layer assembled from tiles, and its gradient
 
-# Time of a step relative to the net's arithmetic, and what methods and terms add to it.
-OVERHEAD = 0.9  # below 1, since Winograd's convolutions take fewer operations than are counted
+# Time of a step, as a multiple of the operations of the net, and what methods and terms add.
+OVERHEAD = 0.9  # below 1: Winograd convolutions need fewer operations than are counted
 SLOWER = {"swd": 1.1, "guided": 0.4, "patches": 0.75}
-SLOWEST = 1e10  # operations a second that any machine reaches; shorter runs are not timed
-PROBE = (1, 64, 128, 128)  # shape of the features whose convolution is timed
+SLOWEST = 1e10  # operations per second of the slowest machine; short runs skip the measurement
+PROBE = (1, 64, 128, 128)  # (B, C, H, W), input of the convolution that is timed
 
-MEMORIES = (LBFGS_MEMORY, 10, 5)  # of L-BFGS, tried in this order
-BLOCKS = (1024, 512, 256)  # px, sides of blocks, tried in this order
-SURE = 1.2  # times the estimate: what a run hardly ever exceeds
-HOLES = 1.4  # times the estimate: the same for blocks where freed memory is kept by the process
-MOST = 0.9  # of the free memory is used by default
+MEMORIES = (LBFGS_MEMORY, 10, 5)  # steps in the L-BFGS history, tried in this order
+TILE_SIDES = (1024, 512, 256)  # px, sides of tiles, tried in this order
+SAFETY_FACTOR = 1.2  # a run hardly ever needs more than this times the estimate
+FRAGMENTATION = (
+    1.4  # times the estimate: the same for tiles where freed memory is kept by the process
+)
+DEFAULT_SHARE = 0.9  # of the free memory, used by default
 
-LARGE = 0.5  # share of the allowed memory above which the user is told
-LONG = 300  # seconds above which the user is told
+LARGE_SHARE = 0.5  # of the allowed memory, above which a note is printed
+LONG_SECONDS = 300  # above which a note is printed
 
 
 class Workload(NamedTuple):
-    """What decides the memory and time of a synthesis."""
+    """Properties of a synthesis that determine its memory and time."""
 
     net: str
     layers: Sequence[str]  # of the extractor
-    scales: Sizes  # of (exemplar, output), coarse to fine
+    scales: Sizes  # (height, width) of exemplar and output at each scale, coarse to fine
     method_layers: Sequence[str]
     method: str = "gram"
-    terms: Sequence[str] = ("histogram",)  # with a weight
+    terms: Sequence[str] = ("histogram",)  # those with a nonzero weight
     optimizer: str = "Adam"
     steps: int = 1000
-    sources: float = 1.0  # pixels of all exemplars and copies over those of the first exemplar
+    sources: float = 1.0  # pixels of all exemplars and copies / those of the first exemplar
     match_every: int = MATCH_EVERY
     max_patches: int = MAX_PATCHES
     repaint: float = 0.0
-    whole: Sequence[str] = ()  # layers that are assembled from blocks for some term
-    block: int | None = None  # side in px; None: the whole picture is evaluated at once
-    graphs: int = 1  # blocks whose graphs are kept
-    memory: int = LBFGS_MEMORY  # steps that L-BFGS remembers
+    whole: Sequence[str] = ()  # layers that a term needs whole, assembled from tiles
+    tile_side: int | None = None  # px; None: the picture is evaluated as a whole
+    graphs: int = 1  # number of tiles whose graphs are kept
+    memory: int = LBFGS_MEMORY  # steps in the L-BFGS history
 
     @classmethod
     def of(cls, job: Job, net: str) -> "Workload":
-        """Return the workload of a job in a net of that name."""
+        """Return the workload of a job with the net named `net`."""
         spec = job.spec
         pixels = [view.image[0, 0].numel() for one in spec.exemplars for view in one.views]
         weights, every = spec.weights or {}, job.trunk_layers
@@ -111,7 +113,8 @@ class Workload(NamedTuple):
 
     @property
     def steps_at(self) -> list[int]:
-        """Steps of the optimiser at each scale; after painting, all are at the finest."""
+        """Steps of the optimiser at each scale. After painting, all steps are at the finest
+        scale."""
         if self.repaint:
             coarser = [0] * (len(self.scales) - 1)
             return [*coarser, steps_after_painting(self.steps, self.repaint)]
@@ -139,7 +142,8 @@ def _features(net: str, layers: Sequence[str]) -> dict[str, float]:
 
 
 def trunk_flops(net: str, layers: Sequence[str]) -> float:
-    """Return the operations per pixel of a forward pass; a backward pass takes as many."""
+    """Return the floating-point operations per pixel of a forward pass; a backward pass to the
+    picture takes as many."""
     total, channels = 0.0, 3
     for layer, floats in _features(net, layers).items():
         if not layer.startswith("pool"):
@@ -149,10 +153,10 @@ def trunk_flops(net: str, layers: Sequence[str]) -> float:
 
 
 def estimated_bytes(work: Workload) -> float:
-    """Return the peak of the resident memory of the process.
+    """Return the estimated peak of the resident memory of the process, in bytes.
 
-    It is reached at the finest scale: while features of the exemplar are computed, while the
-    picture is painted, or in a step.
+    It is reached at the finest scale: when features of the exemplar are computed, in painting, or
+    in a step.
     """
     painted = PAINTED * work.pixels + DESCRIBED * min(work.pixels, MAX_DESCRIPTORS)
     return PROGRAM_BYTES + max(_exemplar_bytes(work), FLOAT * painted, _step_bytes(work))
@@ -163,10 +167,10 @@ def _exemplar_bytes(work: Workload) -> float:
     kept = sum(features[layer] for layer in work.layers)
     if "patches" in work.terms:
         kept += SORTING * PATCH_DIRECTIONS
-    # Input, padded input and output of the largest convolution, or a layer while it is sorted.
+    # Input, padded input and output of the largest convolution, or the sorting of a layer.
     passing = (SORTING if METHODS[work.method].kind is Sliced else 3) * max(features.values())
     held = max(passing, kept) + _held(work, features)
-    return max(JUDGING_BYTES, FLOAT * math.prod(work.scales[-1][0]) * held)
+    return max(ERROR_NET_BYTES, FLOAT * math.prod(work.scales[-1][0]) * held)
 
 
 def _step_bytes(work: Workload) -> float:
@@ -185,14 +189,14 @@ def _step_bytes(work: Workload) -> float:
     kept = sum(features[layer] for layer in work.layers)
     graph = sum(n for layer, n in features.items() if not layer.startswith("pool"))
     graph += kept if "moments" in work.terms else 0
-    # Gradients of the layers, and of input and output of the largest convolution.
+    # Features in graphs, gradients of the layers, input and output of the largest convolution.
     at_once = work.graphs * graph + kept + 2 * max(features.values())
     evaluated, blockwise = work.pixels, 0.0
-    if work.block is not None:
+    if work.tile_side is not None:
         halo = halos(list(work.layers), work.net)["image"]
-        evaluated = min(work.pixels, (work.block + 2 * halo) ** 2)
+        evaluated = min(work.pixels, (work.tile_side + 2 * halo) ** 2)
         floats += WHOLE * sum(features[layer] for layer in work.whole)
-        blockwise = BLOCKWISE_BYTES
+        blockwise = TILING_BYTES
     total = work.pixels * floats + evaluated * at_once
     total += math.prod(work.scales[-1][0]) * _held(work, features)
     matching, _ = _matching(work, *work.scales[-1])
@@ -200,14 +204,14 @@ def _step_bytes(work: Workload) -> float:
 
 
 def _held(work: Workload, features: dict[str, float]) -> float:
-    """Return the floats per pixel of the exemplar that are held through all steps."""
+    """Return the floats per pixel of the exemplar that are kept during all steps."""
     copies = sum(features[layer] for layer in work.layers) * (work.sources - 1)
     matched = sum(features[layer] for layer in work.method_layers) * work.sources
     return PICTURE + copies + matched * (work.method != "gram")
 
 
 def _matching(work: Workload, exemplar: Size, output: Size) -> tuple[float, float]:
-    """Return the bytes and the operations of one search for matches in all layers."""
+    """Return the bytes and the operations of one matching of patches in all layers."""
     kind, held, largest, flops = METHODS[work.method].kind, 0.0, 0.0, 0.0
     for layer in work.method_layers if kind in (CNNMRF, Guided) else ():
         floats, area = WIDTHS[int(layer[4]) - 1], 4.0 ** (1 - int(layer[4]))
@@ -225,7 +229,7 @@ def _matching(work: Workload, exemplar: Size, output: Size) -> tuple[float, floa
 
 
 def estimated_flops(work: Workload) -> float:
-    """Return the operations of a synthesis, and what takes as long as so many of them."""
+    """Return the time of a synthesis, expressed as floating-point operations of a convolution."""
     slower = OVERHEAD + sum(SLOWER.get(name, 0) for name in (work.method, *work.terms))
     step = 2 * trunk_flops(work.net, work.layers) * slower  # per pixel
     total = PAINTING_WORK * step * work.pixels
@@ -237,76 +241,82 @@ def estimated_flops(work: Workload) -> float:
 
 
 def convolution_rate(device: torch.device) -> float:
-    """Return the operations a second of a 3x3 convolution and its gradient, the best of three."""
+    """Measure the operations per second of a 3x3 convolution and its gradient, the best of three
+    runs."""
     flops = 2 * 2 * 9 * PROBE[1] * math.prod(PROBE)
     return flops / convolution_seconds(EXACT, PROBE, device)
 
 
-def allowed_bytes(limit: float | None, device: torch.device, beside: int = 1) -> float:
-    """Return the memory that a process may use, the program included.
+def allowed_bytes(limit: float | None, device: torch.device, processes: int = 1) -> float:
+    """Return the memory in bytes that this process may use, PROGRAM_BYTES included.
 
     Args:
-        limit: of --max_memory; None means most of the free memory.
-        beside: processes that share this machine, and its GPUs one after the other.
+        limit: of --max_memory, in bytes. Default: an equal share of DEFAULT_SHARE of the free
+            memory.
+        processes: number of processes on this machine, distributed evenly over its GPUs.
     """
-    free = PROGRAM_BYTES + available_bytes(device)  # the program itself is loaded already
-    sharing = math.ceil(beside / (torch.cuda.device_count() if device.type == "cuda" else 1))
-    return MOST * free / sharing if limit is None else min(limit, free)
+    free = PROGRAM_BYTES + available_bytes(device)  # the program is loaded
+    sharing = math.ceil(processes / (torch.cuda.device_count() if device.type == "cuda" else 1))
+    return DEFAULT_SHARE * free / sharing if limit is None else min(limit, free)
 
 
-def fitting(work: Workload, allowed: float) -> Workload:
-    """Return the workload in the largest blocks that fit: the whole picture first, and L-BFGS with
-    a shorter memory last. Where nothing fits, return the one with the smallest peak. Memory that is
-    left keeps graphs of blocks, each of which is then evaluated once instead of twice."""
-    sides = [side for side in BLOCKS if side**2 < work.pixels]
+def tiled_to_fit(work: Workload, allowed: float) -> Workload:
+    """Return the workload in the largest tiles that fit into the allowed bytes.
+
+    The whole picture is tried first, then smaller and smaller tiles, then the same with a shorter
+    L-BFGS history. If nothing fits, the workload with the smallest peak is returned. Memory that is
+    left keeps graphs of tiles, which are then evaluated once instead of twice.
+    """
+    sides = [side for side in TILE_SIDES if side**2 < work.pixels]
     memories = MEMORIES if work.optimizer == "LBFGS" else (work.memory,)
-    ways = [work._replace(block=b, graphs=1, memory=m) for m in memories for b in (None, *sides)]
-    way = next(
-        (way for way in ways if is_surely_within(way, allowed)), min(ways, key=estimated_bytes)
-    )
-    if way.block is None:
+    ways = [
+        work._replace(tile_side=b, graphs=1, memory=m) for m in memories for b in (None, *sides)
+    ]
+    way = next((way for way in ways if fits_within(way, allowed)), min(ways, key=estimated_bytes))
+    if way.tile_side is None:
         return way
-    count = math.prod(math.ceil(side / way.block) for side in way.scales[-1][1])
+    count = math.prod(math.ceil(side / way.tile_side) for side in way.scales[-1][1])
     fit = bisect_right(
         range(1, count + 1),
         allowed,
-        key=lambda graphs: HOLES * estimated_bytes(way._replace(graphs=graphs)),
+        key=lambda graphs: FRAGMENTATION * estimated_bytes(way._replace(graphs=graphs)),
     )
     return way._replace(graphs=max(1, fit))
 
 
-def is_surely_within(work: Workload, allowed: float) -> bool:
-    """Return whether the workload fits even if its peak is SURE times the estimate."""
-    return SURE * estimated_bytes(work) <= allowed
+def fits_within(work: Workload, allowed: float) -> bool:
+    """Return whether SAFETY_FACTOR times the estimated peak fits into the allowed bytes."""
+    return SAFETY_FACTOR * estimated_bytes(work) <= allowed
 
 
-def at_scales(work: Workload, allowed: float) -> list[Workload]:
-    """Return the workload at each scale: coarse ones in the blocks that fit there, the finest as
-    given."""
+def workloads_at_scales(work: Workload, allowed: float) -> list[Workload]:
+    """Return the workload of each scale, coarse to fine: coarser scales in the largest tiles that
+    fit, the finest as given."""
     ends = range(1, len(work.scales))
-    return [*(fitting(work._replace(scales=work.scales[:n]), allowed) for n in ends), work]
+    return [*(tiled_to_fit(work._replace(scales=work.scales[:n]), allowed) for n in ends), work]
 
 
 def is_tight(work: Workload, allowed: float) -> bool:
-    """Return whether freed memory has to go back to the system for the workload to fit."""
-    return work.block is not None and HOLES * estimated_bytes(work) > allowed
+    """Return whether the workload fits only if freed memory is returned to the system."""
+    return work.tile_side is not None and FRAGMENTATION * estimated_bytes(work) > allowed
 
 
 def cost_note(name: str, work: Workload, allowed: float) -> str | None:
-    """Return a line where the workload needs much of the allowed memory, else None.
+    """Return a note if the workload needs more than LARGE_SHARE of the allowed memory, else None.
 
     Args:
-        name: of the exemplar.
+        name: of the exemplar, for the note.
+        allowed: bytes.
 
     Raises:
-        UserError: it needs more than is allowed.
+        UserError: it needs more than the allowed memory.
     """
     size = estimated_bytes(work._replace(graphs=1))
     exemplar, output = work.scales[-1]
-    blocks = "" if work.block is None else f" in blocks of {work.block} px"
+    tiles = "" if work.tile_side is None else f" in tiles of {work.tile_side} px"
     needed = (
         f"{name}: {size_text(output)} from an exemplar of {size_text(exemplar)} needs about "
-        f"{size / 1e9:.3g} GB of memory{blocks}, {allowed / 1e9:.3g} GB are allowed"
+        f"{size / 1e9:.3g} GB of memory{tiles}, {allowed / 1e9:.3g} GB are allowed"
     )
     smaller = "a smaller --size or exemplar"
     smaller += ", --optimizer Adam" * (work.optimizer == "LBFGS")
@@ -314,16 +324,16 @@ def cost_note(name: str, work: Workload, allowed: float) -> str | None:
     if size > allowed:
         raise UserError(f"{needed}: give {smaller}")
     if work.memory < LBFGS_MEMORY:
-        needed += f", L-BFGS remembers {work.memory} steps instead of {LBFGS_MEMORY}"
-    return f"{needed}; {smaller} need less" if size > LARGE * allowed else None
+        needed += f", L-BFGS keeps a history of {work.memory} steps instead of {LBFGS_MEMORY}"
+    return f"{needed}; {smaller} need less" if size > LARGE_SHARE * allowed else None
 
 
 def time_note(work: Workload, count: int, device: torch.device) -> str | None:
-    """Return a line where `count` such workloads take long, else None."""
+    """Return a note if `count` such workloads may take more than LONG_SECONDS, else None."""
     flops = count * estimated_flops(work)
-    if flops <= LONG * SLOWEST:
+    if flops <= LONG_SECONDS * SLOWEST:
         return None
-    seconds = flops / convolution_rate(device)  # an upper bound where scales converge early
+    seconds = flops / convolution_rate(device)  # an upper bound: scales may converge early
     several = f" for {count} pictures" if count > 1 else ""
     less = f"less with a smaller {'--epoch' if any(work.steps_at) else '--size'}"
-    return f"this may take {duration(seconds)}{several}, {less}" if seconds > LONG else None
+    return f"this may take {duration(seconds)}{several}, {less}" if seconds > LONG_SECONDS else None

@@ -1,4 +1,4 @@
-"""Output while a picture is made: a progress bar or lines on stderr, snapshots, a preview."""
+"""Progress of a synthesis: a bar or lines on stderr, snapshots, a preview."""
 
 import json
 import math
@@ -16,64 +16,71 @@ from command.streams import write
 from engine.synthesis import Frame
 from utils import UserError, in_one_line, reason_of
 
-A_LINE = 60  # s between lines where there is no terminal
-A_PREVIEW = 2  # s
+LINE_INTERVAL = 60  # s between lines of progress if stderr is no terminal
+PREVIEW_INTERVAL = 2  # s between updates of the preview
 
 
-def say(notes: Iterable[str | None], quiet: bool = False) -> None:
-    """Print what the user should hear on stderr, unless it is to be quiet; one that is closed or
-    full costs no picture."""
-    for note in notes:
-        if note and not quiet:
-            write(in_one_line(note) + "\n", sys.stderr)
+def print_stderr(lines: Iterable[str | None], quiet: bool = False) -> None:
+    """Print lines on stderr; errors of stderr are ignored.
+
+    Args:
+        lines: None and "" are skipped.
+        quiet: whether to print nothing.
+    """
+    for line in lines:
+        if line and not quiet:
+            write(in_one_line(line) + "\n", sys.stderr)
 
 
 class Notes:
-    """Tells the user what is to be heard, once: not with each of many pictures."""
+    """Prints notes on stderr, each once: not again for each of many pictures."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.heard: set[str] = set()
+        self.printed: set[str] = set()
 
-    def tell(self, *notes: str | None) -> None:
-        """One line each."""
-        new = [note for note in notes if note and note not in self.heard]
-        self.heard.update(new)
-        say(new, self.quiet)
+    def print(self, *notes: str | None) -> None:
+        """Print those notes that have not been printed."""
+        new = [note for note in notes if note and note not in self.printed]
+        self.printed.update(new)
+        print_stderr(new, self.quiet)
 
 
 def print_result(line: str) -> None:
-    """Print on stdout. One that is closed or no longer read costs no picture; of one that is full
-    one line tells."""
+    """Print the line of a result on stdout. If stdout cannot be written, a note is printed on
+    stderr, except for a pipe that is no longer read."""
     error = write(in_one_line(line) + "\n", sys.stdout)
     if error is not None and not isinstance(error, BrokenPipeError):
-        say([f"Synthesis.py: stdout cannot be written ({reason_of(error)}), pictures are saved"])
+        print_stderr(
+            [f"Synthesis.py: stdout cannot be written ({reason_of(error)}), pictures are saved"]
+        )
 
 
 class Display:
     """A consumer of frames: shows progress, saves snapshots, and records the loss curve.
 
     Args:
-        progress: "bar", "lines" or "json".
+        record: of the picture; snapshots get it with their step.
+        progress: "bar", "lines" or "json". "bar" prints lines if stderr is no terminal.
     """
 
     def __init__(self, job: Job, record: dict[str, Any], quiet: bool, progress: str) -> None:
         self.job, self.record, self.quiet = job, record, quiet
         self.last: Frame | None = None
-        self.before = 0.0  # share of the work that an earlier run has done
-        self.curve: list[tuple[int, int, float]] = []  # step, scale, and the loss after that step
-        self.phases: dict[str, float] = {}  # seconds of painting, and of each scale
+        self.resumed_work = 0.0  # share of the work, in [0, 1), that an earlier run has done
+        self.curve: list[tuple[int, int, float]] = []  # (step, scale, loss after the step)
+        self.phases: dict[str, float] = {}  # phase -> s; phases are painting and each scale
         self.went_back = False
         self.as_json = progress == "json" and not quiet
         terminal = sys.stderr is not None and sys.stderr.isatty()
         lines = progress == "lines" or not terminal
         self.lines = lines and not quiet and not self.as_json
-        self.started = self.at = self.said = self.previewed = time.monotonic()
+        self.started = self.shown_at = self.line_at = self.preview_at = time.monotonic()
         self.bar = tqdm(
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
-            smoothing=0,  # the unit is work, so that the mean rate is the best estimate
+            smoothing=0,  # mean rate, since work is proportional to time
             disable=quiet or self.as_json or self.lines,
             leave=False,
         )
@@ -85,42 +92,44 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Remove the bar and the preview."""
+        """Remove the bar and the preview file."""
         self.bar.close()
         if self.job.preview:
             with suppress(OSError):
                 self.job.preview_path.unlink(missing_ok=True)
 
-    def resumes(self, course: dict[str, Any]) -> None:
-        """Continue the `course` of an earlier run."""
-        self.curve = [(step, scale, loss) for step, scale, loss in course["curve"]]
-        self.phases = course["phases"]
-        self.before = self.bar.initial = self.bar.n = course["work"]
+    def resume_from(self, progress: dict[str, Any]) -> None:
+        """Restore the property `progress` of an earlier run, from its checkpoint."""
+        self.curve = [(step, scale, loss) for step, scale, loss in progress["curve"]]
+        self.phases = progress["phases"]
+        self.resumed_work = self.bar.initial = self.bar.n = progress["work"]
 
     @property
-    def course(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the run so far."""
-        work = self.before if self.last is None else self.last.work
+    def progress(self) -> dict[str, Any]:
+        """Loss curve, phases and share of work so far, for a checkpoint."""
+        work = self.resumed_work if self.last is None else self.last.work
         return {"curve": self.curve, "phases": self.phases, "work": work}
 
     def show(self, frame: Frame) -> None:
-        """Show a frame, and save a snapshot or preview of it if one is due."""
+        """Show the progress of a frame, and save its snapshots and preview if these are due."""
         now, before = time.monotonic(), self.last
-        # A round of painting counts as several steps; a run that goes on has a curve.
+        # A frame of painting may count as several steps. A resumed run has a curve, but no frame.
         since = before.step if before else self.curve[-1][0] if self.curve else 0
         self.last = frame
         painting = math.isnan(frame.loss)
         height, width = frame.pixels.shape[-2:]
         scale = f"scale {frame.scale}/{frame.scales} {width}x{height}"
         phase = "painting" if painting else scale
-        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.at
-        self.at = now
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.shown_at
+        self.shown_at = now
         if not painting:
             self.curve.append((frame.step, frame.scale, frame.loss))
         if frame.went_back and not self.went_back:
             self.went_back = True
             said = f"{self.job.name}: step {frame.step} led to no finite loss: "
-            say([f"{said}back to the best picture, with half of the step size"], self.quiet)
+            print_stderr(
+                [f"{said}back to the best picture, with half of the step size"], self.quiet
+            )
         if self.as_json:
             self._show_json(frame, now)
         else:
@@ -128,22 +137,22 @@ class Display:
         self._save(frame, since, now)
 
     def _save(self, frame: Frame, since: int, now: float) -> None:
-        """Save the snapshots of the steps after `since`, and the preview."""
+        """Save the snapshots that are due after step `since`, and the preview."""
         if every := self.job.save_every:
             for step in range(since + every - since % every, frame.step + 1, every):
                 try:
                     path = self.job.snapshot_path(step)
                     save_picture(frame.made.image, path, self.record | {"step": step})
-                except UserError as error:  # a missing snapshot is no reason to end
-                    say([str(error)])
-        if self.job.preview and now - self.previewed >= A_PREVIEW:
-            self.previewed = now
+                except UserError as error:  # the picture can be made without a snapshot
+                    print_stderr([str(error)])
+        if self.job.preview and now - self.preview_at >= PREVIEW_INTERVAL:
+            self.preview_at = now
             with suppress(UserError):
                 save_picture(frame.made.image, self.job.preview_path, {PREVIEW: self.job.name})
 
     def _show_text(self, frame: Frame, scale: str, new: bool, now: float) -> None:
         step = f"step {frame.step}/{self.job.spec.steps}"
-        # Each scale has an error of its own: the finer it is, the more can be wrong.
+        # Errors of different scales are not comparable: finer scales have larger ones.
         of_scale = " at this scale" if frame.scales > 1 else ""
         error = f"error {frame.loss:.2g}{of_scale}"
         step += ", painting" if math.isnan(frame.loss) else f", {error}"
@@ -152,11 +161,11 @@ class Display:
         self.bar.set_postfix_str(step, refresh=False)
         self.bar.update(frame.work - self.bar.n)
         if self.lines and new:
-            say([f"{self.job.name}: {scale} from step {frame.step}"])
-        elif self.lines and now - self.said >= A_LINE:
+            print_stderr([f"{self.job.name}: {scale} from step {frame.step}"])
+        elif self.lines and now - self.line_at >= LINE_INTERVAL:
             left = duration(self._left(frame, now))
-            say([f"{self.job.name}: {step}, {frame.work:.0%}, {left} left"])
-            self.said = now
+            print_stderr([f"{self.job.name}: {step}, {frame.work:.0%}, {left} left"])
+            self.line_at = now
 
     def _show_json(self, frame: Frame, now: float) -> None:
         found = {
@@ -171,16 +180,16 @@ class Display:
             "seconds": round(now - self.started, 2),
             "left": round(self._left(frame, now), 1),
         }
-        say([json.dumps(found)])
+        print_stderr([json.dumps(found)])
 
     def _left(self, frame: Frame, now: float) -> float:
-        """Return the seconds that are left at the mean rate of this run."""
-        done = max(frame.work - self.before, 1e-9)
+        """Return the remaining time in s, at the mean rate of this run."""
+        done = max(frame.work - self.resumed_work, 1e-9)
         return (now - self.started) * (1 - frame.work) / done
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which there are two or more."""
+    """Return a duration in words: in s below 2 min, in min below 2 h, otherwise in h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

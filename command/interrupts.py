@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and SIGHUP do: they interrupt the main thread, which alone may decide it."""
+"""Handlers of SIGINT (Ctrl-C), SIGTERM and SIGHUP, to be set by the main thread."""
 
 import signal
 import threading
@@ -11,26 +11,29 @@ from command.start import SIGNALS, exit_at_once
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for the end; what is there is still to be saved."""
+    """Raised by a signal that asks the process to save its unfinished picture and end."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         self.exit_code = 128 + number
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """As shells have it: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP."""
+    """Return the exit code of a process that a signal ends, 128 + number: 130 for Ctrl-C, 143 for
+    SIGTERM, 129 for SIGHUP."""
     return error.exit_code if isinstance(error, Stopped) else 128 + signal.SIGINT
 
 
-def signals_raise() -> None:
-    """From here on they raise `Stopped`."""
+def raise_on_signals() -> None:
+    """Have the signals raise `Stopped`, in place of the handler of `exit_on_signals`. Signals that
+    it has not set stay as they are."""
     for number in SIGNALS:
         if signal.getsignal(number) is exit_at_once:
             signal.signal(number, _raise)
 
 
-def signals_end() -> None:
-    """From here on they end the process at once: all is done, and Python takes a while to end."""
+def terminate_on_signals() -> None:
+    """Have the signals end the process at once, since all is saved and Python takes a while to
+    exit."""
     for number in SIGNALS:
         if signal.getsignal(number) is _raise:
             signal.signal(number, signal.SIG_DFL)
@@ -41,26 +44,28 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """A signal inside the block waits for its end, and is then delivered, the first one alone: it
-    must not cost the picture that is being saved, and must not be lost.
+def defer_signals() -> Iterator[None]:
+    """Defer signals to the end of the `with` block, so that they do not interrupt the saving of a
+    picture. Of several signals only the first is delivered.
+
+    In a thread other than the main thread, which alone may set handlers, it does nothing.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if there was one.
+        KeyboardInterrupt: at the end of the block, if a signal arrived in it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
-    # One that is ignored, as nohup has it, or that is not Python's, stays as it is.
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {n: known for n, known in before.items() if known not in (None, signal.SIG_IGN)}
-    for number in before:
-        signal.signal(number, lambda number, frame: held.append(number))
+    deferred: list[int] = []
+    # Ignored signals, as under nohup, and handlers that Python has not installed stay as they are.
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {n: one for n, one in handlers.items() if one not in (None, signal.SIG_IGN)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: deferred.append(number))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
+        if deferred:
+            signal.raise_signal(deferred[0])

@@ -1,4 +1,4 @@
-"""Run the command from Python: arguments are flags, results are tensors."""
+"""The command from Python: flags as keyword arguments, results as tensors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,21 +13,22 @@ from command.results import Failed
 from command.run import run
 from utils import UserError
 
-WRITES_FILES = ("save_every", "preview", "resume", "maps", "report")  # beside the result
+WRITES_FILES = ("save_every", "preview", "resume", "maps", "report")  # further files
 
 
 def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
-    """Run the pictures of one call of `Synthesis.synthesize`, which documents the arguments.
+    """Make the pictures of one call of `Synthesis.synthesize`.
 
     Args:
         gt_path: exemplar, or a list of exemplars.
-        flags: all other flags by name, `save_path` among them where it is given.
+        flags: all other flags by name.
 
     Returns:
         (1, 3, H, W) in [0, 1] for a single exemplar and seed, otherwise a list of these.
 
     Raises:
-        UserError: the first error, or a flag that makes no picture.
+        UserError: the first error, a flag that makes no picture, or one that writes further files
+            without save_path.
     """
     named, pictures = in_memory({"gt_path": gt_path, **flags})
     request = replace(request_of(**named), pictures=pictures)
@@ -41,7 +42,7 @@ def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
         for flag in WRITES_FILES:
             if getattr(request, flag):
                 raise UserError(f"--{flag}: writes files beside the result, give save_path")
-        with TemporaryDirectory() as folder:  # the recorded error is measured on a saved file
+        with TemporaryDirectory() as folder:  # saved, since the record holds the error of a file
             made = _images(replace(request, save_path=Path(folder) / "{stem}_{seed}.png"))
     one = len(request.gt_path) == 1 and request.count == 1 and not isinstance(gt_path, list | tuple)
     return made[0] if one and names_one(request.gt_path[0], pictures) else made
@@ -49,7 +50,7 @@ def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
 
 def _images(request: Request) -> list[Tensor]:
     found = []
-    for result in run(request, anew=True):
+    for result in run(request, remake=True):
         if isinstance(result, Failed):
             raise UserError(result.line)
         found.append(result.image)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from command.display import say
+from command.display import print_stderr
 from command.results import CURVE, INTERRUPTED, Failed, Net, Result
 from utils import UserError, reason_of
 
@@ -48,7 +48,7 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, default=str) + "\n")
         except OSError as error:
-            say([f"--log {self.path}: cannot be written ({reason_of(error)})"])
+            print_stderr([f"--log {self.path}: cannot be written ({reason_of(error)})"])
 
 
 def _told(result: Result | Failed) -> dict[str, Any]:
@@ -56,16 +56,16 @@ def _told(result: Result | Failed) -> dict[str, Any]:
         return {"exemplar": result.exemplar, "reason": "failed", "error": result.line}
     record = {name: value for name, value in result.record.items() if name != CURVE}
     told = {"picture": result.path, "record": record}
-    if result.missing:
-        told["missing"] = result.missing
-    if result.course is None:
+    if result.write_errors:
+        told["missing"] = result.write_errors
+    if result.stats is None:
         return told | {"reason": "finished before"}
     return told | {
         "reason": "interrupted" if INTERRUPTED in result.record else "finished",
         "seconds": round(result.seconds, 2),
-        "phases": {name: round(seconds, 2) for name, seconds in result.course.phases.items()},
-        "curve": result.course.points(POINTS),
-        "peak_bytes": result.course.peak,
+        "phases": {name: round(seconds, 2) for name, seconds in result.stats.phases.items()},
+        "curve": result.stats.points(POINTS),
+        "peak_bytes": result.stats.peak,
     }
 
 

@@ -1,29 +1,29 @@
-"""From a job to a saved picture: the loop over the frames of a synthesis."""
+"""Run a job: consume the frames of its synthesis and save the picture."""
 
 import time
 from dataclasses import replace
 from typing import Any
 
-from command.costs import BLOCKS
-from command.display import Display, say
-from command.interrupts import signals_held
+from command.costs import TILE_SIDES
+from command.display import Display, print_stderr
+from command.interrupts import defer_signals
 from command.plan import Job
 from command.processes import peak_bytes
 from command.results import (
     CURVE,
     INTERRUPTED,
     RECORDED,
-    Course,
     Failed,
     Net,
     Result,
+    RunStats,
     Saved,
-    is_full,
-    kept_apart,
-    line_of,
+    error_line,
+    is_out_of_memory,
     record_of,
     save,
     saved_error,
+    with_free_path,
 )
 from command.resume import Checkpoints
 from engine.precision import EXACT, convolving
@@ -38,10 +38,11 @@ from utils import give_back_freed_memory
 def outcome_of(
     job: Job, net: Net, quiet: bool, progress: str, fail_fast: bool = False
 ) -> Result | Failed:
-    """Run a job and return its result, or the error that ended it as `Failed`.
+    """Run a job and return its result, or `Failed` if an error ended it.
 
     Args:
-        progress: as given to --progress.
+        quiet: whether to print no notes and no progress.
+        progress: "bar", "lines" or "json".
         fail_fast: whether to raise the error instead.
     """
     try:
@@ -54,18 +55,19 @@ def outcome_of(
 
 
 def make_in_tiles(job: Job, net: Net, quiet: bool, progress: str) -> Result:
-    """Run a job as `make` does; when memory runs out, again with smaller tiles at all scales."""
+    """Run a job as `make` does. If memory runs out, repeat it with the next smaller tile at all
+    scales."""
     largest = job.spec.finest_tiling.side or max(job.spec.canvas.size) - 1
-    for side in (side for side in BLOCKS if side <= largest):
+    for side in (side for side in TILE_SIDES if side <= largest):
         tilings = (Tiling(side),) * len(job.spec.tilings)
         if tilings == job.spec.tilings:
             continue
         try:
             return make(job, net, quiet, progress)
         except Exception as error:
-            if not is_full(error):
+            if not is_out_of_memory(error):
                 raise
-        say([f"{job.name}: out of memory, once more in tiles of {side} px"], quiet)
+        print_stderr([f"{job.name}: out of memory, repeated in tiles of {side} px"], quiet)
         give_back_freed_memory()
         job = replace(job, spec=replace(job.spec, tilings=tilings))
     return make(job, net, quiet, progress)
@@ -74,13 +76,17 @@ def make_in_tiles(job: Job, net: Net, quiet: bool, progress: str) -> Result:
 def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     """Make one picture and save it.
 
+    If it is interrupted after the first frame, the picture of the last frame is saved, and the
+    interrupt is in `Result.stopped`.
+
     Raises:
-        KeyboardInterrupt: before the first frame; after it, the picture of the last one is saved.
+        KeyboardInterrupt: before the first frame.
+        FloatingPointError: the loss of the start is not finite.
     """
     started = time.perf_counter()
     spec = replace(job.spec.to(net.device), precision=net.precision)
     extractor = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
-    if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
+    if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs none
         extractor.rescale(spec.exemplars[0].image, FILTER if job.rescale == FILTER else LAYER)
     record = record_of(job, net)
     stopped = result = None
@@ -89,45 +95,45 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
             checkpoints = Checkpoints(job, record, display)
             for frame in frames(spec, extractor, checkpoints.state):
                 display.show(frame)
-                checkpoints.offer(frame)
+                checkpoints.save_if_due(frame)
         except KeyboardInterrupt as error:
             if display.last is None:
                 raise
             stopped = error
         try:
-            with signals_held():
-                display.close()  # removes the preview, which frees its room on the disk
-                course = Course(display.phases, display.curve, peak_bytes(net.device))
-                assert display.last is not None  # there is a frame in any case
-                result = saved_result(job, display.last, record, net, course, stopped is None)
+            with defer_signals():
+                display.close()  # removes the preview, which makes room on a full disk
+                stats = RunStats(display.phases, display.curve, peak_bytes(net.device))
+                assert display.last is not None  # a synthesis has at least one frame
+                result = saved_result(job, display.last, record, net, stats, stopped is None)
                 if stopped is None:
                     checkpoints.remove()
         except KeyboardInterrupt as error:
             if result is None:
-                say([line_of(error.__context__)])
+                print_stderr([error_line(error.__context__)])
                 raise
             stopped = error
     return replace(result, seconds=time.perf_counter() - started, stopped=stopped)
 
 
 def saved_result(
-    job: Job, frame: Frame, record: dict[str, Any], net: Net, course: Course, finished: bool
+    job: Job, frame: Frame, record: dict[str, Any], net: Net, stats: RunStats, finished: bool
 ) -> Result:
-    """Save the picture of the last frame.
+    """Save the picture of the last frame and return it as the result.
 
     Args:
-        finished: whether the run was not interrupted.
+        finished: whether the run ended without an interrupt.
     """
     record["steps"] = frame.step
     if not finished:
         record[INTERRUPTED] = frame.step
-    if points := course.points(RECORDED):
+    if points := stats.points(RECORDED):
         record[CURVE] = points
     saved = Saved(job.save_path, record)
-    if job.spec.group.rank == 0:  # the others have the same picture
-        group = job.spec.group if finished else SINGLE_PROCESS  # others may stand at another step
-        saved = save(kept_apart(job, record), frame.made, record, net, group)
+    if job.spec.group.rank == 0:  # the picture of the other ranks is the same
+        group = job.spec.group if finished else SINGLE_PROCESS  # others may be at another step
+        saved = save(with_free_path(job, record), frame.made, record, net, group)
     elif finished:
         saved_error(frame.made.image, job, net, job.spec.group)
     image = frame.made.image.cpu()
-    return Result(saved.path, image, saved.record, 0.0, None, course, saved.missing)
+    return Result(saved.path, image, saved.record, 0.0, None, stats, saved.write_errors)

@@ -1,7 +1,7 @@
-"""Plan a request: read and check every input before slow work starts, and return complete jobs.
+"""Plan a request: read and check every input before slow work starts, and return jobs.
 
-Flags are not read after this module. A job is frozen and holds all that determines a picture but
-the weights of the net.
+A job is frozen and holds all that determines a picture, except for the net and its weights. Flags
+of a picture are not read after this module.
 """
 
 import math
@@ -21,7 +21,15 @@ from torch import Tensor
 
 from command import outputs
 from command.arguments import NOT_RECORDED, VERSION, paired, recorded_flags
-from command.canvas import Pictures, axes_at, canvas_of, drawn_axes, guide_of, kept_of, output_size
+from command.canvas import (
+    Pictures,
+    axes_at,
+    canvas_of,
+    drawn_axes,
+    guide_of,
+    kept_pixels,
+    output_size,
+)
 from command.effects import check_effects
 from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
 from command.maps import CarriedMap, alpha_map, read_map
@@ -61,19 +69,19 @@ from utils import (
     size_text,
 )
 
-LEAST_CUT = 512  # px: a smaller shorter side of an exemplar is not cropped to save memory
-FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # format specification of a field in --save_path
-PREVIEW = "preview"  # key in the record of a preview, by which it is recognised
+MIN_CROPPED_SIDE = 512  # px, shorter side from which an exemplar may be cropped to save memory
+FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # allowed format specifications in --save_path
+PREVIEW = "preview"  # key in the record that identifies a preview
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 
 
 class Layers(NamedTuple):
-    """Layers of a net that a request uses."""
+    """The net that a request uses, and its layers."""
 
     net: str  # a name in `models.NETS`
-    model: dict[str, float]  # layers of the texture model -> their weights
+    model: dict[str, float]  # layer of the texture model -> its weight
     content: list[str]
-    trunk: list[str]  # all layers to compute, those of terms included
+    trunk: list[str]  # all layers to compute: of model, content and terms
 
 
 class FileState(NamedTuple):
@@ -85,8 +93,8 @@ class FileState(NamedTuple):
     size: int  # bytes
 
 
-def state_of(path: Path) -> FileState | None:
-    """Return the state of the file at a path; None if there is none."""
+def file_state(path: Path) -> FileState | None:
+    """Return the state of the file at a path; None if there is no file."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -96,11 +104,11 @@ def state_of(path: Path) -> FileState | None:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make: all that determines it, and the paths of its files."""
+    """One picture to make: all that determines it but the net, and the paths of its files."""
 
-    exemplar: Path  # the picture of --gt_path
+    exemplar: Path  # of --gt_path; with --style_image, the content
     spec: Spec
-    trunk_layers: list[str]  # layers to compute: those of the model and of terms
+    trunk_layers: list[str]  # layers to compute: of model, content and terms
     pool: str
     rescale: bool | str
     save_path: Path
@@ -108,11 +116,11 @@ class Job:
     resume: bool  # whether checkpoints are written and resumed
     preview: bool  # whether a preview file is kept up to date
     maps: list[CarriedMap]
-    kept: Tensor | None  # (1, 4, H, W), colours and alpha of pixels that are kept
-    alpha: CarriedMap | None  # of the exemplar, if it is carried along
-    bits: int  # per channel of the file
-    grey: bool  # whether the file has one channel
-    record: dict[str, Any]  # settings, embedded in the file
+    kept: Tensor | None  # colours and alpha of the input, (1, 4, H, W), from `kept_pixels`
+    alpha: CarriedMap | None  # of the exemplar, if it is transferred
+    bits: int  # per channel, in the file
+    grey: bool  # whether the file has one channel of colour
+    record: dict[str, Any]  # settings, to be embedded in the file
     existing: FileState | None = None  # the file at `save_path` when this job was planned
 
     @property
@@ -122,7 +130,7 @@ class Job:
 
     @property
     def tiled_path(self) -> Path:
-        """Path of the repeated picture of one that tiles."""
+        """Path of the repeat of a seamless picture."""
         return outputs.tiled_path(self.save_path)
 
     @property
@@ -140,7 +148,8 @@ class Job:
         return outputs.snapshot_path(self.save_path, step)
 
     def saved_as(self, path: Path) -> "Job":
-        """Return the job with another path in the same folder."""
+        """Return the job with another save_path in the same folder, and its maps renamed
+        likewise."""
         old = len(self.save_path.stem)
         maps = [
             replace(one, path=one.path.with_name(path.stem + one.path.name[old:]))
@@ -148,8 +157,8 @@ class Job:
         ]
         return replace(self, save_path=path, maps=maps)
 
-    def written(self) -> list[tuple[Path, Size]]:
-        """Return every file that the job writes, except snapshots, with its size in pixels."""
+    def output_files(self) -> list[tuple[Path, Size]]:
+        """Return the path and size of every picture that the job leaves, except for snapshots."""
         height, width = size = self.spec.canvas.size
         tile = self.spec.canvas.wrap
         repeated = height * (1 + ("y" in tile)), width * (1 + ("x" in tile))
@@ -159,8 +168,7 @@ class Job:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One exemplar and seed. It is planned when its turn comes, since the pictures of all jobs of a
-    large batch would not fit into memory."""
+    """One exemplar and seed: a job that is not yet planned."""
 
     exemplar: Path
     save_path: Path
@@ -171,8 +179,8 @@ def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
     """Return an item for every exemplar and seed, and notes for the user.
 
     Raises:
-        UserError: flags that contradict each other, a missing exemplar, more pictures than
-            MOST_PICTURES, or an output that would replace an input, another output or a file that
+        UserError: flags that contradict each other, a missing exemplar, more than MOST_PICTURES
+            pictures, or an output that would overwrite an input, another output or a file that
             this program has not written.
     """
     check_effects(request)
@@ -183,8 +191,8 @@ def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
             raise UserError(f"--gt_path {path}: given more than once")
     if len(paths) * request.count > MOST_PICTURES:
         raise UserError(
-            f"--count {request.count}: of {len(paths)} exemplars, at most {MOST_PICTURES} pictures "
-            "are made by one run"
+            f"--count {request.count}: {len(paths) * request.count} pictures of {len(paths)} "
+            f"exemplars, allowed are {MOST_PICTURES}"
         )
     items: dict[Path, WorkItem] = {}
     name_of = _result_names(request, len(paths) > 1)
@@ -198,12 +206,12 @@ def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
                 check_bits(save_path, int(request.bits))
             items[save_path] = WorkItem(path, save_path, seed)
     check_outputs(request, paths, items)
-    _check_beside(request, list(items), len(paths))
+    _check_further_outputs(request, list(items), len(paths))
     return list(items.values()), notes
 
 
 def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
-    """Return the path of every exemplar, and notes on files of folders that are left out.
+    """Return the path of every exemplar, and notes on files in folders that are skipped.
 
     Raises:
         UserError: a file is missing, or a folder has no picture.
@@ -216,8 +224,8 @@ def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for every exemplar: its stem, extended by its suffix and folders until all
-    names differ: `wall_png`, `old_wall`, `old_wall_png`."""
+    """Return a name for every exemplar: its stem, extended by its suffix and by the names of its
+    folders until all names differ: `wall`, `wall_png`, `old_wall`, `old_wall_png`."""
     names = [path.stem for path in paths]
     longer = [_longer_names(path) for path in paths]
     while True:
@@ -240,13 +248,13 @@ def _longer_names(path: Path) -> Iterator[str]:
         yield f"{stem}_{suffix}"
 
 
-def _check_beside(request: Request, results: list[Path], exemplars: int) -> None:
+def _check_further_outputs(request: Request, results: list[Path], exemplars: int) -> None:
     """Raise UserError if a sheet, an animation, a report or a log cannot be written."""
     several = len(results) > 1
     snapshots = request.epoch // request.save_every if request.save_every else 0
     if request.sheet:
         check_sheet(request.sheet, len(results) + exemplars, 0 if several else snapshots)
-        _check_ours(request.sheet, SHEET, request.overwrite)
+        _check_own_file(request.sheet, SHEET, request.overwrite)
     if request.report:
         folders = sorted({str(path.parent) for path in results})
         if not any(Path(folder).resolve() == request.report.resolve() for folder in folders):
@@ -256,15 +264,17 @@ def _check_beside(request: Request, results: list[Path], exemplars: int) -> None
         check_page(request.report / PAGE)
     if request.animate:
         check_animation(request.animate, several, snapshots)
-        _check_ours(request.animate, ANIMATION, request.overwrite)
+        _check_own_file(request.animate, ANIMATION, request.overwrite)
     if request.log:
         check_log(request.log)
 
 
-def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
-    """Raise UserError if a file exists whose record lacks the key `mark`.
+def _check_own_file(path: Path, mark: str, overwrite: bool) -> None:
+    """Raise UserError if a file exists that this program has not written for the same purpose.
 
-    Such a file was not written by this program for the same purpose.
+    Args:
+        mark: key that the record of such a file has.
+        overwrite: whether any file may be replaced.
     """
     if path.exists() and not overwrite and mark not in record_at(path):
         raise UserError(f"{path}: another file is there, give --overwrite or another name")
@@ -273,10 +283,9 @@ def _check_ours(path: Path, mark: str, overwrite: bool) -> None:
 def _result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
     """Return a function (name of an exemplar, seed) -> path of the result.
 
-    The function formats the pattern of --save_path. Without a pattern it appends the name if there
-    are several exemplars, and the seed if there are several seeds.
-
-    A path that is an existing folder is not taken for a pattern, whatever its name contains.
+    The function formats the pattern of --save_path: fields in braces after the last existing
+    folder. If the pattern has no field, the name is appended if there are several exemplars; if it
+    has no field for the seed, the seed is appended if there are several.
 
     Args:
         several: whether there are several exemplars.
@@ -310,8 +319,8 @@ def _names_a_folder(path: Path, several: bool) -> bool:
 
 
 def _check_fields(path: Path, pattern: str) -> None:
-    """Raise UserError for fields other than stem and seed, and for widths of more than two digits,
-    which could take gigabytes."""
+    """Raise UserError for fields other than stem and seed, and for widths of more than two digits:
+    a name that wide could take gigabytes of memory."""
     try:
         for _, name, spec, conversion in Formatter().parse(pattern):
             if name is not None and (
@@ -343,25 +352,25 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
     """Read every picture, check every path and size, and return the job with notes for the user.
 
     Args:
-        max_pixels: limit on the exemplar; a larger one is cropped to its middle.
+        max_pixels: number of pixels above which the exemplar is cropped to its centre.
 
     Raises:
-        UserError: a picture that cannot be read or used, or a file that would be replaced.
+        UserError: a picture that cannot be read or used, or another file that would be overwritten.
     """
     pictures = Pictures(request.pictures)
     check_save_path(item.save_path)
     layers = layers_of(request)
     request = replace(request, seed=item.seed)
-    existing = state_of(item.save_path)
+    existing = file_state(item.save_path)
     job = _job(request, layers, item, pictures, max_pixels)
     if request.save_every:
         folder = job.save_path.parent
         for path in folder.iterdir() if folder.is_dir() else ():
             if snapshot_of(path, request) == job.save_path:
-                _check_ours(path, "step", request.overwrite)
+                _check_own_file(path, "step", request.overwrite)
     if request.preview:
-        _check_ours(job.preview_path, PREVIEW, request.overwrite)
-    for path, size in job.written():
+        _check_own_file(job.preview_path, PREVIEW, request.overwrite)
+    for path, size in job.output_files():
         check_format(path, size)
     inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
@@ -374,17 +383,17 @@ def _job(
     path, save_path = item.exemplar, item.save_path
     name, exemplar, valid, content = _read_exemplar(request, path, pictures)
     whole = size_of(exemplar)
-    exemplar = _middle(exemplar, max_pixels)
-    valid = None if valid is None else _middle(valid, max_pixels)
+    exemplar = _center_crop(exemplar, max_pixels)
+    valid = None if valid is None else _center_crop(valid, max_pixels)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
     piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
     weights, notes = term_weights(request, name, piece, canvas)
     kind = kind_of(piece) if request.repaint else STOCHASTIC
     if request.repaint:
-        notes.append(f"{name} is {kind.name}: {_painted(request, kind)}")
+        notes.append(f"{name} is {kind.name}: {_painting_description(request, kind)}")
     if size_of(exemplar) != whole:
         size = size_text(size_of(exemplar))
-        notes.append(f"{name}: all of it would not fit, its middle of {size} is used")
+        notes.append(f"{name}: too large for the memory, its centre of {size} is used")
     pictures.notes += notes
     spec = _spec(request, layers, exemplars, canvas, weights=weights, kind=kind)
     check_sizes(spec, layers.trunk, [name, *(other for other, _ in request.mix)])
@@ -401,7 +410,7 @@ def _job(
         resume=request.resume,
         preview=request.preview,
         maps=[read_map(text, exemplars[0], save_path, pictures) for text in request.maps],
-        kept=kept_of(request, path, canvas, save_path, pictures),
+        kept=kept_pixels(request, path, canvas, save_path, pictures),
         alpha=alpha_map(path, exemplars[0], save_path, pictures) if request.alpha else None,
         bits=bits,
         grey=grey,
@@ -414,9 +423,12 @@ def _read_exemplar(
 ) -> tuple[str, Tensor, Tensor | None, Tensor | None]:
     """Read the exemplar and the content.
 
+    Args:
+        path: of --gt_path; with --style_image it is the content, and --style_image the exemplar.
+
     Returns:
-        The name of the exemplar, its pixels (1, 3, H, W), the mask (1, 1, H, W) of its valid pixels
-        or None if all are valid, and the content (1, 3, H, W) or None.
+        The name of the exemplar; its pixels, (1, 3, H, W); the mask of its valid pixels,
+        (1, 1, H, W), or None if all are valid; and the content, (1, 3, H, W), or None.
     """
     source = request.style_image or path
     name, content = pictures.find(source).name, None
@@ -430,11 +442,11 @@ def _read_exemplar(
 
 
 def _notes_on_canvas(spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
-    """Return notes on a size that is resized at the end and on kept pixels that JPEG changes."""
+    """Return notes if the result is resized at the end, or if JPEG changes pixels that are kept."""
     notes, size = [], sizes_of(spec, layers.trunk)[-1][1]
     if size != spec.canvas.size:
         notes.append(
-            f"{item.exemplar.name}: made at {size_text(size)}, then resized, to tile exactly"
+            f"{item.exemplar.name}: made at {size_text(size)}, then resized to tile exactly"
         )
     if spec.canvas.mask is not None and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
         notes.append(f"{item.save_path}: JPEG changes the pixels that are kept, .png does not")
@@ -442,7 +454,8 @@ def _notes_on_canvas(spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
 
 
 def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) -> tuple[int, bool]:
-    """Return the bits per channel of the result and whether it is grey, as its inputs are."""
+    """Return the bits per channel of the result, by default those of its deepest input, and whether
+    it is grey: all inputs are."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
     names += [request.init_picture] if request.init_picture else []
@@ -458,16 +471,17 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     return bits, all(one.grey for one in found.values())
 
 
-def can_be_cut(request: Request, job: Job) -> bool:
-    """Whether the exemplar can be cropped to save memory: it is large, and no guide, map or mask is
-    aligned with it."""
+def can_crop(request: Request, job: Job) -> bool:
+    """Return whether the exemplar can be cropped to save memory: it is large, the size of the
+    output does not depend on it, and no guide, map or mask is aligned with it."""
     aligned = request.guide or request.maps or request.expand or request.mask
     sized = request.size is not None or request.style_image is not None
-    return sized and not aligned and min(size_of(job.spec.exemplars[0].image)) >= LEAST_CUT
+    return sized and not aligned and min(size_of(job.spec.exemplars[0].image)) >= MIN_CROPPED_SIDE
 
 
-def _middle(picture: Tensor, most: float) -> Tensor:
-    """Crop (1, C, H, W) to its middle of the same aspect ratio and at most `most` pixels."""
+def _center_crop(picture: Tensor, most: float) -> Tensor:
+    """Crop (1, C, H, W) to its centre, with the same aspect ratio and about `most` pixels at
+    most."""
     height, width = size_of(picture)
     part = min(1.0, math.sqrt(most / (height * width)))
     h, w = round(height * part), round(width * part)
@@ -505,8 +519,8 @@ def _spec(
     )
 
 
-def _painted(request: Request, kind: Kind) -> str:
-    """Describe how a texture of this kind is painted, and the flag that changes it."""
+def _painting_description(request: Request, kind: Kind) -> str:
+    """Return how a texture of this kind is painted and the flag that changes it, for a note."""
     straight = ", rows and columns straight" if kind.regular else ""
     polish = f", then polished by {request.method}" if request.repaint < 1 else ""
     return (
@@ -522,8 +536,13 @@ def _exemplars_and_canvas(
     content: Tensor | None,
     pictures: Pictures,
 ) -> tuple[tuple[Exemplar, ...], Canvas]:
-    """Return all exemplars with their rotated and resized copies, and the canvas, both with their
-    guides."""
+    """Return all exemplars with their rotated and resized copies, and the canvas, both with guides.
+
+    Args:
+        exemplar: (1, 3, H, W), the first one.
+        valid: (1, 1, H, W), bool, its valid pixels; None: all.
+        content: (1, 3, h, w) or None.
+    """
     drawn = drawn_axes(request.orientation, pictures)
     size = output_size(request, drawn, content, exemplar, pictures)
     axes, rotations = None, list(request.patch_rotations)
@@ -536,7 +555,7 @@ def _exemplars_and_canvas(
     rest = 1 - sum(share for _, share in shares)
     grown = exemplar if valid is None else fill_invalid(exemplar, valid)
     canvas = canvas_of(request, size, grown, content, pictures)
-    valid = _without_hole(exemplar, valid, canvas)
+    valid = _valid_outside_mask(exemplar, valid, canvas)
     exemplars = (
         exemplar_of(exemplar, rotations, request.patch_scales, rest, valid),
         *(exemplar_of(picture, share=share, valid=opaque) for picture, opaque, share in others),
@@ -547,9 +566,11 @@ def _exemplars_and_canvas(
     return (exemplars, canvas) if guide is None else guide.laid(exemplars, canvas)
 
 
-def _without_hole(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Tensor | None:
-    """Return the mask (1, 1, h, w) of the valid pixels of the exemplar. Where the picture that is
-    inpainted is the exemplar itself, its masked pixels are not valid.
+def _valid_outside_mask(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Tensor | None:
+    """Return the mask of the valid pixels of the exemplar, (1, 1, h, w), bool; None if all are
+    valid.
+
+    If the picture that is filled is the exemplar itself, pixels under --mask are not valid.
 
     Raises:
         UserError: no pixel is valid.
@@ -561,20 +582,20 @@ def _without_hole(exemplar: Tensor, valid: Tensor | None, canvas: Canvas) -> Ten
         return valid
     valid = ~canvas.mask if valid is None else valid & ~canvas.mask
     if not valid.any():
-        raise UserError("--mask: all of the exemplar is made anew, so there is no texture to take")
+        raise UserError("--mask: covers all of the exemplar, so there is no texture to take")
     return valid
 
 
 def _shares(mix: Sequence[tuple[str, float | None]]) -> list[tuple[str, float]]:
-    """Return the share of every --mix picture. Pictures without a share and the exemplar divide the
-    rest equally.
+    """Return the name and share of every --mix picture. Pictures without a share and the exemplar
+    get equal shares of the rest.
 
     Raises:
         UserError: the given shares leave nothing for the exemplar.
     """
     rest = 1 - sum(share or 0 for _, share in mix)
     if rest <= 1e-6:
-        raise UserError(f"--mix: shares of {1 - rest:g} in all leave nothing for the exemplar")
+        raise UserError(f"--mix: shares that add up to {1 - rest:g} leave nothing for the exemplar")
     part = rest / (1 + sum(share is None for _, share in mix))
     return [(name, share or part) for name, share in mix]
 
@@ -614,7 +635,8 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
     patches of painting.
 
     Args:
-        names: of the exemplars' files.
+        layers: to compute.
+        names: file names of the exemplars.
     """
     with prefixed(f"{names[0]}: "):
         if spec.repaint:
@@ -643,24 +665,32 @@ def check_copies(request: Request, exemplar: Tensor, rotations: Sequence[float])
     factors = sum(factor**2 for factor in request.patch_scales)
     copies = (1 + len(rotations)) * (1 + factors) - 1
     needed, free = 2 * copies * exemplar.nbytes, available_bytes(torch.device("cpu"))
-    if needed > free:  # twice, since each copy is computed from another picture of its size
+    if needed > free:  # `needed` is twice the copies: each is computed from one as large
         raise UserError(
-            f"--patch_rotations, --patch_scales: making the copies takes {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} are free: give fewer, or smaller ones"
+            f"--patch_rotations, --patch_scales: the copies need {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free: give fewer or smaller copies"
         )
 
 
 def given_weights(request: Request) -> dict[str, float]:
-    """Return the weight of every term: that of the user, otherwise the default of the method."""
+    """Return the weight of every term: that of its flag, otherwise the default of the method."""
     return dict.fromkeys(TERMS, 0.0) | METHODS[request.method].weights | request.terms
 
 
 def term_weights(
     request: Request, name: str, exemplar: Tensor, canvas: Canvas
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the weight of every term for this exemplar, and notes for the user."""
+    """Return the weight of every term for an exemplar, and notes for the user.
+
+    The spectrum is switched on for an exemplar with long-range order, and terms that the canvas
+    rules out are switched off.
+
+    Args:
+        name: of the exemplar, for notes.
+        exemplar: (1, 3, H, W), its valid pixels.
+    """
     weights, notes = given_weights(request), []
-    # A painted picture has the exemplar's long-range order already.
+    # Painting reproduces long-range order by itself.
     if "spectrum" not in request.terms and not request.repaint:
         order = _long_range_order(exemplar, canvas)
         if order:
@@ -668,47 +698,48 @@ def term_weights(
             on = f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
             repeats = "; --tile keeps its order where --size holds whole repeats"
             notes = [f"{name} {order}: {on}{repeats if canvas.wrap else ''}"]
-    off, off_notes = _terms_of_the_whole(weights, canvas)
+    off, off_notes = _unusable_global_terms(weights, canvas)
     return weights | off, off_notes if "spectrum" in off else notes + off_notes
 
 
 def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
-    """Describe the long-range order of an exemplar, for the note; "" if it has none."""
+    """Return a description of the long-range order of an exemplar for the note; "" if it has
+    none."""
     kind = kind_of(exemplar)
     if kind.period != (0, 0):
         y, x = kind.period
         return f"repeats after {abs(x)} px across and {abs(y)} px down"
     if canvas.content is not None:
-        return ""  # the order of a painting's straight edges is not wanted in the content
+        return ""  # courses and grain would be imposed on the content
     if kind == IN_COURSES:
         return "is laid in courses"
     return f"has a grain that runs {GRAINS[kind.axis]}" if kind.axis else ""
 
 
-def _terms_of_the_whole(
+def _unusable_global_terms(
     weights: dict[str, float], canvas: Canvas
 ) -> tuple[dict[str, float], list[str]]:
-    """Return zero weights for terms of the whole picture that cannot be used, and a note on them.
+    """Return zero weights for global terms that the canvas rules out, and a note on them.
 
-    The spectrum can leave out pixels that a mask keeps; the autocorrelation cannot. With guides,
-    whose regions have different textures, neither can be used.
+    With guides, whose regions have different textures, neither spectrum nor autocorrelation can be
+    used. With a mask, the spectrum can leave out pixels that are kept; the autocorrelation cannot.
     """
     if canvas.guide is not None:
-        beside, terms = "guides", ["spectrum", "autocorrelation"]
+        cause, terms = "guides", ["spectrum", "autocorrelation"]
     elif canvas.mask is not None:
-        beside, terms = "what is kept", ["autocorrelation"]
+        cause, terms = "kept pixels", ["autocorrelation"]
     else:
         return {}, []
     off = [term for term in terms if weights[term]]
-    note = f"{', '.join(off)}: off beside {beside}, as it sees the picture as a whole"
+    note = f"{', '.join(off)}: off with {cause}, as it is of the whole picture"
     return dict.fromkeys(off, 0.0), [note] if off else []
 
 
 def layers_of(request: Request) -> Layers:
-    """Return the layers of the net that is likely to be used.
+    """Return the net that is likely to be used, and its layers.
 
-    If no net is given, layers of the default net and of the bundled one are accepted, since the
-    download of the default net may fail.
+    If no net is given, layers are looked up in the default net. If it lacks one of them and is not
+    downloaded, they are looked up in the bundled net, which is used if the download fails.
 
     Raises:
         UserError: a layer that the net does not have, or one with two weights.

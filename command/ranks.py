@@ -1,4 +1,4 @@
-"""The rank of this process among several that torchrun or Slurm's srun has started."""
+"""The rank of this process among those that torchrun or Slurm's srun has started."""
 
 import json
 import os
@@ -16,45 +16,45 @@ from typing import NoReturn
 import torch
 from torch import distributed
 
-from command.streams import settle
+from command.streams import drop_unwritable
 from terms.process_group import ProcessGroup
 from utils import UserError
 
-# Rank, world size and local rank. Slurm's variables are those of a job step: a script that runs in
-# an allocation without srun has SLURM_NTASKS as well, but is a single process.
+# Rank, world size and local rank. Slurm's SLURM_NTASKS is not used: it is also set for a single
+# process that runs in an allocation without srun.
 VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE")  # 8, 8(x4) or 8,7
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE")  # "8", "8(x4)" or "8,7"
 RENDEZVOUS_TIMEOUT = timedelta(seconds=20)  # launchers start all processes at the same time
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may be slower than the others
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # one process may paint much longer than another
 
 
 @dataclass(frozen=True)
 class ProcessRank:
-    """The rank of a process among those that share a list of pictures.
+    """The rank of a process among those of a launcher.
 
-    A process makes every `world_size`-th picture. Without --split the processes do not communicate,
-    so one that dies does not affect the pictures of the others.
+    With --split, the processes share each picture. Otherwise process `rank` makes every
+    `world_size`-th picture, and the processes do not communicate.
     """
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # on this machine; the index of the GPU
-    local_world_size: int = 1  # processes on this machine
+    local_rank: int = 0  # among the processes on this machine; index of the GPU
+    local_world_size: int = 1  # number of processes on this machine
 
 
 def process_group_of(own: ProcessRank, device: torch.device) -> ProcessGroup:
-    """Connect all processes.
+    """Connect the processes of --split and return their group.
 
     Raises:
-        UserError: there is a single process, there are more processes than GPUs, or the processes
-            do not connect within RENDEZVOUS_TIMEOUT.
+        UserError: there is a single process, a machine has more processes than GPUs, or the
+            processes do not connect within RENDEZVOUS_TIMEOUT.
     """
     if own.world_size == 1:
         raise UserError(
-            "--split: one process alone, start it by torchrun --nproc_per_node N -- Synthesis.py"
+            "--split: one process alone, start N by torchrun --nproc_per_node N -- Synthesis.py"
         )
     gpus = torch.cuda.device_count() if device.type == "cuda" else own.world_size
     if own.local_rank >= gpus:
@@ -65,7 +65,7 @@ def process_group_of(own: ProcessRank, device: torch.device) -> ProcessGroup:
     if not distributed.is_initialized():
         try:
             _wait_for_rank_0(own)
-            # Counts are summed on the CPU, also where the device is a GPU.
+            # Gloo as well: counts are summed on the CPU, also if the device is a GPU.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(
                 backend, rank=own.rank, world_size=own.world_size, timeout=RENDEZVOUS_TIMEOUT
@@ -76,17 +76,17 @@ def process_group_of(own: ProcessRank, device: torch.device) -> ProcessGroup:
                 f"--split: the processes did not connect within {RENDEZVOUS_TIMEOUT.seconds} s "
                 f"({reason})"
             ) from error
-    # Processes connect at once or never, but one may paint much longer than another.
     group = distributed.new_group(timeout=COLLECTIVE_TIMEOUT)
     return ProcessGroup(own.rank, own.world_size, group)
 
 
 def _wait_for_rank_0(own: ProcessRank) -> None:
-    """Wait until rank 0 accepts connections. PyTorch would wait several times as long, and print
-    many lines.
+    """Wait until rank 0 accepts connections.
+
+    `init_process_group` waits several times as long as its timeout, and prints many lines.
 
     Raises:
-        OSError: it does not within RENDEZVOUS_TIMEOUT.
+        OSError: rank 0 does not accept connections within RENDEZVOUS_TIMEOUT.
     """
     address = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if own.rank == 0 or not all(address):
@@ -103,12 +103,13 @@ def _wait_for_rank_0(own: ProcessRank) -> None:
 
 
 def process_rank(variables: Mapping[str, str] = os.environ) -> ProcessRank:
-    """Return the rank of this process from the environment variables of the first launcher that
-    sets all of its variables to whole numbers, or that of a single process.
+    """Return the rank of this process from the environment variables of its launcher.
+
+    The launcher is the first in `VARIABLES` whose variables are all integers; if there is none, the
+    process is the only one.
 
     Raises:
-        UserError: the variables contradict each other, so that every process would make every
-            picture.
+        UserError: a rank is out of range.
     """
     for names, local_size in zip(VARIABLES, LOCAL_SIZES, strict=True):
         try:
@@ -124,21 +125,22 @@ def process_rank(variables: Mapping[str, str] = os.environ) -> ProcessRank:
     return ProcessRank()
 
 
-def tell_launcher(line: str) -> None:
-    """Write an error to the file that torchrun reads, so that its summary shows the line."""
+def report_to_launcher(line: str) -> None:
+    """Write an error to the error file of torchrun, which shows it in its summary."""
     with suppress(KeyError, OSError):
-        # The format of PyTorch's `record`. Plain text is shown as well, but with a warning.
+        # The format of `torch.distributed.elastic.multiprocessing.errors.record`. torchrun shows
+        # plain text as well, but with a warning.
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
 
 
-def leave(code: int) -> NoReturn:
-    """Exit with a code, also where stdout and stderr cannot be written.
+def exit_process(code: int) -> NoReturn:
+    """Exit with a code, even if stdout or stderr cannot be written.
 
-    A connected process exits without cleaning up: the threads of a connection whose other end is
-    gone would abort it.
+    A process in a process group exits without clean-up: threads of the group would abort it when
+    another process has ended.
     """
-    settle()
+    drop_unwritable()
     if distributed.is_available() and distributed.is_initialized():
         os._exit(code)
     sys.exit(code)

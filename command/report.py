@@ -16,16 +16,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from command.arguments import argv_of, recorded_flags
-from command.display import A_LINE, say
+from command.display import LINE_INTERVAL, print_stderr
 from command.files import save_bytes
 from command.flags import Request
 from command.outputs import PAGE, check_page
 from command.pictures import SUFFIXES, files_in, read_levels, read_picture, read_record, read_size
-from command.results import AFTERWARDS, CURVE, Failed, finite
+from command.results import CURVE, FINAL_KEYS, Failed, finite
 from command.scores import LEAST_SIDE, SCORES
 from command.settings import ASKED, exemplar_of, flags_of
 from command.sheet import snapshots_of
-from command.streams import put
+from command.streams import write_stdout
 from command.verdict import faults, verdict
 from utils import Size, UserError, in_one_line, size_text
 
@@ -39,7 +39,7 @@ EMPTY: dict[str, Any] = {
     **dict.fromkeys(("exemplar_picture", "picture", "error", "faults")),
     **{"scores": {}, "snapshots": [], "curve": [], "settings": {}},
 }
-NO_SETTINGS = AFTERWARDS | {ASKED, "inputs", "version", "exemplar", "gt_path", "size", "step"}
+NO_SETTINGS = FINAL_KEYS | {ASKED, "inputs", "version", "exemplar", "gt_path", "size", "step"}
 
 
 def print_report(request: Request) -> None:
@@ -49,7 +49,7 @@ def print_report(request: Request) -> None:
         UserError: the folder or a result in it is missing, or the page cannot be written.
     """
     assert request.report is not None
-    put(f"{write_report(request.report, request.quiet)}\n")
+    write_stdout(f"{write_report(request.report, request.quiet)}\n")
 
 
 def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Path:
@@ -68,12 +68,12 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
     entries = [_failure(one.exemplar, one.line) for one in failed]
     exemplars: dict[Path, str | None] = {}
     lines = not sys.stderr.isatty()
-    say([f"report: scores pictures, {len(results)} in all"] * lines, quiet)
+    print_stderr([f"report: scores pictures, {len(results)} in all"] * lines, quiet)
     said = time.monotonic()
     for i, (path, record) in enumerate(tqdm(results, "report", leave=False, disable=quiet or None)):
-        if lines and time.monotonic() - said >= A_LINE:
+        if lines and time.monotonic() - said >= LINE_INTERVAL:
             said = time.monotonic()
-            say([f"report: {i} of {len(results)} pictures are scored"], quiet)
+            print_stderr([f"report: {i} of {len(results)} pictures are scored"], quiet)
         entries.append(_entry_or_failure(path, record, exemplars))
     # JSON within a script element must not contain "</script>".
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")

@@ -1,4 +1,5 @@
-"""Save the results of a job: the picture with its record, its repeat, and its maps."""
+"""Save the results of a job: the picture with its record, its repeat if it is seamless, its
+maps."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from command.display import say
+from command.display import print_stderr
 from command.maps import CarriedMap
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
-from command.plan import Job, state_of
+from command.plan import Job, file_state
 from command.settings import ASKED
 from command.weights import LAYOUTS, TORCHVISION
 from engine import maps
@@ -43,26 +44,26 @@ class Net:
 
     weights: Weights
     name: str
-    label: str  # name in records and in the line of a result
+    label: str  # name in records and printed lines; with the file of --weights
     device: torch.device
-    precision: str  # of `engine.precision.PRECISIONS`
+    precision: str  # in `engine.precision.PRECISIONS`
     layout: str = TORCHVISION  # of the weights file, a name in `models.LAYOUTS`
 
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
 RECORDED = 60  # points of the loss curve in a record
-AFTERWARDS = {"steps", "error", INTERRUPTED, CURVE}  # keys that are known only at the end
+FINAL_KEYS = {"steps", "error", INTERRUPTED, CURVE}  # keys of a record that depend on the run
 
 
-class Course(NamedTuple):
-    """Time, loss and memory of a run."""
+class RunStats(NamedTuple):
+    """Time, loss and peak memory of a run."""
 
-    phases: dict[str, float]  # seconds of painting, and of each scale
-    curve: list[tuple[int, int, float]]  # step, scale, loss after that step
+    phases: dict[str, float]  # phase -> s; phases are painting and each scale
+    curve: list[tuple[int, int, float]]  # (step, scale, loss after the step)
     peak: float  # peak memory of the process so far, bytes
 
     def points(self, most: int) -> list[tuple[int, int, float]]:
-        """Return at most `most` evenly spaced points of the curve, with the first and the last."""
+        """Return at most `most` evenly spaced points of the curve, both ends included."""
         last = len(self.curve) - 1
         places = range(min(most, len(self.curve)))
         kept = [self.curve[round(i * last / max(1, len(places) - 1))] for i in places]
@@ -71,20 +72,20 @@ class Course(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """The picture of a job that ended or was interrupted."""
+    """The picture of a job, finished or interrupted, as it was saved."""
 
     path: Path
-    image: Tensor  # (1, 3, H, W) in [0, 1], on the CPU
+    image: Tensor  # (1, 3, H, W) in [0, 1], on the CPU, before rounding
     record: dict[str, Any]
     seconds: float
     stopped: KeyboardInterrupt | None  # the interrupt, if the picture is unfinished
-    course: Course | None = None  # None: saved by an earlier run
-    missing: tuple[str, ...] = ()  # an error line per further file that could not be written
+    stats: RunStats | None = None  # None if an earlier run has saved the picture
+    write_errors: tuple[str, ...] = ()  # an error line per further file that could not be written
 
     @property
     def line(self) -> str:
-        """The line that the command prints."""
-        time = "finished before" if self.course is None else f"{self.seconds:.1f} s"
+        """The line that is printed on stdout."""
+        time = "finished before" if self.stats is None else f"{self.seconds:.1f} s"
         return (
             f"{self.path}  {self.record['size']}  {time}  "
             f"Gram error {self.record['error']:.6f}  {self.record['net']}  "
@@ -94,15 +95,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that failed, one of several."""
+    """The error that ended one of several jobs."""
 
     exemplar: Path
     line: str
 
     @classmethod
     def of(cls, exemplar: Path, error: Exception) -> Failed:
-        """Return the failure of an error. The traceback of an unexpected error is printed."""
-        line = line_of(error)
+        """Return the error of an exemplar as `Failed`. The traceback of an unexpected error is
+        printed."""
+        line = error_line(error)
         if line is None:
             with suppress(OSError):  # stderr may be full
                 traceback.print_exception(error)
@@ -110,178 +112,196 @@ class Failed:
         return cls(exemplar, line if str(exemplar) in line else f"{exemplar}: {line}")
 
 
-def line_of(error: BaseException | None) -> str | None:
-    """Return the line that tells the user how to correct an error; None for an unexpected error."""
-    if is_full(error):
-        return "out of memory: give a lower --max_memory, for smaller blocks, or a smaller --size"
+def error_line(error: BaseException | None) -> str | None:
+    """Return the message to the user for an error; None for an unexpected error."""
+    if is_out_of_memory(error):
+        return "out of memory: give a lower --max_memory, for smaller tiles, or a smaller --size"
     if isinstance(error, FloatingPointError):
         return f"{error}: give --precision fp32, other --layers or other --weights"
     return str(error) if isinstance(error, UserError) else None
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error means that memory ran out."""
-    # PyTorch has a class for this error on a GPU; on the CPU only the message tells.
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error means that memory ran out."""
+    # On the CPU, PyTorch raises RuntimeError, which only its message identifies.
     full = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return full or "can't allocate memory" in str(error)
 
 
 def record_of(job: Job, net: Net) -> dict[str, Any]:
-    """Return the record of a picture, without the keys that are known only at the end."""
+    """Return the record of a picture without `FINAL_KEYS`."""
     found = {"model": net.name, "precision": net.precision}
     if job.record["weights"]:
         found["weights_layout"] = net.layout
-    asked = dict(sorted((job.record[ASKED] | found).items()))  # independent of the order of flags
+    asked = dict(
+        sorted((job.record[ASKED] | found).items())
+    )  # so that the order of flags makes no difference
     more = {"net": net.label, "pixel_mean": LAYOUTS[net.layout], "device": str(net.device)}
     return job.record | found | more | {ASKED: asked}
 
 
 def finished_before(job: Job) -> Result | None:
-    """Return the saved picture of a job. Print a note and return None if it is damaged."""
+    """Return the picture that an earlier run has saved; if it is damaged, print a note and return
+    None."""
     try:
         image, record = read_picture(job.save_path)[0], read_record(job.save_path)
     except UserError as error:
-        say([f"{error}: it is made again"])
+        print_stderr([f"{error}: it is made again"])
         return None
     return Result(job.save_path, image, record, 0.0, None)
 
 
 def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the picture of a job is saved already, made from the same inputs and settings.
+    """Return whether an earlier run has saved all files of a job, with the same inputs and
+    settings.
 
     Args:
-        record: of the picture, without the keys that are known only at the end.
+        record: of the picture, from `record_of`.
 
     Raises:
-        UserError: another file exists that must not be overwritten.
+        UserError: an existing file is not a result of the same job, and --overwrite is not given.
     """
-    existing = [path for path, _ in job.written() if path.exists()]
+    existing = [path for path, _ in job.output_files() if path.exists()]
     found = record_at(job.save_path)
     ours = _matches(found, record)
     if existing and not ours and not overwrite:
         raise UserError(
             f"{existing[0]}: another file is there, give --overwrite or another --save_path"
         )
-    whole = len(existing) == len(job.written()) and INTERRUPTED not in found
-    return ours and whole and finite(found.get("error")) is not None  # written last
+    whole = len(existing) == len(job.output_files()) and INTERRUPTED not in found
+    return ours and whole and finite(found.get("error")) is not None  # the last key that is known
 
 
 def _matches(found: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether the record in a file equals `record`, except for the keys that are ignored."""
+    """Return whether two records are equal but for `FINAL_KEYS` and the flags as given."""
     wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
     return _without_ignored(found) == _without_ignored(wanted)
 
 
 def _without_ignored(record: dict[str, Any]) -> dict[str, Any]:
-    # Different flags that result in the same settings make the same picture.
-    ignored = AFTERWARDS | {ASKED}
+    # Different flags may result in the same settings.
+    ignored = FINAL_KEYS | {ASKED}
     return {name: value for name, value in record.items() if name not in ignored}
 
 
 def finite(value: Any) -> float | None:
-    """Return a value of a record, which may be edited by hand, if it is a finite number."""
+    """Return a value of a record if it is a finite number, else None. A record may be edited by
+    hand."""
     try:
         return value if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits
         return None
 
 
-def kept_apart(job: Job, record: dict[str, Any]) -> Job:
-    """Return the job, with the next free name and a note if another run has saved
-    another picture at its path since the job was planned.
+def with_free_path(job: Job, record: dict[str, Any]) -> Job:
+    """Return the job with a free save_path.
+
+    If another run has saved another picture at save_path since the job was planned, a number is
+    appended to the name and a note is printed.
 
     Args:
-        record: of the picture, without the keys that are known only at the end.
+        record: of the picture; `FINAL_KEYS` are ignored.
     """
     path = job.save_path
-    if state_of(path) in (None, job.existing) or _matches(record_at(path), record):
+    if file_state(path) in (None, job.existing) or _matches(record_at(path), record):
         return job
-    beside = (job.saved_as(path.with_stem(f"{path.stem}-{number}")) for number in count(2))
-    free = next(one for one in beside if not any(os.path.lexists(to) for to, _ in one.written()))
-    say([f"{path}: another run has saved a picture there, this one is {free.save_path}"])
+    renamed = (job.saved_as(path.with_stem(f"{path.stem}-{number}")) for number in count(2))
+    free = next(
+        one for one in renamed if not any(os.path.lexists(to) for to, _ in one.output_files())
+    )
+    print_stderr([f"{path}: another run has saved a picture there, this one is {free.save_path}"])
     return free
 
 
 class Saved(NamedTuple):
-    """Paths and errors of the files of a saved picture."""
+    """What `save` has written."""
 
     path: Path
     record: dict[str, Any]  # as in the file
-    missing: tuple[str, ...] = ()  # an error line per further file that could not be written
+    write_errors: tuple[str, ...] = ()  # an error line per further file that could not be written
 
 
 def save(
     job: Job, made: Made, record: dict[str, Any], net: Net, group: ProcessGroup = SINGLE_PROCESS
 ) -> Saved:
-    """Save all files of a job. The other processes of the group call `saved_error` meanwhile.
+    """Save all files of a job.
 
-    The picture is written once, with its own error in its record. If it cannot be written, because
-    the disk is full or the folder was removed, all files go to the folder for temporary files, and
-    a note is printed.
+    The picture is encoded and decoded first, so that its record can hold the error of the file. If
+    the file cannot be written, because the disk is full or the folder was removed, all files are
+    written to a temporary folder, and a note is printed.
+
+    Args:
+        record: to embed, without "error".
+        group: the other processes of the group call `saved_error` meanwhile.
+
+    Raises:
+        UserError: the temporary folder cannot be written either.
     """
-    path, carry = job.save_path, _carrier(job, made, net)
-    image = visible = _of_file(job, made.image)
+    path, transfer = job.save_path, _map_transfer(job, made, net)
+    image = visible = _file_channels(job, made.image)
     try:
         saved = as_saved(visible, path, job.bits)
         record = record | {"error": round(saved_error(saved, job, net, group), 6)}
-        image = _with_alpha(job, made.image, carry)
+        image = _with_alpha(job, made.image, transfer)
     finally:  # if memory runs out, the picture is saved without its error or alpha
         path = _saved(image, path, record, job.bits)
-    missing = []
-    for file, write in _beside(job, image, carry, record):
+    write_errors = []
+    for file, write in _further_files(job, image, transfer, record):
         try:
             write(file if path == job.save_path else path.with_name(file.name))
         except UserError as error:
-            missing.append(str(error))
-    return Saved(path, record, tuple(missing))
+            write_errors.append(str(error))
+    return Saved(path, record, tuple(write_errors))
 
 
-def _of_file(job: Job, image: Tensor) -> Tensor:
-    """Return the channels of the file of (1, 3, H, W): one if the inputs are grey."""
+def _file_channels(job: Job, image: Tensor) -> Tensor:
+    """Return (1, 3, H, W), or (1, 1, H, W) if the file is grey."""
     return image[:, :1] if job.grey else image
 
 
-def _with_alpha(job: Job, image: Tensor, carry: Carry) -> Tensor:
-    """Return the channels of the file of (1, 3, H, W), with alpha if it is kept or carried along.
+def _with_alpha(job: Job, image: Tensor, transfer: MapTransfer) -> Tensor:
+    """Return (1, 1, H, W) or (1, 3, H, W) as saved, followed by the alpha channel if there is one.
 
-    Kept pixels get the colours of the input, including those under zero alpha.
+    Kept pixels get the colours of the input, also where its alpha is 0.
     """
     if job.alpha is not None:
-        alpha = carry(job.alpha).clamp(0, 1)
+        alpha = transfer(job.alpha).clamp(0, 1)
     elif job.kept is not None:
         kept, alpha = job.kept.to(image).split((3, 1), 1)
         if job.spec.canvas.mask is not None:
             mask = job.spec.canvas.mask.to(image.device)
             image, alpha = torch.where(mask, image, kept), alpha.where(~mask, 1)
     else:
-        return _of_file(job, image)
-    return torch.cat((_of_file(job, image), alpha), 1)
+        return _file_channels(job, image)
+    return torch.cat((_file_channels(job, image), alpha), 1)
 
 
 def _saved(image: Tensor, path: Path, record: dict[str, Any], bits: int) -> Path:
-    """Save a picture and return its path, which is in a temporary folder if `path` fails."""
+    """Save a picture and return its path: `path`, or one in a temporary folder if `path` cannot be
+    written."""
     try:
         save_picture(image, path, record, bits)
     except UserError as error:
         try:
             path = Path(tempfile.mkdtemp(prefix="synthesis-")) / path.name
-        except OSError:  # the temporary folder cannot be written either
+        except OSError:  # report the first error
             raise error from None
         save_picture(image, path, record, bits)
-        say([f"{error}: the picture is {path}"])
+        print_stderr([f"{error}: the picture is {path}"])
     return path
 
 
 @torch.no_grad()
 def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_PROCESS) -> float:
-    """Return the relative Gram error of a saved file, after clamping, rounding and compression.
+    """Return the relative Gram error of a saved picture.
 
-    It is computed on `FIRST_LAYERS`, or as many of them as the sizes allow, with the original
-    weights and pooling, so that the errors of different settings are comparable.
+    It is measured on `FIRST_LAYERS`, or those of them for which both pictures are large enough,
+    without --rescale and --pool, so that errors of different settings are comparable.
 
     Args:
-        saved: (1, 3, H, W), read from the file.
-        group: all of its processes call this; the picture of rank 0 counts.
+        saved: (1, 3, H, W), as decoded from the file: clamped, rounded and compressed. Of several
+            processes, rank 0 supplies the values, the others the shape.
+        group: the processes that share the evaluation; all must call this.
     """
     exemplar = job.spec.exemplars[0].image.to(net.device)
     saved = saved.to(exemplar) if group.rank == 0 else torch.zeros_like(saved, device=net.device)
@@ -301,29 +321,32 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
     return criterion(extractor(saved)).item()
 
 
-Beside = tuple[Path, Callable[[Path], None]]  # path of a further file, function that saves it
-Carry = Callable[[CarriedMap], Tensor]  # map of the exemplar -> (1, C, H, W) of the output
+FurtherFile = tuple[Path, Callable[[Path], None]]  # path, function that saves it
+MapTransfer = Callable[[CarriedMap], Tensor]  # exemplar's map -> (1, C, H, W) of the output
 
 
-def _beside(job: Job, image: Tensor, carry: Carry, record: dict[str, Any]) -> Iterator[Beside]:
-    """Yield the further files of a picture.
+def _further_files(
+    job: Job, image: Tensor, transfer: MapTransfer, record: dict[str, Any]
+) -> Iterator[FurtherFile]:
+    """Yield the files of a job other than the picture: the repeat and the maps.
 
     Args:
-        image: (1, C, H, W), the channels of the file.
+        image: (1, C, H, W), as saved.
     """
     if tile := job.spec.canvas.wrap:
         down, across = (2 if axis in tile else 1 for axis in "yx")
         repeat = image.repeat(1, 1, down, across)
         yield job.tiled_path, lambda to: save_picture(repeat, to, record, job.bits)
     for one in job.maps:
-        yield one.path, partial(_save_map, one, carry(one), record)
+        yield one.path, partial(_save_map, one, transfer(one), record)
 
 
-def _carrier(job: Job, made: Made, net: Net) -> Carry:
-    """Return a function that carries a map of the exemplar along with the picture.
+def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
+    """Return a function that transfers a map of the exemplar to the output.
 
-    Each pixel of the output takes its value from the best match in the exemplar or its rotated and
-    resized copies. The correspondence is computed once, for the first map.
+    Each pixel of the output takes the value at the pixel of the exemplar, or of a rotated or
+    resized copy, that it was painted from; without painting, at the most similar one. This
+    correspondence is computed once.
     """
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.wrap
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
@@ -336,7 +359,7 @@ def _carrier(job: Job, made: Made, net: Net) -> Carry:
         return [stretch(one.float(), spec.seed) > NEARLY_ALL for one in found]
 
     @cache
-    def found() -> list[tuple[Tensor, Tensor]]:
+    def sources() -> list[tuple[Tensor, Tensor]]:
         if made.painting is not None:
             return maps.painted_correspondence(made.painting)
         trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
@@ -344,16 +367,16 @@ def _carrier(job: Job, made: Made, net: Net) -> Carry:
         return [maps.correspondence(output, trunk(one.image), tile, one.valid) for one in views]
 
     @torch.no_grad()
-    def carry(one: CarriedMap) -> Tensor:
+    def transfer(one: CarriedMap) -> Tensor:
         copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
             copies = [stretch(copy, spec.seed, labels) for copy in copies]
-        carried = maps.carried(copies, found(), one.kind, tile, valid())
+        carried = maps.carried(copies, sources(), one.kind, tile, valid())
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
         return maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
 
-    return carry
+    return transfer
 
 
 def _save_map(one: CarriedMap, carried: Tensor, record: dict[str, Any], to: Path) -> None:

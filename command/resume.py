@@ -1,4 +1,4 @@
-"""Checkpoint files, from which a run that was killed goes on."""
+"""Checkpoints, from which a run that was killed resumes."""
 
 import json
 import time
@@ -7,53 +7,54 @@ from typing import Any
 
 import torch
 
-from command.display import Display, say
+from command.display import Display, print_stderr
 from command.files import open_regular, save_bytes
 from command.plan import Job
 from engine.objective import State
 from engine.synthesis import Frame
 from utils import UserError
 
-FORMAT = 3  # of the file; others are refused
-EVERY = 30.0  # s
+FORMAT = 3  # version of the file format; other versions are refused
+INTERVAL = 30.0  # s
 
 
 class Checkpoints:
-    """A consumer of frames that saves the state of a job with `resume` every half minute.
+    """A consumer of frames that saves the state of a job every INTERVAL. It does nothing if
+    `job.resume` is False.
 
     Args:
-        record: of the picture, which a checkpoint of the same run has too.
+        record: of the picture, from `record_of`; a checkpoint of another record is refused.
 
     Raises:
-        UserError: there is a file at the checkpoint's path that is no checkpoint of this run.
+        UserError: the file at `job.checkpoint_path` is no checkpoint of this job.
     """
 
     def __init__(self, job: Job, record: dict[str, Any], display: Display) -> None:
         self.job, self.display = job, display
         self.settings = json.dumps(record, default=str, sort_keys=True)
         self.last = time.monotonic()
-        self.state: State | None = None  # from which the job goes on
+        self.state: State | None = None  # to resume from; None: start anew
         found = self._read() if job.resume else None
         if found is not None:
             self.state = found["state"]
-            display.resumes(found["course"])
-            say([f"{job.name}: goes on from {job.checkpoint_path}"], display.quiet)
+            display.resume_from(found["course"])
+            print_stderr([f"{job.name}: resumes from {job.checkpoint_path}"], display.quiet)
 
-    def offer(self, frame: Frame) -> None:
+    def save_if_due(self, frame: Frame) -> None:
         """Save the state of a frame if a checkpoint is due."""
-        due = self.job.resume and time.monotonic() - self.last >= EVERY
+        due = self.job.resume and time.monotonic() - self.last >= INTERVAL
         if due and frame.state is not None:
             content = {"format": FORMAT, "settings": self.settings, "state": frame.state()}
             file = BytesIO()
-            torch.save(content | {"course": self.display.course}, file)
+            torch.save(content | {"course": self.display.progress}, file)
             try:
                 save_bytes(file.getbuffer(), self.job.checkpoint_path)
-            except UserError as error:  # a missing checkpoint is no reason to end
-                say([str(error)])
+            except UserError as error:  # the picture can be made without a checkpoint
+                print_stderr([str(error)])
             self.last = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, when the picture is saved."""
+        """Remove the checkpoint file. To be called after the picture is saved."""
         if self.job.resume:
             self.job.checkpoint_path.unlink(missing_ok=True)
 
@@ -66,7 +67,7 @@ class Checkpoints:
             state = found["state"]
         except FileNotFoundError:
             return None
-        except Exception as error:  # a damaged file raises one of many kinds
+        except Exception as error:  # torch.load raises many classes for damaged files
             raise UserError(f"--resume: {path} is no checkpoint, remove it") from error
         if not same:
             raise UserError(
@@ -77,7 +78,8 @@ class Checkpoints:
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    """Return a state on a device, except for the states of the CPU's random generators."""
+    """Return a state with its tensors on a device, except for uint8 ones: these are states of
+    random generators, which stay on the CPU."""
     if isinstance(value, torch.Tensor):
         return value if value.dtype == torch.uint8 else value.to(device)
     if isinstance(value, list | tuple):

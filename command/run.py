@@ -1,5 +1,5 @@
-"""Run a request: plan its pictures one by one, make them here or in workers, and yield the outcomes
-in order."""
+"""Run a request: plan its pictures one by one, make them in this process or in workers, and yield
+their outcomes in order."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -13,19 +13,19 @@ from command.arguments import VERSION, Request
 from command.costs import (
     Workload,
     allowed_bytes,
-    at_scales,
     cost_note,
     estimated_bytes,
-    fitting,
-    is_surely_within,
+    fits_within,
     is_tight,
+    tiled_to_fit,
     time_note,
+    workloads_at_scales,
 )
-from command.display import Notes, say
+from command.display import Notes, print_stderr
 from command.effects import effect_notes
 from command.log import Log
 from command.make import outcome_of
-from command.plan import Job, WorkItem, can_be_cut, job_of, layers_of, work_items
+from command.plan import Job, WorkItem, can_crop, job_of, layers_of, work_items
 from command.processes import keep_freed_memory, pick_device
 from command.ranks import ProcessRank, process_group_of, process_rank
 from command.results import Failed, Net, Result, finished_before, is_finished, record_of
@@ -39,9 +39,13 @@ from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import UserError, prefixed
 
 
-def instead(request: Request) -> bool:
-    """Print scores or a report if the request asks for these and not for pictures; return whether
-    it does."""
+def print_scores_or_report(request: Request) -> bool:
+    """Print scores or a report if the request is for these alone, and return whether it is.
+
+    Raises:
+        UserError: --json without --score, a picture that cannot be scored, or a report that cannot
+            be written.
+    """
     if request.score:
         from command.verdict import print_scores  # imported here for a short start-up
 
@@ -58,90 +62,98 @@ def instead(request: Request) -> bool:
 
 
 def run_one(request: Request) -> Result:
-    """Return the result of a request for one picture; raises as `run` does."""
+    """Run a request for one picture and return its result.
+
+    Raises:
+        UserError, KeyboardInterrupt: as `run` does.
+    """
     (result,) = run(request)
     assert isinstance(result, Result)  # the error of a single picture is raised
     return result
 
 
-def run(request: Request, *, anew: bool = False, spawn: bool = False) -> Iterator[Result | Failed]:
+def run(
+    request: Request, *, remake: bool = False, spawn: bool = False
+) -> Iterator[Result | Failed]:
     """Make and save every picture of a request, and yield each outcome as soon as it is known.
 
-    Several pictures are independent: one that fails is yielded as `Failed`, and the next is made. A
-    picture that was saved before with the same settings is not made again.
+    If one of several pictures fails, `Failed` is yielded and the next picture is made. A picture
+    that an earlier run has saved with the same settings is not made again.
 
     Args:
-        anew: whether to make such a picture again.
+        remake: whether to make pictures again that an earlier run has saved.
         spawn: whether to make small pictures in worker processes if `--workers` is not given.
-            Workers do not know terms and methods that the calling program has added.
+            Workers lack terms and methods that the calling program has added.
 
     Raises:
-        UserError: an error that the user can correct; raised before slow work starts.
-        KeyboardInterrupt: after the outcome of the interrupted picture.
+        UserError: an error that the user can correct: of the request, before slow work starts; of
+            a single picture; or of a sheet, an animation or a report, after all pictures.
+        KeyboardInterrupt: after the outcome of the interrupted picture is yielded.
     """
     batch = batch_of(request)
     notes, log = Notes(batch.quiet), Log(request.log)
-    notes.tell(*batch.notes)
+    notes.print(*batch.notes)
     planner = Planner(batch, notes)
-    # A single picture is planned before the weights are read, which may be downloaded.
+    # A single picture is planned first, so that its errors precede a download of weights.
     first = planner.job(batch.items[0]) if batch.total == 1 and batch.items else None
     net, net_notes = net_of(request, batch.device, batch.precision, batch.quiet)
-    notes.tell(batch.device_note, *net_notes)
+    notes.print(batch.device_note, *net_notes)
     log.begin(net)
     results: list[Path] = []
     failed: list[Failed] = []
-    for outcome in outcomes_of(batch, planner.tasks(net, first, anew), net, spawn):
+    for outcome in outcomes_of(batch, planner.tasks(net, first, remake), net, spawn):
         if batch.group.rank == 0:
             log.add(outcome)
             if isinstance(outcome, Result):
                 results.append(outcome.path)
-                say(f"Synthesis.py: {line}" for line in outcome.missing)
+                print_stderr(f"Synthesis.py: {line}" for line in outcome.write_errors)
             else:
                 failed.append(outcome)
             yield outcome
-    show(request, results, failed, batch.quiet)
+    write_summaries(request, results, failed, batch.quiet)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The work items of this process and what it makes them with."""
+    """The work items of this process, and the device, precision and memory to make them with."""
 
     request: Request
-    items: list[WorkItem]  # of this process
-    total: int  # work items of all processes
+    items: list[WorkItem]
+    total: int  # number of work items of all processes
     notes: list[str | None]
     rank: ProcessRank
     group: ProcessGroup
     device: torch.device
     device_note: str | None
-    precision: str  # of `engine.precision.PRECISIONS`
+    precision: str  # in `engine.precision.PRECISIONS`
     allowed: float  # bytes of memory
 
     @property
     def quiet(self) -> bool:
-        """Whether this process writes no notes: of several processes, only rank 0 does."""
+        """Whether this process prints no notes: of several processes, only rank 0 does."""
         return self.request.quiet or self.rank.rank > 0
 
     @property
     def fail_fast(self) -> bool:
-        """Whether an error is raised rather than kept as one outcome of several. Processes that
-        share a picture would wait forever for one that goes on to the next."""
+        """Whether the error of a picture ends the run, rather than being yielded as `Failed`.
+
+        With --split it does: if one process went on to the next picture, the others would wait for
+        it forever.
+        """
         return self.total == 1 or self.request.split
 
 
 def batch_of(request: Request) -> Batch:
-    """Return the share of this process in the pictures of a request.
+    """Return the part of a request that this process makes.
 
     Raises:
-        UserError: an option or a path that cannot be used.
+        UserError: a flag, a path or a device that cannot be used.
     """
     rank = process_rank()
     device, device_note = pick_device(request.device, rank.local_rank)
     group = process_group_of(rank, device) if request.split else SINGLE_PROCESS
     if request.report and rank.world_size > 1 and not request.split:
-        raise UserError(
-            "--report: several processes end at different times, run --report alone afterwards"
-        )
+        raise UserError("--report: not with several processes, run --report alone afterwards")
     with prefixed("--"):
         precision = pick_precision(request.precision, device)
     items, notes = work_items(request)
@@ -164,37 +176,45 @@ def batch_of(request: Request) -> Batch:
 
 
 class Planner:
-    """Plans the work items of a batch, each when its turn comes, and prints notes on them."""
+    """Plans the work items of a batch, each when its turn comes, and prints their notes.
+
+    Pictures of all jobs at once would not fit into memory.
+    """
 
     def __init__(self, batch: Batch, notes: Notes) -> None:
         self.batch, self.notes = batch, notes
         self.time_noted = False  # the estimated time is printed once, for the whole batch
 
     def job(self, item: WorkItem) -> Job:
-        """Return the job of an item, and print its notes."""
+        """Return the job of an item and print its notes.
+
+        Raises:
+            UserError: an input or a size that cannot be used, or too little memory.
+        """
         batch = self.batch
         job, cost, notes = planned(batch.request, item, batch.allowed, batch.group)
-        self.notes.tell(*notes, cost_note(job.name, cost, batch.allowed))
+        self.notes.print(*notes, cost_note(job.name, cost, batch.allowed))
         if not self.time_noted:
             left = len(batch.items) - batch.items.index(item)
             note = time_note(cost, left, batch.device)
-            self.notes.tell(note)
+            self.notes.print(note)
             self.time_noted = note is not None
         return job
 
-    def tasks(self, net: Net, first: Job | None, anew: bool) -> Iterator[Job | Result | Failed]:
-        """Yield a job for every item, or its outcome if this is known already.
+    def tasks(self, net: Net, first: Job | None, remake: bool) -> Iterator[Job | Result | Failed]:
+        """Yield a job for every item, or its outcome if an earlier run has saved the picture or
+        planning fails.
 
         Args:
             first: job of the only item, if it is planned already.
-            anew: whether to ignore pictures that were saved before.
+            remake: whether to make pictures again that an earlier run has saved.
         """
         for item in self.batch.items:
             try:
                 job = first or self.job(item)
                 record = record_of(job, net)
                 finished = is_finished(job, record, self.batch.request.overwrite)
-                task = (finished_before(job) if finished and not anew else None) or job
+                task = (finished_before(job) if finished and not remake else None) or job
             except Exception as error:
                 if self.batch.fail_fast:
                     raise
@@ -206,10 +226,10 @@ class Planner:
 def outcomes_of(
     batch: Batch, tasks: Iterable[Job | Result | Failed], net: Net, spawn: bool
 ) -> Iterator[Result | Failed]:
-    """Make the pictures of a batch here or in workers, and yield the outcomes in order.
+    """Make the pictures of a batch in this process or in workers, and yield the outcomes in order.
 
     Args:
-        tasks: jobs, and outcomes that are known already.
+        tasks: jobs, and outcomes of items that need no job.
         spawn: as for `run`.
     """
     request, count = batch.request, worker_count(batch, spawn)
@@ -217,14 +237,14 @@ def outcomes_of(
         outcome_of, net=net, quiet=batch.quiet, progress=request.progress, fail_fast=batch.fail_fast
     )
     fits = partial(fits_in_worker, batch=batch, net=net.name, count=count)
-    # Bars of several processes would overwrite each other.
+    # Progress bars of several processes would overwrite each other.
     progress = "json" if request.progress == "json" else "lines"
     with Workers(count, net, batch.quiet, progress) as workers:
         yield from workers.outcomes(tasks, fits, here)
 
 
 def worker_count(batch: Batch, spawn: bool) -> int:
-    """Return the number of processes that make pictures at the same time; 1 is this one alone.
+    """Return the number of workers; 1 means that this process makes all pictures.
 
     Args:
         spawn: as for `run`.
@@ -236,49 +256,56 @@ def worker_count(batch: Batch, spawn: bool) -> int:
 
 
 def workers_at_best(device: torch.device, rank: ProcessRank, pictures: int) -> int:
-    """Return the number of processes that is fastest for a number of small pictures."""
+    """Return the number of workers with which small pictures are made fastest.
+
+    Args:
+        pictures: number of pictures of this process.
+    """
     cpu = rank.world_size == 1 and device.type == "cpu"
     enough = pictures >= MIN_PICTURES and (os.cpu_count() or 1) >= DEFAULT_WORKERS
     return DEFAULT_WORKERS if cpu and enough else 1
 
 
 def fits_in_worker(job: Job, batch: Batch, net: str, count: int) -> bool:
-    """Whether a job can be made while `count` - 1 others are, within the memory that is allowed.
+    """Return whether a worker may run a job: whether it fits into the allowed memory / `count`.
 
-    Without `--workers` only small pictures are: large ones use all cores by themselves.
+    Without --workers, also whether its picture is small: a large one uses all cores by itself.
 
     Args:
         net: name of the net.
+        count: number of workers.
     """
     wanted = batch.request.workers is not None or is_small(job)
-    return wanted and is_surely_within(Workload.of(job, net), batch.allowed / count)
+    return wanted and fits_within(Workload.of(job, net), batch.allowed / count)
 
 
 def planned(
     request: Request, item: WorkItem, allowed: float, group: ProcessGroup
 ) -> tuple[Job, Workload, list[str]]:
-    """Plan a work item in tiles that fit into memory. An exemplar that is too large is cropped to
-    its middle, where possible.
+    """Plan a work item in tiles that fit into memory.
 
-    Sets for this process whether freed memory is kept or returned to the system, as the job needs
-    it.
+    If none fit, the exemplar is cropped to its centre where `can_crop` allows it. As a side effect,
+    the allocator of this process is set to keep freed memory, or to return it to the system.
 
     Args:
         allowed: bytes of memory.
 
     Returns:
-        The job, its cost at the finest scale, and notes for the user.
+        The job, its workload at the finest scale, and notes for the user.
+
+    Raises:
+        UserError: as `job_of` does.
     """
     net_name = layers_of(request).net
     job, notes = job_of(request, item)
-    while estimated_bytes(cost := fitting(Workload.of(job, net_name), allowed)) > allowed:
-        if not can_be_cut(request, job):
+    while estimated_bytes(cost := tiled_to_fit(Workload.of(job, net_name), allowed)) > allowed:
+        if not can_crop(request, job):
             break
         pixels = job.spec.exemplars[0].image[0, 0].numel()
         job, notes = job_of(request, item, pixels / 2)
-    ways = at_scales(cost, allowed)
+    ways = workloads_at_scales(cost, allowed)
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
-    tilings = tuple(Tiling(way.block, way.graphs) for way in ways)
+    tilings = tuple(Tiling(way.tile_side, way.graphs) for way in ways)
     job = replace(job, spec=replace(job.spec, tilings=tilings, memory=cost.memory, group=group))
     if group.rank:  # rank 0 writes the files of all
         job = replace(job, save_every=None, preview=False)
@@ -288,7 +315,11 @@ def planned(
 def net_of(
     request: Request, device: torch.device, precision: str, quiet: bool
 ) -> tuple[Net, list[str]]:
-    """Return the net of a request with its weights, and notes for the user."""
+    """Load the net of a request, and return it with notes for the user.
+
+    Raises:
+        UserError: weights that cannot be read or used.
+    """
     found = load_weights(
         request.model,
         request.weights,
@@ -300,18 +331,20 @@ def net_of(
     return Net(found.weights, found.net, label, device, precision, found.layout), found.notes
 
 
-class Unwritten(UserError):
-    """A sheet, an animation or a report that could not be written; the pictures are saved."""
+class WriteError(UserError):
+    """A sheet, an animation or a report could not be written; the pictures are saved."""
 
 
-def show(request: Request, results: list[Path], failed: list[Failed], quiet: bool) -> None:
+def write_summaries(
+    request: Request, results: list[Path], failed: list[Failed], quiet: bool
+) -> None:
     """Write the sheet, the animation and the report that the request asks for.
 
     Args:
-        results: paths of the pictures.
+        results: paths of the pictures; if there are none, nothing is written.
 
     Raises:
-        Unwritten: after all files were tried, if one of them could not be written.
+        WriteError: one of these files could not be written; the others are.
     """
     if not results:
         return
@@ -328,8 +361,8 @@ def show(request: Request, results: list[Path], failed: list[Failed], quiet: boo
     for task in tasks:
         try:
             if page := task():
-                say([f"report: {page}"], quiet)
+                print_stderr([f"report: {page}"], quiet)
         except UserError as error:
             errors.append(str(error))
     if errors:
-        raise Unwritten("; ".join(errors))
+        raise WriteError("; ".join(errors))

@@ -1,4 +1,4 @@
-"""Writing to stdout and stderr, which may be full, closed or no longer read."""
+"""Write to stdout and stderr, which may be full, closed or no longer read."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ from typing import TextIO
 from utils import UserError, reason_of
 
 
-def put(text: str) -> None:
+def write_stdout(text: str) -> None:
     """Write text to stdout and flush it.
 
     Raises:
-        UserError: it cannot be written, as on a full disk.
-        SystemExit: of code 0, where the reader of a pipe has ended.
+        UserError: stdout cannot be written, as on a full disk.
+        SystemExit: stdout is a pipe whose reader has ended; the code is 0.
     """
     error = write(text, sys.stdout)
     if isinstance(error, BrokenPipeError):
@@ -23,35 +23,36 @@ def put(text: str) -> None:
 
 
 def write(text: str, stream: TextIO | None) -> Exception | None:
-    """Write text and flush it; characters that the stream's encoding lacks become "?".
+    """Write text to a stream and flush it; characters that its encoding lacks become "?".
 
-    Returns the error where it cannot be written, else None. After an error, and where `stream` is
-    None, text is dropped.
+    Returns:
+        The error if the stream cannot be written, else None. After an error, all text to the stream
+        is dropped. If `stream` is None, nothing is written.
     """
     if stream is None:
         return None
     try:
-        if getattr(stream, "errors", "strict") == "strict":  # stderr has a way of its own
+        if getattr(stream, "errors", "strict") == "strict":  # stderr has "backslashreplace"
             known = stream.encoding or "utf-8"
             text = text.encode(known, "replace").decode(known)
         stream.write(text)
         stream.flush()
-    except (OSError, ValueError, AttributeError) as error:  # ValueError: closed by Python
+    except (OSError, ValueError, AttributeError) as error:  # ValueError: closed stream
         _drop(stream)
         return error
     return None
 
 
-def settle() -> None:
-    """Drop text that is still buffered and cannot be written. Otherwise Python reports it at exit,
-    with code 120."""
+def drop_unwritable() -> None:
+    """Drop buffered text of stdout and stderr that cannot be written. Otherwise Python prints an
+    error at exit and exits with code 120."""
     for stream in (sys.stdout, sys.stderr):
         write("", stream)
 
 
 def copy_of_stderr() -> int | None:
-    """A duplicate of descriptor 2. None where it is closed, or was when Python started, so that it
-    may be any file that was opened since."""
+    """Return a duplicate of descriptor 2, or None if it is closed or was closed when Python
+    started: it may then be any file that was opened since."""
     if sys.__stderr__ is None:
         return None
     try:
@@ -61,7 +62,8 @@ def copy_of_stderr() -> int | None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Redirect a stream to the null device, and flush what it could not write."""
+    """Redirect the descriptor of a stream to the null device, and flush the stream's buffer
+    there."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

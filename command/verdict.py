@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from command.display import say
+from command.display import print_stderr
 from command.flags import Request
 from command.pictures import find_picture, read_picture
 from command.scores import LEAST_SIDE, SCORES, score
-from command.streams import put
+from command.streams import write_stdout
 from utils import UserError
 
 # Sums of faults of the judged pictures: those below the first won most of their pairs, those above
@@ -135,7 +135,7 @@ def print_scores(request: Request) -> None:
         height, width = picture.shape[-2:]
         if min(height, width) < LEAST_SIDE:
             raise UserError(f"{path}: {width}x{height}, scores need sides of {LEAST_SIDE} or more")
-        say(notes, request.quiet)
+        print_stderr(notes, request.quiet)
         pictures.append(picture)
     scores = score(*pictures)
-    put((as_json(scores) if request.json else as_table(scores)) + "\n")
+    write_stdout((as_json(scores) if request.json else as_table(scores)) + "\n")

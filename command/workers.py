@@ -1,8 +1,8 @@
-"""Make several pictures at the same time, each in a process of its own.
+"""Worker processes: make several pictures at the same time, one in each process.
 
-A small picture does not keep all cores busy: after every short operation the threads of a process
-wait for each other. Each worker uses as many threads as a single process would, so that its
-pictures are bit-identical.
+A small picture does not keep all cores busy, since the threads of a process wait for each other
+after every short operation. Each worker uses as many threads as a single process would, so that its
+pictures are bit-identical to those made without workers.
 """
 
 import math
@@ -25,30 +25,30 @@ from command.results import Failed, Result
 from command.streams import copy_of_stderr
 
 PROGRAM = [sys.executable, "-P", str(ROOT / "command" / "serve.py")]
-# Threads that spin while they wait take the cores from threads that have work: two processes took
-# five times as long as one after the other.
+# With spinning waits, threads that wait take the cores from threads that work: two workers took
+# five times as long as one process that makes all pictures.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-# Measured on two cores: two workers make 1.4 times as many pictures of 64x64 or 128x128 per second,
-# 1.3 times as many of 256x256, after a start-up of four seconds.
+# On two cores, two workers make 1.4 times as many pictures of 64x64 or 128x128 per second as one
+# process, and 1.3 times as many of 256x256, after a start-up of four seconds.
 DEFAULT_WORKERS, MIN_PICTURES, MAX_PIXELS = 2, 8, 256**2
-READ_AHEAD = 2  # pictures that are planned in advance for each further worker
+READ_AHEAD = 2  # tasks in flight for each worker after the first
 
-Pending = Callable[[], Result | Failed | None]  # waits for the outcome of a job
+Pending = Callable[[], Result | Failed | None]  # waits for an outcome; None: not begun
 
 
 def is_small(job: Job) -> bool:
-    """Whether a picture is small enough that others made at the same time save time."""
+    """Return whether a picture is so small that making several at the same time is faster."""
     return math.prod(job.spec.canvas.size) <= MAX_PIXELS
 
 
 class Worker:
-    """A process that makes one picture after the other; its program is `command/serve.py`."""
+    """A process that makes one picture after another, running `command/serve.py`."""
 
     def __init__(self, arguments: Any, stderr: int) -> None:
         """
         Args:
             arguments: those of `command.make.outcome_of` that follow the job.
-            stderr: descriptor that the process writes its stderr to.
+            stderr: descriptor for the stderr of the process.
         """
         self.process = subprocess.Popen(
             PROGRAM,
@@ -56,7 +56,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            start_new_session=True,  # a terminal signals the parent alone, which forwards it
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which forwards it
         )
         self.unsent = [arguments]
 
@@ -64,7 +64,7 @@ class Worker:
         """Send a job and return its outcome.
 
         Raises:
-            EOFError or OSError: the process has ended.
+            EOFError, OSError, pickle.UnpicklingError: the process has ended.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         for message in (*self.unsent, job):
@@ -74,14 +74,14 @@ class Worker:
         return pickle.load(self.process.stdout)
 
     def end(self) -> int:
-        """Close stdin, which ends the process, and return its exit code; negative for a signal."""
+        """Close stdin, which ends the process, and return its exit code: -N after signal N."""
         with suppress(OSError):
             self.process.communicate()
         return self.process.wait()
 
 
 class Workers:
-    """A pool of `count` workers, each started when there is a first picture for it."""
+    """A pool of at most `count` workers, started as jobs arrive that find none idle."""
 
     def __init__(self, count: int, *arguments: Any) -> None:
         """
@@ -93,7 +93,7 @@ class Workers:
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         self.all: list[Worker] = []
         self.stopping, self.lock = False, threading.Lock()
-        # Descriptor 2 may be redirected later, while libraries are silenced.
+        # A copy, since descriptor 2 is redirected at times, to silence libraries.
         stderr = copy_of_stderr()
         self.stderr = os.open(os.devnull, os.O_WRONLY) if stderr is None else stderr
 
@@ -109,10 +109,10 @@ class Workers:
         os.close(self.stderr)
 
     def stop(self) -> None:
-        """Signal all workers to save their unfinished pictures and end."""
+        """Send SIGTERM to all workers, which save their unfinished pictures and end."""
         with self.lock:
             stopped, self.stopping = self.stopping, True
-        for worker in () if stopped else self.all:  # a second signal would end a worker unsaved
+        for worker in () if stopped else self.all:  # a second signal could interrupt the saving
             worker.process.terminate()
 
     def outcomes(
@@ -124,23 +124,23 @@ class Workers:
         """Yield the outcome of each task, in the order of tasks.
 
         Args:
-            tasks: jobs, and outcomes that are known already.
-            fits: whether a job can be made by a worker while others are at work.
-            here: makes any other job in this process, while no worker is at work.
+            tasks: jobs, and outcomes of items that need no job.
+            fits: returns whether a worker may run a job while other workers run theirs.
+            here: runs any other job in this process, while all workers are idle.
 
         Raises:
-            KeyboardInterrupt: after the outcomes of all pictures that were begun.
+            KeyboardInterrupt: after the outcomes of all jobs that were begun.
         """
         pending: deque[Pending] = deque()
         try:
             for task in tasks:
                 if not isinstance(task, Job):
-                    pending.append(partial(_itself, task))
+                    pending.append(partial(_known, task))
                 elif self.count > 1 and fits(task):
                     pending.append(self.threads.submit(self._outcome, task).result)
                 else:
                     yield from self._completed(pending, 0)
-                    pending.append(partial(_itself, here(task)))
+                    pending.append(partial(_known, here(task)))
                 yield from self._completed(pending, READ_AHEAD * (self.count - 1))
             yield from self._completed(pending, 0)
         except KeyboardInterrupt:
@@ -150,7 +150,7 @@ class Workers:
 
     @staticmethod
     def _completed(pending: deque[Pending], most: int) -> Iterator[Result | Failed]:
-        """Yield the outcomes of the first tasks until at most `most` are left."""
+        """Yield the outcomes of the first tasks until at most `most` tasks are pending."""
         while len(pending) > most:
             outcome = pending[0]()
             if isinstance(outcome, Result) and outcome.stopped:
@@ -160,7 +160,8 @@ class Workers:
                 yield outcome
 
     def _outcome(self, job: Job) -> Result | Failed | None:
-        """Have a worker run a job; None if the job is stopped before its first step."""
+        """Have a worker run a job and return its outcome; None if the pool stops before the first
+        frame of the job."""
         with self.lock:
             if self.stopping:
                 return None
@@ -185,5 +186,5 @@ class Workers:
         return outcome
 
 
-def _itself(outcome: Result | Failed) -> Result | Failed:
+def _known(outcome: Result | Failed) -> Result | Failed:
     return outcome

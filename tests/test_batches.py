@@ -134,7 +134,7 @@ def test_where_pictures_go(flags, expected, folder, monkeypatch):
         (["--save_path", "{stem!r}.png"], "stem and seed"),
         (["--save_path", "{stem:3d}.png"], "stem and seed"),
         (["--count", "99999999999"], "1 to 100000"),
-        (["--count", "50001"], "at most 100000 pictures"),
+        (["--count", "50001"], "allowed are 100000"),
         (["--gt_path", "leaf.jpg", "leaf.jpg"], "leaf.jpg: given more than once"),
     ],
 )

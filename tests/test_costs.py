@@ -20,12 +20,12 @@ from command.costs import (
     cost_note,
     estimated_bytes,
     estimated_flops,
-    fitting,
+    tiled_to_fit,
     time_note,
 )
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record, save_picture
-from command.plan import can_be_cut, job_of, plan, work_items
+from command.plan import can_crop, job_of, plan, work_items
 from command.weights import load_weights
 from losses import METHODS
 from models import Extractor, halos, resolve_layers
@@ -65,7 +65,7 @@ def test_graphs_of_blocks_are_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         extractor(torch.rand(1, 3, 128, 128, requires_grad=True))
     found = sum(storage.nbytes() for storage in kept.values()) / 128**2
-    work = Workload("vgg16-caffe", LAYERS, LARGE, LAYERS, block=512)
+    work = Workload("vgg16-caffe", LAYERS, LARGE, LAYERS, tile_side=512)
     graph = estimated_bytes(work._replace(graphs=2)) - estimated_bytes(work)
     side = 512 + 2 * halos(LAYERS, "vgg16-caffe")["image"]
     assert graph / side**2 == pytest.approx(found)
@@ -176,15 +176,15 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
     out = tmp_path / "out.png"
     flags = ["--gt_path", tmp_path / "a.png", "--save_path", out, *"--device cpu --epoch 1".split()]
     assert Synthesis.main([*map(str, flags), "--size", "32"]) == 0
-    assert "a.png: all of it would not fit, its middle of 500x500" in capfd.readouterr().err
+    assert "a.png: too large for the memory, its centre of 500x500" in capfd.readouterr().err
     assert read_record(out)["exemplar_size"] == "500x500"
     request = parse([*map(str, flags[:2]), "--save_path", str(tmp_path / "new.png")])
     (job,), _ = plan(request)
     middle = job_of(request, work_items(request)[0][0], 250_000)[0].spec.exemplars[0].image
     assert torch.equal(middle, job.spec.exemplars[0].image[..., 250:750, 250:750])
-    assert not can_be_cut(request, job)  # without --size the output is as large as the exemplar
-    assert can_be_cut(parse(["--size", "32"]), job)
-    assert not can_be_cut(parse(["--size", "32", "--maps", "a.png"]), job)
+    assert not can_crop(request, job)  # without --size the output is as large as the exemplar
+    assert can_crop(parse(["--size", "32"]), job)
+    assert not can_crop(parse(["--size", "32", "--maps", "a.png"]), job)
 
 
 # -------------------------------------------------------------------------------------- blocks
@@ -192,43 +192,46 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
 
 def test_as_large_blocks_as_may_be():
     run = Workload("vgg19", LAYERS, LARGE, LAYERS)
-    whole, *blocks = (run._replace(block=side) for side in (None, *costs.BLOCKS))
+    whole, *blocks = (run._replace(tile_side=side) for side in (None, *costs.TILE_SIDES))
     sizes = [estimated_bytes(way) for way in (whole, *blocks)]
     assert sizes == sorted(sizes, reverse=True)
     for way, size in zip((whole, *blocks), sizes, strict=True):
-        assert costs.fitting(run, costs.SURE * size) == way
-    assert costs.fitting(run, 1e9) == blocks[-1]  # which is refused
-    assert costs.fitting(run_of(256), 1e9).block is None  # no smaller than a block is of use
+        assert costs.tiled_to_fit(run, costs.SAFETY_FACTOR * size) == way
+    assert costs.tiled_to_fit(run, 1e9) == blocks[-1]  # which is refused
+    # A picture no larger than the smallest tile is evaluated as a whole.
+    assert costs.tiled_to_fit(run_of(256), 1e9).tile_side is None
 
 
 def test_what_is_left_goes_into_graphs(monkeypatch):
     """Of a block of 512 px and 30 around it, 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel."""
-    monkeypatch.setattr(costs, "BLOCKS", (512,))
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    monkeypatch.setattr(costs, "TILE_SIDES", (512,))
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
     size, graph = estimated_bytes(run), 4 * 264 * 572**2
     for more, graphs in ((0.5, 1), (2.5, 3), (9.5, 10)):
-        found = costs.fitting(run._replace(block=None), costs.HOLES * (size + more * graph))
-        assert (found.block, found.graphs) == (512, graphs)
-        assert not costs.is_tight(found, costs.HOLES * (size + more * graph))
+        found = costs.tiled_to_fit(
+            run._replace(tile_side=None), costs.FRAGMENTATION * (size + more * graph)
+        )
+        assert (found.tile_side, found.graphs) == (512, graphs)
+        assert not costs.is_tight(found, costs.FRAGMENTATION * (size + more * graph))
 
 
 def test_lbfgs_forgets_sooner_before_it_is_refused():
     run = Workload("vgg19", LAYERS, LARGE, LAYERS, optimizer="LBFGS", steps=1000)
-    least = {m: estimated_bytes(run._replace(block=256, memory=m)) for m in costs.MEMORIES}
+    least = {m: estimated_bytes(run._replace(tile_side=256, memory=m)) for m in costs.MEMORIES}
     assert list(least.values()) == sorted(least.values(), reverse=True)
     for memory, size in least.items():
-        assert costs.fitting(run, costs.SURE * size).memory == memory
-    assert costs.fitting(run, 1e12) == run
+        assert costs.tiled_to_fit(run, costs.SAFETY_FACTOR * size).memory == memory
+    assert costs.tiled_to_fit(run, 1e12) == run
     adam = run._replace(optimizer="Adam")
-    assert costs.fitting(adam, 0).memory == adam.memory
+    assert costs.tiled_to_fit(adam, 0).memory == adam.memory
     short = run._replace(memory=5)
     note = cost_note("a.png", short, estimated_bytes(short))
-    assert "remembers 5 steps instead of 20" in note
+    assert "a history of 5 steps instead of 20" in note
 
 
 def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_needed_whole():
     """conv4_1 of VGG-19 sees 30 px further."""
-    one = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    one = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
     graph = estimated_bytes(one._replace(graphs=2)) - estimated_bytes(one)
     assert graph == FLOAT * 264 * (512 + 60) ** 2  # 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel
     more = estimated_bytes(one._replace(whole=["relu3_1", "relu4_1"])) - estimated_bytes(one)
@@ -238,7 +241,7 @@ def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_nee
 def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
     monkeypatch.setattr(costs, "available_bytes", lambda device: 10e9)
     assert costs.allowed_bytes(None, CPU) == 0.9 * (10e9 + PROGRAM_BYTES)
-    assert costs.allowed_bytes(None, CPU, beside=4) == 0.9 * (10e9 + PROGRAM_BYTES) / 4
+    assert costs.allowed_bytes(None, CPU, processes=4) == 0.9 * (10e9 + PROGRAM_BYTES) / 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     gpu = torch.device("cuda:0")
     for beside, sharing in ((8, 1), (9, 2)):
@@ -249,28 +252,28 @@ def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
 
 
 def test_a_run_by_blocks_is_tight_where_holes_do_not_fit():
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
     size = estimated_bytes(run)
     assert costs.is_tight(run, 1.39 * size) and not costs.is_tight(run, 1.41 * size)
-    assert not costs.is_tight(run._replace(block=None), size)
+    assert not costs.is_tight(run._replace(tile_side=None), size)
 
 
 def test_coarse_scales_are_looked_at_in_what_fits_of_them():
     sizes = [((64, 64), (512, 512)), ((128, 128), (1024, 1024)), ((256, 256), (2048, 2048))]
     run = Workload("vgg19", LAYERS, sizes, LAYERS)
-    allowed = costs.SURE * estimated_bytes(run._replace(block=256))
-    found = costs.at_scales(fitting(run, allowed), allowed)
+    allowed = costs.SAFETY_FACTOR * estimated_bytes(run._replace(tile_side=256))
+    found = costs.workloads_at_scales(tiled_to_fit(run, allowed), allowed)
     assert [way.scales for way in found] == [sizes[:1], sizes[:2], sizes]
-    assert [(way.block, way.graphs) for way in found] == [(None, 1), (512, 1), (256, 1)]
+    assert [(way.tile_side, way.graphs) for way in found] == [(None, 1), (512, 1), (256, 1)]
     for way, size in zip(found, sizes, strict=True):
-        assert way == fitting(run._replace(scales=[size]), allowed)._replace(scales=way.scales)
+        assert way == tiled_to_fit(run._replace(scales=[size]), allowed)._replace(scales=way.scales)
 
 
 def test_what_is_surely_within_has_a_fifth_to_spare():
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, block=512)
+    run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
     size = estimated_bytes(run)
-    assert costs.is_surely_within(run, 1.21 * size)
-    assert not costs.is_surely_within(run, 1.19 * size)
+    assert costs.fits_within(run, 1.21 * size)
+    assert not costs.fits_within(run, 1.19 * size)
 
 
 def test_little_memory_is_told():
@@ -300,7 +303,7 @@ def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
     # The kernel's own high-water mark: that of getrusage begins with the parent's.
     run = Workload.of(job, "vgg16-caffe")
     if request.max_memory is not None:
-        run = fitting(run, request.max_memory)
+        run = tiled_to_fit(run, request.max_memory)
     return estimated_bytes(run), 1024 * int(said.splitlines()[-1])
 
 

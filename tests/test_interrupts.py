@@ -9,9 +9,9 @@ from PIL import Image
 import Synthesis
 from command import interrupts, results, workers
 from command.files import ROOT, TEXTURES
-from command.interrupts import Stopped, signals_held, signals_raise
+from command.interrupts import Stopped, defer_signals, raise_on_signals
 from command.pictures import read_record
-from command.start import SIGNALS, signals_exit
+from command.start import SIGNALS, exit_on_signals
 from engine import painting
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
@@ -21,7 +21,7 @@ CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 def handlers():
     """Those of the program, and afterwards those that were."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    signals_exit()
+    exit_on_signals()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -39,27 +39,27 @@ def send(number):
 
 
 def test_a_signal_waits_for_the_end_of_the_block_and_comes_once():
-    signals_raise()
+    raise_on_signals()
     done = []
     with pytest.raises(Stopped) as stopped:
-        with signals_held():
+        with defer_signals():
             send(signal.SIGTERM)
             send(signal.SIGINT)
             done.append("saved")
     assert done == ["saved"] and stopped.value.exit_code == 143
-    with signals_held():
+    with defer_signals():
         done.append("no signal")
     assert signal.getsignal(signal.SIGTERM) is interrupts._raise
 
 
 def test_a_signal_that_is_ignored_stays_so():
     """As nohup has it; and it hides no other one."""
-    signals_raise()
+    raise_on_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with signals_held():
+    with defer_signals():
         send(signal.SIGHUP)
     with pytest.raises(Stopped) as stopped:
-        with signals_held():
+        with defer_signals():
             send(signal.SIGHUP)
             send(signal.SIGTERM)
     assert stopped.value.exit_code == 143

@@ -14,7 +14,7 @@ from command.display import Display, duration
 from command.files import TEXTURES
 from command.pictures import read_record
 from command.plan import plan
-from command.results import Course
+from command.results import RunStats
 from engine.synthesis import Frame
 from Synthesis import main
 
@@ -71,7 +71,7 @@ def test_progress_for_machines(exemplar, capfd):
 
 
 def test_a_line_a_minute_where_there_is_no_terminal(exemplar, capfd, monkeypatch):
-    monkeypatch.setattr(display, "A_LINE", 0)
+    monkeypatch.setattr(display, "LINE_INTERVAL", 0)
     assert run(exemplar, "--epoch", "10", "--scales", "2") == 0
     lines = capfd.readouterr().err.splitlines()
     assert sum("from step" in line for line in lines) == 2
@@ -90,8 +90,8 @@ def test_a_line_a_minute_where_there_is_no_terminal(exemplar, capfd, monkeypatch
     ],
 )
 def test_a_curve_keeps_as_many_points_as_it_may(count, most, kept):
-    course = Course({}, [(step, 1, 0.5) for step in range(1, count + 1)], 0.0)
-    steps = [step for step, _, _ in course.points(most)]
+    stats = RunStats({}, [(step, 1, 0.5) for step in range(1, count + 1)], 0.0)
+    steps = [step for step, _, _ in stats.points(most)]
     if isinstance(kept, list):
         assert steps == kept
     else:
@@ -106,11 +106,11 @@ def test_the_time_left_counts_the_work_of_this_run_alone(exemplar, monkeypatch):
     with Display(job, {}, True, "text") as shown:
         frame = Frame(510, 1, 1, 0.51, torch.zeros(1, 3, 64, 64), job.spec.canvas, 0.5)
         assert shown._left(frame, shown.started + 10) == pytest.approx(10 * 0.49 / 0.51)
-        shown.resumes({"curve": [], "phases": {}, "work": 0.5})
-        assert shown.course["work"] == 0.5 and shown.bar.initial == 0.5
+        shown.resume_from({"curve": [], "phases": {}, "work": 0.5})
+        assert shown.progress["work"] == 0.5 and shown.bar.initial == 0.5
         assert shown._left(frame, shown.started + 10) == pytest.approx(490)
         shown.show(frame)
-        assert shown.course["work"] == 0.51
+        assert shown.progress["work"] == 0.51
 
 
 def testdurations():

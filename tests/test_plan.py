@@ -117,7 +117,7 @@ def test_where_nothing_is_opaque_there_is_no_texture(discs):
     Image.new("RGBA", (64, 64), (9, 9, 9, 128)).save(folder / "glass.png")
     with pytest.raises(UserError, match=r"glass\.png: no pixel is opaque"):
         jobs(folder, "--gt_path", "glass.png")
-    with pytest.raises(UserError, match="all of the exemplar is made anew"):
+    with pytest.raises(UserError, match="covers all of the exemplar"):
         white = folder / "white.png"
         Image.new("L", (64, 64), 255).save(white)
         jobs(folder, "--gt_path", "black.png", "--init", "black.png", "--mask", "white.png")

@@ -292,7 +292,7 @@ OPTIMIZE = """
 import sys, torch
 from functools import partial
 from pathlib import Path
-from command.ranks import leave, process_group_of, process_rank
+from command.ranks import exit_process, process_group_of, process_rank
 from engine.objective import Objective
 from engine.optimizers import Settings, minimize
 from engine.spec import Spec, exemplar_of
@@ -324,7 +324,7 @@ objective = Objective(partial(extractor, wrap=tile), criterion)
 for step in minimize(image, objective, Settings(30)):
     image = step.image
 torch.save(image, f"{out}_{own.rank}_of_{own.world_size}.pt")
-leave(0)
+exit_process(0)
 """
 
 

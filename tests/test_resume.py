@@ -95,7 +95,7 @@ def test_at_any_moment(change, optimizer, moments, spec, tiny, narrow_net):
 def exemplar(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
-    monkeypatch.setattr(resume, "EVERY", 0.0)
+    monkeypatch.setattr(resume, "INTERVAL", 0.0)
     return path
 
 
@@ -149,13 +149,13 @@ def test_a_command_goes_on(flags, exemplar, narrow_net, monkeypatch, capfd):
     assert (folder / "r.png.checkpoint").exists() and not (folder / "r.png").exists()
     done, resumed = torch.load(folder / "r.png.checkpoint")["course"]["work"], []
     assert 0.2 < done < 0.8
-    plain = Display.resumes
+    plain = Display.resume_from
 
-    def resumes(self, course):
+    def resume_from(self, course):
         resumed.append(course["work"])
         plain(self, course)
 
-    monkeypatch.setattr(Display, "resumes", resumes)
+    monkeypatch.setattr(Display, "resume_from", resume_from)
     capfd.readouterr()
     assert run(exemplar, "r.png", *flags.split(), "--seed", "3") == 2
     (line,) = capfd.readouterr().err.splitlines()
@@ -205,7 +205,11 @@ def test_kill_9_at_random_moments(exemplar):
     """Until it is made; what there is of the result at any time is whole."""
     folder = exemplar.parent
     flags = "--size 64 --epoch 150 --device cpu --model vgg16-caffe --resume"
-    command = [sys.executable, "-c", "import command.resume as r; r.EVERY = 0.2; import Synthesis;"]
+    command = [
+        sys.executable,
+        "-c",
+        "import command.resume as r; r.INTERVAL = 0.2; import Synthesis;",
+    ]
     command[-1] += "import sys; sys.exit(Synthesis.main(sys.argv[1:]))"
     command += ["--gt_path", str(exemplar), *flags.split(), "--save_path"]
     subprocess.run([*command, str(folder / "whole.png")], cwd=ROOT, check=True)

@@ -151,7 +151,7 @@ def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypa
                 seen.append(picture.size)
 
     monkeypatch.setattr("command.make.frames", watched)
-    monkeypatch.setattr(display, "A_PREVIEW", 0)
+    monkeypatch.setattr(display, "PREVIEW_INTERVAL", 0)
     assert run("--gt_path", "a.png", "--save_path", "r.jpg", "--preview") == 0
     assert seen == [(32, 24)] * 4
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "r.jpg"}
@@ -166,12 +166,12 @@ def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, c
             raise torch.OutOfMemoryError("CUDA out of memory")
         return frames(spec, *rest)
 
-    monkeypatch.setattr("command.make.BLOCKS", (48, 24, 16))
+    monkeypatch.setattr("command.make.TILE_SIDES", (48, 24, 16))
     monkeypatch.setattr("command.make.frames", full)
     command = "--gt_path a.png --save_path r.png --size 32 --epoch 2 --device cpu"
     assert main(command.split()) == 0
     assert tried == [None, 24, 16]
-    assert "out of memory, once more in tiles of 16 px" in capfd.readouterr().err
+    assert "out of memory, repeated in tiles of 16 px" in capfd.readouterr().err
     assert read_record(tmp_path / "r.png")["error"] > 0
     monkeypatch.setattr("command.make.frames", lambda *_: (_ for _ in ()).throw(MemoryError()))
     assert main([*command.split(), "--seed", "1", "--overwrite", "--quiet"]) == 2
@@ -190,8 +190,8 @@ def test_where_memory_runs_out_at_a_coarse_scale_it_gets_the_blocks_of_the_fines
     def ways(run, allowed):
         return [run._replace(block=side, graphs=graphs) for side, graphs in ((None, 1), (24, 2))]
 
-    monkeypatch.setattr("command.make.BLOCKS", (48, 24, 16))
-    monkeypatch.setattr("command.run.at_scales", ways)
+    monkeypatch.setattr("command.make.TILE_SIDES", (48, 24, 16))
+    monkeypatch.setattr("command.run.workloads_at_scales", ways)
     monkeypatch.setattr("command.make.frames", full)
     command = "--gt_path a.png --save_path r.png --size 32 --scales 2 --device cpu --quiet"
     assert main(command.split()) == 2

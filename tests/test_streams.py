@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from command import verdict
-from command.display import say
+from command.display import print_stderr
 from command.files import TEXTURES
 from command.pictures import read_record
-from command.streams import put, write
+from command.streams import write, write_stdout
 from Synthesis import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +141,7 @@ def test_pictures_are_saved_and_told_of_once_on_a_full_stdout(
 def test_letters_that_stdout_lacks(tmp_path, monkeypatch):
     with open(tmp_path / "log", "w", encoding="ascii") as log:
         monkeypatch.setattr(sys, "stdout", log)
-        put("ä\n")
+        write_stdout("ä\n")
     assert (tmp_path / "log").read_text() == "?\n"
 
 
@@ -149,8 +149,8 @@ def test_a_library_that_lacks_streams_prints_nothing(monkeypatch):
     """As below pythonw."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    put("nothing")
-    say(["nothing"])
+    write_stdout("nothing")
+    print_stderr(["nothing"])
 
 
 # ------------------------------------------------------------------------------- as a shell has it

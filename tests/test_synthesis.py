@@ -318,7 +318,7 @@ def test_autocorrelation_is_off_beside_what_is_kept(result, pebbles, capfd, narr
     assert main([*arguments, "--spectrum", "1", "--save_path", str(result)]) == 0
     record = read_record(result)
     assert (record["autocorrelation"], record["spectrum"]) == (0, 1)
-    assert "autocorrelation: off beside what is kept" in capfd.readouterr().err
+    assert "autocorrelation: off with kept pixels" in capfd.readouterr().err
 
 
 def test_expand_keeps_the_picture_in_the_middle(result, pebbles, capfd, narrow_net):
@@ -828,7 +828,7 @@ def test_notes_are_said_once(tmp_path, result, capfd, narrow_net):
     picture.putalpha(Image.linear_gradient("L").resize((32, 32)).point(lambda v: min(255, 2 * v)))
     picture.save(exemplar)
     make(exemplar, result)
-    assert capfd.readouterr().err.count("transparent pixels are no texture") == 1
+    assert capfd.readouterr().err.count("transparent pixels are not used as texture") == 1
 
 
 def test_the_default_net_says_when_it_is_replaced(pebbles, result, capfd, monkeypatch, tmp_path):
