@@ -26,7 +26,7 @@ class Pictures:
             given: pictures in memory by name.
         """
         self.given = given or {}
-        self.seen: dict[tuple[Path, str], Picture] = {}
+        self.seen: dict[tuple[Path, str], Picture] = {}  # by path and kind
         self.inputs: dict[str, Path] = {}  # name in the record -> file that was read
         self.notes: list[str] = []
 
@@ -157,8 +157,8 @@ def canvas_of(
         if not request.mask and not request.expand:
             flag = f"--init {request.init}, which is partly transparent,"
         raise UserError(
-            f"--size {size_text(size)}: {flag} keeps pixels of {size_text(size_of(mask))} to the "
-            "bit, which is the only size allowed"
+            f"--size {size_text(size)}: {flag} keeps pixels of {size_text(size_of(mask))} exactly, "
+            "give that size or none"
         )
     return Canvas(
         size,
@@ -176,8 +176,8 @@ def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
 
 
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
-    """Return the mask of the transparent pixels of --init, (1, 1, H, W), bool. None if there are
-    none, or if --mask, --expand or --style_image determines what is synthesised."""
+    """Return the mask of the pixels of --init that are not opaque, (1, 1, H, W), bool. None if
+    there are none, or if --mask, --expand or --style_image determines what is synthesised."""
     if request.mask or request.expand or request.style_image:
         return None
     if request.init_picture is None:
@@ -285,8 +285,8 @@ def guide_of(
         variants: returns the rotated and resized copies of a map of the first exemplar.
 
     Raises:
-        UserError: a map has not the size of its exemplar, or the output map has a region that the
-            exemplar lacks.
+        UserError: the source map and the exemplar differ in size, or the output map has a region
+            that the source map lacks.
     """
     guides = []
     for names in request.guide:

@@ -40,14 +40,14 @@ PICTURE = 30  # a picture as read, resized and normalised, and the optimiser's c
 PAIR = 6  # one step in the L-BFGS history: differences of the picture and of its gradient
 PAINTED = 40  # painting: coordinates (int64) and accumulated colours
 DESCRIBED = 35  # painting, per patch whose descriptor is computed at the same time
-HISTOGRAM = 20  # sorting the three channels with gradients
+HISTOGRAM = 20  # sorting three channels, at once or one after another, with gradients
 SPECTRUM = 12 * SPECTRUM_PADDING**2  # four padded windows of three channels
 LAGS = 14  # per feature: padded complex spectra of the autocorrelation and their gradients
 SORTED = 4  # per feature: sorting with gradients, the keys being int64
 SORTING = 5  # per feature: sorting without gradients
 WHOLE = 2  # per feature: a layer assembled from tiles, and its gradient
 
-# Time of a step, as a multiple of the operations of the net, and what methods and terms add.
+# Time of a step in units of the operations of the net; methods and terms add to OVERHEAD.
 OVERHEAD = 0.9  # below 1: Winograd convolutions need fewer operations than are counted
 SLOWER = {"swd": 1.1, "guided": 0.4, "patches": 0.75}
 SLOWEST = 1e10  # operations per second of the slowest machine; short runs skip the measurement
@@ -56,9 +56,7 @@ PROBE = (1, 64, 128, 128)  # (B, C, H, W), input of the convolution that is time
 MEMORIES = (LBFGS_MEMORY, 10, 5)  # steps in the L-BFGS history, tried in this order
 TILE_SIDES = (1024, 512, 256)  # px, sides of tiles, tried in this order
 SAFETY_FACTOR = 1.2  # a run hardly ever needs more than this times the estimate
-FRAGMENTATION = (
-    1.4  # times the estimate: the same for tiles where freed memory is kept by the process
-)
+FRAGMENTATION = 1.4  # the same for tiles if freed memory, with its gaps, is kept
 DEFAULT_SHARE = 0.9  # of the free memory, used by default
 
 LARGE_SHARE = 0.5  # of the allowed memory, above which a note is printed
@@ -69,7 +67,7 @@ class Workload(NamedTuple):
     """Properties of a synthesis that determine its memory and time."""
 
     net: str
-    layers: Sequence[str]  # of the extractor
+    layers: Sequence[str]  # all that are computed
     scales: Sizes  # (height, width) of exemplar and output at each scale, coarse to fine
     method_layers: Sequence[str]
     method: str = "gram"
@@ -87,19 +85,19 @@ class Workload(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, net: str) -> "Workload":
-        """Return the workload of a job with the net named `net`."""
+        """Return the workload of a job with the net of that name."""
         spec = job.spec
         pixels = [view.image[0, 0].numel() for one in spec.exemplars for view in one.views]
         weights, every = spec.weights or {}, job.trunk_layers
         divided = spec.canvas.output_regions is not None
-        looked_at = spec.layers or equal_weights(every)
-        whole = whole_layers_of(spec.method, weights, looked_at, every, divided)
+        method_layers = spec.layers or equal_weights(every)
+        whole = whole_layers_of(spec.method, weights, method_layers, every, divided)
         content = set(spec.content_layers if spec.canvas.content is not None else ())
         return cls(
             net,
             job.trunk_layers,
             sizes_of(spec, job.trunk_layers),
-            list(looked_at),
+            list(method_layers),
             spec.method,
             [name for name, weight in weights.items() if weight],
             spec.optimizer,
@@ -189,7 +187,7 @@ def _step_bytes(work: Workload) -> float:
     kept = sum(features[layer] for layer in work.layers)
     graph = sum(n for layer, n in features.items() if not layer.startswith("pool"))
     graph += kept if "moments" in work.terms else 0
-    # Features in graphs, gradients of the layers, input and output of the largest convolution.
+    # Graphs, gradients of the layers, gradients of input and output of the largest convolution.
     at_once = work.graphs * graph + kept + 2 * max(features.values())
     evaluated, blockwise = work.pixels, 0.0
     if work.tile_side is not None:
@@ -325,7 +323,7 @@ def cost_note(name: str, work: Workload, allowed: float) -> str | None:
         raise UserError(f"{needed}: give {smaller}")
     if work.memory < LBFGS_MEMORY:
         needed += f", L-BFGS keeps a history of {work.memory} steps instead of {LBFGS_MEMORY}"
-    return f"{needed}; {smaller} need less" if size > LARGE_SHARE * allowed else None
+    return f"{needed}; less with {smaller}" if size > LARGE_SHARE * allowed else None
 
 
 def time_note(work: Workload, count: int, device: torch.device) -> str | None:

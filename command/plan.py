@@ -5,15 +5,12 @@ of a picture are not read after this module.
 """
 
 import math
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from string import Formatter
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +30,7 @@ from command.canvas import (
 from command.effects import check_effects
 from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
 from command.maps import CarriedMap, alpha_map, read_map
+from command.names import distinct_names, result_names
 from command.outputs import PAGE, check_log, check_outputs, check_page, snapshot_of
 from command.pictures import (
     bits_saved,
@@ -70,7 +68,6 @@ from utils import (
 )
 
 MIN_CROPPED_SIDE = 512  # px, shorter side from which an exemplar may be cropped to save memory
-FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # allowed format specifications in --save_path
 PREVIEW = "preview"  # key in the record that identifies a preview
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 
@@ -148,8 +145,7 @@ class Job:
         return outputs.snapshot_path(self.save_path, step)
 
     def saved_as(self, path: Path) -> "Job":
-        """Return the job with another save_path in the same folder, and its maps renamed
-        likewise."""
+        """Return the job with another save_path in the same folder; its maps are renamed alike."""
         old = len(self.save_path.stem)
         maps = [
             replace(one, path=one.path.with_name(path.stem + one.path.name[old:]))
@@ -195,7 +191,7 @@ def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
             f"exemplars, allowed are {MOST_PICTURES}"
         )
     items: dict[Path, WorkItem] = {}
-    name_of = _result_names(request, len(paths) > 1)
+    name_of = result_names(request, len(paths) > 1)
     for path, stem in zip(paths, distinct_names(paths), strict=True):
         for seed in range(request.seed, request.seed + request.count):
             save_path = name_of(stem, seed)
@@ -221,31 +217,6 @@ def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
         ([Path(name)], []) if name in held else find_pictures(name) for name in request.gt_path
     ]
     return [path for paths, _ in found for path in paths], [n for _, notes in found for n in notes]
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for every exemplar: its stem, extended by its suffix and by the names of its
-    folders until all names differ: `wall`, `wall_png`, `old_wall`, `old_wall_png`."""
-    names = [path.stem for path in paths]
-    longer = [_longer_names(path) for path in paths]
-    while True:
-        counts = Counter(names)
-        found = [
-            next(more, name) if counts[name] > 1 else name
-            for name, more in zip(names, longer, strict=True)
-        ]
-        if found == names:  # all differ, or a path is given twice
-            return names
-        names = found
-
-
-def _longer_names(path: Path) -> Iterator[str]:
-    stem, suffix = path.stem, path.suffix.removeprefix(".")
-    yield f"{stem}_{suffix}"
-    for folder in path.absolute().parents:
-        stem = f"{folder.name}_{stem}"
-        yield stem
-        yield f"{stem}_{suffix}"
 
 
 def _check_further_outputs(request: Request, results: list[Path], exemplars: int) -> None:
@@ -278,63 +249,6 @@ def _check_own_file(path: Path, mark: str, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite and mark not in record_at(path):
         raise UserError(f"{path}: another file is there, give --overwrite or another name")
-
-
-def _result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
-    """Return a function (name of an exemplar, seed) -> path of the result.
-
-    The function formats the pattern of --save_path: fields in braces after the last existing
-    folder. If the pattern has no field, the name is appended if there are several exemplars; if it
-    has no field for the seed, the seed is appended if there are several.
-
-    Args:
-        several: whether there are several exemplars.
-    """
-    given, added = request.save_path, several
-    # os.path.isdir returns False for an invalid name as well.
-    is_folder = os.path.isdir(given) or _names_a_folder(given, several or request.count > 1)
-    if is_folder:
-        folder, pattern = given, "{stem}.png"
-    else:
-        folder = next((one for one in given.parents if os.path.isdir(one)), Path(given.anchor))
-        pattern = str(given.relative_to(folder))
-    if "{" not in pattern:
-        pattern = pattern.replace("}", "}}")
-        pattern = str(Path(pattern).with_stem(Path(pattern).stem + "_{stem}" * added))
-    _check_fields(request.save_path, pattern)
-    counted = request.count > 1 and "{seed" not in pattern
-
-    def name_of(stem: str, seed: int) -> Path:
-        try:
-            found = folder / pattern.format(stem=stem, seed=seed)
-        except ValueError as error:
-            raise _not_a_pattern(given) from error
-        return found.with_stem(f"{found.stem}_{seed}") if counted else found
-
-    return name_of
-
-
-def _names_a_folder(path: Path, several: bool) -> bool:
-    return several and not path.suffix and "{" not in path.name
-
-
-def _check_fields(path: Path, pattern: str) -> None:
-    """Raise UserError for fields other than stem and seed, and for widths of more than two digits:
-    a name that wide could take gigabytes of memory."""
-    try:
-        for _, name, spec, conversion in Formatter().parse(pattern):
-            if name is not None and (
-                name not in ("stem", "seed") or conversion or not FORMAT.fullmatch(spec or "")
-            ):
-                raise _not_a_pattern(path)
-    except ValueError as error:  # a single brace
-        raise _not_a_pattern(path) from error
-
-
-def _not_a_pattern(path: Path) -> UserError:
-    return UserError(
-        f"--save_path {path}: allowed in braces are stem and seed, as in {{stem}}_{{seed:03d}}.png"
-    )
 
 
 def plan(request: Request) -> tuple[list[Job], list[str]]:

@@ -1,5 +1,4 @@
-"""Save the results of a job: the picture with its record, its repeat if it is seamless, its
-maps."""
+"""Save the results of a job: the picture with its record, the repeat of a seamless one, maps."""
 
 from __future__ import annotations
 
@@ -102,8 +101,7 @@ class Failed:
 
     @classmethod
     def of(cls, exemplar: Path, error: Exception) -> Failed:
-        """Return the error of an exemplar as `Failed`. The traceback of an unexpected error is
-        printed."""
+        """Return a `Failed` for an error. If the error is unexpected, print its traceback."""
         line = error_line(error)
         if line is None:
             with suppress(OSError):  # stderr may be full
@@ -133,9 +131,8 @@ def record_of(job: Job, net: Net) -> dict[str, Any]:
     found = {"model": net.name, "precision": net.precision}
     if job.record["weights"]:
         found["weights_layout"] = net.layout
-    asked = dict(
-        sorted((job.record[ASKED] | found).items())
-    )  # so that the order of flags makes no difference
+    # Sorted, so that the bytes of the file do not depend on the order of flags.
+    asked = dict(sorted((job.record[ASKED] | found).items()))
     more = {"net": net.label, "pixel_mean": LAYOUTS[net.layout], "device": str(net.device)}
     return job.record | found | more | {ASKED: asked}
 
@@ -169,7 +166,8 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
             f"{existing[0]}: another file is there, give --overwrite or another --save_path"
         )
     whole = len(existing) == len(job.output_files()) and INTERRUPTED not in found
-    return ours and whole and finite(found.get("error")) is not None  # the last key that is known
+    # If memory runs out, a picture is saved without its error.
+    return ours and whole and finite(found.get("error")) is not None
 
 
 def _matches(found: dict[str, Any], record: dict[str, Any]) -> bool:
@@ -179,7 +177,7 @@ def _matches(found: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 def _without_ignored(record: dict[str, Any]) -> dict[str, Any]:
-    # Different flags may result in the same settings.
+    # `ASKED` too: different flags may result in the same settings.
     ignored = FINAL_KEYS | {ASKED}
     return {name: value for name, value in record.items() if name not in ignored}
 

@@ -31,7 +31,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # On two cores, two workers make 1.4 times as many pictures of 64x64 or 128x128 per second as one
 # process, and 1.3 times as many of 256x256, after a start-up of four seconds.
 DEFAULT_WORKERS, MIN_PICTURES, MAX_PIXELS = 2, 8, 256**2
-READ_AHEAD = 2  # tasks in flight for each worker after the first
+READ_AHEAD = 2  # pending tasks per worker after the first
 
 Pending = Callable[[], Result | Failed | None]  # waits for an outcome; None: not begun
 

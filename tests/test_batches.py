@@ -15,9 +15,10 @@ from PIL import Image
 from command import display, pictures, results, sheet
 from command.arguments import parse, request_of
 from command.files import TEXTURES
+from command.names import distinct_names
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
-from command.plan import distinct_names, plan, work_items
+from command.plan import plan, work_items
 from command.run import run, run_one
 from engine.synthesis import frames
 from Synthesis import main

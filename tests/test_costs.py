@@ -145,7 +145,7 @@ def test_the_time_of_a_list_is_told_once(monkeypatch, capfd, tmp_path, narrow_ne
 def test_what_needs_less_memory_is_named():
     work = Workload("vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1)
     line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
-    assert line.endswith("; a smaller --size or exemplar, --method gram need less")
+    assert line.endswith("; less with a smaller --size or exemplar, --method gram")
 
 
 def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, capfd, tmp_path):
