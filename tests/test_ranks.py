@@ -31,7 +31,7 @@ from command.make import saved_result
 from command.pictures import save_picture
 from command.plan import work_items
 from command.ranks import ProcessRank, process_group_of, process_rank
-from command.results import Course, Result, record_of
+from command.results import Result, RunStats, record_of
 from command.run import net_of, planned, run
 from engine.synthesis import Frame
 from terms.process_group import COALESCED_BELOW, ProcessGroup
@@ -171,7 +171,7 @@ def test_an_interrupted_picture_of_a_group_waits_for_no_other_process(tmp_path, 
     job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(0, 2))
     net, _ = net_of(request, torch.device("cpu"), "fp32", True)
     frame = Frame(3, 1, 1, 0.5, torch.rand(1, 3, 32, 32), job.spec.canvas, 0.5)
-    course = Course({}, [], 0.0)
+    course = RunStats({}, [], 0.0)
     result = saved_result(job, frame, record_of(job, net), net, course, finished=False)
     assert result.path.exists() and result.record["interrupted at step"] == 3
 
