@@ -242,7 +242,7 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
 
 
 def test_a_picture_does_not_grow_to_its_own_size():
-    with pytest.raises(UserError, match="--expand 256x256: that is the picture's own size"):
+    with pytest.raises(UserError, match="--expand 256x256: the size of the picture, nothing"):
         plan(parse("--gt_path pebbles.png --expand 256".split()))
 
 
@@ -281,5 +281,5 @@ def test_copies_for_which_there_is_no_memory(monkeypatch):
     flags = ["--method", "cnnmrf", "--patch_scales", *["10"] * 20]
     monkeypatch.setattr(planning, "available_bytes", lambda device: 3.0e9)
     monkeypatch.setattr(planning, "exemplar_of", lambda *_: pytest.fail("made"))
-    with pytest.raises(UserError, match=r"copies takes 3\.1 GB, 3\.0 are free"):
+    with pytest.raises(UserError, match=r"copies need 3\.1 GB of memory, 3\.0 GB are free"):
         planned("--gt_path", "pebbles.png", *flags)
