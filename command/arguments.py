@@ -1,4 +1,4 @@
-"""The command line: its parser, its help, and the `Request` that is made from it."""
+"""The command line: its parser, its help, and the `Request` made from it."""
 
 import argparse
 import difflib
@@ -18,8 +18,8 @@ from losses import LONG_RANGE_WEIGHT, METHODS, PRESETS, TERMS
 from models import NETS
 from utils import UserError
 
-# Flags that records leave out: paths of outputs, what does not change the picture, and sources of
-# other flags.
+# Flags that are not recorded in pictures: paths of outputs, flags that do not change the picture,
+# and sources of other flags.
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "json"),
@@ -29,7 +29,7 @@ NOT_RECORDED = {
 NOT_REPEATED = NOT_RECORDED | {"terms", "device"}  # flags that --from does not take from a record
 VERSION = "0.4.0"
 BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config", "terms"}  # flags that --score allows
-MOVED = {"--benchmark": "run python docs/benchmark.py"}  # former flags -> what to do instead
+MOVED = {"--benchmark": "run python docs/benchmark.py"}  # removed flags -> replacements
 DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
 
 FIRST = """Synthesise new texture of any size from a picture of a texture.
@@ -38,10 +38,10 @@ FIRST = """Synthesise new texture of any size from a picture of a texture.
   python Synthesis.py --gt_path pebbles.png --preset best --size 512x384 --save_path out/new.png
   python Synthesis.py --gt_path photos/ --tile xy --count 3 --save_path out/
 
-  --gt_path PICTURE ...   exemplars: files (also of textures/), folders or patterns
+  --gt_path PICTURE ...   exemplars: files (also in textures/), folders or patterns
   --save_path FILE        result; by default result.jpg; out/ and out/{stem}_{seed}.png are allowed
   --size WIDTHxHEIGHT     size of the output; by default that of the exemplar
-  --preset best           paint with the exemplar's own pixels: preferred in blind comparisons
+  --preset best           copy pixels of the exemplar: preferred in blind comparisons
   --tile xy               make the output seamless in both directions
 
 --help all shows every flag, --help FLAG (--help tile) one flag with an example.
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # No flag begins with a figure: `-4GB` is a value, and its own check names it.
+        # No flag begins with a digit: `-4GB` is a value, which the parser of its flag refuses.
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         write_stdout(message)  # that of --help and --version
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but suggest a flag for one that does not exist."""
+        """Parse as argparse does, and suggest the nearest flag in place of an unknown one."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown and unknown[0].startswith("-"):
             word = unknown[0].partition("=")[0]
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
             hint = MOVED.get(word, hint)
             self.error(f"{word}: no such flag" + (f", {hint}" if hint else ""))
         if unknown:
-            self.error(f"{unknown[0]}: which flag is it for? Pictures are given by --gt_path")
+            self.error(f"{unknown[0]}: a value without a flag; exemplars are given by --gt_path")
         return found
 
     def flags(self) -> dict[str, argparse.Action]:
@@ -93,7 +93,8 @@ class _Help(argparse.Action):
             name = "--" + values.lstrip("-")
             if name not in flags:
                 near = difflib.get_close_matches(name, flags, 1)
-                parser.error(f"--help {values}: no such flag" + (f", {near[0]}?" if near else ""))
+                hint = f", did you mean {near[0]}?" if near else ""
+                parser.error(f"--help {values}: no such flag{hint}")
             formatter = parser.formatter_class(prog=parser.prog)
             formatter.add_argument(flags[name])
             write_stdout(formatter.format_help())
@@ -111,7 +112,7 @@ class _Weight(argparse.Action):
 
 
 def build_parser() -> Parser:
-    """Return the parser of `Synthesis.py`; its namespace lacks flags that the user leaves out."""
+    """Return the parser of `Synthesis.py`; its namespace holds only the flags that are given."""
     parser = Parser(
         prog="Synthesis.py",
         usage="python Synthesis.py --gt_path leaf.jpg --epoch 1000\n"
@@ -127,7 +128,7 @@ def build_parser() -> Parser:
         nargs="?",
         action=_Help,
         metavar="all|FLAG",
-        help="show one screen; with all: every flag; with the name of a flag: that flag",
+        help="show the most used flags; all: every flag; FLAG: that flag with an example",
     )
     version = f"{VERSION}, PyTorch {torch.__version__}"
     parser.add_argument("--version", action="version", version=version)
@@ -187,25 +188,25 @@ def parse(argv: list[str] | None = None) -> Request:
     The value of a flag is the first of:
 
     1. the one given now, on the command line or else in the file of --config
-    2. the one given for the picture of --from, according to its record
-    3. that of the preset given now, or else of the preset given for the picture of --from
+    2. the one given for the picture of --from, as recorded in it
+    3. that of the preset given now or, without one, of the recorded preset
     4. the default
 
-    The net and the precision of the picture of --from count as given for it, because their defaults
-    depend on the machine. Values derived from other flags (the step size of an optimiser, the
-    layers of a method, the size of an exemplar) are derived again.
+    The net and the precision of the picture of --from always count as given for it, because their
+    defaults depend on the machine. Values derived from other flags (the step size of an optimiser,
+    the layers of a method, the size of an exemplar) are derived again.
 
     Raises:
-        UserError: an unknown flag, or a value that a flag does not allow.
+        UserError: A flag is unknown or does not allow its value.
     """
     given = _namespace(argv)
     if "config" in given:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     if "score" in given:
         for name in sorted((given | given["terms"]).keys() - BESIDE_SCORE):
-            raise UserError(f"--{name}: --score makes no picture and has no use for it")
+            raise UserError(f"--{name}: no effect with --score, which makes no picture")
         if (count := len(given.get("gt_path", ()))) > 1:
-            raise UserError(f"--score takes one exemplar, --gt_path has {count}")
+            raise UserError(f"--score: takes one exemplar, --gt_path names {count}")
     if "report" in given:
         alone = not given["terms"] and given.keys() <= {"report", "quiet", "terms", "config"}
         given = given | {"page_alone": alone}
@@ -215,8 +216,8 @@ def parse(argv: list[str] | None = None) -> Request:
         asked = of_picture(path, recorded_flags(), typed)
         if asked.get("model") not in {None, *NETS}:
             raise UserError(
-                f"--from {path}: its net, {asked['model']}, is no longer there; --model "
-                f"{BUNDLED_NET} makes another picture by the same settings"
+                f"--from {path}: its net, {asked['model']}, is no longer supported; --model "
+                f"{BUNDLED_NET} makes a different picture with the same settings"
             )
         given = _over(given, _checked(asked, f"--from {path}"))
     preset = _checked(PRESETS.get(given.get("preset", ""), {}), "--preset")
@@ -234,10 +235,10 @@ def recorded_flags() -> set[str]:
 
 
 def _namespace(argv: list[str] | None) -> dict[str, Any]:
-    """Return the flags of a command line, without defaults, and the weights of terms.
+    """Return the flags of a command line by name, without defaults; those of terms under "terms".
 
     Raises:
-        UserError: also for an empty value, which a shell makes of a variable that is not set.
+        UserError: As `parse`; also for an empty value, to which a shell expands an unset variable.
     """
     flag = ""
     for word in sys.argv[1:] if argv is None else argv:
@@ -256,7 +257,7 @@ def _checked(flags: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return flags by name, checked as the command line checks them.
 
     Args:
-        where: source of the flags, with which an error begins.
+        where: Source of the flags, with which error messages begin.
     """
     try:
         return _namespace(argv_of(flags))
@@ -270,7 +271,7 @@ def request_of(**flags: Any) -> Request:
     """Return the request of flags by name, checked as the command line checks them.
 
     Args:
-        flags: sizes are (height, width), or text as at the command line; guide is a list of pairs.
+        flags: Sizes are (height, width), or text as on the command line; guide is a list of pairs.
 
     Raises:
         UserError: as `parse`.
@@ -279,10 +280,10 @@ def request_of(**flags: Any) -> Request:
 
 
 def argv_of(flags: Mapping[str, Any]) -> list[str]:
-    """Return the command line that is equivalent to flags by name with values of Python.
+    """Return the command line equivalent to flags given as Python values.
 
     Raises:
-        UserError: a value would be read as a flag, or a switch is neither true nor false.
+        UserError: A value would be read as a flag, or a switch is neither true nor false.
     """
     argv: list[str] = []
     for name, value in flags.items():
@@ -292,7 +293,7 @@ def argv_of(flags: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(value, list | tuple):
             _refuse_flags(value)
-        if switch and value not in (True, False):  # as "no", which is no less true
+        if switch and value not in (True, False):  # such as "no", which is truthy
             raise UserError(f"{flag}: {value!r}, allowed are true and false")
         if switch:
             argv.append(flag)
@@ -315,7 +316,7 @@ def _refuse_flags(values: Sequence[Any]) -> None:
         if isinstance(value, list | tuple):
             _refuse_flags(value)
         elif isinstance(value, str) and value.startswith("-"):
-            raise UserError(f"{value!r}: a flag, not a value (a file of that name is ./{value})")
+            raise UserError(f"{value!r}: looks like a flag; a file of that name is ./{value}")
 
 
 def paired(name: str, number: float | None) -> str:

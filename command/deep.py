@@ -1,7 +1,7 @@
-"""Picture files of more than 8 bits a channel, read and written by OpenImageIO.
+"""Picture files with more than 8 bits per channel, read and written by OpenImageIO.
 
-Pillow supports 16 bits and floats for grey pictures only, and reports no damage within a JPEG.
-OpenImageIO is imported when a picture needs it, since the import takes 0.1 s.
+Pillow supports 16 bits and floats only for grey pictures, and does not report missing data in a
+JPEG. OpenImageIO is imported when first needed, since the import takes 0.1 s.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from utils import LEVELS, LEVELS_16_BIT, size_text
 if TYPE_CHECKING:
     from OpenImageIO import ImageInput, ImageSpec
 
-# First bytes of files that Pillow may not know -> names of their formats in OpenImageIO.
+# First bytes of files that Pillow may not read -> OpenImageIO's names of their formats.
 _BEGINNINGS = {
     b"\x76\x2f\x31\x01": "openexr",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "tiff"),
 }
-# Formats by their names in Pillow, and EXR, which Pillow does not know -> names in OpenImageIO.
+# Pillow's names of formats, and EXR, which Pillow does not read -> OpenImageIO's names.
 FORMATS = {"PNG": "png", "TIFF": "tiff", "PPM": "pnm", "JPEG2000": "jpeg2000", "EXR": "openexr"}
 FLOAT_BITS = 32
 PHOTOMETRIC, WHITE_IS_ZERO, PALETTE = "tiff:PhotometricInterpretation", 0, 3
@@ -46,24 +46,22 @@ _TURNS = {
 class Deep(NamedTuple):
     """The values of a picture file, upright."""
 
-    values: (
-        np.ndarray
-    )  # (H, W, 1) or (H, W, 3), float32: integers divided by their white, floats unchanged
+    # (H, W, 1) or (H, W, 3), float32: integers divided by the largest value, floats unchanged
+    values: np.ndarray
     alpha: np.ndarray | None  # (H, W) in [0, 1]
-    bits: int  # of a channel: 8, 16, or 32 for floats
+    bits: int  # per channel: 8, 16, or 32 for floats
     profile: bytes | None  # ICC
-    space: Space | None  # linear, by the chromaticities of an EXR; None: it has none
+    space: Space | None  # linear light with the chromaticities of an EXR; None without them
 
 
 def format_of(path: Path) -> str | None:
-    """Return OpenImageIO's name of the format of a file that Pillow may not know, by its first
-    bytes; None for other files."""
+    """Return OpenImageIO's name of the format of an EXR or TIFF by its first bytes, else None."""
     with open_regular(path) as file:
         return _BEGINNINGS.get(file.read(4))
 
 
 def _library() -> ModuleType:
-    """Import OpenImageIO without threads, which do not survive a fork, and without output."""
+    """Return OpenImageIO, set to print nothing and use no threads, which do not survive forks."""
     import OpenImageIO
 
     OpenImageIO.attribute("threads", 1)
@@ -77,10 +75,10 @@ def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
     """Open a file for reading.
 
     Args:
-        format: as OpenImageIO names it.
+        format: OpenImageIO's name of the format.
 
     Raises:
-        OSError: the file cannot be opened, or is of another format.
+        OSError: The file cannot be opened or has another format.
     """
     oiio = _library()
     hints = oiio.ImageSpec()
@@ -88,12 +86,12 @@ def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
     try:
         file = oiio.ImageInput.open(str(path), hints)
     except TypeError as error:
-        raise OSError("its name is not UTF-8: rename it") from error
+        raise OSError("its name is not valid UTF-8, rename it") from error
     if file is None:
         raise OSError(oiio.geterror().partition("\n")[0])
     try:
         if file.format_name() != format:
-            raise OSError(f"damaged, or not of the format {format}")
+            raise OSError(f"damaged, or not in the format {format}")
         yield file, file.spec()
     finally:
         file.close()
@@ -103,13 +101,13 @@ def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep
     """Read a picture.
 
     Args:
-        format: as OpenImageIO names it.
-        notes: lines for the user are appended to it.
-        straight: whether to divide premultiplied colours by alpha.
+        format: OpenImageIO's name of the format.
+        notes: Lines for the user are appended.
+        straight: Divide premultiplied colours by alpha.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: its channels or values are not supported.
+        OSError: The file cannot be read.
+        ValueError: The channels or values are not supported.
     """
     with opened(path, format) as (file, spec):
         channels = _channels(spec, notes)
@@ -172,7 +170,7 @@ def deep_record(path: Path, format: str) -> tuple[str, str]:
 
 
 def lacks_data(path: Path) -> bool:
-    """Return whether data are missing at the end of a JPEG, where Pillow silently fills in grey;
+    """Return whether data are missing at the end of a JPEG, which Pillow silently fills with grey;
     False if OpenImageIO cannot read the file."""
     with suppress(OSError), opened(path, "jpeg") as (file, _):
         file.read_image("uint8")
@@ -184,47 +182,48 @@ def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
     """Return the indices of the channels to use: red, green and blue, or the only one.
 
     Raises:
-        ValueError: there are two channels, or several without R, G and B.
+        ValueError: There are neither R, G and B nor one or three other channels.
     """
     names = list(spec.channelnames)
     alpha = spec.alpha_channel
     others = [i for i in range(len(names)) if i != alpha]
     if not set("RGB") <= set(names):
         listed = ", ".join(names[i] for i in others[:8])
-        if len(others) not in (1, 3) or "RY" in names:  # which is luminance and chroma
-            raise ValueError(f"channels {listed}: allowed is one channel, or R, G and B")
+        if len(others) not in (1, 3) or "RY" in names:  # luminance and chroma
+            raise ValueError(f"channels {listed}, one channel or R, G and B are needed")
         if len(others) == 3:
             notes.append(f"channels {listed} are taken for red, green and blue")
         return others
     if len(others) > 3:
-        notes.append("has more channels than R, G and B, only these are used")
+        notes.append("has more channels than R, G and B, the others are ignored")
     return [names.index(name) for name in "RGB"]
 
 
 def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int]:
-    """Normalise the levels of a file; return values, float32 in units of white, and the bits.
+    """Return the levels of a file as float32, integers divided by the largest value, and the bits
+    per channel.
 
     Args:
-        photometric: value of TIFF's tag PhotometricInterpretation.
+        photometric: Value of the TIFF tag PhotometricInterpretation.
 
     Raises:
-        ValueError: the type or range of the levels is not supported.
+        ValueError: The type or range of the levels is not supported.
     """
     if photometric > PALETTE:
         raise ValueError(
-            f"{levels.dtype} of TIFF's PhotometricInterpretation {photometric}, which is not read"
+            f"{levels.dtype} with PhotometricInterpretation {photometric}, which is not supported"
         )
-    if levels.dtype == np.uint8:  # which OpenImageIO has inverted already
+    if levels.dtype == np.uint8:  # OpenImageIO has inverted it already
         return levels.astype(np.float32) / LEVELS, 8
     inverted = photometric == WHITE_IS_ZERO
     if levels.dtype.kind == "f":
         if inverted:
-            raise ValueError("floats whose 0 is white, which are not read")
+            raise ValueError("floats whose 0 is white, which are not supported")
         with np.errstate(over="ignore"):
             return levels.astype(np.float32), FLOAT_BITS
     # The white of wider and of signed integers is unknown unless all values fit into 16 bits.
     if levels.dtype == np.int8:
-        raise ValueError("signed integers of 8 bits, which are not read")
+        raise ValueError("signed integers of 8 bits, which are not supported")
     if not (levels.min() >= 0 and levels.max() <= LEVELS_16_BIT):
         least, most = levels.min(), levels.max()
         raise ValueError(f"values from {least} to {most}, allowed are 0 to {LEVELS_16_BIT}")
@@ -236,10 +235,10 @@ def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memo
     """Return the bytes of a picture file.
 
     Args:
-        levels: uint16 or float32 of shape (H, W, C): C is 1 for grey, 3 for colours, and one more
-            with alpha.
-        format: as OpenImageIO names it.
-        texts: attributes of the file, by name.
+        levels: (H, W, C) of uint16 or float32 with C of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4
+            (RGB, alpha).
+        format: OpenImageIO's name of the format.
+        texts: Attributes of the file, by name.
 
     Raises:
         OSError: OpenImageIO cannot write the file.
@@ -261,7 +260,7 @@ def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memo
     with tempfile.TemporaryDirectory(prefix="synthesis-") as folder:
         path = Path(folder) / "picture"
         file = oiio.ImageOutput.create(format)
-        assert file is not None  # as these formats are in every build
+        assert file is not None  # every build has these formats
         written = file.open(str(path), spec) and file.write_image(levels)
         if not (file.close() and written):
             reason = file.geterror().partition("\n")[0]

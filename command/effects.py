@@ -1,17 +1,17 @@
-"""Flags that have no effect in combination with others: refused or reported, never ignored."""
+"""Flags that have no effect in combination with others: refused or reported, not ignored."""
 
 from command.flags import Request
 from engine.schedule import steps_after_painting
 from losses import METHODS, TERMS
 from utils import UserError
 
-# Flags of the optimisation, which a picture that is only painted does not have.
+# Flags of the optimisation, without effect on a picture that is only painted.
 OF_STEPS = (
     *("method", "layers", "pool", "rescale", *TERMS, "match_every", "max_patches"),
     *("content_layers", "content_weight", "optimizer", "lr", "tolerance", "scales"),
 )
-COPIES = {"patch_rotations", "patch_scales"}  # flags that painting uses as well
-HOW = "--repaint 0.5 has the model polish them, --repaint 0 is the model alone"
+COPIES = {"patch_rotations", "patch_scales"}  # flags that painting uses too
+HOW = "--repaint 0.5 also runs the texture model, --repaint 0 runs it alone"
 
 
 def only_painted(request: Request) -> bool:
@@ -20,28 +20,27 @@ def only_painted(request: Request) -> bool:
 
 
 def without_effect(request: Request) -> dict[str, str]:
-    """Return flags that have no effect on the picture or on the output of the command, by name ->
-    the reason, and what would give them an effect.
+    """Return the flags without effect on the picture or on the output: name -> reason and remedy.
 
     Flags that do not describe the picture, such as --device, --seed and --overwrite, are left out,
-    since scripts give them to any run.
+    since scripts may give them to any run.
     """
     found: dict[str, str] = {}
     if only_painted(request):
-        why = f"no effect on pictures that are only painted (--repaint {request.repaint:g}): {HOW}"
+        why = f"no effect on pictures that are only painted (--repaint {request.repaint:g}); {HOW}"
         found = dict.fromkeys(OF_STEPS, why)
-        if request.repaint == 1 and not request.save_every:  # whose snapshots it numbers
+        if request.repaint == 1 and not request.save_every:  # else it numbers the snapshots
             found["epoch"] = why
         if request.style_image and request.init != "content":
-            found["init"] = f"no effect on what is only painted over --image_path; {HOW}"
+            found["init"] = f"no effect on pictures that are only painted over --image_path; {HOW}"
     users = {flag for method in METHODS.values() for flag in method.flags}
     for flag in users - {*METHODS[request.method].flags, *(COPIES if request.repaint else ())}:
         told = ", ".join(name for name, method in METHODS.items() if flag in method.flags)
         found.setdefault(flag, f"no effect with --method {request.method}, only with {told}")
     if (request.save_every or 0) > request.epoch:
-        found["save_every"] = f"no effect with {request.epoch} steps, give at most as many"
+        found["save_every"] = f"no effect with --epoch {request.epoch}, give at most that many"
     if request.quiet and request.progress == "json":
-        found["progress json"] = "no effect with --quiet, which silences it: leave out one"
+        found["progress json"] = "no effect with --quiet, which silences it; leave out one of them"
     return found
 
 
@@ -49,10 +48,9 @@ def check_effects(request: Request) -> None:
     """Check the combination of flags.
 
     Raises:
-        UserError: a flag that was typed for this run has no effect, or two flags contradict each
-            other.
+        UserError: A flag typed for this run has no effect, or two flags contradict each other.
     """
-    # COPIES of --from are refused as well, since painting would take detail from them.
+    # COPIES recorded in the picture of --from are refused too, as painting would use them.
     refused = request.typed | (request.asked.keys() & COPIES)
     for name, why in without_effect(request).items():
         if name.split()[0] in refused:
@@ -61,11 +59,11 @@ def check_effects(request: Request) -> None:
 
 
 def effect_notes(request: Request, count: int) -> list[str]:
-    """Return lines on flags that have no effect but are not refused: those of the picture of
-    --from, which cannot be removed, --resume and --workers.
+    """Return lines on flags that have no effect but are not refused: those recorded in the picture
+    of --from, which the user cannot remove, --resume and --workers.
 
     Args:
-        count: number of pictures.
+        count: Number of pictures.
     """
     notes = []
     if idle := sorted(without_effect(request).keys() & request.asked.keys() - request.typed):
@@ -75,7 +73,7 @@ def effect_notes(request: Request, count: int) -> list[str]:
         )
     if request.resume and only_painted(request):
         notes.append(
-            "--resume: painting keeps no checkpoint, so a run that is stopped starts again"
+            "--resume: painting saves no checkpoints, so a stopped run starts from the beginning"
         )
     if count == 1 and (request.workers or 1) > 1:
         notes.append(f"--workers {request.workers}: one picture is made by one process")
@@ -85,14 +83,14 @@ def effect_notes(request: Request, count: int) -> list[str]:
 def _check_combinations(request: Request) -> None:
     """Raise UserError for a flag that another one excludes, or that requires another one."""
     if request.resume and request.split:
-        raise UserError("--resume: not with --split, whose processes keep no checkpoints")
+        raise UserError("--resume: not allowed with --split, whose processes save no checkpoints")
     if request.workers and request.split:
-        raise UserError("--workers: not with --split, whose processes make one picture at a time")
+        raise UserError("--workers: not allowed with --split, which makes one picture at a time")
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
-            raise UserError(f"--alpha: belongs to one exemplar, leave out --{flag}")
+            raise UserError(f"--alpha: not allowed with --{flag}, as it needs one exemplar alone")
     if request.maps and request.mix:
-        raise UserError("--maps: belong to one exemplar, leave out --mix")
+        raise UserError("--maps: not allowed with --mix, as they describe one exemplar")
     if request.weights_layout and not request.weights:
         raise UserError("--weights_layout: requires --weights PATH")
     for flag, given in (
@@ -104,17 +102,19 @@ def _check_combinations(request: Request) -> None:
         if given and not request.style_image:
             raise UserError(f"--{flag}: no effect without --style_image")
     if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
-        raise UserError("--mix: exemplars are mixed as they are, not rotated or resized")
+        raise UserError("--mix: not allowed with --orientation or copies (--patch_...)")
     if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
-        raise UserError("--mix: takes one --guide, mix OUTPUT_MAP")
+        raise UserError("--mix: the only --guide allowed is --guide mix OUTPUT_MAP")
     for name, share in request.mix:
         if share is not None and request.guide:
             raise UserError(
-                f"--mix {name}:{share:g}: --guide mix gives the shares, leave out :{share:g}"
+                f"--mix {name}:{share:g}: leave out :{share:g}, as --guide mix sets the shares"
             )
     if request.mask and request.init_picture is None:
-        raise UserError(f"--mask {request.mask}: requires --init PICTURE, which it masks")
+        raise UserError(f"--mask {request.mask}: requires --init PICTURE, to which it applies")
     if request.mask and request.expand:
-        raise UserError(f"--expand masks what is new itself: leave out --mask {request.mask}")
+        raise UserError(
+            f"--mask {request.mask}: not allowed with --expand, which sets the mask itself"
+        )
     if request.style_image and (request.mask or request.expand):
-        raise UserError("--style_image paints all of the picture: leave out --mask and --expand")
+        raise UserError("--style_image: changes the whole picture, leave out --mask and --expand")

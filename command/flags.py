@@ -1,6 +1,6 @@
-"""The flags of the command: their defaults, what `--help` says of each, and how a value is read.
+"""The flags of the command: their defaults, their help texts and the parsers of their values.
 
-A flag is a field of `Request`, which has its type and default, and an entry of `FLAGS`.
+Each flag is a field of `Request` (type and default) and an entry of `FLAGS` (help and parser).
 """
 
 import argparse
@@ -27,14 +27,14 @@ from terms.base import MAX_PATCHES
 
 CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05  # of style transfer
 MOST_PICTURES = 100_000  # by one run
-MOST_STEPS = 10**9  # months, at a hundred steps a second
+MOST_STEPS = 10**9  # four months at a hundred steps per second
 MOST_WORKERS = 1024
-LEAST_MEMORY = 1e6  # bytes; a smaller number lacks its unit
+LEAST_MEMORY = 1e6  # bytes; a smaller number most likely lacks its unit
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, as typed; nothing is read or checked yet."""
+    """The flags as given by the user: files are not read and combinations not checked yet."""
 
     gt_path: Sequence[str] = ("leaf.jpg",)
     style_image: str | None = None
@@ -99,12 +99,13 @@ class Request:
 
     score: str | None = None
     report: Path | None = None
-    page_alone: bool = False  # only the page of --report is asked for
-    # Flags by name: those given now and those given for the picture of --from, and the names of the
-    # former. A preset counts as one flag; flags of --config count as given now.
+    page_alone: bool = False  # --report without flags that make pictures
+    # Flags by name: `asked` holds those given now and those recorded in the picture of --from,
+    # `typed` the names of those given now. A preset counts as one flag; flags of --config count as
+    # given now.
     asked: dict[str, Any] = field(default_factory=dict, compare=False)
     typed: frozenset[str] = field(default=frozenset(), compare=False)
-    # Names in flags -> pictures in memory.
+    # Pictures in memory, by their names in flags.
     pictures: Mapping[str, Held] = field(default_factory=dict, compare=False)
     json: bool = False
 
@@ -118,8 +119,12 @@ class Request:
 
 
 def number(kind: type, least: float, unit: str, most: float | None = None) -> Callable[[str], Any]:
-    """Return a parser of finite numbers from `least` to `most`, for argparse."""
-    allowed = f"{least} or more, below 2^63" if most is None else f"{least} to {most}"
+    """Return a parser for argparse of finite numbers from `least` to `most`.
+
+    Args:
+        unit: Noun phrase for error messages, such as "a share".
+    """
+    allowed = f"from {least} to {most}" if most is not None else f"of at least {least}, below 2^63"
 
     def parse(text: str) -> float:
         try:
@@ -127,31 +132,32 @@ def number(kind: type, least: float, unit: str, most: float | None = None) -> Ca
         except ValueError:
             value = math.nan
         if not least <= value < 2**63 or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} of {allowed}")
+            raise argparse.ArgumentTypeError(f"{text!r}: give {unit} {allowed}")
         return value
 
     return parse
 
 
 def parse_scales(text: str) -> int | None:
-    """Return None for 'auto', else the number."""
-    return None if text.lower() == "auto" else number(int, 1, "auto, or a number")(text)
+    """Return a number of scales; None for 'auto'."""
+    return None if text.lower() == "auto" else number(int, 1, "auto, or a whole number")(text)
 
 
 def parse_bytes(text: str) -> float:
-    """Return '4GB', '4 g' or '4000m' as 4e9.
+    """Return a size in bytes: '4GB', '4 g' and '4000m' are 4e9.
 
-    Raises argparse.ArgumentTypeError for anything else, and for less than a megabyte.
+    Raises:
+        argparse.ArgumentTypeError: The text is not a size or is below LEAST_MEMORY.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt])?b?\s*", text, re.IGNORECASE)
     size = float(match[1]) * 1000 ** (" kmgt".index((match[2] or " ").lower())) if match else 0.0
     if not LEAST_MEMORY <= size < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a size like 4GB or 800MB")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a size like 4GB or 800MB, at least 1MB")
     return size
 
 
 def parse_optimizer(text: str) -> str:
-    """Return the optimiser's name for any case of it, hyphen or none; unknown ones as they are."""
+    """Return the name of an optimiser, ignoring case and hyphens; unknown names are unchanged."""
     names = {name.lower(): name for name in OPTIMIZERS}
     return names.get(text.lower().replace("-", ""), text)
 
@@ -159,25 +165,27 @@ def parse_optimizer(text: str) -> str:
 def parse_size(text: str) -> tuple[int, int]:
     """Return '512' as (512, 512) and '512x256', width first, as (256, 512).
 
-    Raises argparse.ArgumentTypeError for anything but sides of 1 to MAX_SIDE pixels.
+    Raises:
+        argparse.ArgumentTypeError: A side is not an integer from 1 to MAX_SIDE.
     """
     match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip(), re.IGNORECASE)
     width, height = (int(side) for side in (match[1], match[2] or match[1])) if match else (0, 0)
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        allowed = f"N or WIDTHxHEIGHT, sides of 1 to {MAX_SIDE} pixels"
+        allowed = f"N or WIDTHxHEIGHT, each from 1 to {MAX_SIDE} pixels"
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
     return height, width
 
 
 def parse_save_path(text: str) -> Path:
-    """Return the path; what ends as a folder does, 'out/', is one, whether there is one or not."""
+    """Return the path; text that ends with a slash is a folder, even if it does not exist yet."""
     return Path(text) / "{stem}.png" if text.endswith("/") else Path(text)
 
 
 def parse_share(text: str) -> tuple[str, float | None]:
     """Return 'b.jpg:0.3' as ('b.jpg', 0.3) and 'b.jpg' as ('b.jpg', None).
 
-    Raises argparse.ArgumentTypeError for a share that is not between 0 and 1.
+    Raises:
+        argparse.ArgumentTypeError: The share is not between 0 and 1, exclusive.
     """
     name, _, share = text.rpartition(":")
     try:
@@ -185,14 +193,15 @@ def parse_share(text: str) -> tuple[str, float | None]:
     except ValueError:
         return text, None
     if not name or not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give PICTURE:SHARE, the share between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: give PICTURE:SHARE, SHARE between 0 and 1")
     return name, value
 
 
 def parse_layer(text: str) -> tuple[str, float]:
     """Return 'conv4_1:0.5' as ('conv4_1', 0.5) and 'conv4_1' as ('conv4_1', 1.0).
 
-    Raises argparse.ArgumentTypeError for a weight that is not a positive number.
+    Raises:
+        argparse.ArgumentTypeError: The weight is not a positive finite number.
     """
     name, colon, weight = text.partition(":")
     try:
@@ -200,14 +209,15 @@ def parse_layer(text: str) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if not name or not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: give LAYER:WEIGHT, the weight above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: give LAYER:WEIGHT, WEIGHT above 0")
     return name, value
 
 
 def parse_bool(text: str) -> bool:
-    """Return True or False for the words for it; `type=bool` would read 'False' as true.
+    """Return a boolean; `type=bool` would read 'False' as true.
 
-    Raises argparse.ArgumentTypeError for any other word.
+    Raises:
+        argparse.ArgumentTypeError: The text is not true, yes, on, 1, false, no, off or 0.
     """
     word = text.strip().lower()
     if word in ("true", "yes", "on", "1"):
@@ -220,7 +230,8 @@ def parse_bool(text: str) -> bool:
 def parse_rescale(text: str) -> bool | str:
     """Return True, False or 'filter'.
 
-    Raises argparse.ArgumentTypeError for any other word.
+    Raises:
+        argparse.ArgumentTypeError: The text is none of these.
     """
     if text.strip().lower() == FILTER:
         return FILTER
@@ -234,12 +245,12 @@ def parse_rescale(text: str) -> bool | str:
 
 
 class Flag(NamedTuple):
-    """How `--help` describes a flag and `argparse` reads it."""
+    """The help text of a flag and its options for `argparse`."""
 
     help: str
-    names: tuple[str, ...]  # as typed; () means -- and the name of the field
+    names: tuple[str, ...]  # as typed; () means "--" followed by the name of the field
     default: str  # as --help shows it; "" means the default of the field
-    options: dict[str, Any]  # as `ArgumentParser.add_argument` takes them
+    options: dict[str, Any]  # keyword arguments of `ArgumentParser.add_argument`
 
 
 def flag(help: str, *names: str, default: str = "", **options: Any) -> Flag:
@@ -248,7 +259,7 @@ def flag(help: str, *names: str, default: str = "", **options: Any) -> Flag:
 
 
 def several(help: str, *names: str, default: str = "", **options: Any) -> Flag:
-    """Return the entry of a flag with one value or more, which may be given again for more."""
+    """Return the entry of a flag with one or more values; repeating the flag appends values."""
     return Flag(help, names, default, {"nargs": "+", "action": "extend"} | options)
 
 
@@ -259,7 +270,7 @@ def switch(help: str) -> Flag:
 
 def _steps(help: str, default: str = "") -> Flag:
     return flag(
-        help, default=default, type=number(int, 1, "a number of steps", MOST_STEPS), metavar="N"
+        help, default=default, type=number(int, 1, "a whole number", MOST_STEPS), metavar="N"
     )
 
 
@@ -285,27 +296,31 @@ PICTURES, CONTROL, MODEL, TERM, MATCHING, NET, OPTIMISATION, OUTPUT, INSTEAD = (
 FLAGS: dict[str, dict[str, Flag]] = {}  # heading of --help -> name of a field -> its flag
 FLAGS[PICTURES] = {
     "gt_path": several(
-        "exemplars: files, looked up as given and then in textures/, folders or patterns (*)",
+        "exemplars: files (searched at the path given, then in textures/), folders or patterns "
+        "such as photos/*.png",
         "--gt_path",
         "--image_path",
         metavar="PICTURE",
     ),
     "style_image": flag(
-        "exemplar of style transfer; --image_path is then the content", metavar="PICTURE"
+        "exemplar of style transfer; --image_path then gives the content", metavar="PICTURE"
     ),
     "from_picture": _file(
-        "repeat a picture from its embedded record; other flags override it",
+        "make a picture again with the flags in its embedded record; other flags override them",
         "--from",
         metavar="PICTURE",
     ),
-    "config": _file("read flags from a TOML file (size = 512); the command line overrides it"),
+    "config": _file(
+        "read flags from a TOML file (lines such as size = 512); the command line overrides them"
+    ),
     "save_path": flag(
         f"result: a file, whose suffix sets the format ({' '.join(SUFFIXES)}), a folder, or a "
-        "pattern with {stem} and {seed}; with several exemplars or seeds these are appended",
+        "pattern with {stem} of the exemplar and {seed}; with several exemplars or seeds, a file "
+        "name gets these appended",
         type=parse_save_path,
         metavar="FILE",
     ),
-    "save_every": _steps("also save a snapshot beside the result every N steps"),
+    "save_every": _steps("also save a snapshot every N steps, beside the result"),
     "size": flag(
         "size of the output in pixels",
         default="that of the exemplar, or of the maps that describe the output",
@@ -315,8 +330,8 @@ FLAGS[PICTURES] = {
 }
 FLAGS[CONTROL] = {
     "tile": flag(
-        "make the output seamless horizontally, vertically or both; also saves NAME_tiled, the "
-        "output repeated",
+        "make the output seamless horizontally (x), vertically (y) or both (xy); also saves the "
+        "output repeated as NAME_tiled",
         choices=("x", "y", "xy"),
     ),
     "guide": flag(
@@ -334,9 +349,9 @@ FLAGS[CONTROL] = {
         metavar="DEGREES|FIELD|FILE",
     ),
     "mix": several(
-        "further exemplars and their shares; --gt_path has the rest, and exemplars without a share "
-        "get equal parts. With --guide mix OUTPUT_MAP, the colours of the map from dark to light "
-        "stand for --gt_path and these",
+        "further exemplars and their shares; --gt_path gets the rest, and exemplars without a "
+        "share get equal shares. With --guide mix OUTPUT_MAP, the colours of the map, from dark to "
+        "light, select --gt_path and then these",
         type=parse_share,
         metavar="PICTURE[:SHARE]",
     ),
@@ -347,8 +362,8 @@ FLAGS[CONTROL] = {
         metavar="[KIND:]PICTURE",
     ),
     "alpha": switch(
-        "synthesise an alpha channel from that of the exemplar, whose transparent pixels then "
-        "count as texture; otherwise they are ignored and the result is opaque"
+        "synthesise an alpha channel too, with the transparent pixels of the exemplar as texture; "
+        "without --alpha they are ignored and the result is opaque"
     ),
     "init": flag(
         "initial output; transparent pixels of a picture are resynthesised",
@@ -356,7 +371,8 @@ FLAGS[CONTROL] = {
         metavar="noise|content|PICTURE",
     ),
     "mask": flag(
-        "with --init PICTURE: white is resynthesised, black and transparent are kept exactly",
+        "with --init PICTURE: white pixels are resynthesised, black and transparent ones are kept "
+        "exactly",
         default="the transparent pixels of --init, or all",
         metavar="PICTURE",
     ),
@@ -371,8 +387,8 @@ FLAGS[CONTROL] = {
         metavar="LAYER",
     ),
     "content_weight": flag(
-        "with --style_image: weight of the content loss relative to the sum of all others, "
-        "independent of the size",
+        "with --style_image: weight of the content loss relative to the sum of all others, the "
+        "same for all sizes",
         default=f"{CONTENT_WEIGHT:g}",
         type=number(float, 0, "a weight"),
         metavar="WEIGHT",
@@ -381,7 +397,7 @@ FLAGS[CONTROL] = {
 }
 FLAGS[MODEL] = {
     "preset": flag(
-        "bundle of defaults; flags given explicitly win; "
+        "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items()),
         choices=tuple(PRESETS),
     ),
@@ -394,23 +410,23 @@ FLAGS[MODEL] = {
         metavar="LAYER[:WEIGHT]",
     ),
     "repaint": flag(
-        "share of the steps that paint with pixels copied from the exemplar, before the texture "
-        "model optimises the result in the rest: 0 uses the model alone, 1 the pixels alone",
+        "fraction of the steps that paint, that is, copy pixels from the exemplar; in the others "
+        "the texture model optimises the result: 0 uses the model alone, 1 paints only",
         type=number(float, 0, "a share", 1),
         metavar="SHARE",
     ),
     "pool": flag("pooling of the net", choices=tuple(POOLS)),
     "rescale": flag(
-        "scale the net to unit mean activation on the exemplar; True: by layer, which changes no "
-        "loss, as losses are relative to the exemplar's features; filter: by filter, which gives "
-        "rare features more weight; --no-rescale is --rescale False",
+        "scale the weights of the net to unit mean activation on the exemplar; True: for each "
+        "layer, which changes no loss, as losses are relative to the exemplar's features; filter: "
+        "for each filter, which gives rare features more weight; --no-rescale is --rescale False",
         nargs="?",
         const=True,
         type=parse_rescale,
         metavar="True|False|filter",
     ),
 }
-FLAGS[TERM] = {}  # one for each of `losses.TERMS`, which may grow after this module is imported
+FLAGS[TERM] = {}  # those of `losses.TERMS`, which may grow, are added by `command.arguments`
 FLAGS[MATCHING] = {
     "match_every": _steps(
         "steps between two searches for matches (swd: draws of directions; guided: draws of "
@@ -418,19 +434,21 @@ FLAGS[MATCHING] = {
         default=str(MATCH_EVERY),
     ),
     "patch_rotations": several(
-        "for cnnmrf, guided and --repaint: also take patches from the exemplar rotated by these",
+        "for cnnmrf, guided and --repaint: also take patches from copies of the exemplar rotated "
+        "by these angles",
         type=number(float, -360, "degrees", 360),
         metavar="DEGREES",
     ),
     "patch_scales": several(
-        "for cnnmrf, guided and --repaint: also take patches from the exemplar resized by these",
+        "for cnnmrf, guided and --repaint: also take patches from copies of the exemplar resized "
+        "by these factors",
         type=number(float, 0.1, "a factor", 10),
         metavar="FACTOR",
     ),
     "max_patches": flag(
-        "for guided: maximum number of patches compared in a layer, of exemplar and output each",
+        "for guided: maximum number of patches compared per layer, of exemplar and output each",
         default=str(MAX_PATCHES),
-        type=number(int, 1, "a number of patches"),
+        type=number(int, 1, "a whole number"),
         metavar="N",
     ),
 }
@@ -469,8 +487,13 @@ FLAGS[OPTIMISATION] = {
     "optimizer": flag("", choices=tuple(OPTIMIZERS), type=parse_optimizer),
     "epoch": _steps("steps (evaluations of loss and gradient) over all scales"),
     "tolerance": flag(
+<<<<<<< HEAD
         f"end a scale when {CONVERGENCE_WINDOW} steps lower its error by less than this share, "
         "e.g. 0.1; 0 takes all steps",
+=======
+        f"end a scale when {SETTLING} steps lower its error by less than this share, e.g. 0.1; "
+        "with 0 all steps are taken",
+>>>>>>> 489f7e5 (Messages name the value and what is allowed; docstrings of the command in plain English)
         type=number(float, 0, "a share", 1),
         metavar="SHARE",
     ),
@@ -497,16 +520,17 @@ FLAGS[OPTIMISATION] = {
         metavar="SIZE",
     ),
     "split": switch(
-        "share each picture among all processes that torchrun or srun started, instead of the list "
-        "of pictures"
+        "divide each picture, instead of the list of pictures, among the processes started by "
+        "torchrun or srun"
     ),
     "workers": flag(
-        "pictures made at the same time, each by a process, as far as they fit into memory",
+        "number of pictures made at the same time, each by its own process; fewer if memory is "
+        "short",
         default="2 for many small pictures on a CPU, else 1",
-        type=number(int, 1, "a number of processes", MOST_WORKERS),
+        type=number(int, 1, "a whole number", MOST_WORKERS),
         metavar="N",
     ),
-    "seed": flag("seed of the initial noise", type=number(int, 0, "a number"), metavar="N"),
+    "seed": flag("seed of the initial noise", type=number(int, 0, "a whole number"), metavar="N"),
 }
 FLAGS[OUTPUT] = {
     "bits": flag(
@@ -515,20 +539,21 @@ FLAGS[OUTPUT] = {
         choices=("8", "16"),
     ),
     "count": flag(
-        "number of pictures of each exemplar, with consecutive seeds from --seed on",
-        type=number(int, 1, "a number of pictures", MOST_PICTURES),
+        "number of pictures for each exemplar; seeds count up from --seed",
+        type=number(int, 1, "a whole number", MOST_PICTURES),
         metavar="N",
     ),
     "resume": switch(
         "save a checkpoint beside the result every 30 s; the same command continues from it"
     ),
     "overwrite": switch(
-        "replace pictures made by other commands; those of this command are complete and are kept"
+        "replace existing pictures made by other commands; finished pictures of this command are "
+        "kept"
     ),
     "quiet": switch("print nothing on stderr but errors"),
     "sheet": _file(
-        "also save an overview as one image: exemplar, result, its 2x2 repeat and snapshots; of "
-        "several results, all of them"
+        "also save an overview as one image: exemplar, result, its 2x2 repeat and snapshots; with "
+        "several results, each exemplar and its results"
     ),
     "animate": _file("also save the snapshots of --save_every as an animation, .gif or .webp"),
     "preview": switch("update NAME.preview.png while a picture is made"),
@@ -538,18 +563,18 @@ FLAGS[OUTPUT] = {
         choices=("text", "json"),
     ),
     "log": _file(
-        "append a line of JSON for each picture: its record, seconds, loss after each step, memory"
+        "append a line of JSON for each picture: record, seconds, loss curve, peak memory"
     ),
 }
 FLAGS[INSTEAD] = {
     "score": flag(
-        "print the distances of this picture from the exemplar, those of the two halves of the "
-        "exemplar from each other, and a verdict in words",
+        "print scores of this picture against --gt_path, the same scores of one half of the "
+        "exemplar against the other, and a verdict in words",
         metavar="PICTURE",
     ),
     "report": _file(
-        "write report.html into this folder of results: one page with pictures, exemplars, scores, "
-        "loss curves and commands; with flags that make pictures, after these are made",
+        "write report.html into this folder of results: a page with pictures, exemplars, scores, "
+        "loss curves and commands; if other flags ask for pictures, these are made first",
         metavar="FOLDER",
     ),
     "json": switch("with --score: print JSON"),

@@ -1,16 +1,16 @@
-"""The kind of a map, by the word before its file name or by the file name."""
+"""The kind of a map, given by a prefix (normal:file.png) or recognised by the file name."""
 
 import re
 from collections.abc import Mapping
 
 from utils import COLOUR, DATA, LABELS, NORMALS
 
-# Words allowed before a colon (normal:file.png) -> kinds.
+# Prefixes -> kinds.
 GIVEN: Mapping[str, str] = {
     **{"color": COLOUR, "colour": COLOUR, "data": DATA, "id": LABELS},
     **dict.fromkeys(("normal", "normal_gl", "normal_dx"), NORMALS),
 }
-# Words of file names, as texture libraries and baking tools use them.
+# Words in file names, as texture libraries and baking tools use them.
 _WORDS = {
     NORMALS: "normal normals nrm nor norm normalgl normaldx norgl nordx",
     LABELS: "id ids label labels matid materialid colorid segmentation",
@@ -20,19 +20,21 @@ _WORDS = {
     "alpha mask orm arm rma mra data",
 }
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # delimited by _ - . or as in NormalGL
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # a word of a file name; NormalGL has two
 
 
 def kind_and_name(text: str) -> tuple[str | None, str]:
-    """Split 'normal:a.png' into ('normal', 'a.png') and 'a.png' into (None, 'a.png'). A word before
-    a colon that is not in GIVEN is part of the name."""
+    """Split 'normal:a.png' into ('normal', 'a.png') and 'a.png' into (None, 'a.png'); a prefix that
+    is not in GIVEN is part of the name."""
     word, colon, name = text.partition(":")
     return (word.lower(), name) if colon and word.lower() in GIVEN else (None, text)
 
 
 def kind_by_name(stem: str) -> str | None:
-    """Return the kind by the last word of a file name that names one, with or without "map" at its
-    end; None if no word does. A name that ends in _n is one of normals."""
+    """Return the kind named by the last matching word of a file name, None if no word matches.
+
+    Words may end with "map"; a name that ends with _n is a map of normals.
+    """
     if re.search(r"[_.\-][nN]$", stem):
         return NORMALS
     words = [word.lower() for word in _WORD.findall(stem)]
@@ -41,8 +43,8 @@ def kind_by_name(stem: str) -> str | None:
 
 
 def green_up_by_name(stem: str) -> bool | None:
-    """Return whether the green of normals points up (OpenGL) rather than down (DirectX), by a word
-    of the file name; None if no word tells."""
+    """Return whether a file name says that the green of normals points up (OpenGL) or down
+    (DirectX); None if it says neither."""
     words = [word.lower() for word in _WORD.findall(stem)]
     for up, end, whole in ((False, "dx", "directx"), (True, "gl", "opengl")):
         if whole in stem.lower() or any(

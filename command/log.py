@@ -17,7 +17,7 @@ POINTS = 200  # of a loss curve
 
 
 class Log:
-    """A file to which lines are appended; without a path, methods do nothing."""
+    """A file to which lines are appended; without a path, all methods do nothing."""
 
     def __init__(self, path: Path | None) -> None:
         """Raise UserError if the file cannot be written."""
@@ -40,7 +40,7 @@ class Log:
             }
 
     def add(self, result: Result | Failed) -> None:
-        """Append a line; if the log can no longer be written, the run continues."""
+        """Append a line; if the log cannot be written any more, say so and go on."""
         if self.path is None:
             return
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | _told(result) | self.known

@@ -18,7 +18,7 @@ from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
 from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, size_text
 
-MOST_LABELS = 256  # colours of 4096 pixels; more suggest compression with loss
+MOST_LABELS = 256  # distinct colours among 4096 pixels; more suggest lossy compression
 TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
 BY_PIXELS = "its pixels"
 
@@ -27,15 +27,15 @@ BY_PIXELS = "its pixels"
 class CarriedMap:
     """A map that is synthesised with the result."""
 
-    path: Path  # of the map of the result
+    path: Path  # where the map of the result is saved
     kind: str  # a name in `utils.KINDS`
-    # (1, C, h, w) each: the map, then its copies rotated and resized as those of the exemplar.
-    # Normals are in [0, 1], with green up and with blue.
+    # (1, C, h, w) each: the map, then its copies, rotated and resized as those of the exemplar.
+    # Normals are encoded in [0, 1] with green up, and include blue.
     copies: list[Tensor]
     bits: int  # per channel in the file
-    green_down: bool = False  # whether green points down in a file of normals (DirectX)
-    blue: float | None = None  # constant that a file of normals has instead of blue
-    signed: bool = False  # whether a file of normals is in [-1, 1]
+    green_down: bool = False  # normals: whether green points down in the file (DirectX)
+    blue: float | None = None  # normals: constant that the file has instead of a blue component
+    signed: bool = False  # normals: whether the file holds values in [-1, 1]
 
     def of_file(self, channels: Tensor) -> Tensor:
         """Convert channels of the file, (1, C, H, W), to those of `copies`."""
@@ -55,7 +55,7 @@ class CarriedMap:
         return _changed(channels, slice(0, 3), lambda x: 2 * x - 1) if self.signed else channels
 
     def save(self, channels: Tensor, record: dict[str, Any]) -> None:
-        """Save channels as in `copies`, (1, C, H, W), in the encoding of the file that was read."""
+        """Save channels as in `copies`, (1, C, H, W), in the encoding of the exemplar's file."""
         save_picture(self.as_file(channels), self.path, record, self.bits, self.kind)
 
 
@@ -71,11 +71,11 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
 
     Args:
         text: KIND:FILE or FILE.
-        save_path: path of the result.
-        pictures: reads the file; a line on the kind of the map is appended to its notes.
+        save_path: Path of the result.
+        pictures: Reads the file; a line on the kind of the map is appended to its notes.
 
     Raises:
-        UserError: the file is missing or differs in size from the exemplar, or normals are grey.
+        UserError: The file is missing or differs in size from the exemplar, or normals are grey.
     """
     word, name = kind_and_name(text)
     path = _find_map(text, word, name, pictures)
@@ -94,7 +94,7 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
         found, more = _normals(found, channels, word, path)
         line += more + ("; turned with the exemplar" if any(exemplar.rotations) else "")
     if kind == LABELS and _count_of_tuples(channels) > MOST_LABELS:
-        line += f", but has more than {MOST_LABELS} colours and may have been compressed with loss"
+        line += f", but has more than {MOST_LABELS} colours, perhaps from lossy compression"
     if by == BY_PIXELS:
         line += f"; otherwise give --maps KIND:{path.name}, KIND one of {', '.join(GIVEN)}"
     pictures.notes.append(f"{path.name}: {line}")
@@ -104,13 +104,13 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
 
 
 def _find_map(text: str, word: str | None, name: str, pictures: Pictures) -> Path:
-    """Return the path of a map; the error of an unknown kind lists the known ones."""
+    """Return the path of a map; for an unknown prefix, the error lists the known ones."""
     try:
         return pictures.find(name)
     except UserError as error:
         if word or ":" not in text:
             raise
-        raise UserError(f"--maps {error}; kinds before a colon: {', '.join(GIVEN)}") from error
+        raise UserError(f"--maps {error}; allowed before a colon: {', '.join(GIVEN)}") from error
 
 
 def _check_map(text: str, kind: str, picture: Picture, exemplar: Exemplar) -> None:
@@ -122,27 +122,27 @@ def _check_map(text: str, kind: str, picture: Picture, exemplar: Exemplar) -> No
         )
     if kind == NORMALS and picture.grey:
         raise UserError(
-            f"--maps {text}: a grey picture, but normals have red, green and maybe blue"
+            f"--maps {text}: grey, but normals need red and green, or red, green and blue"
         )
 
 
 def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    """Return the alpha channel of the exemplar as a map that becomes that of the result.
+    """Return the alpha channel of the exemplar as a map, from which that of the result is made.
 
     Raises:
-        UserError: the exemplar is opaque, or the format of the result has no alpha.
+        UserError: The exemplar is opaque, or the format of the result has no alpha.
     """
     picture = pictures.read(path)
     if picture.alpha is None or picture.opaque:
         raise UserError(f"--alpha: {path} has no transparent pixel")
     if not holds_alpha(save_path):
-        raise UserError(f"--alpha: {save_path} holds none; .png, .tif and .webp do")
+        raise UserError(f"--alpha: {save_path} holds no alpha; .png, .tif and .webp do")
     copies = maps.rotated(picture.alpha, exemplar.rotations, exemplar.factors, DATA)
     return CarriedMap(save_path, DATA, [picture.alpha, *copies], picture.bits)
 
 
 def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:
-    """Return the kind of a map and its source: the word before the name, the name or the pixels."""
+    """Return the kind of a map and what it follows from: the prefix, the name or the pixels."""
     if word:
         return GIVEN[word], f"{word}:"
     kind = kind_by_name(Path(name).stem)
@@ -158,8 +158,8 @@ def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]
 
 
 def _count_of_tuples(channels: Tensor) -> int:
-    """Return the number of distinct pixels of (1, C, H, W), or of about 4096 of them if these have
-    more than MOST_REGIONS."""
+    """Return the number of distinct pixels of (1, C, H, W); if a sample of about 4096 pixels has
+    more than MOST_REGIONS, the number within the sample."""
     flat = channels[0].flatten(1)
     some = len(flat[:, :: max(1, flat.shape[1] // 4096)].unique(dim=1)[0])
     return some if some > MOST_REGIONS else len(flat.unique(dim=1)[0])
@@ -168,7 +168,7 @@ def _count_of_tuples(channels: Tensor) -> int:
 def _normals(
     found: CarriedMap, channels: Tensor, word: str | None, path: Path
 ) -> tuple[CarriedMap, str]:
-    """Return the map with the encoding of its normals, and a line on that."""
+    """Return the map with the encoding of its normals set, and the end of the note on its kind."""
     signed = channels[:, :3].min().item() < -0.1
     plain = replace(found, signed=signed).of_file(channels)
     lacks_blue = maps.lacks_blue(plain)
@@ -183,5 +183,5 @@ def _normals(
         green = f"green is {'up' if up else 'down'} by {by}"
     line = f", {green}{'' if blue is None else ', blue is computed'}"
     if not maps.holds_normals(plain):
-        line += ", but most pixels have not length 1"
+        line += ", but most pixels are not of length 1"
     return replace(found, green_down=up is False, blue=blue, signed=signed), line

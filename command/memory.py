@@ -1,4 +1,4 @@
-"""Pictures in memory, given in place of paths: arrays, tensors and PIL pictures."""
+"""Pictures in memory that are given in place of paths: arrays, tensors and PIL images."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from command.deep import FLOAT_BITS
 from command.pictures import Picture, find_picture, read_picture
 from utils import LEVELS, LEVELS_16_BIT, UserError
 
-ARRAY = "array@"  # such a picture is named by this and the first digits of its SHA-256
+ARRAY = "array@"  # prefix of names of pictures in memory, before digits of the SHA-256
 PICTURE_FLAGS = {"gt_path", "image_path", "style_image", "init", "mask", "guide", "mix", "maps"}
-WHITE = {"uint8": LEVELS, "uint16": LEVELS_16_BIT, "bool": 1}  # by dtype; that of floats is 1
-BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # by dtype; floats have FLOAT_BITS
+WHITE = {"uint8": LEVELS, "uint16": LEVELS_16_BIT, "bool": 1}  # by dtype; 1 for floats
+BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # by dtype; FLOAT_BITS for floats
 AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # PIL modes that PNG holds
 AS_TIFF = ("I", "F", "CMYK")  # PIL modes that TIFF holds
 
@@ -27,22 +27,22 @@ class Held(NamedTuple):
     """A picture in memory."""
 
     picture: Picture
-    sha256: str  # of its values
+    sha256: str  # of its shape and values
 
     @property
     def name(self) -> str:
-        """Its name in flags and records."""
+        """The name in flags and records."""
         return ARRAY + self.sha256[:12]
 
 
 def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
-    """Replace pictures among the values of flags by names.
+    """Replace the pictures among the values of flags by names.
 
     Returns:
-        The flags, and the pictures by their names.
+        The flags, and the pictures by name.
 
     Raises:
-        UserError: `held` does not take a picture, or its flag takes none.
+        UserError: A flag does not take pictures; also as `held`.
     """
     found: dict[str, Held] = {}
 
@@ -52,7 +52,7 @@ def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
         if not isinstance(value, np.ndarray | Tensor | Image.Image):
             return value
         if flag not in PICTURE_FLAGS:
-            raise UserError(f"--{flag}: a picture in memory, allowed are text and numbers")
+            raise UserError(f"--{flag}: takes no picture, only text and numbers")
         try:
             one = held(value)
         except UserError as error:
@@ -65,7 +65,7 @@ def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
 
 
 def names_one(name: str, pictures: Mapping[str, Held]) -> bool:
-    """Whether a name is that of one picture, in memory or in a file, not of a folder or pattern."""
+    """Return whether a name stands for one picture, in memory or a file, not a folder."""
     if name in pictures:
         return True
     try:
@@ -75,14 +75,14 @@ def names_one(name: str, pictures: Mapping[str, Held]) -> bool:
 
 
 def held(value: np.ndarray | Tensor | Image.Image) -> Held:
-    """A picture in memory.
+    """Return a picture in memory.
 
     Args:
-        value: array (H, W, 3) or (H, W), tensor (1, 3, H, W), (3, H, W) or the same of one channel,
-            of uint8, uint16, bool, or floats in [0, 1]; or a picture of PIL, in any mode.
+        value: Array (H, W, 3) or (H, W), tensor (1, 3, H, W), (3, H, W) or the same with one
+            channel, of uint8, uint16, bool, or floats in [0, 1]; or a PIL image of any mode.
 
     Raises:
-        UserError: another shape, dtype or range.
+        UserError: The shape, dtype or range is another one.
     """
     picture = _of_pil(value) if isinstance(value, Image.Image) else _of_numbers(value)
     content = hashlib.sha256(str(tuple(picture.pixels.shape)).encode())
@@ -90,7 +90,7 @@ def held(value: np.ndarray | Tensor | Image.Image) -> Held:
         if part is not None:
             content.update(part.contiguous().numpy().tobytes())
     one = Held(picture, content.hexdigest())
-    notes = [one.name + note[note.index(":") :] for note in picture.notes]  # of no file
+    notes = [one.name + note[note.index(":") :] for note in picture.notes]
     return one._replace(picture=picture._replace(notes=notes))
 
 
@@ -110,7 +110,7 @@ def _of_numbers(value: np.ndarray | Tensor) -> Picture:
     if kind not in WHITE and value.dtype.kind != "f":
         raise UserError(f"a picture of {kind}, allowed are uint8, uint16, bool and floats")
     pixels = value.astype(np.float32) / np.float32(WHITE.get(kind, 1))
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # so that NaN is refused
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # written so that NaN is refused
         raise UserError(
             f"a picture of floats from {pixels.min():g} to {pixels.max():g}, allowed are 0 to 1"
         )
@@ -119,7 +119,7 @@ def _of_numbers(value: np.ndarray | Tensor) -> Picture:
 
 
 def _of_pil(image: Image.Image) -> Picture:
-    """What `read_picture` reads from a file of it: palette, alpha and colour profile count."""
+    """Return what `read_picture` reads after saving, with palette, alpha and profile applied."""
     if image.mode not in (*AS_PNG, *AS_TIFF):
         image = image.convert("RGB")
     with TemporaryDirectory() as folder:
@@ -128,6 +128,6 @@ def _of_pil(image: Image.Image) -> Picture:
             image.save(path, icc_profile=image.info.get("icc_profile"))
             return read_picture(path)
         except (OSError, ValueError) as error:
-            raise UserError(f"a PIL picture that cannot be read ({error})") from error
+            raise UserError(f"a PIL image that cannot be read ({error})") from error
         except UserError as error:
             raise UserError(str(error).removeprefix(f"{path}: ")) from error

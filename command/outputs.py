@@ -1,5 +1,4 @@
-"""The files that a run writes: their names, and checks that none overwrites an input or another
-output."""
+"""The files that a run writes: their names, and checks that none replaces an input or output."""
 
 import os
 import re
@@ -17,7 +16,7 @@ from utils import UserError, prefixed, reason_of
 PAGE = "report.html"  # name of the page in a folder of results
 LOG_LINE = b'{"time": '  # beginning of each line of a log
 PAGE_TITLE = b"<title>Textures</title>"  # in the head of each page
-HEAD = 4096  # bytes of a file that are read to recognise it
+HEAD = 4096  # bytes read to recognise a file
 Identity = tuple[object, object]  # device and inode, or folder and name of a missing file
 
 
@@ -40,9 +39,9 @@ def map_path(result: Path, path: Path, floats: bool) -> Path:
     """Return the path of the result's map.
 
     Args:
-        path: of the exemplar's map.
-        floats: whether it holds floats, which are saved with its suffix if that allows floats and
-            else as .tif; other maps are saved as .png.
+        path: Path of the exemplar's map.
+        floats: Whether that map holds floats, which are saved with its suffix if that format holds
+            floats, else as .tif. Other maps are saved as .png.
     """
     suffix = ".png"
     if floats:
@@ -56,7 +55,7 @@ def snapshot_path(result: Path, step: int) -> Path:
 
 
 def snapshot_of(path: Path, request: Request) -> Path | None:
-    """Return the result of which the run would save a snapshot at that path, or None."""
+    """Return the result whose snapshot the run would save at that path, or None."""
     result = path.with_stem(path.stem.rpartition("_")[0] or path.stem)
     step = step_of(path, result)
     if step is None or request.save_every is None:
@@ -65,7 +64,7 @@ def snapshot_of(path: Path, request: Request) -> Path | None:
 
 
 def step_of(path: Path, result: Path) -> int | None:
-    """Return the step of a snapshot of a result by its path; None if it is no such path."""
+    """Return the step in the path of a snapshot of a result, None if it is not one."""
     found = re.fullmatch(r".+_(\d{6,18})", path.stem, re.ASCII)
     step = int(found[1]) if found else None
     return None if step is None or snapshot_path(result, step) != path else step
@@ -75,7 +74,7 @@ def check_outputs(request: Request, exemplars: Iterable[Path], results: Collecti
     """Check that no output overwrites an input or another output.
 
     Raises:
-        UserError: an output is the same file as an input or another output.
+        UserError: An output is the same file as an input or another output.
     """
     identity = _identities()
     read = {identity(path): (flag, path) for flag, path in _read(request, exemplars)}
@@ -89,7 +88,7 @@ def check_outputs(request: Request, exemplars: Iterable[Path], results: Collecti
         folders.add(path.parent)
     for above in {one for folder in folders for one in (folder, *folder.parents)}:
         if other := written.get(identity(above)):
-            raise UserError(f"{_told(other)}: a folder for other files has that name")
+            raise UserError(f"{_told(other)}: other files are to be saved in a folder of that name")
     pictures = {identity(path) for path in results} if request.save_every else ()
     for other in (*read.values(), *written.values()) if pictures else ():
         result = snapshot_of(other[1], request)
@@ -102,7 +101,7 @@ def _told(file: tuple[str, Path]) -> str:
 
 
 def check_log(path: Path) -> None:
-    """Raise UserError if a log cannot be written, or the existing file is no log."""
+    """Raise UserError if a log cannot be written or would replace another file."""
     with prefixed("--log "):
         check_writable(path)
     if (head := _head(path)) and not head.startswith(LOG_LINE):
@@ -110,10 +109,10 @@ def check_log(path: Path) -> None:
 
 
 def check_page(path: Path) -> None:
-    """Raise UserError if a page cannot be saved, or the existing file is no page."""
+    """Raise UserError if a page cannot be saved or would replace another file."""
     check_writable(path)
     if (head := _head(path)) and PAGE_TITLE not in head:
-        raise UserError(f"{path}: another file is there, rename that")
+        raise UserError(f"{path}: another file is there, rename it")
 
 
 def _head(path: Path) -> bytes:
@@ -128,8 +127,8 @@ def _head(path: Path) -> bytes:
 
 
 def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Yield each file that a run reads, with the flag that names it. The picture of --from is left
-    out, since the run may replace it like any picture."""
+    """Yield each file that a run reads, with the flag that names it, except the picture of --from,
+    which the run may replace."""
     yield from (("--gt_path", path) for path in exemplars)
     named = [
         *(("--style_image", request.style_image), ("--init", request.init)),
@@ -143,7 +142,7 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
         try:
             if name is not None and name not in request.pictures:
                 yield flag, find_picture(name)
-        except UserError:  # no file, such as `noise`, or reading it raises the error
+        except UserError:  # not a file, as `noise`, or the error is raised when it is read
             continue
 
 

@@ -1,4 +1,4 @@
-"""Picture files: how they are found, read and saved, and the record inside them."""
+"""Picture files: finding, reading and saving them, and the records embedded in them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from utils import (
     size_text,
 )
 
-ROWS = 256  # of a picture, rounded at once
+ROWS = 256  # rows quantised at a time, which bounds memory
 # Suffixes -> formats and options of Pillow, which has no EXR. JPEG keeps full chroma, since
 # subsampling smears fine texture. WebP is lossless, since its lossy mode always subsamples.
 _JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
@@ -75,24 +75,25 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 SUFFIXES = tuple(_FORMATS)
 FLOAT_SUFFIXES = (".tif", ".tiff", ".exr")
 _RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
-_BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}  # of others: 8
-# px; a PNG could be larger
+# Bits per channel by format; the others hold 8.
+_BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}
+# px; PNG itself allows more
 MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
-_ANY_SIZE = ("JPEG", "PNG")  # Pillow checks others against its limit again when it decodes
+_ANY_SIZE = ("JPEG", "PNG")  # for others Pillow checks its limit on pixels again when decoding
 MAX_SIDE = max(MAX_SIDES.values())
-# EXIF tags, and the room for a record: a JPEG holds 64 KB of EXIF in all.
+# EXIF tags, and the maximum size of a record: a JPEG holds 64 KB of EXIF in all.
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 0x0102, 0x0153, 2
 _RECORD_KEY = "synthesis"
 _RECORD_BYTES = 60_000
-# Formats that Pillow recognises but reads with another program, on some systems or not at all.
+# Formats that Pillow recognises but reads only with another program, on some systems, or never.
 _NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "IPTC", "MPEG"}
-NAMED = 3  # skipped files of a folder that a line names
-MOST_BYTES = 2**30  # of a file, except in _ANY_SIZE
+NAMED = 3  # maximum number of skipped files that a note names
+MOST_BYTES = 2**30  # maximum size of a file, except for formats in _ANY_SIZE
 # Bytes per pixel at the peak of reading, with Pillow and with OpenImageIO.
 READ_BYTES, DEEP_READ_BYTES = 24, 64
 JPEG_END = b"\xff\xd9"
-AVIF_HEAD = 2**16  # bytes in which the boxes before the pixels lie
+AVIF_HEAD = 2**16  # bytes read to find the boxes that precede the pixels
 _UNUSABLE = "unusable colour profile, ignored"
 _NOT_FINITE = "holds values that are not finite"
 
@@ -101,10 +102,10 @@ _NOT_FINITE = "holds values that are not finite"
 
 
 def find_picture(name: str | Path) -> Path:
-    """Return the path of a picture, searched as given and then in `textures/`.
+    """Return the path of a picture, searched at `name` and then in `textures/`.
 
     Raises:
-        UserError: it is in neither place, is a folder or may not be read.
+        UserError: It is in neither place, is a folder or cannot be opened.
     """
     for path in (Path(name), TEXTURES / name):
         try:
@@ -122,22 +123,23 @@ def find_picture(name: str | Path) -> Path:
 
 
 def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
-    """Return the pictures of a name, sorted, and a line on skipped files.
+    """Return the pictures that a name stands for, sorted, and notes on skipped files.
 
     Args:
-        name: a picture, searched as by `find_picture`, a folder, or a pattern with *, ? or [. Of
-            a folder or pattern, files that Pillow does not read and pictures that this program made
-            are skipped.
+        name: A picture, searched as by `find_picture`, a folder, or a pattern with *, ? or [. In
+            folders and patterns, files in other formats and pictures made by this program are
+            skipped.
 
     Raises:
-        UserError: there is no picture.
+        UserError: No picture is found.
     """
     path, folders = Path(name), []
     if os.path.isdir(path):
         found = files_in(path)
         folders = [one for one in found if one.is_dir()]
     elif set("*?[") & set(str(name)) and not os.path.exists(path):
-        there = next(one for one in path.parents if os.path.isdir(one))  # may have a [ in its name
+        # Not the whole path, as the name of an existing folder may contain a [.
+        there = next(one for one in path.parents if os.path.isdir(one))
         pattern = str(path.relative_to(there))
         try:
             found = sorted(
@@ -155,8 +157,8 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
         f"{_some(files)} ({why})"
         for files, why in (
             (sorted(others), "not a picture format that is read"),
-            (ours, "made by this program; taken where named one by one"),
-            (folders, "a folder; a pattern with '**' takes subfolders too"),
+            (ours, "made by this program; used only if named one by one"),
+            (folders, "a folder; a pattern with '**' includes subfolders"),
         )
         if files
     ]
@@ -168,8 +170,11 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the files in a folder, sorted, without hidden ones; raise UserError if it cannot be
-    read."""
+    """Return the files in a folder, sorted, without hidden ones.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
     try:
         return sorted(one for one in folder.iterdir() if not one.name.startswith("."))
     except OSError as error:
@@ -193,14 +198,13 @@ def _some(files: list[Path]) -> str:
 
 
 class Picture(NamedTuple):
-    """A picture that was read from a file."""
+    """A picture read from a file or from memory, with straight alpha."""
 
-    pixels: Tensor  # (1, 3, H, W) in [0, 1]: sRGB for COLOUR, else the values of the file; straight
-    # alpha
+    pixels: Tensor  # (1, 3, H, W) in [0, 1]: sRGB for COLOUR, else the values of the file
     alpha: Tensor | None  # (1, 1, H, W) in [0, 1]; None without an alpha channel
     bits: int  # per channel in the file: 8, 16, or 32 for floats
     grey: bool  # whether the file has a single channel besides alpha
-    notes: list[str]  # lines for the user, each beginning with the name of the file
+    notes: list[str]  # for the user, each beginning with the name of the file
 
     @property
     def opaque(self) -> bool:
@@ -220,15 +224,15 @@ class Picture(NamedTuple):
 def read_picture(path: Path, kind: str = COLOUR) -> Picture:
     """Read a picture.
 
-    Pillow reads 8 bits per channel: grey, palette, transparency, CMYK, rotated by EXIF, with a
-    colour profile. OpenImageIO reads 16 bits and floats, EXR included.
+    Pillow reads 8 bits per channel: grey, palette, transparency and CMYK, with EXIF orientation and
+    colour profile applied. OpenImageIO reads 16 bits and floats, EXR included.
 
     Args:
-        kind: a name in `utils.KINDS`; only COLOUR is colour managed.
+        kind: A name in `utils.KINDS`; only COLOUR is colour managed.
 
     Raises:
-        UserError: the file cannot be read, is damaged, exceeds Pillow's limit on pixels or holds
-            values that are not finite; for COLOUR also if it is entirely transparent or holds
+        UserError: The file cannot be read, is damaged, exceeds Pillow's limit on pixels or holds
+            values that are not finite; for COLOUR, also if it is entirely transparent or holds
             floats outside [0, 1].
     """
     notes: list[str] = []
@@ -238,12 +242,12 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
         needed = (DEEP_READ_BYTES if deep else READ_BYTES) * math.prod(size)
         free = available_bytes(torch.device("cpu"))
         if needed > free:
-            raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
+            raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with _libraries_silent():
             if deep:
                 read = _deep_values(path, deep, picture, kind, notes)
             else:
-                assert picture is not None  # as what Pillow does not know is deep
+                assert picture is not None  # files that Pillow does not read are deep
                 read = _shallow_values(path, picture, kind, notes)
         values, alpha, bits = read
         if not np.isfinite(values).all():
@@ -257,12 +261,16 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
 
 
 def read_levels(path: Path) -> Image.Image:
-    """Read a picture as `read_picture` does, for display at 8 bits without alpha."""
+    """Read a picture for display: 8 bits per channel, composited over its mean colour."""
     return Image.fromarray(_levels_of(read_picture(path).over_mean, 8))
 
 
 def read_vectors(path: Path) -> Tensor:
-    """Read vectors, .npy of shape (2, H, W), as (1, 2, H, W); raise UserError for anything else."""
+    """Read an array of vectors from a .npy file of shape (2, H, W) as (1, 2, H, W).
+
+    Raises:
+        UserError: The file cannot be read, or its array has another shape or type.
+    """
     try:
         open_regular(path).close()
         # Memory-mapped, since a header may claim any size.
@@ -274,7 +282,7 @@ def read_vectors(path: Path) -> Tensor:
     if not isinstance(found, np.ndarray):
         raise UserError(f"{path}: an archive, not a .npy file of numbers")
     if found.ndim != 3 or len(found) != 2 or found.dtype.kind not in "fiu" or not found.size:
-        raise UserError(f"{path}: {found.dtype} of {found.shape}, needed are numbers of (2, H, W)")
+        raise UserError(f"{path}: {found.dtype} of {found.shape}, needed: numbers of (2, H, W)")
     with np.errstate(over="ignore"):
         found = found.astype(np.float32)
     if not np.isfinite(found).all():
@@ -284,19 +292,22 @@ def read_vectors(path: Path) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image | None]:
-    """Open a picture; yield None if only OpenImageIO reads it. Errors raised inside the block
-    become UserErrors."""
+    """Open a picture and yield it, or None if only OpenImageIO reads it.
+
+    Raises:
+        UserError: The file cannot be opened, or the block raised an error.
+    """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of files that it then reads correctly; but it also only warns between
-            # one and two times its limit on pixels, which is refused here.
+            # Pillow warns about files that it reads correctly, except beyond its limit on pixels,
+            # where it raises an error only from twice the limit on.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _of_any_size_of_ours(path) or nullcontext() as picture:
+            with _open_picture(path) or nullcontext() as picture:
                 yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = Image.MAX_IMAGE_PIXELS
-        raise UserError(f"{path}: too large, at most {limit} pixels are read") from error
+        raise UserError(f"{path}: too large, the limit is {limit} pixels") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not a picture in a format that is read") from error
     except Exception as error:
@@ -306,7 +317,7 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
 
 @contextmanager
 def _libraries_silent() -> Iterator[None]:
-    """Discard what libraries write to descriptor 2; errors are raised as well."""
+    """Discard what libraries write to stderr; they report their errors by exceptions as well."""
     stderr = copy_of_stderr()
     if stderr is None:
         yield
@@ -321,17 +332,17 @@ def _libraries_silent() -> Iterator[None]:
         os.close(stderr)
 
 
-def _of_any_size_of_ours(path: Path) -> Image.Image | None:
+def _open_picture(path: Path) -> Image.Image | None:
     """Open a picture; return None if only OpenImageIO reads it.
 
-    A picture beyond Pillow's limit on pixels is opened only if its record has the same size and it
-    fits into memory, since a few bytes may claim to be a picture of any size.
+    A picture beyond Pillow's limit on pixels is opened only if this program recorded its size in it
+    and it fits into memory, since a file of a few bytes may claim any size.
     """
     kind, _ = _FORMATS.get(path.suffix.lower(), ("", {}))
     with open_regular(path) as file:
         bytes_ = os.fstat(file.fileno()).st_size
-    if bytes_ > MOST_BYTES and kind not in _ANY_SIZE:  # opening a TIFF reads all its tags
-        raise OSError(f"a file of {bytes_ / 1e9:.1f} GB, at most {MOST_BYTES / 1e9:.1f} are read")
+    if bytes_ > MOST_BYTES and kind not in _ANY_SIZE:  # opening a TIFF reads all tags
+        raise OSError(f"{bytes_ / 1e9:.1f} GB, files of at most {MOST_BYTES / 1e9:.1f} GB are read")
     try:
         with _libraries_silent():
             return Image.open(path)
@@ -347,7 +358,7 @@ def _of_any_size_of_ours(path: Path) -> Image.Image | None:
         if kind not in _ANY_SIZE:
             raise
         Image.init()
-        opener: Any = Image.OPEN[kind][0]  # does not check the limit
+        opener: Any = Image.OPEN[kind][0]  # skips the check of the limit
         picture: Image.Image = opener(path, path.name)
         ours = _record_of(picture).get("size") == size_text(picture.size[::-1])
         if ours and READ_BYTES * math.prod(picture.size) <= available_bytes(torch.device("cpu")):
@@ -365,8 +376,8 @@ def _upright(picture: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
-    """Return OpenImageIO's name of the format of a file that Pillow reads with fewer bits than it
-    has, or not at all; "" for other files."""
+    """Return OpenImageIO's name of the format of a file that Pillow cannot read or would reduce to
+    8 bits; "" for other files."""
     if picture is None:
         return format_of(path) or ""
     tiles: Any = getattr(picture, "tile", [])
@@ -383,7 +394,7 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
 
 
 def _bits_of_tiff(picture: Image.Image) -> int:
-    """Return the bits per channel of a TIFF; 16 for signed ones, which Pillow reads as unsigned."""
+    """Return the bits per channel of a TIFF; 16 if signed, which Pillow would read as unsigned."""
     tags: Any = getattr(picture, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     return 16 if signed else max(tags.get(_BITS_PER_SAMPLE, (8,)))
@@ -408,7 +419,7 @@ def _deep_values(
         space = deep.space or LINEAR  # EXR holds linear light
     elif picture is not None:
         space = _space_in(picture, path, bits, notes)
-    # Pillow also returns profiles that libpng drops as invalid.
+    # From Pillow where possible, as libpng drops profiles that it considers invalid.
     profile = picture.info.get("icc_profile") if picture else deep.profile
     if space is None and profile:
         try:
@@ -417,7 +428,7 @@ def _deep_values(
             notes.append(_UNUSABLE)
         else:
             if space is None:
-                notes.append("its colour profile consists of tables, which are applied at 8 bits")
+                notes.append("its colour profile consists of tables and is applied at 8 bits")
                 return _by_tables(values, profile, notes), deep.alpha, 8
     elif space is None and bits == FLOAT_BITS:
         notes.append("floats without a colour profile, read as sRGB")
@@ -430,8 +441,8 @@ def _check_floats_of_colours(values: np.ndarray) -> None:
         raise ValueError(_NOT_FINITE)
     if least < 0 or most > 1:
         raise ValueError(
-            f"floats from {least:.3g} to {most:.3g}, allowed for colours are 0 to 1: scale them "
-            "first; a map of --maps may have any"
+            f"floats from {least:.3g} to {most:.3g}, colours are from 0 to 1: scale them first; "
+            "only --maps takes other values"
         )
 
 
@@ -471,7 +482,7 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
 
 
 def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
-    """Decode a picture; a JPEG may lack its end mark, but no data."""
+    """Decode a picture. A JPEG without its end marker is accepted if no data are missing."""
     try:
         picture.load()
     except OSError:
@@ -488,15 +499,15 @@ def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
         picture.load()
     else:
         if picture.format == "JPEG" and _may_end_early(picture) and lacks_data(path):
-            notes.append("damaged: data are missing at its end, where it is grey")
+            notes.append("damaged: data are missing at the end, where the picture is grey")
     return picture
 
 
 def _may_end_early(picture: Image.Image) -> bool:
-    """Whether data may be missing at the end of a decoded JPEG, which Pillow does not report.
+    """Return whether data may be missing at the end of a decoded JPEG, unreported by Pillow.
 
-    Blocks without data are decoded as luma 128. So a sequential JPEG whose last pixel has another
-    luma is complete, except that its last block may be damaged.
+    Blocks without data are decoded as luma 128, so a sequential JPEG whose last pixel has another
+    luma is complete, up to damage within its last block.
     """
     if "progressive" in picture.info or picture.mode not in ("L", "RGB"):
         return True
@@ -505,8 +516,8 @@ def _may_end_early(picture: Image.Image) -> bool:
 
 
 def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
-    """Return the colour space that a file names other than by an ICC profile, or None. Only cICP
-    has priority over an ICC profile."""
+    """Return the colour space that a file names by other means than an ICC profile, or None. With
+    an ICC profile, only cICP counts."""
     if picture.format == "PNG":
         space = space_in_png(picture.info, _cicp(path), bits, notes)
         if space is not None or {"srgb", "gamma", "chromaticity"} & picture.info.keys():
@@ -520,7 +531,7 @@ def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> 
 
 
 def _cicp(path: Path) -> bytes | None:
-    """Return the content of the chunk cICP of a PNG, which Pillow does not read, or None."""
+    """Return the content of the cICP chunk of a PNG, which Pillow does not read, or None."""
     with open_regular(path) as file:
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
@@ -534,7 +545,7 @@ def _cicp(path: Path) -> bytes | None:
 def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     """Convert an 8-bit picture to RGB in sRGB, by its colour profile if it has one."""
     profile = picture.info.get("icc_profile")
-    if picture.mode == "LAB":  # its profile describes printing
+    if picture.mode == "LAB":  # an embedded profile describes the printer
         lab = ImageCms.createProfile("LAB")
         return _through(picture, lab)
     if picture.mode not in ("L", "RGB", "CMYK"):
@@ -547,7 +558,7 @@ def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     except ImageCms.PyCMSError:
         notes.append(_UNUSABLE)
         return plain
-    # A difference of one level is rounding: the profile is sRGB, and the exact pixels are kept.
+    # If the difference is rounding, at most one level, the profile is sRGB: keep the exact pixels.
     difference = np.asarray(ImageChops.difference(plain, managed))
     return managed if difference.max() > 1 else plain
 
@@ -563,24 +574,24 @@ def _through(picture: Image.Image, profile: Any) -> Image.Image:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise UserError if the suffix is not one of SUFFIXES."""
+    """Raise UserError unless the suffix is one of SUFFIXES."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: unknown suffix {path.suffix!r}, use one of {' '.join(SUFFIXES)}")
 
 
 def check_save_path(path: Path) -> None:
-    """Raise UserError if the suffix is not one of SUFFIXES or the file cannot be written."""
+    """Raise UserError unless the suffix is one of SUFFIXES and the file can be written."""
     check_suffix(path)
     check_writable(path)
 
 
 def check_format(path: Path, size: Size) -> None:
-    """Raise UserError if the format cannot hold a picture of (height, width), or Pillow would
-    refuse to read it."""
+    """Raise UserError if the format cannot hold a picture of size (height, width), or if Pillow
+    would refuse to read it again."""
     kind, _ = _FORMATS[path.suffix.lower()]
     if max(size) > MAX_SIDES[kind]:
         raise UserError(
-            f"{path}: {size_text(size)}, sides of {kind} have at most {MAX_SIDES[kind]} pixels"
+            f"{path}: {size_text(size)}, sides of a {kind} have at most {MAX_SIDES[kind]} pixels"
         )
     most = Image.MAX_IMAGE_PIXELS
     if kind not in _ANY_SIZE and most is not None and math.prod(size) > most:
@@ -592,10 +603,10 @@ def check_format(path: Path, size: Size) -> None:
 def save_picture(
     image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
 ) -> None:
-    """Save a picture as encoded by `encoded`; the file appears complete or not at all.
+    """Save a picture atomically, encoded by `encoded`.
 
     Raises:
-        UserError: the file cannot be written; also as `encoded`.
+        UserError: The file cannot be written; also as `encoded`.
     """
     save_bytes(encoded(image, path, record, bits, kind), path)
 
@@ -603,19 +614,20 @@ def save_picture(
 def encoded(
     image: Tensor, path: Path, record: dict[str, Any], bits: int = 8, kind: str = COLOUR
 ) -> memoryview:
-    """Return the bytes of a picture file, in the format of the suffix.
+    """Return the bytes of a picture file.
 
     Args:
-        image: (1, C, H, W) in [0, 1]: C is 1 for grey, 3 for colours, and one more for alpha,
-            which .png, .webp, .tif and .exr hold.
-        record: embedded in the file, from which `read_record` reads it.
-        bits: per channel: 8, 16, or 32 for floats, which may have any value; reduced to what the
-            format holds by `bits_saved`.
-        kind: a name in `utils.KINDS`; an EXR of COLOUR holds linear light.
+        image: (1, C, H, W) in [0, 1] with C of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
+            All formats but JPEG hold alpha.
+        path: Its suffix sets the format.
+        record: Values to embed in the file, for `read_record`.
+        bits: Bits per channel: 8, 16, or 32 for floats, which may have any value; reduced to what
+            the format holds by `bits_saved`.
+        kind: A name in `utils.KINDS`; an EXR of COLOUR holds linear light.
 
     Raises:
-        UserError: the format cannot hold the picture.
-        ValueError: the shape is another one, or values are not finite.
+        UserError: The format cannot hold the picture.
+        ValueError: `image` has another shape or values that are not finite.
     """
     if image.ndim != 4 or len(image) != 1 or not 1 <= image.shape[1] <= 4:
         raise ValueError(f"expected a picture of shape (1, 1 to 4, H, W), got {tuple(image.shape)}")
@@ -626,7 +638,7 @@ def encoded(
     levels = _levels_of(image, bits)
     try:
         if bits == 8:
-            # Encoded in memory because libtiff writes errors to stderr.
+            # Encoded in memory, as libtiff writes errors about files to stderr.
             file = BytesIO()
             picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
             picture.save(file, format, **options, **record_options(format, record))
@@ -644,11 +656,11 @@ def encoded(
 
 
 def check_bits(path: Path, bits: int) -> None:
-    """Raise UserError if files of that suffix cannot have so many bits per channel."""
+    """Raise UserError if files with that suffix cannot have this number of bits per channel."""
     if bits_saved(path, bits) != bits:
         held = bits_saved(path, 8)
         raise UserError(
-            f"--bits {bits}: {path} holds {held} bits a channel; .png and .tif hold 8 or 16"
+            f"--bits {bits}: {path} holds {held} bits per channel; .png and .tif hold 8 or 16"
         )
 
 
@@ -658,8 +670,8 @@ def holds_alpha(path: Path) -> bool:
 
 
 def bits_saved(path: Path, bits: int) -> int:
-    """Return the bits per channel of a file of that suffix: those requested, or else the next lower
-    number that the format holds, or its lowest."""
+    """Return the largest number of bits per channel, up to `bits`, that files with that suffix
+    hold, or their smallest."""
     held = _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
     return max((one for one in held if one <= bits), default=held[0])
 
@@ -679,8 +691,17 @@ def _levels_of(image: Tensor, bits: int) -> np.ndarray:
 
 
 def as_saved(image: Tensor, path: Path, bits: int = 8) -> Tensor:
-    """Return (1, 1 or 3, H, W) as (1, 3, H, W) after a round trip through a file of that suffix,
-    with the losses of 8 bits and of JPEG; raise as `encoded`."""
+    """Return the pixels that a file saved at that path would give when read.
+
+    Args:
+        image: (1, 1, H, W) or (1, 3, H, W) in [0, 1].
+
+    Returns:
+        (1, 3, H, W), with the losses of 8 bits and of JPEG.
+
+    Raises:
+        UserError: As `encoded`.
+    """
     if bits_saved(path, bits) > 8:
         return image.expand(-1, 3, -1, -1)  # rounding to 16 bits is negligible
     Image.init()
@@ -694,7 +715,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the record that `save_picture` embedded in a file; {} if there is none.
 
     Raises:
-        UserError: the file cannot be read as a picture.
+        UserError: The file cannot be read as a picture.
     """
     with _opened(path) as picture:
         if picture is not None:
@@ -704,7 +725,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_size(path: Path) -> Size:
-    """Return (height, width) of a picture as stored; raise as `read_record`."""
+    """Return (height, width) of a picture before EXIF rotation; raise as `read_record`."""
     with _opened(path) as picture:
         if picture is not None:
             return picture.height, picture.width
@@ -722,7 +743,7 @@ def record_at(path: Path) -> dict[str, Any]:
 
 def _record_of(picture: Image.Image) -> dict[str, Any]:
     text = picture.info.get("comment" if picture.format == "GIF" else _RECORD_KEY, "")
-    if picture.format != "PNG":  # whose EXIF may follow the pixels, which would be decoded
+    if picture.format != "PNG":  # its EXIF may follow the pixels, which would be decoded first
         with suppress(Exception):  # malformed EXIF is no record
             exif = picture.getexif()
             if exif.get(_SOFTWARE) == _RECORD_KEY:
@@ -739,8 +760,8 @@ def _parsed(text: Any) -> dict[str, Any]:
 
 
 def record_text(record: dict[str, Any]) -> str:
-    """Return a record as JSON that is short enough for all formats; the longest values are left
-    out first."""
+    """Return a record as JSON of at most _RECORD_BYTES; if it is longer, the longest values are
+    left out."""
     record = {str(key): value for key, value in record.items()}
     # EXIF descriptions are ASCII; JSON escapes all other characters of file names.
     dump = partial(json.dumps, default=str, skipkeys=True)
@@ -750,7 +771,7 @@ def record_text(record: dict[str, Any]) -> str:
 
 
 def record_options(kind: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of Pillow's `save` that embed a record in the file."""
+    """Return the keyword arguments of `Image.save` that embed a record in the file."""
     text = record_text(record)
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-Curve = Callable[[np.ndarray], np.ndarray]  # values in [0, 1] -> light in [0, 1], by element
+Curve = Callable[[np.ndarray], np.ndarray]  # values -> linear light, both in [0, 1]
 Chromaticities = tuple[float, ...]  # x and y of white, red, green and blue
 
-ROWS = 256  # of a picture, converted at once
+ROWS = 256  # rows converted at a time, which bounds memory
 SRGB_TOLERANCE = 1 / 255  # a space that differs from sRGB by at most this counts as sRGB
 D65 = (0.3127, 0.3290)
 SRGB_PRIMARIES = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE_RGB_PRIMARIES = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_RGB_GAMMA = 563 / 256
-# Code points of ITU-T H.273, which cICP uses; those left out are rare in pictures.
+# Code points of ITU-T H.273, used by cICP and AVIF; those left out are rare in pictures.
 H273_PRIMARIES: dict[int, Chromaticities] = {
     1: SRGB_PRIMARIES,
     5: (*D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
@@ -35,25 +35,25 @@ H273_PRIMARIES: dict[int, Chromaticities] = {
 }
 H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 H273_SRGB, H273_UNSPECIFIED, H273_VIDEO = 13, 2, (1, 6, 14, 15)
-# gAMA: values that libpng takes for sRGB, and usable values.
+# Ranges of gAMA: values that libpng treats as sRGB, and values that are used.
 SRGB_GAMMAS = (0.45, 0.46)
 GAMMAS = (0.05, 20)
 EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
 ADOBE_RGB, UNCALIBRATED = 2, 0xFFFF
-PRIMARY_CHROMATICITIES = 0x013F  # of TIFF too
+PRIMARY_CHROMATICITIES = 0x013F  # also a TIFF tag
 
 
 class Space(NamedTuple):
     """A colour space."""
 
     curves: tuple[Curve, ...]  # one for all channels, or three
-    to_xyz: np.ndarray  # (3, 3): light in red, green and blue -> XYZ about the white D50
+    to_xyz: np.ndarray  # (3, 3): linear RGB -> XYZ with white D50
     least: float = 0.0  # the value of black
     most: float = 1.0  # the value of white
 
     def to_srgb(self, values: np.ndarray) -> np.ndarray:
-        """Convert values, (..., 1) or (..., 3) in [0, 1], to sRGB; one channel is grey. Colours out
-        of gamut are clipped."""
+        """Convert values, (..., 1) for grey or (..., 3) in [0, 1], to sRGB, clipping colours that
+        are out of gamut."""
         values = np.clip((values - self.least) / (self.most - self.least), 0, 1)
         parts = np.split(values, values.shape[-1], axis=-1)
         curves = self.curves * (len(parts) // len(self.curves))
@@ -73,7 +73,7 @@ class Space(NamedTuple):
 
 
 def converted(values: np.ndarray, space: Space) -> np.ndarray:
-    """Convert values of a space, (H, W, 1) or (H, W, 3) in [0, 1], to sRGB, float32."""
+    """Convert values in a space, (H, W, 1) or (H, W, 3) in [0, 1], to sRGB as float32."""
     if space.is_srgb():
         return values
     found = np.empty(values.shape, np.float32)
@@ -104,15 +104,15 @@ def space_of(primaries: Chromaticities, curve: Curve) -> Space:
         primaries: x and y of white, red, green and blue.
 
     Raises:
-        ValueError: no mixture of the primaries is the white point.
+        ValueError: A y is 0, or the primaries lie on one line.
     """
     white, *colours = (_xyz(*pair) for pair in zip(primaries[::2], primaries[1::2], strict=True))
     matrix = np.stack(colours, 1)
     with np.errstate(all="ignore"):
         if not (np.isfinite(matrix).all() and np.isfinite(white).all()):
-            raise ValueError("chromaticities without a y")
+            raise ValueError("a chromaticity has y = 0")
         if abs(np.linalg.det(matrix)) < 1e-6:
-            raise ValueError("primaries on one line")
+            raise ValueError("the primaries lie on one line")
         light = np.linalg.solve(matrix, white)
     return Space((curve,), _adapted_to_d50(white) @ (matrix * light))
 
@@ -123,7 +123,7 @@ def _xyz(x: float, y: float) -> np.ndarray:
 
 
 def _adapted_to_d50(white: np.ndarray) -> np.ndarray:
-    """Return the matrix (3, 3) of Bradford's adaptation of XYZ from a white to D50, that of ICC."""
+    """Return the Bradford matrix (3, 3) that adapts XYZ from a white to D50, the white of ICC."""
     bradford = np.array(
         [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
     )
@@ -141,14 +141,15 @@ LINEAR = SRGB._replace(curves=(gamma_curve(1),))
 def space_in_png(
     info: Mapping[Any, Any], cicp: bytes | None, bits: int, notes: list[str]
 ) -> Space | None:
-    """Return the space of a PNG by its chunk cICP, or else by gAMA and cHRM; None without these, or
-    with an ICC profile or sRGB chunk, which have priority over gAMA and cHRM but not over cICP.
+    """Return the space of a PNG by its cICP chunk, or else by gAMA and cHRM; None without these.
+
+    An ICC profile or sRGB chunk has priority over gAMA and cHRM but not over cICP.
 
     Args:
         info: `Image.info` of Pillow.
-        cicp: content of the chunk, or None.
-        bits: per channel.
-        notes: lines for the user are appended to it.
+        cicp: Content of the cICP chunk, or None.
+        bits: Bits per channel.
+        notes: Lines for the user are appended.
     """
     if cicp is not None:
         space = _space_of_cicp(cicp, bits, notes)
@@ -176,32 +177,32 @@ def _space_of_cicp(chunk: bytes, bits: int, notes: list[str]) -> Space | None:
     primaries, transfer, matrix, full = chunk if len(chunk) == 4 else (0, 0, 0, 0)
     space = None if matrix or full > 1 else _space_of_h273(primaries, transfer, notes)
     if space is None:
-        notes.append(f"cICP {list(chunk)}: a colour space that is not read, ignored")
+        notes.append(f"cICP {list(chunk)}: unsupported colour space, ignored")
         return None
     if full:
         return space
-    white = 2**bits - 1  # narrow range ends below it: 16 to 235 of 8 bits
+    white = 2**bits - 1  # narrow range is 16 to 235 for 8 bits
     return space._replace(least=16 * 2 ** (bits - 8) / white, most=235 * 2 ** (bits - 8) / white)
 
 
 def _space_of_h273(primaries: int, transfer: int, notes: list[str]) -> Space | None:
-    """Return the space by code points of ITU-T H.273; None if they are not among those above."""
+    """Return the space of code points of ITU-T H.273; None if they are not supported."""
     known = transfer in (H273_SRGB, *H273_VIDEO, *H273_GAMMAS)
     if primaries not in H273_PRIMARIES or not known:
         return None
     if transfer in H273_VIDEO:
-        notes.append(f"transfer function {transfer} of H.273, that of video, read as that of sRGB")
+        notes.append(f"transfer function {transfer} of H.273 (video), read as sRGB's")
     gamma = H273_GAMMAS.get(transfer)
     return space_of(H273_PRIMARIES[primaries], gamma_curve(gamma) if gamma else srgb_curve)
 
 
 def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
-    """Return the space of an AVIF by code points of H.273, which Pillow does not read; None without
-    these.
+    """Return the space of an AVIF by its code points of H.273, which Pillow does not read; None
+    without these.
 
     Args:
-        head: first bytes of the file, up to its pixels.
-        notes: lines for the user are appended to it.
+        head: First bytes of the file, up to its pixels.
+        notes: Lines for the user are appended.
     """
     bits = head.find(b"pixi") + 9  # after the version, flags and the number of channels
     if bits > 9 and max(head[bits : bits + 1], default=8) > 8:
@@ -214,13 +215,13 @@ def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
         return None
     space = _space_of_h273(primaries, transfer, notes)
     if space is None:
-        notes.append(f"nclx {primaries}, {transfer}: a colour space that is not read, ignored")
+        notes.append(f"nclx {primaries}, {transfer}: unsupported colour space, ignored")
     return space
 
 
 def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
-    """Return Adobe RGB if EXIF names it (DCF 2.0), else None, which means sRGB. If EXIF names
-    another space, a line for the user is appended to `notes`."""
+    """Return Adobe RGB if EXIF names it (DCF 2.0), else None, which means sRGB. A line is appended
+    to `notes` if EXIF names another space."""
     with suppress(Exception):  # malformed EXIF raises errors of many types
         exif = picture.getexif()
         colour_space = exif.get_ifd(EXIF_IFD).get(COLOR_SPACE)
@@ -231,20 +232,20 @@ def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
         foreign = not np.allclose(told, SRGB_PRIMARIES[2:], rtol=0, atol=0.01)
         if colour_space == UNCALIBRATED or foreign:
             notes.append(
-                "EXIF names a colour space other than sRGB that it does not describe, and there is "
-                "no colour profile: read as sRGB"
+                "EXIF names a colour space other than sRGB without describing it, and there is no "
+                "colour profile: read as sRGB"
             )
     return None
 
 
 def space_of_icc(profile: bytes, channels: int) -> Space | None:
-    """Return the space of an ICC profile; None if the profile consists of tables.
+    """Return the space of an ICC profile, None if the profile consists of tables.
 
     Args:
-        channels: of the picture, 1 or 3.
+        channels: Number of channels of the picture, 1 or 3.
 
     Raises:
-        ValueError: the profile is damaged, or has another number of channels.
+        ValueError: The profile is damaged or has another number of channels.
     """
     try:
         (count,) = struct.unpack_from(">I", profile, 128)
@@ -288,11 +289,11 @@ def _icc_curve(tag: bytes) -> Curve:
 
 
 def _parametric(function: int, parameters: Sequence[float]) -> Curve:
-    """Return a parametric curve of ICC.1, 10.18: (a x + b) ** g + e from d on, c x + f below d.
+    """Return a parametric curve of ICC.1, 10.18: (a x + b) ** g + e for x >= d, c x + f below d.
 
     Args:
-        function: number from 0 to 4.
-        parameters: g, then a and b, c, d, e and f, as many as the function has.
+        function: Function type of ICC.1, 0 to 4.
+        parameters: g, a, b, c, d, e and f, as many of them as the function type has.
     """
     g, a, b, c, d, e, f = (*parameters, *(1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0)[len(parameters) :])
     if function == 2:  # its fourth parameter is the offset e, and it has no lower part

@@ -1,5 +1,4 @@
-"""The page of --report: all results of a folder beside their exemplars, in one self-contained
-file."""
+"""The page of --report: the results in a folder beside their exemplars, as one HTML file."""
 
 import base64
 import json
@@ -30,10 +29,10 @@ from command.verdict import faults, verdict
 from utils import Size, UserError, in_one_line, size_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
-SIDE, SMALL = 320, 128  # px, the longer side of pictures and of snapshots on the page
-SCORED_SIDE = 512  # px; of larger pictures the middle is scored
-MOST_SNAPSHOTS = 60  # shown of a result, the last one included
-# An entry of the page; of a picture that failed, it has the name and the reason.
+SIDE, SMALL = 320, 128  # px, longer side of pictures and of snapshots on the page
+SCORED_SIDE = 512  # px; larger pictures are cropped to the middle before scoring
+MOST_SNAPSHOTS = 60  # shown per result, including the last one
+# Defaults of an entry of the page; a picture that failed has only its name and the reason.
 EMPTY: dict[str, Any] = {
     **dict.fromkeys(("name", "exemplar", "size", "verdict", "command", "failed"), ""),
     **dict.fromkeys(("exemplar_picture", "picture", "error", "faults")),
@@ -46,34 +45,35 @@ def print_report(request: Request) -> None:
     """Write the page of a folder and print its path.
 
     Raises:
-        UserError: the folder or a result in it is missing, or the page cannot be written.
+        UserError: The folder is missing or has no results, or the page cannot be written.
     """
     assert request.report is not None
     write_stdout(f"{write_report(request.report, request.quiet)}\n")
 
 
 def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Path:
-    """Write the page of all pictures of this program in a folder, and of those that cannot be read;
-    return its path. Raise as `print_report`.
+    """Write the page of a folder and return its path; raise as `print_report`.
+
+    The page shows the pictures made by this program, and names those that cannot be read.
 
     Args:
-        failed: pictures that the present run could not make.
+        failed: Pictures that the present run could not make.
     """
     if not folder.is_dir():
         raise UserError(f"--report {folder}: not a folder")
     check_page(folder / PAGE)
     results = _results_in(folder)
     if not results:
-        raise UserError(f"--report {folder}: no picture there that was made by this program")
+        raise UserError(f"--report {folder}: holds no picture made by this program")
     entries = [_failure(one.exemplar, one.line) for one in failed]
     exemplars: dict[Path, str | None] = {}
     lines = not sys.stderr.isatty()
-    print_stderr([f"report: scores pictures, {len(results)} in all"] * lines, quiet)
+    print_stderr([f"report: scoring pictures, {len(results)} in all"] * lines, quiet)
     said = time.monotonic()
     for i, (path, record) in enumerate(tqdm(results, "report", leave=False, disable=quiet or None)):
         if lines and time.monotonic() - said >= LINE_INTERVAL:
             said = time.monotonic()
-            print_stderr([f"report: {i} of {len(results)} pictures are scored"], quiet)
+            print_stderr([f"report: {i} of {len(results)} pictures scored"], quiet)
         entries.append(_entry_or_failure(path, record, exemplars))
     # JSON within a script element must not contain "</script>".
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
@@ -83,8 +83,8 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
 
 
 def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any] | UserError]]:
-    """Return the results in a folder with their records, and the pictures that cannot be read with
-    the error; snapshots, maps, repeats and sheets are left out."""
+    """Return the results in a folder with their records, and the unreadable pictures with their
+    errors; snapshots, maps, repeats and sheets are left out."""
     found: list[tuple[Path, dict[str, Any] | UserError]] = []
     for path in files_in(folder):
         if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -98,7 +98,7 @@ def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any] | UserError]]:
 
 
 def _is_repeat(record: dict[str, Any], size: Size) -> bool:
-    """Return whether a file of that size is the repeat of the picture that the record describes."""
+    """Return whether a picture of that size is the repeat of the one that the record describes."""
     tile, (height, width) = record.get("tile"), size
     if tile not in ("x", "y", "xy"):
         return False
@@ -109,7 +109,7 @@ def _is_repeat(record: dict[str, Any], size: Size) -> bool:
 def _entry_or_failure(
     path: Path, record: dict[str, Any] | UserError, exemplars: dict[Path, str | None]
 ) -> dict[str, Any]:
-    """Return the entry of a result, or of the error if it fails."""
+    """Return the entry of a result, or one with the error if that fails."""
     if isinstance(record, UserError):
         return _failure(path, str(record))
     try:
@@ -171,7 +171,7 @@ def _middle(image: Any) -> Any:
 
 
 def _thumbnail(path: Path, side: int) -> str:
-    """Return a picture as a data URL, reduced to that length of the longer side."""
+    """Return a picture as a data URL, reduced so that the longer side has `side` px."""
     picture = read_levels(path)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()
@@ -188,7 +188,7 @@ def _thumbnail_or_none(path: Path, side: int) -> str | None:
 
 
 def _curve(points: Any) -> list[Any]:
-    """Return the valid points of a loss curve in a record: lists of step, scale and loss."""
+    """Return the valid points (step, scale, loss) of the loss curve in a record."""
     try:
         return [p for p in points if len(p) == 3 and None not in map(finite, p) and p[0] > 0]
     except TypeError:
@@ -200,8 +200,8 @@ def _told(value: Any) -> str:
 
 
 def _command(path: Path, record: dict[str, Any]) -> str:
-    """Return the command that repeats a picture: the flags that were typed for it, or `--from` if
-    the record lacks them or was altered."""
+    """Return the command that makes a picture again: with the flags typed for it, or with `--from`
+    if its record lacks them or was altered."""
     again = f"python Synthesis.py --from {shlex.quote(path.name)}"
     if not isinstance(record.get(ASKED), dict):
         return again

@@ -1,8 +1,7 @@
 """Scores of a synthesised texture that need no pretrained net.
 
-A score compares an output with its exemplar, both (1, 3, H, W) in [0, 1] and of any sizes. Each is
-shown beside the score of one half of the exemplar against the other, that of two pieces of the same
-real texture.
+A score compares an output with its exemplar (`source`), both (1, 3, H, W) in [0, 1] and of any
+size. For reference, the same score compares one half of the exemplar with the other.
 """
 
 import math
@@ -21,29 +20,29 @@ from terms.patches import PATCH, PATCH_LEVELS, unit_directions
 from utils import LEVELS, resize, scaled_size
 
 DIRECTIONS = 128
-LEAST_SIDE = 64  # px, so that half of the exemplar has three pyramid levels of patches
+LEAST_SIDE = 64  # px; half of it still has three pyramid levels of 7x7 patches
 STRIDE = 4  # px between the patches whose nearest neighbours are searched
-SMALL_SIDE = 128  # px, side of a square source after resizing, for scores of objects
+SMALL_SIDE = 128  # px, side of a square source as resized for the scores of objects
 OBJECT = 12  # px, side of the patches of these scores
 CHUNK = 2**25  # distances held at once, 128 MiB
 
 
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
-    """(..., n), (..., m) samples -> (...): Wasserstein-1 distance of their distributions."""
+    """Return the Wasserstein-1 distances (...) of samples (..., n) from samples (..., m)."""
     count = max(a.shape[-1], b.shape[-1])
     a, b = (interpolate_quantiles(x.sort(-1).values, count) for x in (a, b))
     return (a - b).abs().mean(-1)
 
 
 def colour(output: Tensor, source: Tensor) -> float:
-    """Wasserstein-1 distance of the values of each channel, mean of the three, in grey levels."""
+    """Wasserstein-1 distance of the values of a channel, mean over channels, in grey levels."""
     return LEVELS * wasserstein(output[0].flatten(1), source[0].flatten(1)).mean().item()
 
 
 def patches(output: Tensor, source: Tensor) -> float:
-    """Sliced Wasserstein-1 distance of 7x7 patches over three pyramid levels, in grey levels.
+    """Sliced Wasserstein-1 distance of 7x7 patches, mean over three pyramid levels, in grey levels.
 
-    Random unit directions (Rabin et al. 2011), the same in every call.
+    The random unit directions (Rabin et al. 2011) are the same in every call.
     """
     generator = torch.Generator().manual_seed(0)
     distances = []
@@ -62,14 +61,14 @@ def _fine(image: Tensor, side: int) -> Tensor:
 
 
 def _log_ratio(output: float, source: float) -> float:
-    """Return the base-2 logarithm of a ratio in [0, 1]; both are at least a quarter grey level."""
+    """Return log2(output / source), each clamped to at least a quarter grey level."""
     return math.log2(max(output, 0.25 / LEVELS) / max(source, 0.25 / LEVELS))
 
 
 def chroma(output: Tensor, source: Tensor) -> float:
     """Ratio of the RMS chroma finer than 3 px, output over source, in octaves.
 
-    Coloured specks and fringes of edges give values above 0. Nets hardly see chroma.
+    Coloured specks and fringes at edges give values above 0. Nets hardly respond to chroma.
     """
     strengths = [_fine(x - luma(x), 3).square().mean().sqrt().item() for x in (output, source)]
     return _log_ratio(*strengths)
@@ -89,8 +88,8 @@ def grain(output: Tensor, source: Tensor) -> float:
 
 
 def rim(output: Tensor, source: Tensor) -> float:
-    """Luma gradients in the outermost two lines over those inside, relative to the source, in
-    octaves."""
+    """Ratio of the luma gradients in the two outermost lines to those inside, output over source,
+    in octaves."""
     strengths = []
     for image in (output, source):
         grey = luma(image)[0, 0]
@@ -107,8 +106,8 @@ def _reach(output: Tensor, source: Tensor) -> int:
 def peak(output: Tensor, source: Tensor) -> float:
     """Autocorrelation of the output at the source's period, over that of the source.
 
-    Low frequencies (shading) are removed; the highest value within 2 px of the period counts. NaN
-    if the source is not periodic.
+    Low frequencies (shading) are removed. The maximum within 2 px of the period is used. NaN if the
+    source is not periodic.
     """
     clear, y, x = period(source, _reach(output, source))
     if clear < PERIODIC:
@@ -155,14 +154,14 @@ def objects(output: Tensor, source: Tensor) -> float:
 def used(output: Tensor, source: Tensor) -> float:
     """The reverse of `objects`: distance of the source's patches from the nearest of the output.
 
-    Large if the output lacks parts of the source.
+    Large if parts of the source are missing in the output.
     """
     return _mean_distance(*reversed(_small(output, source)))
 
 
 def _small(output: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Resize both by the factor that gives the source SMALL_SIDE squared pixels, or by a larger one
-    if fewer than two patches would fit along a side."""
+    """Resize both by the factor that gives the source SMALL_SIDE ** 2 pixels, or by a larger one if
+    fewer than two patches would fit along a side."""
     least = min(*output.shape[2:], *source.shape[2:])
     factor = max(SMALL_SIDE / math.sqrt(math.prod(source.shape[2:])), 2 * OBJECT / least)
     return resize(output, scaled_size(output, factor)), resize(source, scaled_size(source, factor))
@@ -176,12 +175,12 @@ def _mean_distance(image: Tensor, searched: Tensor) -> float:
 
 
 def _variance(image: Tensor) -> Tensor:
-    """Return the variance of the pixels, mean of the channels, at least that of one grey level."""
+    """Return the variance of the pixels, mean over channels, at least one squared grey level."""
     return image.var((2, 3), correction=0).mean().clamp(min=1 / LEVELS**2)
 
 
 def _nearest_places(output: Tensor, source: Tensor, patch: int) -> Tensor:
-    """Return row and column of the nearest source patch of output patches at STRIDE, (2, n, m)."""
+    """Return (2, n, m): row and column of the source patch nearest to each output patch."""
     wanted = F.unfold(source, patch)[0]  # (P, M)
     drawn = F.unfold(output, patch, stride=STRIDE)[0].T  # (N, P)
     half_norms = wanted.square().sum(0) / 2
@@ -196,9 +195,9 @@ def _kept(places: Tensor, reach: int, tolerance: int) -> float:
     """Return the share of positions whose neighbours to the right and below have the same offset.
 
     Args:
-        places: (2, n, m), by `_nearest_places`.
-        reach: distance of the neighbours, in positions.
-        tolerance: of the offsets, px of the source in rows and in columns.
+        places: (2, n, m) from `_nearest_places`.
+        reach: Distance of the neighbours, in positions.
+        tolerance: Largest difference of offsets, in px of the source along each axis.
     """
     here, step = places[:, :-reach, :-reach], reach * STRIDE
     right, below = places[:, :-reach, reach:] - here, places[:, reach:, :-reach] - here
@@ -227,7 +226,7 @@ def seam(output: Tensor, source: Tensor) -> float:
 
 
 class Score(NamedTuple):
-    """A score and its explanation."""
+    """The function of a score, and how to read its values."""
 
     function: Callable[[Tensor, Tensor], float]
     reading: str

@@ -20,14 +20,14 @@ from losses import TERMS
 from utils import UserError, reason_of
 
 Flags = dict[str, Any]
-# Key of a record with the flags that were typed, the exemplar, the seed, the net and the precision,
-# from which --from repeats the picture. All other keys hold what the program decided.
+# Key of a record that holds the flags typed, the exemplar, the seed, the net and the precision,
+# from which --from repeats the picture. The other keys hold values that the program chose.
 ASKED = "asked"
 NET_FLAGS = {"model", "weights", "weights_layout"}  # together they select the net
 # Flags of a record -> flags that drop them when typed now.
 REPLACED = dict.fromkeys(NET_FLAGS, NET_FLAGS) | {"precision": {"device"}}
-# The same for records of 0.2.1 and older, which do not distinguish typed flags from derived values:
-# all count as typed.
+# The same for records up to version 0.2.1, in which derived values cannot be told from typed flags
+# and so count as typed.
 FOLLOWED = {
     **dict.fromkeys(TERMS, {"method", "preset"}),
     "spectrum": {"method", "preset", "gt_path", "style_image", "guide", "orientation", "repaint"},
@@ -41,7 +41,7 @@ TYPED_ONLY = {"config", "help", "version"}  # flags that are not allowed in a fi
 
 
 def named(path: Path) -> str:
-    """Return the name of a file in records: its path, or in textures/ its name alone."""
+    """Return the name of a file in records: its path, or only its file name within textures/."""
     return path.name if path.parent == TEXTURES else str(path)
 
 
@@ -49,7 +49,7 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     try:
         known = path.stat()
@@ -67,27 +67,29 @@ def _digest(path: Path, changed: int, size: int) -> str:
 def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Flags:
     """Return the flags that were typed for a picture, according to its record.
 
+    Files that the picture was made from are searched at their old path, in `textures/` and beside
+    the picture.
+
     Args:
-        path: of the picture.
-        names: flags that may be taken from a record; others are ignored.
-        typed: flags that are typed now, which are left out.
+        path: Path of the picture.
+        names: Flags that may be taken from a record; others are ignored.
+        typed: Flags typed for the present run, which are left out.
 
     Raises:
-        UserError: the picture or its record is missing, or a file that it was made from is missing
-            or has changed. Files are searched at their old path, in `textures/` and beside the
-            picture.
+        UserError: The picture or its record is missing, or a file that it was made from is missing
+            or has changed.
     """
     record = read_record(path)
     inputs = record.get("inputs")
     if "gt_path" not in record or not isinstance(inputs, dict):
         raise UserError(
-            f"--from {path}: holds no record of this program, so it cannot be made again"
+            f"--from {path}: holds no record of this program, which making it again requires"
         )
     return _located(flags_of(record, names, typed), inputs, path)
 
 
 def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ()) -> Flags:
-    """Return the same from a record, with files named as in the record."""
+    """Return the same flags from a record, with files named as in the record."""
     asked, replaced = record.get(ASKED), REPLACED
     if not isinstance(asked, dict) or "gt_path" not in asked:
         asked, replaced = record, REPLACED | FOLLOWED
@@ -100,11 +102,11 @@ def made_by(path: Path, version: str) -> str | None:
     found = record_at(path).get("version")
     if found == version:
         return None
-    return f"--from {path}: made by version {found}; version {version} may make another picture"
+    return f"--from {path}: made by version {found}; version {version} may make a different picture"
 
 
 def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
-    """Return a value with the names of inputs replaced by their present paths."""
+    """Return the value of a flag with the names of files replaced by their present paths."""
     if isinstance(value, dict):
         return {name: _located(one, inputs, picture) for name, one in value.items()}
     if isinstance(value, list):
@@ -114,7 +116,7 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
     kind, name = kind_and_name(value) if value not in inputs else (None, value)
     if name.startswith(ARRAY):
         raise UserError(
-            f"--from {picture}: made from {name}, a picture in memory: give that picture again"
+            f"--from {picture}: made from {name}, a picture in memory; pass that picture again"
         )
     if name not in inputs:
         return value
@@ -127,10 +129,10 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
 
 
 def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
-    """Return the present path of a file that a picture was made from: the old one, in `textures/`
-    or beside the picture; None if it is missing or has changed."""
+    """Return the present path of a file that a picture was made from, None if it is missing or has
+    changed. Searched are its old path, `textures/` and the folder of the picture."""
     for path in _candidates(name, picture):
-        with suppress(UserError):  # it can be opened, but not read
+        with suppress(UserError):  # reading may fail although opening succeeded
             if digest(path) == sha256:
                 return path
     return None
@@ -156,7 +158,7 @@ def of_file(path: Path) -> Flags:
     """Return the flags of a TOML file: `size = "512x256"`, `preset = "best"`.
 
     Raises:
-        UserError: the file cannot be read, is not TOML, or contains one of TYPED_ONLY.
+        UserError: The file cannot be read, is not TOML, or contains a flag of TYPED_ONLY.
     """
     try:
         with open_regular(path) as file:

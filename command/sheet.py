@@ -1,4 +1,4 @@
-"""Results as one image: an overview (--sheet), and snapshots as an animation (--animate)."""
+"""Results in one file: an overview (--sheet), or snapshots as an animation (--animate)."""
 
 import glob
 import math
@@ -26,18 +26,18 @@ from utils import LEVELS, UserError, in_one_line
 SIDE, GAP, CAPTION = 256, 12, 22  # px
 BACKGROUND, INK = (25, 27, 30), (230, 230, 230)
 ANIMATED = (".gif", ".webp")
-SHEET, ANIMATION = "sheet", "animation"  # keys of their records, by which they are recognised
-FRAME, LAST = 100, 1500  # ms
+SHEET, ANIMATION = "sheet", "animation"  # keys in their records, which identify them
+FRAME, LAST = 100, 1500  # ms, durations of a frame and of the last one
 REPEAT = "2x2 repeat"  # title
-MOST_SHOWN = 1000  # pictures of a sheet or an animation, which are in memory at once
+MOST_SHOWN = 1000  # pictures in a sheet or an animation, to bound memory
 
 
 def write_sheet(results: list[Path], path: Path) -> None:
-    """Save an overview: of one result its exemplar, itself, its 2x2 repeat and its snapshots; of
-    several, each exemplar followed by its results.
+    """Save an overview: of one result, its exemplar, itself, its 2x2 repeat and its snapshots; of
+    several results, each exemplar followed by its results.
 
     Raises:
-        UserError: a picture cannot be read, or the sheet cannot be written.
+        UserError: A picture cannot be read, or the sheet cannot be written.
     """
     shown: list[tuple[str, Path]] = []
     seen: set[Path] = set()
@@ -84,8 +84,8 @@ def write_animation(result: Path, path: Path) -> None:
 
 
 def snapshots_of(result: Path) -> list[tuple[int, Path]]:
-    """Return (step, path) of the snapshots of a result, in order; files of other runs, recognised
-    by their records, are left out."""
+    """Return (step, path) of the snapshots of a result, in order, without those of other runs,
+    which their records tell apart."""
     beside = result.parent.glob(f"{glob.escape(result.stem)}_*{glob.escape(result.suffix)}")
     found = [(step, one) for one in beside if (step := step_of(one, result)) is not None]
     made = read_record(result)
@@ -93,7 +93,7 @@ def snapshots_of(result: Path) -> list[tuple[int, Path]]:
 
 
 def _is_of(snapshot: dict[str, Any], made: dict[str, Any]) -> bool:
-    """Return whether all values in the record of a snapshot are those of the result's record."""
+    """Return whether every value in the record of a snapshot is also in that of the result."""
     asked = {name: value for name, value in snapshot.items() if name != "step"}
     return "step" in snapshot and all(made.get(name) == value for name, value in asked.items())
 
@@ -115,7 +115,7 @@ def check_animation(path: Path, several: bool, snapshots: int) -> None:
     if several:
         raise UserError(f"--animate {path}: shows one picture, but this run makes several")
     if not snapshots:
-        raise UserError(f"--animate {path}: shows snapshots, give --save_every STEPS")
+        raise UserError(f"--animate {path}: requires --save_every N, whose snapshots it shows")
     if snapshots > MOST_SHOWN:
         raise UserError(
             f"--animate {path}: {snapshots} snapshots, at most {MOST_SHOWN} are shown, give a "

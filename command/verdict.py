@@ -1,4 +1,4 @@
-"""The verdict on a result: a sum of visible faults, estimated from its scores, and words."""
+"""The verdict on a result: the sum of its visible faults, estimated from its scores, in words."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from command.scores import LEAST_SIDE, SCORES, score
 from command.streams import write_stdout
 from utils import UserError
 
-# Sums of faults of the judged pictures: those below the first won most of their pairs, those above
-# the second won none.
+# Of the pictures judged in pairs, those with sums of faults below GOOD won most of their pairs,
+# those above FAIR none.
 GOOD, FAIR = 4.0, 5.25
 NAMED = 1.25  # contribution to the sum from which a fault is named
 COPIED = 0.5  # value of `copied` or `layout` from which copying is named
@@ -26,7 +26,7 @@ def _octaves_over(unit: float) -> Callable[[float], float]:
 
 
 def _beyond(free: float) -> Callable[[float], float]:
-    """Return a function: a score -> its excess over `free`, from 0 to 2; 0 for NaN."""
+    """Return a function: a score -> its excess over `free`, clipped to [0, 2]; 0 for NaN."""
     return lambda value: 0.0 if math.isnan(value) else min(2.0, max(0.0, value - free))
 
 
@@ -44,9 +44,9 @@ class Fault(NamedTuple):
     words: str
 
 
-# Weights are those of a logistic regression on the pairs in docs/judged.csv, rounded: of two
-# pictures, the one whose sum is smaller by 1 is preferred at odds of e. No picture there has a rim
-# or has lost its order, so the last two weights are set by hand.
+# Rounded weights of a logistic regression on the pairs in docs/judged.csv: a picture whose sum is
+# smaller by 1 is preferred at odds of e to 1. No picture there has a rim or has lost its order, so
+# the last two weights are set by hand.
 FAULTS = (
     Fault("colour", _octaves_over(0.5), 1.0, "colours off"),
     Fault("chroma", _beyond(0.1), 1.0, "coloured specks"),
@@ -65,23 +65,23 @@ def faults(values: dict[str, float]) -> list[float]:
 
 
 def verdict(values: dict[str, float]) -> tuple[float, str]:
-    """Return the sum of the faults of a picture, given scores by name, and words: the rating and
+    """Return the sum of the faults of a picture, given scores by name, and in words its rating and
     the two largest faults.
 
-    Copying is named after a semicolon. It is not visible, so it is not in the sum; nor is the same
-    layout named for periodic exemplars, which have no other.
+    Copying, which is not visible and not in the sum, is named after a semicolon. A copied layout is
+    not named for periodic exemplars, which have only one.
     """
     sizes = faults(values)
     total = sum(sizes)
     found = {fault.words: size for fault, size in zip(FAULTS, sizes, strict=True) if size > NAMED}
     if found.get(MISSING, 0) < 2 * found.get(MELTED, 0):
-        found.pop(MISSING, None)  # melted parts of the exemplar are missing as well
+        found.pop(MISSING, None)  # parts of the exemplar that are melted count as missing too
     worst = sorted(found, key=lambda words: -found[words])[:2]
     words = "good" if total < GOOD else "fair" if total < FAIR else "poor"
     if worst:
         words += ": " + ", ".join(worst)
     if values["layout"] > COPIED and math.isnan(values["peak"]):
-        words += "; the exemplar's layout again"
+        words += "; repeats the exemplar's layout"
     elif values["copied"] > COPIED:
         words += "; copied from the exemplar in pieces"
     return total, words
@@ -101,8 +101,8 @@ def as_table(scores: dict[str, tuple[float, float]]) -> str:
         lines.append(f"{name:16} {value:8.3f} {halves:8.3f}  {SCORES[name].reading}")
     total, halves, words = _verdicts(scores)
     last = (
-        f"verdict: {words} (faults of {total:.1f}, where less than {GOOD:g} is good and more than "
-        f"{FAIR:g} poor; two halves of the exemplar have {halves:.1f})"
+        f"verdict: {words} (faults {total:.1f}: below {GOOD:g} is good, above {FAIR:g} poor; the "
+        f"halves of the exemplar have {halves:.1f})"
     )
     return "\n".join([*lines, last])
 
@@ -126,7 +126,7 @@ def print_scores(request: Request) -> None:
     """Print the scores of the picture of --score, as a table or as JSON.
 
     Raises:
-        UserError: a picture is missing or too small.
+        UserError: A picture is missing or too small.
     """
     assert request.score is not None
     pictures = []
@@ -134,7 +134,7 @@ def print_scores(request: Request) -> None:
         picture, *_, notes = read_picture(path)
         height, width = picture.shape[-2:]
         if min(height, width) < LEAST_SIDE:
-            raise UserError(f"{path}: {width}x{height}, scores need sides of {LEAST_SIDE} or more")
+            raise UserError(f"{path}: {width}x{height}, scores need sides from {LEAST_SIDE} px")
         print_stderr(notes, request.quiet)
         pictures.append(picture)
     scores = score(*pictures)

@@ -146,7 +146,7 @@ def _find_weights(model: str, layers: list[str], progress: bool) -> LoadedWeight
         raise _Unreachable(
             f"{faults}; {model} cannot be downloaded again now ({reason})"
             if faults
-            else f"{model} is neither in {cache.parent} nor to be downloaded now ({reason})"
+            else f"{model} is not in {cache.parent} and cannot be downloaded now ({reason})"
         ) from error
     found = _read_layers(cache, model, layers)
     _write_copy(found.weights, copy)
@@ -237,7 +237,7 @@ def _read_state(path: Path) -> tuple[Weights, bool]:
         names = {name: key for key in state if (name := _torchvision_name(key, state))}
         weights = {name: state[key].clone() for name, key in names.items()}
     except Exception as error:  # damaged files raise many types
-        reason = getattr(error, "strerror", None) or "not a state dict, or not all of one"
+        reason = getattr(error, "strerror", None) or "not a state dict, or incomplete"
         if isinstance(error, OSError) and error.strerror is None:
             reason = str(error)
         raise UserError(f"weights {path}: {reason}") from error
@@ -305,8 +305,8 @@ def _guess_net(weights: Weights, path: Path) -> str:
         if weights and {k for k in weights if k.endswith(".weight")} <= table:
             return name
     raise UserError(
-        f"weights {path}: no VGG-19 or VGG-16 under the names features.0.weight, 0.weight or "
-        "conv1_1.weight"
+        f"weights {path}: not a VGG-19 or VGG-16, whose first weight is named features.0.weight, "
+        "0.weight or conv1_1.weight"
     )
 
 

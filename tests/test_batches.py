@@ -179,8 +179,8 @@ def test_a_folder_is_taken_but_for_what_is_no_picture(folder):
     assert [path.name for path in found] == expected
     assert line == (
         f"'{folder}': left out f.eps, gone.png, notes.txt (not a picture format that is read)"
-        ", ours.jpg (made by this program; taken where named one by one), sub (a folder; a "
-        "pattern with '**' takes subfolders too)"
+        ", ours.jpg (made by this program; used only if named one by one), sub (a folder; a "
+        "pattern with '**' includes subfolders)"
     )
     found, _ = find_pictures(f"{folder}/**")
     assert {path.relative_to(folder) for path in found} == {*map(Path, expected), Path("sub/a.png")}
@@ -342,7 +342,7 @@ def test_inputs_are_not_overwritten(folder, tmp_path, monkeypatch, capfd):
     [
         ("--save_path o.png --sheet o.png", "--sheet o.png: the same file as --save_path o.png"),
         ("--save_path o.png --log ./o.png", "--log o.png: the same file as --save_path o.png"),
-        ("--save_path o.png --log o.png/log", "--save_path o.png: a folder for other files"),
+        ("--save_path o.png --log o.png/log", "--save_path o.png: other files are to be saved"),
         ("--save_path o.png --tile x --sheet o_tiled.png", "as --tile o_tiled.png"),
         ("--save_path o.png --preview --sheet o.preview.png", "as --preview o.preview.png"),
         ("--save_path o.png --resume --log o.png.checkpoint", "as --resume o.png.checkpoint"),

@@ -533,7 +533,7 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     assert "a_rough.png: taken for labels by id:" in told
     assert "a:b.png: taken for a colour map by its pixels" in told
     assert "normal:c.png: taken for normals by its name, green is" in told
-    assert "but most pixels have not length 1" in told
+    assert "but most pixels are not of length 1" in told
     assert "more than 256 colours" not in told
     save("many_id.png", torch.rand(1, 3, 48, 48))
     assert material("many_id.png") == 0
@@ -546,9 +546,7 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     assert "grey_normal.png: taken for data by its pixels" in capfd.readouterr().err
     assert material("rough:grey.png") == 2
     told = capfd.readouterr().err
-    assert (
-        "--maps 'rough:grey.png': no such picture" in told and "kinds before a colon: color" in told
-    )
+    assert "--maps 'rough:grey.png': no such picture" in told and "before a colon: color" in told
 
 
 def test_a_picture_is_made_again_with_its_kinds_of_maps(material, narrow_net, capfd):

@@ -755,7 +755,7 @@ def test_cicp_of_narrow_range_goes_from_16_to_235(tmp_path, bits):
         ({"cICP": bytes([9, 16, 0, 1])}, "cICP [9, 16, 0, 1]", 128),  # PQ
         ({"cICP": bytes([9, 16, 0, 1]), "gAMA": gama(1)}, "cICP [9, 16, 0, 1]", 188),
         ({"cICP": b"\1"}, "cICP [1]", 128),
-        ({"cICP": bytes([1, 1, 0, 1])}, "that of video", 128),
+        ({"cICP": bytes([1, 1, 0, 1])}, "(video), read as sRGB", 128),
         ({"gAMA": gama(0)}, "gAMA, 0", 128),
         ({"gAMA": gama(1), "cHRM": chrm(*([0.3, 0] * 4))}, "cHRM", 188),
         ({"gAMA": gama(1), "cHRM": chrm(*([0.3, 0.3] * 4))}, "cHRM", 188),

@@ -146,7 +146,7 @@ def test_what_painting_has_no_use_for_is_refused(flag, painted):
         ("--repaint 0.999 --lr 0.1 --epoch 100", "--lr: no effect"),  # no step of 100 is left
         ("--style_image leaf.jpg --preset best --content_weight 1", "--content_weight: no effect"),
         ("--style_image leaf.jpg --preset best --init brick.png", "--init: no effect"),
-        ("--epoch 50 --save_every 51", "--save_every: no effect with 50 steps"),
+        ("--epoch 50 --save_every 51", "--save_every: no effect with --epoch 50"),
         (
             "--match_every 3",
             "--match_every: no effect with --method gram, only with swd, cnnmrf, guided",
@@ -216,7 +216,7 @@ def test_presets_hold_no_flag_without_an_effect():
 def test_what_is_not_refused_is_told():
     request = parse("--preset best --resume --workers 3".split())
     resume, workers = effect_notes(request, 1)
-    assert resume.startswith("--resume: painting keeps no checkpoint")
+    assert resume.startswith("--resume: painting saves no checkpoints")
     assert workers.startswith("--workers 3: one picture is made by")
     assert effect_notes(parse("--resume --workers 3".split()), 2) == []
 

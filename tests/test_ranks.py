@@ -137,7 +137,7 @@ def test_split_needs_several_processes(capsys):
 
 
 def test_split_makes_one_picture_at_a_time():
-    with pytest.raises(UserError, match="--workers: not with --split"):
+    with pytest.raises(UserError, match="--workers: not allowed with --split"):
         work_items(parse(["--split", "--workers", "2", "--count", "2"]))
 
 

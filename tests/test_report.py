@@ -244,7 +244,7 @@ def test_what_failed_is_on_the_page_of_its_run(tmp_path, unscored, monkeypatch, 
     failed, made = data_of(tmp_path / "out" / "report.html")
     assert (failed["name"], made["name"]) == ("b.png", "a.png")
     assert "b.png: cannot be read" in failed["failed"] and made["failed"] == ""
-    assert "report: scores pictures, 1 in all" in capfd.readouterr().err
+    assert "report: scoring pictures, 1 in all" in capfd.readouterr().err
 
 
 def test_of_many_snapshots_some_are_shown(folder, unscored, capsys, monkeypatch):

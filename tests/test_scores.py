@@ -255,7 +255,7 @@ def rimmed(image):
             "parts of the exemplar are missing",
         ),
         (lambda image: image.roll((30, 50), (2, 3)), "; copied from the exemplar in pieces"),
-        (lambda image: stretch(image, 0), "; the exemplar's layout again"),
+        (lambda image: stretch(image, 0), "; repeats the exemplar's layout"),
         (rimmed, "a rim"),
     ],
 )

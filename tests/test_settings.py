@@ -225,7 +225,7 @@ def test_a_moved_exemplar_is_found_and_another_refused(folder, capfd):
         ({}, "no record"),
         ({"gt_path": "a.png"}, "no record"),
         ({"inputs": {}, "gt_path": "a.png", "epoch": "many"}, "'many'"),
-        ({"inputs": {}, "gt_path": ["a.png", "--save_path=a.png"]}, "a flag, not a value"),
+        ({"inputs": {}, "gt_path": ["a.png", "--save_path=a.png"]}, "looks like a flag"),
         ({"inputs": {}, "gt_path": "a.png", "guide": "x"}, "guide"),
         ({"inputs": {}, "gt_path": "a.png", "size": [1]}, "--from"),
         ({"inputs": {}, "gt_path": "a.png", "size": {"a": 1}}, "--from"),
@@ -240,7 +240,7 @@ def test_a_moved_exemplar_is_found_and_another_refused(folder, capfd):
         ({"inputs": {}, "gt_path": "a\0.png"}, "null byte"),
         ({"inputs": {}, "gt_path": "\ud800.png"}, "surrogates not allowed"),
         ({"inputs": {}, "gt_path": "a.png", "epoch": 10**400}, "1 to 1000000000"),
-        ({"inputs": {}, "gt_path": "a.png", "model": "vgg16-hed"}, "no longer there; --model"),
+        ({"inputs": {}, "gt_path": "a.png", "model": "vgg16-hed"}, "no longer supported; --model"),
     ],
 )
 def test_records_are_not_trusted(record, told, folder, capfd):
@@ -303,7 +303,7 @@ def test_a_file_that_asks_for_no_picture(folder):
     with pytest.raises(UserError, match="--epoch: --score makes no picture"):
         parse("--config c.toml --epoch 3".split())
     (folder / "c.toml").write_text('score = "a.png"\ngt_path = ["a.png", "b.png"]')
-    with pytest.raises(UserError, match="--score takes one exemplar, --gt_path has 2"):
+    with pytest.raises(UserError, match="--score: takes one exemplar, --gt_path names 2"):
         parse("--config c.toml".split())
     (folder / "c.toml").write_text('report = "out"')
     assert parse("--config c.toml".split()).page_alone

@@ -551,7 +551,7 @@ def test_orientations_that_cannot_be(result, pebbles, tmp_path, capfd):
     (tmp_path / "text.npy").write_text("no")
     for spec, told in (
         ("diagonal", "radial, circular, wave"),
-        ("flat.npy", "(4, 4), needed are numbers of (2, H, W)"),
+        ("flat.npy", "(4, 4), needed: numbers of (2, H, W)"),
         ("nan.npy", "not finite"),
         ("text.npy", "not a .npy file"),
         ("none.npy", "none.npy"),
@@ -1548,8 +1548,8 @@ def test_alpha_that_there_is_not(cut, pebbles, result, capfd):
     path, _ = cut
     for exemplar, to, more, told in (
         (pebbles, result, [], "has no transparent pixel"),
-        (path, result.with_suffix(".jpg"), [], "result.jpg holds none; .png, .tif and .webp do"),
-        (path, result, ["--mix", str(pebbles)], "belongs to one exemplar, leave out --mix"),
+        (path, result.with_suffix(".jpg"), [], "holds no alpha; .png, .tif and .webp do"),
+        (path, result, ["--mix", str(pebbles)], "--alpha: not allowed with --mix"),
     ):
         arguments = ["--gt_path", str(exemplar), "--save_path", str(to), "--alpha", *TINY, *more]
         assert main(arguments) == 2 and not to.exists()
