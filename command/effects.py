@@ -102,7 +102,7 @@ def _check_combinations(request: Request) -> None:
         if given and not request.style_image:
             raise UserError(f"--{flag}: no effect without --style_image")
     if request.mix and (request.orientation or request.patch_rotations or request.patch_scales):
-        raise UserError("--mix: not allowed with --orientation or copies (--patch_...)")
+        raise UserError("--mix: not with --orientation, --patch_rotations or --patch_scales")
     if request.mix and request.guide and (len(request.guide) > 1 or request.guide[0][0] != "mix"):
         raise UserError("--mix: the only --guide allowed is --guide mix OUTPUT_MAP")
     for name, share in request.mix:

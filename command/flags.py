@@ -487,13 +487,8 @@ FLAGS[OPTIMISATION] = {
     "optimizer": flag("", choices=tuple(OPTIMIZERS), type=parse_optimizer),
     "epoch": _steps("steps (evaluations of loss and gradient) over all scales"),
     "tolerance": flag(
-<<<<<<< HEAD
         f"end a scale when {CONVERGENCE_WINDOW} steps lower its error by less than this share, "
-        "e.g. 0.1; 0 takes all steps",
-=======
-        f"end a scale when {SETTLING} steps lower its error by less than this share, e.g. 0.1; "
-        "with 0 all steps are taken",
->>>>>>> 489f7e5 (Messages name the value and what is allowed; docstrings of the command in plain English)
+        "e.g. 0.1; with 0 all steps are taken",
         type=number(float, 0, "a share", 1),
         metavar="SHARE",
     ),

@@ -58,7 +58,7 @@ def test_help_shows_every_default():
         assert f"default {default}" in text
     assert "Adam 0.05, LBFGS 1" in text
     assert "content loss; default conv4_1" in text
-    assert "independent of the size; default 0.05" in text
+    assert "the same for all sizes; default 0.05" in text
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_first_value_takes_the_defaults_place():
 @pytest.mark.parametrize("flag", ["--size 64", "--preset best", "--save_path a.png", "--tv 1"])
 def test_score_refuses_what_it_has_no_use_for(flag):
     arguments.parse("--score a.png --gt_path b.png --json --quiet".split())
-    with pytest.raises(UserError, match=f"{flag.split()[0]}: --score makes no picture"):
+    with pytest.raises(UserError, match=f"{flag.split()[0]}: no effect with --score"):
         arguments.parse(f"--score a.png {flag}".split())
 
 
@@ -213,5 +213,5 @@ def test_an_empty_value_is_no_value(argv, flag):
 def test_more_than_anybody_means_is_refused(flag, most):
     assert getattr(arguments.parse([f"--{flag}", str(most)]), flag) == most
     for value in (most + 1, 0, 10**400):
-        with pytest.raises(UserError, match=f"of 1 to {most}$"):
+        with pytest.raises(UserError, match=f"from 1 to {most}$"):
             arguments.parse([f"--{flag}", str(value)])

@@ -67,7 +67,7 @@ def test_without_a_path_nothing_is_written_and_nothing_is_said(folder, capfd):
         ({"resume": True}, "--resume"),
         ({"score": "b.png", **dict.fromkeys(QUICK)}, "--score: makes no picture"),
         ({"json": True}, "--json: makes no picture"),
-        ({"size": np.zeros(2)}, "--size: a picture in memory"),
+        ({"size": np.zeros(2)}, "--size: takes no picture"),
         ({"sise": 3}, "--sise: no such flag"),
         ({"lr": 0.1, "preset": "best", "epoch": None}, "--lr: no effect"),
     ],

@@ -540,7 +540,7 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     assert "labels by its name, but has more than 256 colours" in capfd.readouterr().err
     save("grey.png", label)
     assert material("normal:grey.png") == 2
-    assert "normal:grey.png: a grey picture, but normals" in capfd.readouterr().err
+    assert "normal:grey.png: grey, but normals" in capfd.readouterr().err
     save("grey_normal.png", label)
     assert material("grey_normal.png") == 0
     assert "grey_normal.png: taken for data by its pixels" in capfd.readouterr().err

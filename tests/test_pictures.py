@@ -273,8 +273,8 @@ def test_an_exr_is_as_large_as_a_picture_may_be(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "available_bytes", lambda _: 600 * pictures.DEEP_READ_BYTES - 1)
     assert "reading it takes" in refusal(pictures.read_picture, path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
-    assert "at most 599" in refusal(pictures.read_picture, path)
-    assert "at most 599" in refusal(pictures.read_record, path)
+    assert "the limit is 599" in refusal(pictures.read_picture, path)
+    assert "the limit is 599" in refusal(pictures.read_record, path)
 
 
 def deep(content: bytes, path: Path, kind: str = COLOUR) -> pictures.Picture:
@@ -912,9 +912,9 @@ def test_no_picture_of_ours_is_too_large_to_read(suffix, tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert torch.equal(pictures.read_picture(own)[0], wanted)
         assert pictures.read_record(own)["error"] == 1
-        assert "at most" in refusal(pictures.read_picture, other)
+        assert "the limit is" in refusal(pictures.read_picture, other)
     monkeypatch.setattr(pictures, "available_bytes", lambda _: 600 * pictures.READ_BYTES - 1)
-    assert "at most" in refusal(pictures.read_picture, own)
+    assert "the limit is" in refusal(pictures.read_picture, own)
 
 
 def test_a_format_holds_so_many_pixels():

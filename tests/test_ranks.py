@@ -150,7 +150,9 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
     monkeypatch.setattr("command.run.process_rank", lambda: ProcessRank(rank, 2, rank))
     monkeypatch.setattr("command.run.process_group_of", lambda own, device: ProcessGroup(rank, 2))
     monkeypatch.setattr("command.make.make_in_tiles", lambda *others: made)
-    monkeypatch.setattr("command.run.show", lambda request, results, *_: shown.append(results))
+    monkeypatch.setattr(
+        "command.run.write_summaries", lambda request, results, *_: shown.append(results)
+    )
     flags = ["--split", "--device", "cpu", "--size", "32", "--save_path", str(path)]
     outcomes = list(run(parse(["--gt_path", "pebbles.png", *flags])))
     assert outcomes == [made] * told and shown == [[path] * told]

@@ -116,7 +116,7 @@ def test_checkpoints_are_half_a_minute_apart(tmp_path, monkeypatch):
         frame = Frame(1, 1, 1, 0.5, torch.zeros(1, 3, 8, 8), job.spec.canvas, state=dict)
         counts = []
         for _ in range(4):
-            checkpoints.offer(frame)
+            checkpoints.save_if_due(frame)
             counts.append(len(saved))
     assert counts == [0, 1, 1, 2]
 

@@ -300,7 +300,7 @@ def test_files_of_flags_that_are_none(text, told, folder, capfd):
 def test_a_file_that_asks_for_no_picture(folder):
     (folder / "c.toml").write_text('score = "a.png"\nquiet = true')
     assert parse("--config c.toml --json".split()).score == "a.png"
-    with pytest.raises(UserError, match="--epoch: --score makes no picture"):
+    with pytest.raises(UserError, match="--epoch: no effect with --score"):
         parse("--config c.toml --epoch 3".split())
     (folder / "c.toml").write_text('score = "a.png"\ngt_path = ["a.png", "b.png"]')
     with pytest.raises(UserError, match="--score: takes one exemplar, --gt_path names 2"):

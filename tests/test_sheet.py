@@ -188,7 +188,9 @@ def test_where_memory_runs_out_at_a_coarse_scale_it_gets_the_blocks_of_the_fines
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def ways(run, allowed):
-        return [run._replace(block=side, graphs=graphs) for side, graphs in ((None, 1), (24, 2))]
+        return [
+            run._replace(tile_side=side, graphs=graphs) for side, graphs in ((None, 1), (24, 2))
+        ]
 
     monkeypatch.setattr("command.make.TILE_SIDES", (48, 24, 16))
     monkeypatch.setattr("command.run.workloads_at_scales", ways)
