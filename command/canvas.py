@@ -153,13 +153,7 @@ def canvas_of(
         if not mask.any():
             raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
     if mask is not None and size_of(mask) != size:
-        flag = "--expand" if request.expand else f"--mask {request.mask}"
-        if not request.mask and not request.expand:
-            flag = f"--init {request.init}, which is partly transparent,"
-        raise UserError(
-            f"--size {size_text(size)}: {flag} keeps pixels of {size_text(size_of(mask))} exactly, "
-            "give that size or none"
-        )
+        raise _size_error(request, size, size_of(mask))
     return Canvas(
         size,
         wrap=request.tile,
@@ -167,6 +161,16 @@ def canvas_of(
         mask=mask,
         content=None if content is None else resize(content, size),
         keep_color=request.keep_color,
+    )
+
+
+def _size_error(request: Request, size: Size, kept: Size) -> UserError:
+    flag = "--expand" if request.expand else f"--mask {request.mask}"
+    if not request.mask and not request.expand:
+        flag = f"--init {request.init}, which is partly transparent,"
+    return UserError(
+        f"--size {size_text(size)}: {flag} keeps pixels of {size_text(kept)} exactly, "
+        "give that size or none"
     )
 
 

@@ -72,12 +72,8 @@ def read_guide(
     """
     levels = [_levels(picture) for picture in (source, output)]
     colours, index = torch.cat(levels).unique(dim=0, return_inverse=True)
-    indices = [
-        part.view(1, 1, *picture.shape[2:])
-        for part, picture in zip(
-            index.split([len(x) for x in levels]), (source, output), strict=True
-        )
-    ]
+    parts = zip(index.split([len(x) for x in levels]), (source, output), strict=True)
+    indices = [part.view(1, 1, *picture.shape[2:]) for part, picture in parts]
     if len(colours) <= MOST_REGIONS:
         for k in range(len(colours)):
             if not (indices[0] == k).any():

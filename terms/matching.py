@@ -84,23 +84,18 @@ def nearest_patches(
     pairs = chunk_rows((3 if guides is None else 5) * 4, output.device)
     source_rows = min(h - patch + 1, max(1, pairs // (patch * W * w) - patch + 1))
     rows = max(1, pairs // (W * w * (source_rows + patch - 1)) - patch + 1)
-    starts: list[Tensor] = []
-    similarities: list[Tensor] = []
+    best: list[Sequence[Tensor]] = []
     for top in range(0, H - patch + 1, rows):
         strip = output[:, top : top + rows + patch - 1]
         found: list[Sequence[Tensor]] = []
         for y in range(0, h - patch + 1, source_rows):
-            part = source[:, y : y + source_rows + patch - 1]
-            at = slice(top, top + rows), slice(y, y + source_rows)
-            near = None if guides is None else (guides[0][:, at[0]], guides[1][:, at[1]])
-            start, similarity = _nearest(
-                strip, part, patch, near, None if usable is None else usable[at[1]]
-            )
+            part, there = source[:, y : y + source_rows + patch - 1], slice(y, y + source_rows)
+            near = guides and (guides[0][:, top : top + rows], guides[1][:, there])
+            some = None if usable is None else usable[there]
+            start, similarity = _nearest(strip, part, patch, near, some)
             found.append((start + y * w, similarity))
-        start, similarity = reduce(elementwise_best, found)
-        starts.append(start)
-        similarities.append(similarity)
-    return torch.cat(starts), torch.cat(similarities)
+        best.append(reduce(elementwise_best, found))
+    return torch.cat([start for start, _ in best]), torch.cat([found for _, found in best])
 
 
 def elementwise_best(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
