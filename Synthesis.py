@@ -41,7 +41,7 @@ def synthesize(
         gt_path: exemplar: a path, a folder, a glob pattern or a picture in memory, or a list of
             these. A picture in memory is a PIL picture, an array of shape (H, W, 3) or (H, W), or a
             tensor of shape (1, 3, H, W) or (3, H, W), of uint8, uint16 or floats in [0, 1].
-            Default: that of the command.
+            Default: the exemplar that the command uses without --gt_path.
         save_path: path of the result. Default: no file is written.
         quiet: whether to omit notes and progress on stderr. Default: True.
         flags: other flags of the command by name, as Python values or text. Sizes are
@@ -51,7 +51,7 @@ def synthesize(
     Returns:
         The picture, (1, 3, height, width) in [0, 1], on the CPU, not rounded to the levels of a
         file. For a list, a folder, a pattern, or `count` of 2 or more: a list of pictures, in the
-        order of exemplars, then of seeds. Existing results are made again.
+        order of exemplars, then of seeds. Pictures that an earlier run has saved are made again.
 
     Raises:
         UserError: an error that the command would print in one line. The first error ends the call.
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0 on success; 1 if one of several pictures could not be made, or a further
+        The exit code: 0 on success; 1 if any of several pictures could not be made, or a further
         file (repeat, map, sheet, animation, report) could not be written; 2 for an error that the
         user can correct; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """

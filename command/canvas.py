@@ -108,9 +108,9 @@ def output_size(
 ) -> Size:
     """Return (height, width) of the output.
 
-    It is that of the first that is given of: --size, --expand, the --init picture of which pixels
-    are kept, the content, the output map of the first --guide, the map of --orientation, the --init
-    picture, the exemplar.
+    It is the size of the first of these that is given: --size, --expand, the --init picture if
+    some of its pixels are kept, the content, the output map of the first --guide, the map of
+    --orientation, the --init picture, the exemplar.
     """
     init = _init_picture(request, pictures)
     maps = [pictures.read(output, LABELS).pixels for _, output in request.guide]
@@ -205,9 +205,9 @@ def _expanded(size: Size, picture: Tensor) -> tuple[Tensor, Tensor]:
 def kept_pixels(
     request: Request, path: Path, canvas: Canvas, save_path: Path, pictures: Pictures
 ) -> Tensor | None:
-    """Return colours and alpha, (1, 4, H, W), of the content photo or of the picture of which
-    --mask or --expand keeps pixels. None if it has no alpha, or if the format of the result holds
-    none."""
+    """Return colours and alpha, (1, 4, H, W), of the content photo, or of the picture whose pixels
+    --mask or --expand keeps. None if there is no such picture, if all its pixels are opaque, or if
+    the format of the result holds no alpha."""
     if not (request.style_image or request.expand or request.mask):
         return None
     init = None if request.style_image else request.init_picture
@@ -235,11 +235,11 @@ def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
 
 def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:
     """Return the axes of the map of --orientation in its own size: unit vectors (1, 2, H, W), 0
-    where there is no axis or the map is transparent. None if `spec` is no map but degrees or one of
-    `FIELDS`.
+    where there is no axis or the map is transparent. None if `spec` is not a map, but degrees or a
+    name in `FIELDS`.
 
     Raises:
-        UserError: neither degrees nor a name in `FIELDS` nor a map with axes.
+        UserError: `spec` is neither degrees nor a name in `FIELDS` nor a map with axes.
     """
     if spec is None or field(spec, (1, 1)) is not None:
         return None

@@ -56,7 +56,7 @@ PROBE = (1, 64, 128, 128)  # (B, C, H, W), input of the convolution that is time
 MEMORIES = (LBFGS_MEMORY, 10, 5)  # steps in the L-BFGS history, tried in this order
 TILE_SIDES = (1024, 512, 256)  # px, sides of tiles, tried in this order
 SAFETY_FACTOR = 1.2  # a run hardly ever needs more than this times the estimate
-FRAGMENTATION = 1.4  # the same for tiles if freed memory, with its gaps, is kept
+FRAGMENTATION = 1.4  # the same for tiles if freed memory is kept, which leaves gaps
 DEFAULT_SHARE = 0.9  # of the free memory, used by default
 
 LARGE_SHARE = 0.5  # of the allowed memory, above which a note is printed
@@ -262,8 +262,9 @@ def tiled_to_fit(work: Workload, allowed: float) -> Workload:
     """Return the workload in the largest tiles that fit into the allowed bytes.
 
     The whole picture is tried first, then smaller and smaller tiles, then the same with a shorter
-    L-BFGS history. If nothing fits, the workload with the smallest peak is returned. Memory that is
-    left keeps graphs of tiles, which are then evaluated once instead of twice.
+    L-BFGS history. If nothing fits, the workload with the smallest peak is returned. Memory that
+    remains is used to keep the graphs of some tiles, which are then evaluated once instead of
+    twice.
     """
     sides = [side for side in TILE_SIDES if side**2 < work.pixels]
     memories = MEMORIES if work.optimizer == "LBFGS" else (work.memory,)
@@ -303,7 +304,7 @@ def cost_note(name: str, work: Workload, allowed: float) -> str | None:
     """Return a note if the workload needs more than LARGE_SHARE of the allowed memory, else None.
 
     Args:
-        name: of the exemplar, for the note.
+        name: of the job, for the note.
         allowed: bytes.
 
     Raises:

@@ -60,7 +60,7 @@ class Display:
     """A consumer of frames: shows progress, saves snapshots, and records the loss curve.
 
     Args:
-        record: of the picture; snapshots get it with their step.
+        record: of the picture; each snapshot is saved with this record and its step.
         progress: "bar", "lines" or "json". "bar" prints lines if stderr is no terminal.
     """
 
@@ -80,7 +80,7 @@ class Display:
             total=1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
-            smoothing=0,  # mean rate, since work is proportional to time
+            smoothing=0,  # mean rate, since time is proportional to work
             disable=quiet or self.as_json or self.lines,
             leave=False,
         )
@@ -113,7 +113,7 @@ class Display:
     def show(self, frame: Frame) -> None:
         """Show the progress of a frame, and save its snapshots and preview if these are due."""
         now, before = time.monotonic(), self.last
-        # A frame of painting may count as several steps. A resumed run has a curve, but no frame.
+        # A frame of painting may count as several steps. A resumed run has no frame, only a curve.
         since = before.step if before else self.curve[-1][0] if self.curve else 0
         self.last = frame
         painting = math.isnan(frame.loss)

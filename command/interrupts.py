@@ -24,8 +24,8 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 
 def raise_on_signals() -> None:
-    """Have the signals raise `Stopped`, in place of the handler of `exit_on_signals`. Signals that
-    it has not set stay as they are."""
+    """Have the signals raise `Stopped`, in place of the handler of `exit_on_signals`. Signals with
+    another handler stay as they are."""
     for number in SIGNALS:
         if signal.getsignal(number) is exit_at_once:
             signal.signal(number, _raise)

@@ -13,7 +13,8 @@ from command.results import Failed
 from command.run import run
 from utils import UserError
 
-WRITES_FILES = ("save_every", "preview", "resume", "maps", "report")  # further files
+# Flags that write files other than the picture.
+WRITES_FILES = ("save_every", "preview", "resume", "maps", "report")
 
 
 def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
@@ -42,7 +43,7 @@ def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
         for flag in WRITES_FILES:
             if getattr(request, flag):
                 raise UserError(f"--{flag}: writes files beside the result, give save_path")
-        with TemporaryDirectory() as folder:  # saved, since the record holds the error of a file
+        with TemporaryDirectory() as folder:  # the record holds the error of a saved file
             made = _images(replace(request, save_path=Path(folder) / "{stem}_{seed}.png"))
     one = len(request.gt_path) == 1 and request.count == 1 and not isinstance(gt_path, list | tuple)
     return made[0] if one and names_one(request.gt_path[0], pictures) else made

@@ -13,7 +13,7 @@ from command.display import print_stderr
 from command.results import CURVE, INTERRUPTED, Failed, Net, Result
 from utils import UserError, reason_of
 
-POINTS = 200  # of a loss curve
+POINTS = 200  # of a loss curve in a log
 
 
 class Log:
@@ -22,7 +22,7 @@ class Log:
     def __init__(self, path: Path | None) -> None:
         """Raise UserError if the file cannot be written."""
         self.path = path
-        self.known: dict[str, Any] = {}  # identical in all lines
+        self.known: dict[str, Any] = {}  # values that are the same in all lines
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ class Log:
                 raise UserError(f"--log {path}: cannot be written ({reason_of(error)})") from error
 
     def begin(self, net: Net) -> None:
-        """Set what all pictures of the run have in common."""
+        """Set the values that are the same in all lines of the run."""
         if self.path is not None:
             self.known = {
                 "python": platform.python_version(),
@@ -40,7 +40,7 @@ class Log:
             }
 
     def add(self, result: Result | Failed) -> None:
-        """Append a line; if the log cannot be written any more, say so and go on."""
+        """Append the line of an outcome; if the log cannot be written, print a message."""
         if self.path is None:
             return
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | _told(result) | self.known

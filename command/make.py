@@ -81,12 +81,12 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
 
     Raises:
         KeyboardInterrupt: before the first frame.
-        FloatingPointError: the loss of the start is not finite.
+        FloatingPointError: the loss of the initial picture is not finite.
     """
     started = time.perf_counter()
     spec = replace(job.spec.to(net.device), precision=net.precision)
     extractor = Extractor(net.weights, net.name, job.trunk_layers, job.pool).to(net.device)
-    if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs none
+    if job.rescale and steps_after_painting(spec.steps, spec.repaint):  # painting needs no net
         extractor.rescale(spec.exemplars[0].image, FILTER if job.rescale == FILTER else LAYER)
     record = record_of(job, net)
     stopped = result = None

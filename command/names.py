@@ -17,10 +17,10 @@ FORMAT = re.compile(r"[0.]?[0-9]{0,2}[ds]?")  # allowed format specifications in
 def result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
     """Return a function (name of an exemplar, seed) -> path of the result.
 
-    The function formats the pattern of --save_path: fields in braces after the last existing
-    folder. A --save_path that is a folder has the pattern "{stem}.png". If the pattern has no
-    field, the name is appended if there are several exemplars; if it has no field for the seed, the
-    seed is appended if there are several.
+    The function formats a pattern: the part of --save_path after its last existing folder, with
+    the fields {stem} and {seed}. If --save_path is a folder, or a name without suffix for several
+    results, the pattern is "{stem}.png" in that folder. For several exemplars, "_{stem}" is
+    appended to a pattern without fields; for several seeds, "_{seed}" to one without {seed}.
 
     Args:
         several: whether there are several exemplars.
@@ -79,8 +79,8 @@ def _names_a_folder(path: Path, several: bool) -> bool:
 
 
 def _check_fields(path: Path, pattern: str) -> None:
-    """Raise UserError for fields other than stem and seed, and for widths of more than two digits:
-    a name that wide could take gigabytes of memory."""
+    """Raise UserError for fields other than stem and seed, and for field widths of more than two
+    digits: a wider name could take gigabytes of memory."""
     try:
         for _, name, spec, conversion in Formatter().parse(pattern):
             if name is not None and (

@@ -36,12 +36,12 @@ def preview_path(result: Path) -> Path:
 
 
 def map_path(result: Path, path: Path, floats: bool) -> Path:
-    """Return the path of the result's map.
+    """Return the path of a map of the result.
 
     Args:
-        path: Path of the exemplar's map.
-        floats: Whether that map holds floats, which are saved with its suffix if that format holds
-            floats, else as .tif. Other maps are saved as .png.
+        path: of the map of the exemplar from which it is transferred.
+        floats: whether that map holds floats. If so, the suffix is that of `path` if its format
+            holds floats, otherwise .tif; without floats it is .png.
     """
     suffix = ".png"
     if floats:
@@ -55,7 +55,7 @@ def snapshot_path(result: Path, step: int) -> Path:
 
 
 def snapshot_of(path: Path, request: Request) -> Path | None:
-    """Return the result whose snapshot the run would save at that path, or None."""
+    """Return the result of which the run would save a snapshot at that path, or None."""
     result = path.with_stem(path.stem.rpartition("_")[0] or path.stem)
     step = step_of(path, result)
     if step is None or request.save_every is None:
@@ -64,7 +64,7 @@ def snapshot_of(path: Path, request: Request) -> Path | None:
 
 
 def step_of(path: Path, result: Path) -> int | None:
-    """Return the step in the path of a snapshot of a result, None if it is not one."""
+    """Return the step in the path of a snapshot of a result; None if it is no such path."""
     found = re.fullmatch(r".+_(\d{6,18})", path.stem, re.ASCII)
     step = int(found[1]) if found else None
     return None if step is None or snapshot_path(result, step) != path else step
@@ -74,7 +74,8 @@ def check_outputs(request: Request, exemplars: Iterable[Path], results: Collecti
     """Check that no output overwrites an input or another output.
 
     Raises:
-        UserError: An output is the same file as an input or another output.
+        UserError: an output is the same file as an input or another output, or the folder of
+            an output has the path of another output.
     """
     identity = _identities()
     read = {identity(path): (flag, path) for flag, path in _read(request, exemplars)}
@@ -142,7 +143,7 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
         try:
             if name is not None and name not in request.pictures:
                 yield flag, find_picture(name)
-        except UserError:  # not a file, as `noise`, or the error is raised when it is read
+        except UserError:  # not a file, such as `noise`, or missing: reading it raises
             continue
 
 

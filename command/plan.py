@@ -1,7 +1,7 @@
 """Plan a request: read and check every input before slow work starts, and return jobs.
 
-A job is frozen and holds all that determines a picture, except for the net and its weights. Flags
-of a picture are not read after this module.
+A job is frozen and holds all that determines a picture, except for the net and its weights. Later
+modules do not read the flags that determine a picture.
 """
 
 import math
@@ -101,9 +101,9 @@ def file_state(path: Path) -> FileState | None:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make: all that determines it but the net, and the paths of its files."""
+    """One picture to make: the paths of its files, and all that determines it but the net."""
 
-    exemplar: Path  # of --gt_path; with --style_image, the content
+    exemplar: Path  # picture of --gt_path; with --style_image, this is the content
     spec: Spec
     trunk_layers: list[str]  # layers to compute: of model, content and terms
     pool: str
@@ -145,7 +145,7 @@ class Job:
         return outputs.snapshot_path(self.save_path, step)
 
     def saved_as(self, path: Path) -> "Job":
-        """Return the job with another save_path in the same folder; its maps are renamed alike."""
+        """Return the job with another save_path in the same folder; maps are renamed with it."""
         old = len(self.save_path.stem)
         maps = [
             replace(one, path=one.path.with_name(path.stem + one.path.name[old:]))
@@ -338,7 +338,8 @@ def _read_exemplar(
     """Read the exemplar and the content.
 
     Args:
-        path: of --gt_path; with --style_image it is the content, and --style_image the exemplar.
+        path: picture of --gt_path. With --style_image, this picture is the content, and that of
+            --style_image is the exemplar.
 
     Returns:
         The name of the exemplar; its pixels, (1, 3, H, W); the mask of its valid pixels,
@@ -369,7 +370,7 @@ def _notes_on_canvas(spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
 
 def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) -> tuple[int, bool]:
     """Return the bits per channel of the result, by default those of its deepest input, and whether
-    it is grey: all inputs are."""
+    it is grey, which it is if all inputs are grey."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
     names += [request.init_picture] if request.init_picture else []
@@ -394,8 +395,8 @@ def can_crop(request: Request, job: Job) -> bool:
 
 
 def _center_crop(picture: Tensor, most: float) -> Tensor:
-    """Crop (1, C, H, W) to its centre, with the same aspect ratio and about `most` pixels at
-    most."""
+    """Crop (1, C, H, W) to its centre, to about `most` pixels and the same aspect ratio. A smaller
+    picture is returned as it is."""
     height, width = size_of(picture)
     part = min(1.0, math.sqrt(most / (height * width)))
     h, w = round(height * part), round(width * part)
@@ -434,12 +435,13 @@ def _spec(
 
 
 def _painting_description(request: Request, kind: Kind) -> str:
-    """Return how a texture of this kind is painted and the flag that changes it, for a note."""
+    """Return the part of a note that says how a texture of this kind is painted, and the flag that
+    changes it."""
     straight = ", rows and columns straight" if kind.regular else ""
     polish = f", then polished by {request.method}" if request.repaint < 1 else ""
     return (
-        f"painted with its pixels{straight}{polish} (--repaint {request.repaint:g}, "
-        "--repaint 0 is the model alone)"
+        f"painted with its pixels{straight}{polish} (--repaint {request.repaint:g}; "
+        "--repaint 0 optimises without painting)"
     )
 
 
@@ -549,7 +551,7 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
     patches of painting.
 
     Args:
-        layers: to compute.
+        layers: all layers that are computed.
         names: file names of the exemplars.
     """
     with prefixed(f"{names[0]}: "):
@@ -579,7 +581,7 @@ def check_copies(request: Request, exemplar: Tensor, rotations: Sequence[float])
     factors = sum(factor**2 for factor in request.patch_scales)
     copies = (1 + len(rotations)) * (1 + factors) - 1
     needed, free = 2 * copies * exemplar.nbytes, available_bytes(torch.device("cpu"))
-    if needed > free:  # `needed` is twice the copies: each is computed from one as large
+    if needed > free:  # twice the copies, as each is computed from another of its size
         raise UserError(
             f"--patch_rotations, --patch_scales: the copies need {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free: give fewer or smaller copies"
@@ -617,8 +619,8 @@ def term_weights(
 
 
 def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
-    """Return a description of the long-range order of an exemplar for the note; "" if it has
-    none."""
+    """Return a description of the long-range order of an exemplar, for a note; "" if the exemplar
+    has no such order."""
     kind = kind_of(exemplar)
     if kind.period != (0, 0):
         y, x = kind.period
@@ -645,7 +647,7 @@ def _unusable_global_terms(
     else:
         return {}, []
     off = [term for term in terms if weights[term]]
-    note = f"{', '.join(off)}: off with {cause}, as it is of the whole picture"
+    note = f"{', '.join(off)}: off with {cause}, since computed on the whole picture"
     return dict.fromkeys(off, 0.0), [note] if off else []
 
 

@@ -65,7 +65,7 @@ def process_group_of(own: ProcessRank, device: torch.device) -> ProcessGroup:
     if not distributed.is_initialized():
         try:
             _wait_for_rank_0(own)
-            # Gloo as well: counts are summed on the CPU, also if the device is a GPU.
+            # Gloo for the CPU: counts are summed there even if the device is a GPU.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(
                 backend, rank=own.rank, world_size=own.world_size, timeout=RENDEZVOUS_TIMEOUT
@@ -105,8 +105,8 @@ def _wait_for_rank_0(own: ProcessRank) -> None:
 def process_rank(variables: Mapping[str, str] = os.environ) -> ProcessRank:
     """Return the rank of this process from the environment variables of its launcher.
 
-    The launcher is the first in `VARIABLES` whose variables are all integers; if there is none, the
-    process is the only one.
+    The launcher is the first in `VARIABLES` whose variables are all integers. Without a launcher,
+    the process is rank 0 of 1.
 
     Raises:
         UserError: a rank is out of range.

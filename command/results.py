@@ -1,4 +1,4 @@
-"""Save the results of a job: the picture with its record, the repeat of a seamless one, maps."""
+"""Save the files of a job: the picture with its record, the repeat of a seamless picture, maps."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Net:
 
     weights: Weights
     name: str
-    label: str  # name in records and printed lines; with the file of --weights
+    label: str  # name in records and printed lines, with the file of --weights if given
     device: torch.device
     precision: str  # in `engine.precision.PRECISIONS`
-    layout: str = TORCHVISION  # of the weights file, a name in `models.LAYOUTS`
+    layout: str = TORCHVISION  # of the weights file, a key of `command.weights.LAYOUTS`
 
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
@@ -225,8 +225,8 @@ def save(
     """Save all files of a job.
 
     The picture is encoded and decoded first, so that its record can hold the error of the file. If
-    the file cannot be written, because the disk is full or the folder was removed, all files are
-    written to a temporary folder, and a note is printed.
+    the picture cannot be written, because the disk is full or the folder was removed, all files
+    are written to a temporary folder, and a note is printed.
 
     Args:
         record: to embed, without "error".
@@ -258,9 +258,10 @@ def _file_channels(job: Job, image: Tensor) -> Tensor:
 
 
 def _with_alpha(job: Job, image: Tensor, transfer: MapTransfer) -> Tensor:
-    """Return (1, 1, H, W) or (1, 3, H, W) as saved, followed by the alpha channel if there is one.
+    """Return the channels of the file, (1, C, H, W): one or three colours, then alpha if it has
+    alpha.
 
-    Kept pixels get the colours of the input, also where its alpha is 0.
+    Kept pixels get the colours of the input, even where the alpha of the input is 0.
     """
     if job.alpha is not None:
         alpha = transfer(job.alpha).clamp(0, 1)
@@ -320,7 +321,7 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
 
 
 FurtherFile = tuple[Path, Callable[[Path], None]]  # path, function that saves it
-MapTransfer = Callable[[CarriedMap], Tensor]  # exemplar's map -> (1, C, H, W) of the output
+MapTransfer = Callable[[CarriedMap], Tensor]  # map of the exemplar -> map of the output
 
 
 def _further_files(

@@ -23,7 +23,7 @@ class Checkpoints:
     `job.resume` is False.
 
     Args:
-        record: of the picture, from `record_of`; a checkpoint of another record is refused.
+        record: of the picture, from `record_of`; a checkpoint with another record is refused.
 
     Raises:
         UserError: the file at `job.checkpoint_path` is no checkpoint of this job.
@@ -78,8 +78,8 @@ class Checkpoints:
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    """Return a state with its tensors on a device, except for uint8 ones: these are states of
-    random generators, which stay on the CPU."""
+    """Return a state with its tensors on a device. Tensors of uint8 stay on the CPU: they are the
+    states of random generators."""
     if isinstance(value, torch.Tensor):
         return value if value.dtype == torch.uint8 else value.to(device)
     if isinstance(value, list | tuple):

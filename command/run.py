@@ -1,5 +1,5 @@
 """Run a request: plan its pictures one by one, make them in this process or in workers, and yield
-their outcomes in order."""
+their outcomes, each a `Result` or `Failed`, in order."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +40,8 @@ from utils import UserError, prefixed
 
 
 def print_scores_or_report(request: Request) -> bool:
-    """Print scores or a report if the request is for these alone, and return whether it is.
+    """Print scores, or write a report and print its path, if the request is for one of these and
+    not for pictures. Return whether it is.
 
     Raises:
         UserError: --json without --score, a picture that cannot be scored, or a report that cannot
@@ -81,13 +82,14 @@ def run(
     that an earlier run has saved with the same settings is not made again.
 
     Args:
-        remake: whether to make pictures again that an earlier run has saved.
+        remake: whether pictures that an earlier run has saved are made again.
         spawn: whether to make small pictures in worker processes if `--workers` is not given.
             Workers lack terms and methods that the calling program has added.
 
     Raises:
-        UserError: an error that the user can correct: of the request, before slow work starts; of
-            a single picture; or of a sheet, an animation or a report, after all pictures.
+        UserError: the request is invalid, which is found before slow work starts; the only picture,
+            or one of --split, cannot be made; or a sheet, an animation or a report cannot be
+            written, which happens after all pictures are saved.
         KeyboardInterrupt: after the outcome of the interrupted picture is yielded.
     """
     batch = batch_of(request)
@@ -137,8 +139,8 @@ class Batch:
     def fail_fast(self) -> bool:
         """Whether the error of a picture ends the run, rather than being yielded as `Failed`.
 
-        With --split it does: if one process went on to the next picture, the others would wait for
-        it forever.
+        True for a single picture, and with --split: if one process went on to the next picture, the
+        others would wait for it forever.
         """
         return self.total == 1 or self.request.split
 
@@ -207,7 +209,7 @@ class Planner:
 
         Args:
             first: job of the only item, if it is planned already.
-            remake: whether to make pictures again that an earlier run has saved.
+            remake: whether pictures that an earlier run has saved are made again.
         """
         for item in self.batch.items:
             try:
@@ -267,9 +269,9 @@ def workers_at_best(device: torch.device, rank: ProcessRank, pictures: int) -> i
 
 
 def fits_in_worker(job: Job, batch: Batch, net: str, count: int) -> bool:
-    """Return whether a worker may run a job: whether it fits into the allowed memory / `count`.
+    """Return whether a worker may run a job: the job must fit into the allowed memory / `count`.
 
-    Without --workers, also whether its picture is small: a large one uses all cores by itself.
+    Without --workers, its picture must also be small, since a large one uses all cores by itself.
 
     Args:
         net: name of the net.
@@ -285,7 +287,8 @@ def planned(
     """Plan a work item in tiles that fit into memory.
 
     If none fit, the exemplar is cropped to its centre where `can_crop` allows it. As a side effect,
-    the allocator of this process is set to keep freed memory, or to return it to the system.
+    the allocator of this process is set to keep freed memory or, if memory is tight, to return it
+    to the system.
 
     Args:
         allowed: bytes of memory.
@@ -307,7 +310,7 @@ def planned(
     keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
     tilings = tuple(Tiling(way.tile_side, way.graphs) for way in ways)
     job = replace(job, spec=replace(job.spec, tilings=tilings, memory=cost.memory, group=group))
-    if group.rank:  # rank 0 writes the files of all
+    if group.rank:  # rank 0 writes the files of all ranks
         job = replace(job, save_every=None, preview=False)
     return job, cost, notes
 

@@ -38,8 +38,8 @@ def open_streams() -> None:
 
 
 def exit_on_signals() -> None:
-    """Have signals end the process with one line instead of a traceback of the imports, which take
-    seconds. `raise_on_signals` replaces this. Ignored signals, as under nohup, stay ignored."""
+    """Have signals end the process with one line instead of a traceback: imports take seconds.
+    `raise_on_signals` replaces this handler. Ignored signals, as under nohup, stay ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, exit_at_once)
@@ -63,14 +63,14 @@ def configure_libraries() -> None:
     step takes up to ten times as long. GOMP_SPINCOUNT limits spinning to some microseconds, at no
     measurable cost on an idle machine.
     """
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # for operations of the CPU alone
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # for operations that MPS lacks
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def explain_imports() -> None:
-    """Have an error in an old version of Python, or a missing package, end the process with one
-    line and code 2. Other errors end in a traceback as usual."""
+    """Have a missing package, or any error in an unsupported version of Python, end the process
+    with one line and code 2. Other errors end in a traceback as usual."""
     sys.excepthook = _explain
 
 

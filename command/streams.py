@@ -51,8 +51,8 @@ def drop_unwritable() -> None:
 
 
 def copy_of_stderr() -> int | None:
-    """Return a duplicate of descriptor 2, or None if it is closed or was closed when Python
-    started: it may then be any file that was opened since."""
+    """Return a duplicate of descriptor 2. None if it is closed, or was closed when Python started:
+    a file that was opened later may then have this descriptor."""
     if sys.__stderr__ is None:
         return None
     try:

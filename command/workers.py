@@ -25,13 +25,13 @@ from command.results import Failed, Result
 from command.streams import copy_of_stderr
 
 PROGRAM = [sys.executable, "-P", str(ROOT / "command" / "serve.py")]
-# With spinning waits, threads that wait take the cores from threads that work: two workers took
-# five times as long as one process that makes all pictures.
+# Threads that spin while they wait take the cores from threads that work: two workers took five
+# times as long as one process that makes all pictures.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # On two cores, two workers make 1.4 times as many pictures of 64x64 or 128x128 per second as one
 # process, and 1.3 times as many of 256x256, after a start-up of four seconds.
 DEFAULT_WORKERS, MIN_PICTURES, MAX_PIXELS = 2, 8, 256**2
-READ_AHEAD = 2  # pending tasks per worker after the first
+READ_AHEAD = 2  # pending tasks for each worker but the first
 
 Pending = Callable[[], Result | Failed | None]  # waits for an outcome; None: not begun
 
@@ -81,7 +81,7 @@ class Worker:
 
 
 class Workers:
-    """A pool of at most `count` workers, started as jobs arrive that find none idle."""
+    """A pool of at most `count` workers. One is started when a job finds no idle worker."""
 
     def __init__(self, count: int, *arguments: Any) -> None:
         """
