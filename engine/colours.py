@@ -12,9 +12,9 @@ from utils import pad_axes
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMOOTHING = 9  # px, odd, side of the mean filter that separates fine detail
-ROTATIONS = 4  # random rotations of colour space
-SAMPLE = 2**17  # least number of pixels that are compared, if there are so many
-LEAST_DEVIATION = 1 / 255  # one grey level; smaller deviations are rounding, not to be amplified
+ROTATIONS = 4  # number of random rotations of colour space in `with_colours`
+SAMPLE = 2**17  # largest number of pixels that are compared, every n-th of a larger picture
+LEAST_DEVIATION = 1 / 255  # one grey level; smaller deviations are rounding and not amplified
 
 
 def is_grey(picture: Tensor) -> bool:
@@ -24,7 +24,7 @@ def is_grey(picture: Tensor) -> bool:
 
 def luma(image: Tensor) -> Tensor:
     """Return the luma of a picture: (1, 3, H, W) -> (1, 1, H, W)."""
-    # Multiplied by numbers, since a tensor of weights would be copied to the GPU at each call.
+    # The weights are numbers, since a tensor of weights would be copied to the GPU at each call.
     red, green, blue = (image[:, i : i + 1] * weight for i, weight in enumerate(LUMA))
     return red + green + blue
 
@@ -35,7 +35,7 @@ def with_chroma(image: Tensor, content: Tensor) -> Tensor:
 
 
 def with_fine_detail(image: Tensor, painted: Tensor, wrap: str = "") -> Tensor:
-    """Replace the fine detail of a picture, finer than about SMOOTHING px, by that of a painting.
+    """Replace the detail of a picture that is finer than about SMOOTHING px by a painting's.
 
     Args:
         image, painted: (1, C, H, W) in [0, 1].
@@ -52,17 +52,17 @@ def _smooth(maps: Tensor, wrap: str) -> Tensor:
 
 
 def matched_colours(style: Tensor, content: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Transform the colours of a style linearly to the mean and covariance of a content's.
+    """Transform the colours of a style linearly, to the mean and covariance of a content's.
 
-    Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016, section 4, by the
-    symmetric square root, which changes colours least. Along an axis of colour space in which the
-    style varies by less than LEAST_DEVIATION, the result varies less than the content; a style of
-    one colour becomes the content's mean.
+    This is the method of Gatys et al., "Preserving Color in Neural Artistic Style Transfer", 2016,
+    section 4, with the symmetric square root, which changes colours least. Along an axis of colour
+    space in which the style varies by less than LEAST_DEVIATION, the result varies less than the
+    content; a style of one colour becomes the content's mean.
 
     Args:
         style: (1, 3, H, W) in [0, 1].
         content: (1, 3, h, w) in [0, 1].
-        valid: (1, 1, H, W) of bool, pixels of the style that count; None: all.
+        valid: (1, 1, H, W) of bool, pixels of the style whose statistics are used; None: all.
     """
     (mean_style, root_style), (mean, root) = (
         mean_and_root(picture[0].flatten(1), LEAST_DEVIATION)
@@ -74,7 +74,7 @@ def matched_colours(style: Tensor, content: Tensor, valid: Tensor | None = None)
 
 
 def with_colours(image: Tensor, exemplar: Tensor) -> Tensor:
-    """Transform the colours of (1, C, H, W) to the distribution of those of (1, C, h, w).
+    """Give the colours of an image (1, C, H, W) the distribution of an exemplar's, (1, C, h, w).
 
     Along each axis of randomly rotated colour spaces, the values are replaced by the exemplar's
     values of the same rank (Pitie, Kokaram and Dahyot, "N-Dimensional Probability Density Function
@@ -107,7 +107,7 @@ def mean_and_root(pixels: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
 
     Unlike the Cholesky factor, the root exists if the covariance has no full rank, as for pictures
     of one or two colours. Its eigenvalues are the standard deviations along the principal axes,
-    clamped to `least` or more.
+    clamped from below to `least`.
     """
     pixels = pixels.double()
     covariance = pixels.cov().reshape(len(pixels), len(pixels))
@@ -119,7 +119,7 @@ def mean_and_root(pixels: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
 def noise_like(picture: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Return Gaussian white noise with the mean and covariance of a picture's colours.
 
-    It is drawn on the CPU, so that a seed gives the same noise on every machine.
+    The noise is drawn on the CPU, so that a seed gives the same noise on every device.
 
     Args:
         picture: (1, 3, h, w).

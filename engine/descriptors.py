@@ -10,11 +10,11 @@ from terms.matching import gather_patches, row_slices
 from utils import Size, wrapped
 
 PATCH = 7  # px, side of a patch
-COMPONENTS = 32  # principal components kept of the 147 values of a patch
+COMPONENTS = 32  # number of principal components that are kept of the 147 values of a patch
 SAMPLE = 20_000  # patches from which the principal components are computed
 CPU_CHUNK = 2**14  # patches processed at a time on a CPU, so that they fit into its cache
 GPU_CHUNK = 2**18  # patches processed at a time on any other device, to keep it busy
-GATHER_DIVISOR = 4  # by which chunks are smaller if the pixels of patches are gathered
+GATHER_DIVISOR = 4  # chunks are smaller by this factor if the pixels of patches are gathered
 NO_LABEL = -1  # of pixels that belong to no view, and of windows without a common label
 
 
@@ -24,7 +24,7 @@ def chunk_size(device: torch.device) -> int:
 
 
 def window_labels(labels: Tensor, window: Size) -> Tensor:
-    """Return the label that all pixels of a window have in common, else NO_LABEL.
+    """Return the label that all pixels of each window have in common, else NO_LABEL.
 
     Args:
         labels: (h, w) of int64, NO_LABEL or more.
@@ -43,13 +43,13 @@ class PatchDescriptor:
 
     A descriptor holds COMPONENTS principal components of a patch's pixels, computed from patches of
     the source, followed by the mean of each guide channel. The squared distance of two descriptors
-    is the mean squared difference of the pixels, up to the components left out, plus the squared
-    difference of the mean guides.
+    is the mean squared difference of the pixels, without the components that are left out, plus the
+    squared difference of the mean guides.
 
     Args:
         image: (1, 3, h, w), the source.
         usable: (h - PATCH + 1, w - PATCH + 1) of bool, patches from which components are computed.
-        generator: Generator of the sample of patches, on any device.
+        generator: Generator, on any device, that draws the sample of patches.
     """
 
     def __init__(self, image: Tensor, usable: Tensor, generator: torch.Generator) -> None:
@@ -94,11 +94,11 @@ class PatchDescriptor:
 
 
 class LazyDescriptors:
-    """Descriptors computed when they are indexed, in a tenth of the memory of all of them.
+    """Descriptors that are computed when they are indexed, in a tenth of the memory of all.
 
     Args:
-        describe: Its values are returned.
-        image, guide, wrap: Args of `describe`.
+        describe: Map to descriptors.
+        image, guide, wrap: Arguments of `describe`.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ def whole(canvas: Canvas, image: Tensor) -> Tensor:
 
 def cut_at(image: Tensor, wrap: str) -> Size:
     """Return the numbers of rows and columns by which to roll a repeating picture (1, 3, H, W), so
-    that the difference of pixels across its border is the mean difference of neighbours.
+    that pixels differ across its border about as much as neighbours do on average.
 
     A repeating picture may be cut anywhere, and large differences at the cut look like a seam.
     """

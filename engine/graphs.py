@@ -1,4 +1,4 @@
-"""Loss and gradient of small pictures as one CUDA graph, which saves launching each kernel."""
+"""Loss and gradient of small pictures as one CUDA graph, launched as a whole."""
 
 import math
 from collections.abc import Callable
@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 CUDA = "cuda"  # type of the devices that have CUDA graphs
-MAX_PIXELS = 512**2  # px of a batch; more keep a GPU busy, and a graph holds the memory of a step
+MAX_PIXELS = 512**2  # of a batch; more keep a GPU busy anyway, and a graph holds a step's memory
 WARM_UP = 3  # calls before the capture, in which libraries choose algorithms and caches are filled
-TOLERANCE = 1e-2  # relative to the largest value; atomic additions differ from call to call
+TOLERANCE = 1e-2  # relative to the largest value; sums by atomic additions vary between calls
 
 Measure = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def graphed(measure: Measure, image: Tensor) -> Measure:
-    """Return a function that replays `measure` as one CUDA graph, or `measure` itself if a graph
-    cannot be captured, is not faster, or does not give the same values.
+    """Return a function that replays `measure` as one CUDA graph. Return `measure` itself if the
+    picture is too large for a graph to be faster, if it cannot be captured, or if the graph's
+    values differ.
 
-    A graph repeats what the CPU decided and computed during the capture. Therefore the values of
-    the graph for another picture are compared with those of `measure`.
+    A graph repeats what the CPU decided and computed during the capture. Therefore it is tested on
+    a picture other than the captured one.
 
     Args:
         measure: (B, C, H, W) -> tensors; everything else that it depends on must stay the same.

@@ -19,8 +19,8 @@ STEPS = 8  # regions into which a progression is divided for methods that match 
 class Guide(NamedTuple):
     """Maps of all views of the exemplars, in order, and of the output.
 
-    Channels are compared by methods that match patches; methods that match statistics match those
-    of each region. Region -1 is none.
+    Methods that match patches compare the channels; methods that match statistics match those of
+    each region. Pixels of region -1 belong to no region.
     """
 
     sources: tuple[Tensor, ...]  # (1, G, h, w) each: channels of the views
@@ -56,19 +56,19 @@ def read_guide(
     """Return the guide given by two control maps.
 
     Maps of at most MOST_REGIONS colours in total are label maps: each colour is a region, and
-    transparent pixels are one more. Other maps must be grey and are a progression.
+    transparent pixels are one more. Maps of more colours must be grey and are a progression.
 
     Args:
         source, output: control maps in [0, 1] of any sizes, (1, 3, ., .), or (1, 4, ., .) with an
             alpha of 0 or 1; transparent pixels are black.
-        names: of the two maps, for messages.
-        variants: the copies of the exemplar.
-        size: of the output, (H, W), to which its map is resized, labels by the nearest pixel; None:
-            it is not resized.
+        names: names of the two maps, for messages.
+        variants: makes those copies of a map that the exemplar has of its picture.
+        size: size of the output, (H, W), to which its map is resized, labels by the nearest pixel;
+            None: the map is not resized.
 
     Raises:
-        UserError: the output has a colour that the source does not have, or colours are more than
-            MOST_REGIONS and not grey.
+        UserError: the output has a colour that the source lacks, or there are more than
+            MOST_REGIONS colours and not all of them are grey.
     """
     levels = [_levels(picture) for picture in (source, output)]
     colours, index = torch.cat(levels).unique(dim=0, return_inverse=True)
@@ -93,7 +93,7 @@ def read_guide(
 def _progression(
     source: Tensor, output: Tensor, names: Sequence[str], variants: Variants, size: Size | None
 ) -> Guide:
-    """Return the guide given by two grey maps; their transparent parts are one more region."""
+    """Return the guide given by two grey maps. Their transparent parts form an extra region."""
     pair = source, output
     if source.shape[1] == 4 and not all(picture[:, 3:].all() for picture in pair):
         shown = [picture[:, 3:] > 0 for picture in pair]
@@ -104,7 +104,7 @@ def _progression(
         return joined([_progression(grey[0], grey[1], names, variants, size), regions])
     if size is not None:
         output = F.interpolate(output, size, mode="bilinear", antialias=True)
-    # At quantiles of the source, so that no step is empty.
+    # Edges are quantiles of the source, so that no step is empty.
     edges = source[:, :1].flatten().quantile(torch.linspace(0, 1, STEPS + 1)[1:-1]).unique()
     steps = [torch.bucketize(picture[:, :1].contiguous(), edges) for picture in (source, output)]
     steps = [x.clamp(steps[0].min(), steps[0].max()) for x in steps]
@@ -126,13 +126,14 @@ def which_exemplar(
     """Return the guide that says which exemplar goes where.
 
     Args:
-        exemplars: one picture for each colour of the map from dark to light, of which transparent
-            is the darkest.
-        output: the map; it and `size` are as in `read_guide`.
-        name: of the map, for messages.
+        exemplars: one picture for each colour of the map, from dark to light; transparent pixels
+            count as the darkest colour.
+        output: the map, as in `read_guide`.
+        name: name of the map, for messages.
+        size: as in `read_guide`.
 
     Raises:
-        UserError: the map has another number of colours.
+        UserError: the map has more or fewer colours than there are exemplars.
     """
     colours, index = _levels(output).unique(dim=0, return_inverse=True)
     if len(colours) != len(exemplars):
@@ -150,20 +151,20 @@ def which_exemplar(
 
 
 def _labels_at(labels: Tensor, size: Size | None) -> Tensor:
-    """Resize labels (1, 1, H, W) of int64 by the nearest pixel."""
+    """Resize labels (1, 1, H, W) of int64 by nearest-neighbour interpolation."""
     if size is None or size_of(labels) == tuple(size):
         return labels
     return F.interpolate(labels.double(), size, mode="nearest-exact").long()
 
 
 def _levels(picture: Tensor) -> Tensor:
-    """Return 16-bit levels: (1, C, H, W) in [0, 1] -> (H W, C) of int64. Labels may be stored as
-    the levels 1, 2, 3 of 16 bits, which 8 bits would not tell apart."""
+    """Return 16-bit levels: (1, C, H, W) in [0, 1] -> (H W, C) of int64. With 16 bits, labels that
+    are stored as levels 1, 2 and 3 remain distinct; with 8 bits, they would not."""
     return (LEVELS_16_BIT * picture[0]).round().long().flatten(1).T
 
 
 def _colour_text(levels: Tensor) -> str:
-    """Return a colour of 3 or 4 levels as a message names it."""
+    """Return the text of a colour of 3 or 4 levels, for messages."""
     *colour, alpha = levels.tolist() if len(levels) == 4 else (*levels.tolist(), LEVELS_16_BIT)
     if not alpha:
         return "transparent place"
@@ -174,8 +175,8 @@ def _colour_text(levels: Tensor) -> str:
 
 
 def joined(guides: list[Guide]) -> Guide:
-    """Combine guides into one, with the channels of all and a region for each combination of
-    regions.
+    """Combine guides into one that has the channels of all, and a region for each combination of
+    their regions.
 
     Raises:
         UserError: the output combines regions that no pixel of the source combines.

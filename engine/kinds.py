@@ -10,14 +10,14 @@ from engine.colours import luma
 from terms.autocorrelation import PERIODIC, luminance_autocorrelation, period
 from utils import Size, resize, scaled_size
 
-# Thresholds from 32 exemplars. The share of gradient power near the axes of the picture is 0.34 to
-# 0.65 for brick walls and at most 0.28 for textures without courses, except for wood, whose
-# coherence is 0.68 or more (that of walls is at most 0.55).
+# The thresholds come from 32 exemplars. The share of gradient power near the axes of the picture is
+# 0.34 to 0.65 for brick walls and at most 0.28 for textures without courses other than wood. Wood
+# has a coherence of 0.68 or more, brick walls have at most 0.55.
 MIN_COURSES = 0.33  # share of gradient power near the axes, of a texture in courses
 NEAR_AXIS = 10  # degrees from an axis of the picture that count as near
-AXIS_SPACING = 45  # degrees between the horizontal, diagonal and vertical directions
+AXIS_SPACING = 45  # degrees between horizontal and diagonal, and diagonal and vertical
 MIN_COHERENCE = 0.6  # of the structure tensor, 0 ... 1, of a directional texture
-MAX_UNEVENNESS = 0.12  # variance of the means of sixteenths, relative to that of pixels
+MAX_UNEVENNESS = 0.12  # variance of the means of 4x4 equal parts, relative to that of pixels
 MIN_OBJECT_LENGTH = 4  # px, correlation length of a texture with objects
 SMALL_CORRELATION = 0.3  # autocorrelation at the correlation length
 SIDE = 256  # px, shorter side to which larger pictures are reduced first
@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
     name: str
     regular: bool = False  # whether it has rows and columns, which are to stay straight
-    axis: str = ""  # axis of the picture along which its grain runs: "y", "x" or neither, ""
+    axis: str = ""  # axis of the picture along which its grain runs, "y" or "x"; "": neither
     period: Size = (0, 0)  # lag (y, x) in px after which it repeats; (0, 0): none
 
 
@@ -41,8 +41,8 @@ STOCHASTIC = Kind("stochastic")
 
 
 def kind_of(image: Tensor) -> Kind:
-    """Return the kind of a picture (1, 3, H, W) in [0, 1], the first that fits of: periodic,
-    directional, in courses, not stationary, with objects, stochastic."""
+    """Return the kind of a picture (1, 3, H, W) in [0, 1]: the first that fits of periodic,
+    directional, in courses, not stationary, with objects, and stochastic."""
     clarity, y, x = period(image)
     if clarity > PERIODIC:
         return PERIODICAL._replace(period=(y, x))
@@ -65,9 +65,9 @@ def _directions(image: Tensor) -> tuple[float, float, float]:
     """Analyse the directions of the gradients.
 
     Returns:
-        The share of their power within NEAR_AXIS of an axis of the picture; the coherence of the
-        structure tensor, 1 if all are along one line; and the angle of that line from the
-        horizontal, 0 ... 90 degrees.
+        The share of the gradients' power within NEAR_AXIS of an axis of the picture; the coherence
+        of the structure tensor, which is 1 if all gradients lie along one line; and the angle of
+        their main line from the horizontal, 0 ... 90 degrees.
     """
     grey = luma(image)[0, 0].double()
     x = grey[1:-1, 2:] - grey[1:-1, :-2]
@@ -83,7 +83,7 @@ def _directions(image: Tensor) -> tuple[float, float, float]:
 
 
 def _unevenness(image: Tensor) -> float:
-    """Return the variance of the means of sixteenths, relative to the variance of pixels."""
+    """Return the variance of the means of 4x4 equal parts, relative to that of pixels."""
     means = F.adaptive_avg_pool2d(image, 4)
     variance = image.var((2, 3), correction=0).sum().clamp(min=1e-12)
     return (means.var((2, 3)).sum() / variance).item()

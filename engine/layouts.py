@@ -17,18 +17,18 @@ from terms.valid import largest_rectangle, valid_at
 from utils import Size, size_of
 
 BLOCK_SIDE = 0.31  # of the exemplar's shorter side
-GRAIN_BLOCK_SIDE = 1.0  # the same along a grain; a cut across a grain is conspicuous
+GRAIN_BLOCK_SIDE = 1.0  # the same along a grain, since a cut across a grain is conspicuous
 MAX_BLOCK_SIDE = 0.5  # of the shorter side of the smallest of several exemplars
 LAYOUTS = 12  # layouts from which one is chosen
 LAYOUT_PIXELS = 2**16  # px; larger outputs have fewer layouts
-MAX_CONCENTRATION = 0.3  # of offsets; a layout above it is a translated copy of the exemplar
+MAX_CONCENTRATION = 0.3  # of offsets; a layout above it counts as a copy of the exemplar
 SAMPLING_STRIDE = 4  # px between the patches whose nearest neighbours are searched for the cost
 
 
 def layout_count(size: Size) -> int:
     """Return the number of candidate layouts for an output of a size.
 
-    Larger outputs have fewer, since their layouts differ less and take longer.
+    Larger outputs have fewer, since their layouts differ less in cost and take longer to make.
     """
     return max(1, round(LAYOUTS * min(1.0, LAYOUT_PIXELS / math.prod(size))))
 
@@ -51,7 +51,7 @@ def quilt_layout(level: Level) -> NNField:
     if not job.separate:
         exemplars, shares = exemplars.clamp(max=0), [1.0]
     single = atlas.guide is None and len(atlas.sizes) == 1
-    kind = job.kind if single else STOCHASTIC  # a kind describes a single view without guide
+    kind = job.kind if single else STOCHASTIC  # a kind holds for a single view without guide
     # On the CPU, since blocks are small and laid one after the other.
     pixels = quilt(
         QuiltSource(maps.to(CPU), exemplars.to(CPU), shares),
@@ -62,7 +62,7 @@ def quilt_layout(level: Level) -> NNField:
         wrap=level.wrap,
         kind=kind,
     ).to(level.device)
-    # An output patch gets the source patch around the source of its middle pixel.
+    # An output patch gets the source patch whose middle is the source of its middle pixel.
     middle = PATCH // 2
     y, x = (z.roll((-middle, -middle), (0, 1)) for z in (pixels.y, pixels.x))
     rows, columns = (slice(count) for count in level.patches)
@@ -70,7 +70,7 @@ def quilt_layout(level: Level) -> NNField:
 
 
 def _known_values(level: Level) -> tuple[Tensor, Tensor]:
-    """Return the output before quilting: values and which are known, (3 + G, H, W) each."""
+    """Return values and known mask of the output before quilting, (3 + G, H, W) each."""
     blank = level.atlas.image.new_zeros(3, *level.size)
     canvas, known = blank, torch.zeros_like(blank, dtype=torch.bool)
     if level.mask is not None:
@@ -84,7 +84,7 @@ def _known_values(level: Level) -> tuple[Tensor, Tensor]:
 
 
 def _block_size(level: Level, grain: str) -> Size:
-    """Return the height and width of blocks. The grain is along "y", "x" or neither, ""."""
+    """Return the height and width of blocks for a grain along "y" or "x"; "": no grain."""
     exemplars = level.job.exemplars
     side = level.factor * min(valid_size(exemplars[0].views[0]))
     height, width = (
@@ -100,7 +100,7 @@ def _block_size(level: Level, grain: str) -> Size:
 
 
 def _all_have_blocks(level: Level, block: Size) -> bool:
-    """Return whether each exemplar has a block of valid pixels."""
+    """Return whether each exemplar contains a block of valid pixels only."""
     labels = level.atlas.exemplars
     height, width = map(min, block, labels.shape)
     labels = window_labels(labels, (height, width))
@@ -108,12 +108,12 @@ def _all_have_blocks(level: Level, block: Size) -> bool:
 
 
 def layout_cost(level: Level, field: NNField, image: Tensor) -> tuple[bool, float]:
-    """Return the cost of a layout: whether it is a copy, and its dissimilarity from the source.
+    """Return the cost of a layout: whether it is a copy of the source, and its dissimilarity.
 
     The dissimilarity is the mean squared distance of output patches to their nearest source patch
     (coherence) times that of source patches to their nearest output patch (completeness): Simakov
-    et al., "Summarizing Visual Data Using Bidirectional Similarity", 2008. Departure: a product
-    instead of the sum, in which the larger distance would hide the smaller.
+    et al., "Summarizing Visual Data Using Bidirectional Similarity", 2008. Departure: the two
+    are multiplied, since in a sum the larger distance would hide the smaller.
 
     Args:
         level: Level of the layout.

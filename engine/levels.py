@@ -88,7 +88,7 @@ class Job:
     canvas: Canvas
     kind: Kind
     generators: dict[torch.device, torch.Generator]  # of the CPU and of the exemplars' device
-    layout: Tensor | None = None  # (1, 3, ., .) that is kept; None: one is quilted
+    layout: Tensor | None = None  # (1, 3, ., .), image whose layout is kept; None: it is quilted
     group: ProcessGroup = SINGLE_PROCESS
 
     @property
@@ -103,7 +103,7 @@ class Job:
 
 
 def generators(device: torch.device, seed: int) -> dict[torch.device, torch.Generator]:
-    """Return generators of that seed on a device and on the CPU."""
+    """Return generators with a given seed, on a device and on the CPU."""
     return {d: torch.Generator(d).manual_seed(seed) for d in (device, CPU)}
 
 
@@ -120,7 +120,7 @@ class Level:
     descriptors: Tensor  # (h', w', D + G) of the source patches
     guide: Tensor | None  # (1, G, H, W), times the root of GUIDE_WEIGHT
     mask: Tensor | None  # (1, 1, H, W) of bool: pixels that may change; None: all
-    kept: Tensor | None  # (1, 3, H, W): values of the others
+    kept: Tensor | None  # (1, 3, H, W): values of the pixels outside the mask; None: none are given
 
     @property
     def wrap(self) -> str:
@@ -148,7 +148,7 @@ class Level:
 
     @property
     def source_patches(self) -> Size:
-        """(h', w')."""
+        """(h', w'): number of source patches along each axis."""
         return self.usable.shape[0], self.usable.shape[1]
 
 

@@ -17,11 +17,11 @@ from utils import LABELS, NORMALS, Size, pad, resize, rotated_and_resized, size_
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1"]  # at strides 1, 2 and 4
 VOTE = 5  # px, side of the patches that overlap at each pixel
-HALVINGS = 12  # in `reordered`; they give cells of 256 pixels in a picture of 1024x1024
+HALVINGS = 12  # of `reordered`; cells of the k-d tree of 1024x1024 pixels have 256 pixels
 MAX_LENGTH_ERROR = 0.1  # of normals; 8 bits change the length by 0.01, JPEG by more
 MOST = 0.9  # least share of the pixels at which a condition on normals must hold
-FLAT_BLUE = 0.04  # by which JPEG may change a blue channel that is 0 or 1 throughout
-DECISIVE = 3.0  # ratio of the curls of the two readings of green, from which on one is wrong
+FLAT_BLUE = 0.04  # largest error by JPEG of a blue channel that is 0 or 1 throughout
+DECISIVE = 3.0  # least ratio of the curls of the two readings of green that tells which is right
 
 
 def correspondence(
@@ -29,9 +29,10 @@ def correspondence(
 ) -> tuple[Tensor, Tensor]:
     """Find for each pixel of the output the pixel of the source with the most similar surroundings.
 
-    The search starts from the nearest 3x3 patches of the deepest layer. At each finer layer, it
-    takes the best of the positions that are found for a pixel and its neighbours, and of those next
-    to them (PatchMatch, Barnes et al. 2009, without its random search).
+    The search starts from the nearest 3x3 patches of the deepest layer. At each finer layer, the
+    candidates are the position found for a pixel, the eight around it, and those that the offsets
+    of neighbouring pixels give; the best is taken (PatchMatch, Barnes et al. 2009, without its
+    random search).
 
     Args:
         output: features of the output at `LAYERS`, (1, C, ., .).
@@ -77,8 +78,8 @@ def painted_correspondence(painting: Painting) -> list[tuple[Tensor, Tensor]]:
 
 
 def _enlarged(found: Tensor, size: Size) -> Tensor:
-    """Return the positions of a layer, (2, h, w), for the next finer layer of twice the size,
-    (2, H, W)."""
+    """Convert the positions found at a layer, (2, h, w), to those at the next finer layer, which
+    has about twice the size, (2, H, W)."""
     double = (2 * found).repeat_interleave(2, 1).repeat_interleave(2, 2)
     double[0, 1::2] += 1
     double[1, :, 1::2] += 1
@@ -106,7 +107,7 @@ def _refined(
     around = pad(found[None].float(), "", "replicate")[0].long()
     height, width = found.shape[1:]
     for y, x in steps:
-        # The position that the offset of the neighbour at (y, x) gives.
+        # The position that has the offset of the neighbour at (y, x).
         other = around[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
         candidates.append(other - torch.tensor((y, x), device=found.device)[:, None, None])
     judged: list[Sequence[Tensor]] = [
@@ -119,8 +120,8 @@ def _refined(
 def _judged(
     place: Tensor, output: Tensor, source: Tensor, inside: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return positions (2, H, W), moved to where a patch fits, and the similarity of the patches
-    there, (H, W); -inf at positions that are not `inside`. Args are those of `_refined`."""
+    """Return positions (2, H, W), moved so that a patch around them fits into the source, and the
+    similarity of these patches, (H, W), -inf outside `inside`. Args are those of `_refined`."""
     margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
     place = torch.stack(
         [
@@ -146,13 +147,13 @@ def carried(
 
     Each position of the output corresponds to a patch of VOTE x VOTE px in its most similar copy;
     these patches overlap at every pixel. A label is the most frequent one among them. For other
-    kinds, the mean of the patches would be flatter than the map, so that the values at the
-    corresponding positions are reordered to be near the mean. All channels of a pixel come from one
-    position.
+    kinds, the mean of the patches would have less contrast than the map. Therefore the values at
+    the corresponding positions are reordered to be near that mean; all channels of a pixel come
+    from one position.
 
     Args:
         copies: (1, C, h, w) each, the map of the exemplar and its rotated and resized copies.
-        found: correspondence of the output with each copy.
+        found: correspondence of the output with each copy, see `correspondence`.
         kind: a name in `utils.KINDS`.
         wrap: axes along which the output repeats.
         valid: (1, 1, h, w) of bool for each copy, the pixels that are used; None: all.
@@ -180,8 +181,9 @@ def carried(
 def reordered(values: Tensor, wanted: Tensor) -> Tensor:
     """Return the values (C, N) in an order in which each is near the wanted value (C, N).
 
-    A single channel is matched by rank. Several are matched by a k-d tree of each: both are sorted
-    along the principal axis of the largest extent and halved, as are the halves, and so on.
+    A single channel is matched by rank. Several channels are matched by two k-d trees: values and
+    wanted values are both sorted along the principal axis of the largest extent and halved, then so
+    is each half, and so on.
     """
     C, N = values.shape
     spread, axes = torch.linalg.eigh(values.float().cpu().cov().view(C, C))
@@ -203,8 +205,8 @@ def reordered(values: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return positions in the concatenated copies, moved to where a patch fits, and the widths of
-    the copies that they are in, (H, W) each.
+    """Return positions in the concatenated copies, moved so that a patch around them fits into the
+    copy, and the widths of the copies, (H, W) each.
 
     Args:
         copies: (1, C, h, w) each.
@@ -225,13 +227,13 @@ def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Te
 
 
 def _votes(starts: Tensor, strides: Tensor, rows: slice, wrap: str) -> Tensor:
-    """Return the positions that overlapping patches give each pixel of some rows, (VOTE^2, h, W),
-    that of the patch around the pixel itself first. At borders that do not repeat, the outermost
-    rows and columns vote more than once.
+    """Return the positions that overlapping patches give each pixel of some rows, (VOTE^2, h, W).
+    The first is that of the patch around the pixel itself. At borders that do not repeat, patches
+    of the outermost rows and columns are taken more than once.
 
     Args:
         starts: (H, W), centre of the patch of each pixel, in the concatenated copies.
-        strides: (H, W), width of the copy that it is in.
+        strides: (H, W), width of the copy that the patch is in.
         rows: of the output.
         wrap: axes along which the output repeats.
     """
@@ -252,8 +254,8 @@ def _votes(starts: Tensor, strides: Tensor, rows: slice, wrap: str) -> Tensor:
 
 
 def _most_frequent(votes: Tensor) -> Tensor:
-    """Return the most frequent of N values, the first of equally frequent ones: (N, h, W) of
-    int64 -> (h, W)."""
+    """Return the most frequent of N values: (N, h, W) of int64 -> (h, W). Of several that are
+    equally frequent, it is the first."""
     counts = torch.zeros_like(votes)
     for one in votes:
         counts += votes == one
@@ -276,14 +278,15 @@ def normalized(maps: Tensor) -> Tensor:
 
 
 def with_blue(maps: Tensor) -> Tensor:
-    """Return normals (1, C, H, W) with the blue that makes their length 1."""
+    """Return normals (1, C, H, W) whose blue is computed so that their length is 1."""
     z = (1 - (2 * maps[:, :2] - 1).square().sum(1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat((maps[:, :2], (z + 1) / 2, maps[:, 3:]), 1)
 
 
 def lacks_blue(maps: Tensor) -> bool:
-    """Return whether (1, C, H, W) are normals of which only red and green are stored: blue is 0 or
-    1 throughout, lengths are not 1, and red and green vary about 0.5 within the unit circle."""
+    """Return whether (1, C, H, W) are normals of which only red and green are stored: blue is 0
+    throughout or 1 throughout, most lengths are not 1, and red and green have means near 0.5 and
+    lie within the unit circle."""
     if maps.shape[1] < 3:
         return False
     low, high = (x.item() for x in maps[:, 2].aminmax())
@@ -315,17 +318,17 @@ def _share(places: Tensor) -> float:
 
 
 def green_up(maps: Tensor) -> bool | None:
-    """Return whether green above 0.5 of normals (1, C, H, W) means up (OpenGL) and not down
-    (DirectX); None if that cannot be told.
+    """Return whether green above 0.5 means up (OpenGL) in normals (1, C, H, W), or down (DirectX);
+    None if the normals do not tell.
 
-    The slopes of a surface have a curl of 0, except if green is read the wrong way. Slopes of
+    The slopes of a surface have a curl of 0 unless green is read the wrong way. The slopes of
     stripes have a curl of 0 either way.
     """
     x, y, z = (2 * normalized(maps)[:, :3] - 1).unbind(1)
     slope_x, slope_y = (-side / z.clamp(min=0.1) for side in (x, y))  # to the right, and up
     along = slope_x[:, 2:, 1:-1] - slope_x[:, :-2, 1:-1]  # change of slope_x downwards
     across = slope_y[:, 1:-1, 2:] - slope_y[:, 1:-1, :-2]  # change of slope_y to the right
-    # Rows go down, so that the two have opposite signs if green is up.
+    # Rows go down, so that `along` and `across` have opposite signs if green is up.
     up, down = (found.square().mean().item() for found in (along + across, along - across))
     if max(up, down) < DECISIVE * min(up, down) + 1e-4:
         return None
@@ -357,8 +360,8 @@ def finished(maps: Tensor, size: Size, shift: tuple[int, int], kind: str, wrap: 
 
 
 def with_kept(carried: Tensor, maps: Tensor, exemplar: View, canvas: Canvas) -> Tensor:
-    """Return the carried map, with the exemplar's own map where the canvas keeps pixels of the
-    exemplar. If the pixels that it keeps are not the exemplar's, the carried map is returned.
+    """Replace the carried map by the exemplar's own map where the canvas keeps pixels of the
+    exemplar. If the kept pixels are not the exemplar's, the carried map is returned unchanged.
 
     Args:
         carried: (1, C, H, W).

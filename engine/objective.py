@@ -12,13 +12,14 @@ from torch import Tensor
 from engine.graphs import CUDA, Measure, graphed
 from models import Features
 
-CONVERGENCE_WINDOW = 20  # steps over which the loss must decrease, or it has converged
-LAST_STEPS = 0.125  # further steps after convergence, relative to those before it
-STATE_FIELDS = ("taken", "steps", "exact_steps", "rematched", "settled")  # of an evaluator
+CONVERGENCE_WINDOW = 20  # steps; a loss that does not decrease over them has converged
+LAST_STEPS = 0.125  # number of steps after convergence, relative to that before it
+# Attributes of an evaluator that are part of its state.
+STATE_FIELDS = ("taken", "steps", "exact_steps", "rematched", "settled")
 
 State = dict[str, Any]  # tensors, numbers, and dictionaries and lists of these
 Extract = Callable[[Tensor], Features]
-Pending = Callable[[], list[float]]  # waits for numbers that are on their way to the CPU
+Pending = Callable[[], list[float]]  # waits for numbers to arrive on the CPU and returns them
 
 
 class Criterion(Protocol):
@@ -29,7 +30,7 @@ class Criterion(Protocol):
     def __call__(self, output: Features, /) -> Tensor: ...
 
     @property
-    def generators(self) -> list[torch.Generator]: ...  # that `rematch` draws from
+    def generators(self) -> list[torch.Generator]: ...  # of the random numbers of `rematch`
 
     def rematch(self, output: Features, /) -> None: ...
 
@@ -39,7 +40,7 @@ class Measured(NamedTuple):
 
     losses: Tensor  # (B,)
     gradient: Tensor  # (B, C, H, W), of the sum of the losses
-    sums: Tensor  # (2,): sum of the losses, and of the gradient, to see whether it is finite
+    sums: Tensor  # (2,): of the losses and of the gradient; not finite if any value is not
 
 
 class Objective:
@@ -173,10 +174,11 @@ class Tracker:
         return self.best
 
     def has_converged(self, window: int, tolerance: float) -> bool:
-        """Return whether the median loss has decreased by less than the share `tolerance` from the
-        last `window` steps but one to the last `window` steps. With a tolerance of 0 it never has.
+        """Return whether the loss decreases too slowly: whether the median of the last `window`
+        losses is less than the share `tolerance` below the median of the `window` losses before.
 
-        Medians are compared since trials of a line search may have far larger losses.
+        Medians are compared since trials of a line search may have far larger losses. With a
+        tolerance of 0, the result is always False.
         """
         if not tolerance or len(self.losses) < 2 * window:
             return False
@@ -216,9 +218,9 @@ class Evaluator:
         objective: what is minimized.
         steps: the largest number of steps.
         exact_steps: the number of steps at the end that are exact.
-        tolerance: relative decrease of the loss over `CONVERGENCE_WINDOW` steps below which it has
-            converged; then the share `LAST_STEPS` is added to the steps so far, as exact steps.
-            0: all steps are taken.
+        tolerance: relative decrease of the loss over `CONVERGENCE_WINDOW` steps, or over
+            `match_every` steps if these are more, below which the loss has converged. Then at most
+            `LAST_STEPS` times as many steps follow as were taken, all exact. 0: it never converges.
         late: number of steps by which the reading of losses is delayed.
     """
 
@@ -286,7 +288,7 @@ class Evaluator:
         self.rematched = self.taken
 
     def _forget(self) -> None:
-        """Let no earlier picture be the best one, since the objective changes."""
+        """Forget the best loss, since losses of different objectives are not comparable."""
         self.read()
         self.tracker.best_loss = math.inf
 
@@ -296,11 +298,11 @@ class Evaluator:
         return measured.losses, measured.gradient, self.tracker.last
 
     def read(self, late: int = 0) -> None:
-        """Read all losses except for the last `late`; if they have converged, reduce the number of
+        """Read all losses except for the last `late`. If they have converged, reduce the number of
         steps."""
         known = len(self.tracker.losses)
         self.tracker.read(late)
-        # A rematch changes the loss by itself, so that each window must contain one.
+        # Each window must contain a rematch, since rematches change the loss.
         window = max(CONVERGENCE_WINDOW, self.match_every or 0)
         if self.settled or len(self.tracker.losses) == known:
             return
@@ -309,9 +311,10 @@ class Evaluator:
             self.settled, self.exact_steps = True, self.left
 
     def use_exact(self, at_once: bool = False) -> bool:
-        """Switch to exact evaluations if only `exact_steps` are left, or if `at_once`.
+        """Switch to exact evaluations if only `exact_steps` steps are left, or if `at_once`.
 
-        Return whether it has switched. If so, earlier losses are those of another objective.
+        Returns:
+            Whether it has switched. If so, earlier losses are those of another objective.
         """
         if self.objective.is_exact or (self.left > self.exact_steps and not at_once):
             return False
@@ -325,7 +328,7 @@ class Evaluator:
         return self.tracker.go_back()
 
     def state_dict(self) -> State:
-        """Return the state, without what the criterion holds fixed between rematches."""
+        """Return the state, except for the matches that the criterion holds between rematches."""
         self.read()
         kept = {name: getattr(self, name) for name in STATE_FIELDS}
         generators = [one.get_state() for one in self.objective.criterion.generators]

@@ -1,11 +1,10 @@
 """Optimizers of pictures within the box [0, 1]; independent of texture models.
 
 Each evaluation of loss and gradient is one step, whichever optimizer makes it. The box is a
-constraint of the problem, since a picture is saved in [0, 1]: one that is optimized without it and
-clamped afterwards is another picture, with another loss.
+constraint of the problem, since a picture is saved in [0, 1]: clamping after an unconstrained
+optimization would change the picture and its loss.
 
-A new optimizer is a class with the methods of `Optimizer`, and a line in `OPTIMIZERS` and in
-`LEARNING_RATES`.
+A new optimizer is a class with the members of `Optimizer`, and an item of `OPTIMIZERS`.
 """
 
 import math
@@ -121,7 +120,7 @@ def minimize(
         optimizer.step(evaluate)
         if evaluate.taken % READ_EVERY == 0 or not evaluate.left:
             evaluate.read()
-        # The state lacks what the criterion holds fixed, so that the next step must rematch.
+        # The state lacks the matches of the criterion, so that the next step must rematch.
         rematch_follows = optimizer.may_rematch and evaluate.rematch_is_due
         is_complete = evaluate.match_every is None or rematch_follows
         resumable = evaluate.tracker.is_read and evaluate.left and is_complete
@@ -150,11 +149,11 @@ def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Opt
 class Adam:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
-    The loss and its gradient decrease by four orders of magnitude. Adam divides by a mean of past
-    gradients, so that steps on the loss itself would vanish soon after the start; the gradient of
-    the logarithm keeps its magnitude. The step size decays to 0 by a cosine over the remaining
-    steps. After a loss or gradient that is not finite, the step size is halved, the moments are
-    reset, and the best picture is the new start.
+    The loss and its gradient decrease by four orders of magnitude. Adam divides by the root mean
+    square of past gradients, so that steps on the loss itself would vanish soon after the start;
+    the gradient of the logarithm keeps its magnitude. The step size decays to 0 by a cosine over
+    the remaining steps. After a loss or gradient that is not finite, the step size is halved, the
+    moments are reset, and the best picture is the new start.
     """
 
     default_lr: ClassVar[float] = 0.05
@@ -255,8 +254,8 @@ class LBFGS:
     def _try(self, evaluate: Evaluator, search: "Search", gradient: Tensor) -> None:
         """Evaluate a trial of the line search, and accept it or shorten the step.
 
-        The slope is read together with the loss of the trial, since the CPU waits for the GPU at
-        each read. A trial along a direction that does not descend is wasted, which is rare.
+        The slope is read after the trial, together with its loss, since the CPU waits for the GPU
+        at each read. If the direction turns out not to descend, which is rare, the trial is wasted.
         """
         trial = (self.image + search.rate * search.direction).clamp(0, 1)
         expected_change = (gradient * (trial - self.image)).sum()
@@ -283,8 +282,8 @@ class LBFGS:
         self.search, self.accepted = None, True
 
     def _fail(self, evaluate: Evaluator) -> None:
-        """End a line search that found no step: clear the history; if it is empty, evaluate exactly
-        or rematch; if neither changes the objective, stop."""
+        """End a line search that found no step. Of the following, do the first that is possible:
+        clear the history, switch to exact evaluations, rematch. If none is, stop."""
         self.search = None
         if self.history:
             self.history.clear()
@@ -310,7 +309,7 @@ class Search(NamedTuple):
 
     direction: Tensor  # (B, C, H, W)
     slope: Tensor  # (): directional derivative of the loss
-    rate: float  # step length of the next trial, in lengths of the direction
+    rate: float  # factor of the direction in the next trial
     trials: int = 0  # number of failed trials
 
 
@@ -343,12 +342,12 @@ def quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]
 def _backtracking_factor(increase: float, expected: float) -> float:
     """Return the factor by which to shorten a step, in [0.1, 0.5].
 
-    It leads to the minimum of the parabola through the losses at the start and at the trial with
-    the slope at the start; 0.1 if the parabola has no minimum.
+    The shortened step ends at the minimum of the parabola that has the losses at the start and at
+    the trial and the slope at the start. If the parabola has no minimum, the factor is 0.1.
 
     Args:
         increase: of the loss from the start to the trial.
-        expected: the same to first order, by the gradient at the start.
+        expected: first-order estimate of the increase, by the gradient at the start.
     """
     curvature = increase - expected
     if not math.isfinite(curvature) or curvature <= 0:

@@ -1,4 +1,4 @@
-"""Orientation of a texture: axes along which it runs in the exemplar and is to run in the output.
+"""Orientation of a texture: the axes along which it runs, in the exemplar and in the output.
 
 An axis is a vector (cosine, sine) of twice its angle, since directions that differ by half a turn
 are the same axis. Angles count from the horizontal, clockwise in a picture, whose rows go down.
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from engine.guides import Guide, Variants
 
 SMOOTHING = 9  # px, side of the windows in which gradients are averaged
-AXIS_BINS = 8  # of 22.5 degrees; the regions for methods that match statistics
-AXIS_WEIGHT = 0.3  # of a unit axis as a guide, relative to features, before GUIDE_WEIGHT
+AXIS_BINS = 8  # bins of 22.5 degrees; they are the regions of methods that match statistics
+AXIS_WEIGHT = 0.3  # length of a unit axis in the channels of a guide
 COHERENT = 0.2  # least coherence, of at most 1, of a pixel that has an axis
-LEAST_CHROMA = 0.05  # of at most 1; pixels of less are grey that JPEG has tinted, and have no hue
-LEAST_SHARE = 0.05  # of the exemplar; for a wanted axis that has less, a rotated copy is needed
+LEAST_CHROMA = 0.05  # of at most 1; pixels of less count as grey, which JPEG may have tinted
+LEAST_SHARE = 0.05  # of the exemplar; a wanted axis that has less needs a rotated copy
 FIELDS = ("radial", "circular", "wave")
 
 
@@ -25,8 +25,8 @@ def axes(image: Tensor) -> Tensor:
     """Return the axis along which a texture runs at each pixel, times its coherence, 0 ... 1:
     (1, 3, H, W) -> (1, 2, H, W).
 
-    By the structure tensor (Bigün and Granlund 1987): gradients are squared as complex numbers and
-    averaged; a texture runs perpendicular to its mean gradient.
+    Axes are those of the structure tensor (Bigün and Granlund 1987): gradients are squared as
+    complex numbers and averaged; the texture runs perpendicular to the axis of the mean.
     """
     grey = image.mean(1, keepdim=True)
     grey = F.pad(grey, (1, 1, 1, 1), "replicate")
@@ -40,7 +40,7 @@ def axes(image: Tensor) -> Tensor:
 
 
 def field(spec: str, size: tuple[int, int]) -> Tensor | None:
-    """Return the unit axes (1, 2, H, W) of a specification; None if it is not valid.
+    """Return the unit axes (1, 2, H, W) that a text specifies; None if it is not valid.
 
     Args:
         spec: a name in FIELDS, or degrees in [-360, 360], counter-clockwise from the horizontal.
@@ -65,14 +65,14 @@ def field(spec: str, size: tuple[int, int]) -> Tensor | None:
 
 
 def axes_of_hue(picture: Tensor) -> Tensor:
-    """Return the unit axes (1, 2, H, W) that the hues of a picture (1, 3, H, W) stand for: the hue
-    angle is twice the angle of the axis, counter-clockwise. Grey pixels have 0."""
+    """Return the unit axes (1, 2, H, W) that the hues of a picture (1, 3, H, W) represent: the hue
+    angle is twice the counter-clockwise angle of the axis. At grey pixels, the axis is 0."""
     red, green, blue = picture.split(1, 1)
     sixth = 2 * math.pi / 6
-    # The hexagon of hues, red at 0, as a plane.
+    # Coordinates in the plane of hues, in which red has angle 0.
     cos = red - green * math.cos(sixth) - blue * math.cos(sixth)
     sin = (green - blue) * math.sin(2 * sixth)
-    # The sign makes angles count counter-clockwise in a picture, whose rows go down.
+    # The sign makes the angles counter-clockwise, since the rows of a picture go down.
     found = torch.cat((cos, -sin), 1)
     return F.normalize(found).where(found.norm(dim=1, keepdim=True) >= LEAST_CHROMA, 0)
 
@@ -92,8 +92,8 @@ def axis_bins(found: Tensor) -> Tensor:
 
 
 def missing_turns(exemplar: Tensor, wanted: Tensor) -> list[float]:
-    """Return the angles in degrees, counter-clockwise, of rotated copies that give the exemplar all
-    wanted axes."""
+    """Return the angles in degrees, counter-clockwise, of the rotated copies of the exemplar that
+    have the wanted axes which it lacks."""
     found = axes(exemplar)
     have, ask = axis_bins(found), axis_bins(wanted)
     mean = torch.atan2(*found.mean((0, 2, 3)).flip(0)).item() / 2
@@ -113,10 +113,10 @@ def orientation_guide(exemplar: Tensor, wanted: Tensor, variants: Variants) -> G
     sources = tuple(AXIS_WEIGHT * x for x in found)
     region = axis_bins(wanted)
     had = torch.cat([x.flatten() for x in regions])
-    # A bin that no pixel of the exemplar has, has no statistics to match. Patches are matched to
-    # the nearest axis.
+    # There are no statistics for a bin that no pixel of the exemplar has. Methods that match
+    # patches do without it, since they use the nearest axis.
     region = torch.where(torch.isin(region, had), region, -1)
     if (region < 0).all():
-        # Without any common bin, as for a flat exemplar, all statistics are matched as one region.
+        # If no bin is left, as for a flat exemplar, there is one region for all pixels.
         regions, region = tuple(map(torch.zeros_like, regions)), torch.zeros_like(region)
     return Guide(sources, AXIS_WEIGHT * wanted, regions, region)

@@ -2,14 +2,14 @@
 
 Each round finds a similar source patch for every output patch and replaces every output pixel by
 the mean over the patches that cover it (Kwatra et al., "Texture Optimization for Example-based
-Synthesis", 2005). The distance to a source patch is divided by that of the source patch from its
-nearest output patch, so that all of the source is used (Granot et al., "Drop the GAN", 2022). The
-coarsest scale starts from the best of several quilted layouts, or from a given image.
+Synthesis", 2005). The distance to a source patch is divided by the distance of that source patch to
+its nearest output patch, so that all of the source is used (Granot et al., "Drop the GAN", 2022).
+The coarsest scale starts from the best of several quilted layouts, or from a given image.
 
 Departures: patches are found by PatchMatch instead of by comparing all pairs; they are weighted by
-the inverse square of their squared distance, since an equal mean is blurred where they disagree;
-and rows and columns of the exemplar are stretched and squeezed imperceptibly, so that no part of
-the output is an exact copy.
+the inverse square of their squared distance, since a mean with equal weights is blurred where they
+disagree; and rows and columns of the exemplar are stretched and squeezed imperceptibly, so that no
+part of the output is an exact copy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import Size, UserError, size_of, size_text
 
 SCALE_RATIO = math.sqrt(2)  # of the sizes of successive scales
-UNDERSHOOT = 1.2  # factor by which the coarsest sides may fall below their minimum
+UNDERSHOOT = 1.2  # factor by which exemplars may be smaller than wanted at the coarsest scale
 LAYOUT_SCALE = 0.49  # of full size; a given layout is painted from this scale on
 LAYOUT_WORK = 3  # of trying one layout, in rounds
 MIN_SIDE = 2 * PATCH  # px, of exemplars and outputs
@@ -83,8 +83,9 @@ def paint(
         size: Height and width of the painting; those of the canvas, or a little more.
         seed: Seed of all random draws.
         kind: Kind of texture. Blocks of a regular one keep its rows and columns.
-        layout: (1, 3, ., .), image whose objects stay where they are, painted from LAYOUT_SCALE on.
-            None: the layout is `canvas.init` if there is one and no mask; otherwise it is quilted.
+        layout: (1, 3, ., .), image whose layout the painting keeps; scales below LAYOUT_SCALE are
+            left out. None: the layout is `canvas.init` if there is one and no mask; otherwise it is
+            quilted.
         group: Processes that paint the image together; all of them call this function alike.
 
     Yields:
@@ -182,9 +183,10 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
 def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: float) -> list[_Scale]:
     """Return the scales from coarse to fine, without those below the factor `least`.
 
-    At the coarsest scale, the shorter side of the exemplar is about COARSEST px, or twice that if
-    the texture is regular, since there a displacement by one pixel is a visible step in a row of
-    bricks. No side is shorter than MIN_SIDE.
+    At the coarsest scale, the shorter side of the first exemplar is about COARSEST px, or twice
+    that if the texture is regular, since a displacement by one pixel of the coarsest scale is a
+    visible step in a row of bricks. No side of the output is shorter than MIN_SIDE, and no side of
+    an exemplar is shorter than MIN_SIDE / UNDERSHOOT.
     """
     sides = [min(valid_size(view)) for one in exemplars for view in one.views]
     ratio = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / MIN_SIDE)
@@ -201,6 +203,6 @@ def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: floa
 def rounds_at(side: float) -> int:
     """Return the number of rounds for an exemplar whose shorter side has `side` px.
 
-    There are more at coarse scales, where rounds take little time and decide the layout.
+    Coarse scales have more rounds, since rounds take little time there and decide the layout.
     """
     return 8 if side < 2 * COARSEST + 2 else 4 if side < 3 * COARSEST else 2

@@ -21,10 +21,10 @@ SEARCH_RATIO = 3  # ratio of the radii of successive random searches
 
 @dataclass(frozen=True)
 class NNField:
-    """Nearest-neighbour field: for each query the coordinates of a source patch, or of a pixel.
+    """Nearest-neighbour field: the coordinates of a source patch or pixel for each query.
 
     Queries form a grid (H, W). The coordinates of a patch are those of its top left pixel. The
-    offset of a query is the difference of its neighbour's coordinates from its own.
+    offset of a query is its neighbour's coordinates minus its own.
     """
 
     y: Tensor  # (H, W) of int64
@@ -32,7 +32,7 @@ class NNField:
 
     @classmethod
     def random(cls, size: Size, source_size: Size, generator: torch.Generator) -> NNField:
-        """Return a field (H, W) = `size` of uniform coordinates, on the generator's device."""
+        """Return a field of the given size with uniformly random coordinates in the source."""
         device = generator.device
         y, x = (torch.randint(n, size, generator=generator, device=device) for n in source_size)
         return cls(y, x)
@@ -74,11 +74,11 @@ class NNField:
         return (counts / counts.sum()).square().sum().item()
 
     def propagate(self, down: int, across: int, wrap: str) -> NNField:
-        """Return the coordinates that each query has with the offset of the query `down` px above
-        and `across` px left of it.
+        """Return the field in which each query has the offset of the query `down` px above and
+        `across` px left of it.
 
-        Beyond a border, coordinates are those of the outermost query, or wrap around along the axes
-        in `wrap`.
+        Along the axes in `wrap`, queries wrap around. Along others, a query beyond the border has
+        the coordinates of the outermost query.
         """
         y, x = (
             _shift(_shift(z, 0, down, "y" in wrap), 1, across, "x" in wrap)
@@ -119,15 +119,15 @@ class Candidates:
     descriptors: Tensor | LazyDescriptors  # (h, w, D)
     usable: Tensor  # (h, w) of bool; at least one is True
     cost_factor: Tensor | None = None  # (h, w), multiplies squared distances; None: 1
-    # (h, w) of int64: a query keeps the label of its first neighbour. None: one label.
+    # (h, w) of int64: a query keeps the label of its first neighbour. None: all have one label.
     labels: Tensor | None = None
-    # Number of guide channels, the last of the D values. Their squared distances are multiplied by
-    # the highest factor, so that no low factor outweighs a guide.
+    # Number of guide channels, which are the last of the D values. Their squared distances are
+    # multiplied by the highest factor instead, so that no low factor outweighs a guide.
     guide_channels: int = 0
 
     @property
     def size(self) -> Size:
-        """(h, w)."""
+        """(h, w) of the source patches."""
         return self.usable.shape[0], self.usable.shape[1]
 
     def index_select(self, index: Tensor) -> Tensor:
@@ -169,14 +169,14 @@ class PatchMatch:
         cost = self._cost(best)
 
         def test(other: NNField) -> None:
-            """Replace the neighbours that cost more than those of another field."""
+            """Take the neighbours of another field that are allowed and cost less."""
             inside = (other.y >= 0) & (other.y < height) & (other.x >= 0) & (other.x < width)
             other = other.clamp((height, width))
             index = other.flat(width).flatten()
             inside = inside.flatten() & _take(self.candidates.usable, index)
             if labels is not None:
                 inside &= _take(labels, index) == label
-            # Once a field has converged, most queries meet the neighbour that they already have.
+            # Once a field has converged, `other` has the same neighbours for most queries.
             queries = (inside & (index != best)).nonzero()[:, 0]
             new_cost = self._cost(index.index_select(0, queries), queries)
             better = new_cost < cost.index_select(0, queries)
@@ -197,7 +197,7 @@ class PatchMatch:
         return field
 
     def distance(self, field: NNField) -> Tensor:
-        """Return the squared distances of descriptors, (H, W)."""
+        """Return the squared distance of each query to its neighbour, (H, W)."""
         index = field.flat(self.candidates.size[1])
         return self._squared_distance(index.flatten(), None, slice(None)).view(index.shape)
 
@@ -219,7 +219,7 @@ class PatchMatch:
         return torch.cat(distances)
 
     def _cost(self, index: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Return squared distances (N,) multiplied by the factors; Args of `_squared_distance`."""
+        """Return the costs (N,): squared distances times factors. Args: see `_squared_distance`."""
         factor, guides = self.candidates.cost_factor, self.candidates.guide_channels
         if factor is None:
             return self._squared_distance(index, queries, slice(None))
@@ -231,7 +231,7 @@ class PatchMatch:
         return cost
 
     def _perturb(self, field: NNField, radius: int) -> NNField:
-        """Return the field plus uniform offsets of at most `radius` px."""
+        """Return the field plus uniformly random offsets of at most `radius` px."""
         y, x = (z + self._randint(-radius, radius + 1, z.shape) for z in (field.y, field.x))
         return NNField(y, x)
 

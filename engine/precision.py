@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from utils import UserError, memory_format_for
 
 AUTO, EXACT = "auto", "fp32"
-# dtype of the features; None: float32, whose products the GPU computes in TF32.
+# Precisions and the dtype of their features; None: float32, whose products are computed in TF32.
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}
 PRECISIONS = (EXACT, *ROUGH)
 TF32_SINCE = (8, 0)  # least compute capability of a GPU with TF32
-TRIAL_SHAPE = (1, 16, 8, 8)  # of features in a timed convolution; small, as it may be very slow
-MAX_SLOWDOWN = 2.0  # of a usable precision, relative to float32
+TRIAL_SHAPE = (1, 16, 8, 8)  # of features in a timed convolution, which may be very slow
+MAX_SLOWDOWN = 2.0  # largest time of a usable precision, relative to that of float32
 
 
 def offered(device: torch.device) -> tuple[str, ...]:
@@ -25,10 +25,10 @@ def offered(device: torch.device) -> tuple[str, ...]:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return the precision of a name; AUTO is the one for which the device has hardware.
+    """Return the precision of a name. AUTO is TF32 on a GPU with hardware for it, else float32.
 
-    It is not chosen by timing, since timings depend on the load of the machine, and the same
-    command could make different pictures.
+    AUTO does not depend on timings, which vary with the load of the machine: the same command could
+    make different pictures.
 
     Raises:
         UserError: the device does not offer the precision.
@@ -42,8 +42,8 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 @cache
 def usable(device: torch.device) -> tuple[str, ...]:
-    """Return the precisions that are fast enough on a device, by timing a small convolution.
-    Without hardware for it, bfloat16 is up to 500 times as slow as float32."""
+    """Return the precisions that are fast enough on a device, by the time of a small convolution.
+    On a device without hardware for it, bfloat16 is up to 500 times as slow as float32."""
     allowed = MAX_SLOWDOWN * convolution_seconds(EXACT, TRIAL_SHAPE, device)
     rough = (name for name in offered(device) if name != EXACT)
     fast = (name for name in rough if convolution_seconds(name, TRIAL_SHAPE, device) < allowed)
@@ -53,8 +53,8 @@ def usable(device: torch.device) -> tuple[str, ...]:
 def _made_for(device: torch.device) -> str:
     """Return TF32 for a GPU that has it, else float32.
 
-    bfloat16 is never chosen: on a GPU, its gain over TF32 is not worth its error; on a CPU, runs
-    were no faster than in float32, whose convolutions take fewer products.
+    bfloat16 is never chosen: on a GPU, its gain over TF32 is not worth its error; on a CPU, it was
+    no faster than float32, whose convolutions need fewer products.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_SINCE:
         return "tf32"
@@ -62,11 +62,11 @@ def _made_for(device: torch.device) -> str:
 
 
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
-    """Return the seconds that a 3x3 convolution and its gradient take, the fastest of three.
+    """Return the seconds that a 3x3 convolution and its gradient take, in the fastest of 3 runs.
 
     Args:
         name: a name in `PRECISIONS`.
-        shape: (B, C, H, W) of the features, before and after.
+        shape: (B, C, H, W), shape of the input and of the output.
     """
     dtype, layout = ROUGH.get(name) or torch.float32, memory_format_for(device)
     features = torch.rand(shape).to(device, dtype, memory_format=layout).requires_grad_()
@@ -83,8 +83,8 @@ def _timed(features: Tensor, weight: Tensor) -> float:
 
 
 def convolving(name: str) -> AbstractContextManager[None]:
-    """Return a context in which convolutions of float32 use TF32 if `name` is "tf32", and only
-    then; by default, PyTorch uses it in convolutions."""
+    """Return a context in which convolutions of float32 use TF32 only if `name` is "tf32". Outside
+    it, PyTorch uses TF32 by default."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=name == "tf32"

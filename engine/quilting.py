@@ -24,12 +24,12 @@ from terms.autocorrelation import pearson_autocorrelation, remove_shading
 from utils import Size, size_of
 
 OVERLAP = 0.3  # of a block's side
-TOLERANCE = 0.1  # a block is drawn from those whose cost exceeds the least by this share or less
-SHARE_JITTER = 0.05  # of the output; exemplars whose deficits differ by less come in random order
+TOLERANCE = 0.1  # a block is drawn from those whose cost exceeds the least by at most this share
+SHARE_JITTER = 0.05  # of the output; exemplars whose deficits differ by less are drawn at random
 ERROR_FLOOR = 1e-4  # mean square per pixel; smaller errors count as equal
-MIN_DISPLACEMENT = 0.25  # of a block's side, between its positions in output and source
+MIN_DISPLACEMENT = 0.25  # of a block's side; least distance of its positions in output and source
 ORDER_WEIGHT = 3.0  # of the expected difference from regular order, relative to the overlap's error
-ORDER_RANGE = 1.5  # blocks; at this distance a laid block weighs 1 / e, beyond twice this it is 0
+ORDER_RANGE = 1.5  # blocks; distance at which a laid block weighs 1 / e; beyond twice this, 0
 MIN_LAG = 0.08  # of the source's shorter side; shorter lags are no periods
 MIN_COMMON_AREA = 0.15  # of the source; correlations at lags with less overlap are unreliable
 
@@ -38,7 +38,7 @@ MIN_COMMON_AREA = 0.15  # of the source; correlations at lags with less overlap 
 class QuiltSource:
     """Maps that blocks are taken from."""
 
-    # (C, h, w): image, then guide channels. Squared differences of all channels are summed.
+    # (C, h, w): channels of the image and the guide, whose squared differences are summed.
     maps: Tensor
     exemplars: Tensor  # (h, w) of int64: the exemplar of each pixel, or NO_LABEL
     shares: list[float]  # of the output, of each exemplar
@@ -60,19 +60,19 @@ def quilt(
         source: Maps on the CPU.
         canvas: (C, H, W), known values of the output.
         known: (C, H, W) of bool.
-        block: Height and width of a block; those of source and canvas are upper bounds.
+        block: Height and width of a block, reduced to those of the source and the canvas.
         generator: Generator on the CPU.
         wrap: Axes along which the canvas repeats.
-        kind: Kind of the source. Blocks of a regular one keep its rows and columns. With a grain,
-            each line of blocks along it starts at a random place.
+        kind: Kind of the source. If it is regular, blocks keep its rows and columns. If it has a
+            grain, each line of blocks along the grain starts at a random place.
 
     Returns:
         Coordinates of the source pixel of each canvas pixel, known ones included.
     """
     height, width = map(min, block, source.maps.shape[1:], canvas.shape[1:])
     block = height, width
-    # A line of blocks along a grain starts before the canvas and ends beyond it, at random places,
-    # unless one block reaches from border to border.
+    # Unless one block covers the whole axis, a line of blocks along a grain starts at a random
+    # place before the canvas and ends beyond it.
     margins = [
         n if axis == kind.axis and axis not in wrap and n < side else 0
         for axis, n, side in zip("yx", block, canvas.shape[1:], strict=True)
@@ -92,7 +92,7 @@ def quilt(
 
 
 class _Area:
-    """Canvas with margins that is being covered by blocks.
+    """Canvas with its margins, which is gradually covered by blocks.
 
     Args:
         maps: (C, H, W), values.
@@ -108,7 +108,7 @@ class _Area:
         self.block_rows, self.block_columns = (torch.arange(n, device=maps.device) for n in block)
 
     def covered(self) -> tuple[Tensor, Tensor]:
-        """Return the source coordinates (N,), (N,) of the pixels that blocks cover."""
+        """Return the source coordinates (N,), (N,) of the pixels that are covered by blocks."""
         inside = self.free & self.known[0]
         return self.field.y[inside], self.field.x[inside]
 
@@ -174,7 +174,7 @@ def _block_starts(size: int, side: int, wraps: bool) -> list[int]:
 
 
 class _BlockChooser:
-    """Chooses blocks by error on known pixels, by how often they were used, and by order."""
+    """Chooses blocks by their error at known pixels, their use so far and their order."""
 
     def __init__(
         self, source: QuiltSource, block: Size, generator: torch.Generator, order: _Order | None
@@ -187,17 +187,17 @@ class _BlockChooser:
         self.use = torch.zeros(self.exemplars.shape, device=source.maps.device)
 
     def most_lacking(self, laid: Tensor) -> int:
-        """Return the exemplar that lacks most of its share.
+        """Return the exemplar whose share of the covered pixels is most below its wanted share.
 
         Args:
-            laid: (N,) of int64, exemplar of each covered pixel.
+            laid: (N,) of int64, exemplar of each pixel that blocks cover.
         """
         found = laid.bincount(minlength=len(self.shares)) / max(1, len(laid))
         jitter = SHARE_JITTER * torch.rand(len(self.shares), generator=self.generator)
         return int((torch.tensor(self.shares) - found + jitter).argmax())
 
     def choose(self, exemplar: int, values: Tensor, known: Tensor, position: Size) -> Size:
-        """Draw a block among those of about the least cost.
+        """Draw a block from those of nearly the least cost.
 
         Args:
             exemplar: Exemplar that the block is taken from.
@@ -230,7 +230,7 @@ class _BlockChooser:
         return y, x
 
     def _near_corner(self, position: Size) -> Tensor:
-        """Return which blocks have their corner nearer than MIN_DISPLACEMENT to a position."""
+        """Return which blocks have their corner within MIN_DISPLACEMENT of a position."""
         rows, columns = (n.abs() < MIN_DISPLACEMENT * side for n, side in self._lags(position))
         return rows[:, None] & columns
 
@@ -250,13 +250,13 @@ class _BlockChooser:
 
 
 class _Order:
-    """Expected difference of a block from one that continues the rows and columns of laid blocks.
+    """Expected difference of a block from one that continues the order of the laid blocks.
 
     Args:
         source: (3, h, w).
         block: Height and width of a block.
         size: Height and width of the canvas.
-        wrap: Axes along which it repeats.
+        wrap: Axes along which the canvas repeats.
     """
 
     def __init__(self, source: Tensor, block: Size, size: Size, wrap: str) -> None:
@@ -269,21 +269,22 @@ class _Order:
         rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)
         reliable = rows[:, None] * columns > MIN_COMMON_AREA
         far = lag[:, None].square() + lag.square() > (MIN_LAG * min(sides)) ** 2
-        # A correlation as high as after one period suffices. Otherwise blocks would continue their
-        # neighbours, which copies the source.
+        # At the far lag of the highest correlation, usually a period, the expected difference is 0.
+        # If it were 0 at lag 0 only, blocks would continue their neighbours and copy the source.
         highest = correlation[reliable & far].max()
-        # Two images of equal variance differ by 2 variance (1 - correlation) in the mean square.
+        # The mean squared difference of two images of equal variance and mean is
+        # 2 variance (1 - correlation).
         variance = source.var((1, 2)).sum()
         correlation = torch.where(reliable, correlation, -1)
         self.difference_at_lag = 2 * variance * (highest - correlation).clamp(min=0)
 
     def expected_difference(self, position: Size, corners: Size) -> Tensor:
         """Return the expected mean squared difference of each block of the source at a position of
-        the canvas, a weighted mean over the laid blocks.
+        the canvas, which is a weighted mean over the laid blocks.
 
         Args:
             position: Row and column of the canvas.
-            corners: (h', w'), number of blocks of the source along each axis.
+            corners: (h', w'), number of positions of blocks in the source along each axis.
 
         Returns:
             (h', w').
@@ -317,8 +318,8 @@ def _inside_cuts(error: Tensor, known: Tensor) -> Tensor:
         known: (height, width) of bool, pixels whose values are known.
 
     Returns:
-        (height, width) of bool: pixels inside the cuts of least error through the overlaps along
-        each side, and all pixels that are not known.
+        (height, width) of bool: pixels inside the cuts, which run through the overlap at each side
+        along the path of least error, and all pixels that are not known.
     """
     taken = torch.ones_like(known)
     for quarter in range(4):
@@ -335,8 +336,8 @@ def _inside_cuts(error: Tensor, known: Tensor) -> Tensor:
 def _least_path(error: Tensor) -> Tensor:
     """Return the column in each row, (n,), of the path of least summed error through (n, m).
 
-    The path moves by at most one column from row to row. It is found by dynamic programming, in
-    NumPy, whose operations on a few numbers take a fifth of the time of PyTorch's.
+    The path moves by at most one column from row to row. It is found by dynamic programming, with
+    NumPy, since its operations on a few numbers take a fifth of the time of PyTorch's.
     """
     total = error.numpy().copy()
     for above, row in zip(total, total[1:], strict=False):

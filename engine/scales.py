@@ -5,7 +5,7 @@ import math
 from utils import Size, UserError, size_text
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
-STEP_RATIO = 0.7  # ratio of the steps of a scale to those of the next coarser scale
+STEP_RATIO = 0.7  # number of steps of a scale, relative to that of the next coarser scale
 
 Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale, coarse to fine
 
@@ -16,15 +16,15 @@ def pyramid(
     """Return the sizes of (exemplar, output) from coarse to fine.
 
     Sizes double from scale to scale. If the number of scales is not given, it is the one for which
-    the exemplar's shorter side at the coarsest scale is nearest to `COARSEST`. If doubling would
-    give fewer px there, sizes grow by a smaller factor from `COARSEST` on: an exemplar in fewer
-    pixels determines the layout, and the output becomes a copy.
+    the exemplar's shorter side at the coarsest scale is nearest to `COARSEST`. If that side would
+    be shorter than `COARSEST`, sizes grow by a factor below 2, so that it equals `COARSEST`: from a
+    smaller exemplar, the output would take the layout and become a copy.
 
     Args:
-        exemplar: its full size.
-        output: its full size.
-        scales: number of scales; None: by the size of the exemplar.
-        least: px, the shortest side that is allowed.
+        exemplar: full size of the exemplar.
+        output: full size of the output.
+        scales: number of scales; None: it depends on the size of the exemplar.
+        least: shortest side that is allowed, in px.
         multiples: height and width of the output are rounded up to multiples of these.
 
     Raises:
@@ -55,11 +55,11 @@ def _divided(size: Size, factor: float, multiples: Size) -> Size:
 
 
 def split_steps(steps: int, scales: int) -> list[int]:
-    """Return the number of steps of each scale, coarse to fine: each finer scale has `STEP_RATIO`
-    times those of the coarser one; if there are any steps, the coarsest has at least one.
+    """Return the number of steps of each scale, coarse to fine. Each scale has `STEP_RATIO` times
+    as many as the next coarser one. If there are any steps, the coarsest scale has at least one.
 
-    A step takes four times as long at each finer scale and improves less, but errors that remain at
-    the finest scale are the visible ones.
+    At each finer scale, a step takes four times as long and improves the picture less, but errors
+    that remain at the finest scale are the visible ones.
     """
     parts = [STEP_RATIO**scale for scale in range(scales)]
     ends = [round(steps * sum(parts[: k + 1]) / sum(parts)) for k in range(scales)]

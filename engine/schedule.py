@@ -11,8 +11,9 @@ from engine.tiling import WHOLE, Tiling
 from models import least_side, stride
 from utils import Size, size_of
 
-PAINTING_WORK = 4  # of painting, in steps at the finest scale; 6 of gram, 3 of guided were measured
-STEP_OVERHEAD = 2000  # px that take as long as the part of a step that is independent of size
+# Work of a painting, in steps at the finest scale. Measured: 6 steps of gram, 3 of guided.
+PAINTING_WORK = 4
+STEP_OVERHEAD = 2000  # px; work of a step that does not depend on the size of the picture
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Stage:
         return STEP_OVERHEAD + math.prod(self.size)
 
     def work(self, steps: float) -> float:
-        """Return the work of the preparation and of the first `steps` steps, in px. A whole
-        painting stage is the work of `PAINTING_WORK` optimization steps."""
+        """Return the work of the first `steps` steps, in px, including that of painting the detail
+        of the start. A whole painting stage counts as `PAINTING_WORK` optimization steps."""
         if self.is_painting:
             return PAINTING_WORK * self.step_work * steps / max(1, self.steps)
         return (steps + PAINTING_WORK * self.paints_detail) * self.step_work
@@ -49,8 +50,8 @@ class Schedule:
     stages: tuple[Stage, ...]
 
     def position(self, index: int, steps: float) -> tuple[int, float]:
-        """Return the number of all steps and the share of the total work that are done after the
-        first `steps` steps of a stage."""
+        """Return the number of steps over all stages and the share of the total work that are done
+        once a stage has taken its first `steps` steps."""
         before = sum(stage.steps for stage in self.stages[:index])
         work = sum(stage.work(stage.steps) for stage in self.stages[:index])
         total = work + sum(stage.work(stage.steps) for stage in self.stages[index:])
@@ -76,10 +77,10 @@ def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
     scales and come before painting.
 
     Args:
-        layers: of the network.
+        layers: layers of the network.
 
     Raises:
-        UserError: as `pyramid` raises it.
+        UserError: see `pyramid`.
     """
     sizes = sizes_of(spec, layers)
     if not spec.repaint:
@@ -115,12 +116,12 @@ def _can_be_painted(spec: Spec) -> bool:
 
 
 def steps_after_painting(steps: int, repaint: float) -> int:
-    """Return the number of optimization steps, if the share `repaint` of all steps is painting."""
+    """Return the number of steps that are left if painting takes the share `repaint` of all."""
     return steps - round(repaint * steps)
 
 
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
-    """Return the sizes of (exemplar, output) from coarse to fine; raise UserError as `pyramid`."""
+    """Return the sizes of (exemplar, output) from coarse to fine, as `pyramid` does."""
     down, across = (stride(layers) if axis in spec.canvas.wrap else 1 for axis in "yx")
     exemplar = size_of(spec.exemplars[0].image)
     return pyramid(exemplar, spec.canvas.size, spec.scales, least_side(layers), (down, across))

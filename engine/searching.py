@@ -15,11 +15,11 @@ from engine.voting import main_source, vote
 from terms.matching import row_slices
 from utils import resize
 
-ALPHA = 0.005  # mean square; the less, the more evenly source patches are used (Granot et al.)
-VOTE_EXPONENT = 2.0  # patches are weighted by their squared distance to the power of minus this
+ALPHA = 0.005  # mean square; a smaller one uses source patches more evenly (Granot et al.)
+VOTE_EXPONENT = 2.0  # the weight of a patch is its squared distance to the power -VOTE_EXPONENT
 DISTANCE_FLOOR = 1e-4  # mean square; smaller distances count as equal
 MAX_DESCRIPTORS = 2**17  # output patches whose descriptors are held at a time
-SOURCE_CHUNK = 2**14  # source patches searched at a time in an output larger than that
+SOURCE_CHUNK = 2**14  # source patches searched at a time if the output exceeds MAX_DESCRIPTORS
 HALO = max(STRIDES)  # rows of patches around a strip, from which offsets propagate into it
 
 
@@ -63,8 +63,8 @@ def paint_round(level: Level, state: State) -> State:
     """Return the state after one round of search and vote.
 
     Squared distances d(x, y) of output patches x to source patches y are divided by
-    ALPHA + min over x of d(x, y), so that source patches that are not used yet cost less (Granot et
-    al., "Drop the GAN", 2022).
+    ALPHA + min over x of d(x, y), so that source patches that are not used yet cost less (Granot
+    et al., "Drop the GAN", 2022).
     """
     source_field, nearest = _search_output(level, state)
     output_field, distance = _search_source(level, state, 1 / (ALPHA + nearest))

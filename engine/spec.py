@@ -66,9 +66,10 @@ def exemplar_of(
     Args:
         picture: (1, 3, H, W) in [0, 1].
         rotations: angles of the copies in degrees, counter-clockwise.
-        factors: sizes of the copies, relative to the picture.
-        share: share of the output; 1 unless it is a mixture of several exemplars.
-        valid: (1, 1, H, W) of bool; None: all. Invalid pixels get the values of `fill_invalid`.
+        factors: factors by which copies are resized.
+        share: share of the output that looks like the exemplar; 1 for a single exemplar.
+        valid: (1, 1, H, W) of bool; None: all pixels are valid. Invalid pixels are filled by
+            `fill_invalid`.
     """
     if valid is None:
         copies = [picture, *rotated_and_resized(picture, rotations, factors)]

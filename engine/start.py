@@ -14,10 +14,10 @@ from terms.base import Canvas, Exemplar
 from terms.valid import select_valid
 from utils import Size, resize, size_of
 
-DETAIL = 0.7  # standard deviation of added noise, relative to the detail that it is drawn like
-# Distance between the colour distributions of painting and exemplar, by `colour_distance`, from
-# which on a painting keeps its own. It was at most 0.11 for fifteen textures at 200x200 px, up to
-# 0.3 by chance at half that size, neither of which is visible, and 0.15 to 1.2 for photographs of
+DETAIL = 0.7  # standard deviation of added noise, relative to that of the exemplar's detail
+# Threshold of `colour_distance` between a painting's source pixels and the exemplar, see
+# `in_exemplars_colours`. The distance was at most 0.11 for fifteen textures at 200x200 px and, by
+# chance, up to 0.3 at half that size; neither is visible. It was 0.15 to 1.2 for photographs of
 # several things.
 MAX_COLOUR_DISTANCE = 0.13
 
@@ -35,7 +35,7 @@ def noise(spec: Spec, size: Size, generator: torch.Generator) -> Tensor:
 
 
 def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
-    """Return valid pixels of the exemplars, (1, 3, n, m), of each in proportion to its share."""
+    """Return valid pixels of the exemplars, (1, 3, n, m), in numbers proportional to the shares."""
     found = [select_valid(one.image, one.valid) for one in exemplars]
     if len(found) == 1:
         return found[0]
@@ -53,8 +53,8 @@ def _pixels(exemplars: Sequence[Exemplar]) -> Tensor:
 def with_noise_detail(
     spec: Spec, image: Tensor, coarser: Stage, stage: Stage, generator: torch.Generator
 ) -> Tensor:
-    """Add white noise, with the colour covariance of the detail that the exemplar gains from one
-    stage to the next.
+    """Add white noise with the colour covariance of the detail that the exemplar gains from the
+    coarser stage to this one.
 
     Args:
         image: (1, C, h, w) in [0, 1], of the stage's size.
@@ -112,11 +112,11 @@ def with_given_pixels(canvas: Canvas, image: Tensor, *, everywhere: bool) -> Ten
 def in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
     """Return a painting with the exemplar's distribution of colours.
 
-    Averaging patches changes the distribution, and so does using some patches more often. If the
-    source pixels of the painting are distributed very differently from the exemplar, which may be a
-    photograph of several things, the painting gets their distribution instead: enforcing the
-    exemplar's would hatch white areas with the colours that are missing. Mixtures and paintings
-    with a given layout keep their colours.
+    Averaging patches changes the distribution, and so does using some patches more often than
+    others. If the colours of the painting's source pixels are at MAX_COLOUR_DISTANCE or more from
+    the exemplar's, as for a photograph of several things, the painting gets the distribution of its
+    source pixels instead, since the exemplar's would hatch white areas with the missing colours.
+    Mixtures and paintings with a given layout keep their colours.
     """
     if spec.canvas.has_layout or len(spec.exemplars) > 1:
         return painting

@@ -16,8 +16,8 @@ from terms.valid import NEARLY_ALL
 from utils import size_of
 
 STRAIN = 0.12  # root mean square of the relative stretch
-WAVELENGTH = 32  # px, from stretched to squeezed and back; longer ones make equal motifs unequal
-LANCZOS_RADIUS = 6  # px of the image before it is doubled
+WAVELENGTH = 32  # px, from stretched to squeezed and back; a longer one makes equal motifs differ
+LANCZOS_RADIUS = 6  # px of the maps before `double`
 
 
 def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
@@ -50,7 +50,8 @@ def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(side) + _displacements(side, generator) for side in (height, width))
-    # On a grid, pixel n of H is at (2 n + 1) / H - 1, and pixel 2 n of 2 H at (2 n + 0.5) / H - 1.
+    # In a grid's coordinates, pixel n of H pixels is at (2 n + 1) / H - 1, and pixel 2 n of 2 H
+    # pixels is at (2 n + 0.5) / H - 1.
     centre = 1 if labels else 0.5
     y, x = (2 * y[:, None] + centre) / height - 1, (2 * x + centre) / width - 1
     grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
@@ -64,7 +65,7 @@ def _displacements(side: int, generator: torch.Generator) -> Tensor:
     """Return the displacement of each row in px, (side,); 0 for the first and the last row."""
     count = round(2 * side / WAVELENGTH) + 4
     knots = 0.5 + torch.rand(count, generator=generator)
-    # Signs alternate, since displacements of one sign would add up to visible changes of distances.
+    # Signs alternate, since successive displacements of one sign would change distances visibly.
     knots[int(torch.randint(2, (1,), generator=generator)) :: 2] *= -1
     moved = F.interpolate(
         knots.view(1, 1, 1, count), (1, side), mode="bicubic", align_corners=True
@@ -77,8 +78,8 @@ def double(maps: Tensor) -> Tensor:
     """Upsample maps (1, C, H, W) to (1, C, 2 H, 2 W) by a windowed sinc (Lanczos). Pixel n of the
     maps is pixel 2 n of the result.
 
-    Interpolation from the nearest pixels alone blurs most halfway between two pixels, so that grain
-    would visibly vary.
+    Interpolation of maps that are not upsampled first would blur most halfway between two pixels,
+    so that the grain would visibly vary.
     """
     offset = torch.arange(0.5 - LANCZOS_RADIUS, LANCZOS_RADIUS, device=maps.device)
     kernel = torch.sinc(offset) * torch.sinc(offset / LANCZOS_RADIUS)

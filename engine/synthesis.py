@@ -32,8 +32,8 @@ from terms.base import Canvas, Exemplar, Options, TermInputs, View, equal_weight
 from terms.content import Content
 from utils import Size, give_back_freed_memory, resize, scaled_size
 
-PAINTED_START_LR = 0.08  # factor of Adam's step size in a stage that starts with painted detail
-EXACT_SHARE = 0.125  # share of the steps of a scale, at its end, in float32 where bf16 is asked for
+PAINTED_START_LR = 0.08  # factor of Adam's step size if the start or its fine detail is painted
+EXACT_SHARE = 0.125  # share of a scale's steps, the last ones, in float32 instead of bf16
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Made:
 
     image: Tensor  # (1, 3, height, width) in [0, 1]
     painting: Painting | None  # the sources of its pixels; None: it was not painted
-    shift: Size = (0, 0)  # rows and columns by which the image was rolled after painting
+    shift: Size = (0, 0)  # rows and columns by which the image was rolled, see `cut_at`
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
 
     Without painting, the picture is optimized coarse to fine from white noise. With painting, it is
     painted with the exemplars' pixels; the remaining steps optimize it at the finest scale, which
-    restores the grain and the colours that a mean of patches loses. If a content picture determines
-    the layout, optimization comes first and painting last.
+    restores the grain and the colours that averaging of patches removes. If a content picture
+    determines the layout, optimization comes first and painting last.
 
     Args:
         spec: its tensors are on the device of the network. Sides along which the output repeats are
             rounded up to multiples of the network's stride; `Frame.made` has the canvas's size.
         net: its layers include those that the spec names and those of the additional terms.
         state: from a frame of a synthesis with the same arguments; the synthesis resumes after that
-            frame and, on the CPU, ends in the same bytes. None: it starts.
+            frame and, on the CPU, gives the same picture bit for bit. None: it starts anew.
 
     Yields:
         A frame after each step; a frame of painting may count as several steps. The last frame
@@ -128,11 +128,11 @@ def _from_noise(run: _Run, state: State | None) -> Optimized:
     The first scale starts from noise with the mean and covariance of the exemplars' colours, each
     other scale from the enlarged result of the coarser one (Snelgrove 2017, Gonthier et al. 2022).
 
-    Departure: detail is added to the enlarged result. At intermediate scales, the detail is noise
-    with the covariance of the detail that the exemplar gains there, since fine structure that grows
-    from a smooth start follows the grid of the network's pooling. At the finest scale, it is
-    painted with the exemplar's patches, since noise is optimized to hatching and dark points, whose
-    Gram matrices are those of edges.
+    Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
+    start follows the grid of the network's pooling. At intermediate scales, the detail is noise
+    with the colour covariance of the detail that the exemplar gains there. At the finest scale, it
+    is painted with the exemplar's patches, since optimization would turn noise into hatching and
+    dark points, which have the Gram matrices of edges.
     """
     spec, stages = run.spec, run.schedule.stages
     generator = torch.Generator().manual_seed(spec.seed)
@@ -193,7 +193,8 @@ def _painted(
     """Run a painting stage.
 
     Args:
-        layout: (1, 3 or 1, h, w), the picture whose layout is kept; None: as `paint` chooses it.
+        layout: (1, 3 or 1, h, w), the picture whose layout is kept; None: `paint` chooses the
+            layout.
     """
     stage, last = run.schedule.stages[index], None
 
@@ -223,9 +224,10 @@ def _optimized(
 
     Args:
         image: the start, (1, 3 or 1, h, w) in [0, 1], of the stage's size.
-        state: from a frame of this stage; None: it starts.
+        state: from a frame of this stage; None: the stage starts anew.
         extra_state: items to add to the state of each frame.
-        painting: the painting that the start is, for the frames; None: it was not painted.
+        painting: the painting from which the stage starts, to be stored in the frames; None: the
+            start was not painted.
     """
     spec, stage = run.spec, run.schedule.stages[index]
     before = [one.steps for one in run.schedule.stages[:index]]
@@ -270,7 +272,7 @@ def _mapped(items: Generator[X, None, R], function: Callable[[X], Y]) -> Generat
 
 
 def _start(spec: Spec, stage: Stage, image: Tensor) -> Tensor:
-    """Return the start of a stage, (1, 3 or 1, h, w), with the given pixels put in."""
+    """Return the start of a stage, (1, 3 or 1, h, w), with the given pixels inserted."""
     if all_grey(spec):
         image = image[:, :1]
     first = stage.scale == 1 and not (stage.paints_detail or stage.after_painting)
@@ -317,7 +319,7 @@ class Parametrization:
     mask: Tensor | None  # (1, 1, h, w) of bool: the pixels that may change; None: all
 
     def image(self, variable: Tensor) -> Tensor:
-        """Return the picture (1, 3 or 1, h, w). Pixels outside the mask have gradient 0."""
+        """Return the picture (1, 3 or 1, h, w). The gradient is 0 at pixels outside the mask."""
         if self.mask is None:
             return variable
         return torch.where(self.mask, variable, variable.detach())
@@ -328,8 +330,9 @@ def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> C
     """Return the criterion of an output.
 
     Args:
-        source_size: to which the first exemplar is resized; the others are by the same factor.
-        size: of the output.
+        source_size: size to which the first exemplar is resized; the others are resized by the same
+            factor.
+        size: size of the output.
     """
     factor = source_size[0] / spec.exemplars[0].image.shape[2]
     exemplars = tuple(_with_features(net, one, factor) for one in spec.exemplars)
@@ -345,7 +348,7 @@ def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> C
 
 
 def _with_features(net: Extractor, exemplar: Exemplar, factor: float) -> Exemplar:
-    """Return a copy of an exemplar with the features of its pictures, resized by a factor."""
+    """Return a copy of an exemplar that holds the features of its pictures resized by a factor."""
     views = [
         replace(view, features=net(resize(view.image, scaled_size(view.image, factor))))
         for view in exemplar.views

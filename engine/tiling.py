@@ -1,13 +1,13 @@
-"""Loss and gradient of a picture tile by tile: the same to rounding, in the memory of a tile.
+"""Loss and gradient of a picture tile by tile, equal up to rounding, in the memory of a tile.
 
-The forward pass adds up, tile by tile and without a graph, the statistics that are sums over
-positions. The backward pass evaluates each tile again, with its graph, and adds the gradient with
-respect to the tile and its halo to that of the picture. Positions in a tile depend on no pixel
-farther away than the radius of the receptive field, so that a halo of that width is enough for both
-passes. Processes that evaluate one tile each exchange a halo half-way through the network; then the
-halo of pixels is narrower.
+The forward pass adds up, tile by tile, the statistics that are sums over positions, and keeps the
+graphs of the last tiles only. The backward pass evaluates the other tiles again, with their graphs,
+and adds the gradient with respect to each tile and its halo to that of the picture. Positions in a
+tile depend on no pixel farther away than the radius of the receptive field, so that a halo of that
+width is enough for both passes. Processes that evaluate one tile each exchange a halo of features
+half-way through the network; then the halo of pixels is narrower.
 
-Terms that need a layer whole get it assembled from the tiles, without a graph of all of it.
+For terms that need a whole layer, the layer is assembled from the tiles.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
     """How a picture is divided into tiles."""
 
     side: int | None = None  # px, of a tile without its halo; None: the whole picture is one
-    graphs: int = 1  # tiles, the last ones, whose graphs are kept; others are evaluated twice
+    graphs: int = 1  # number of last tiles whose graphs are kept; the others are evaluated twice
 
     def applies_to(self, size: Size) -> bool:
         """Whether a picture of that size is larger than a tile."""
@@ -63,7 +63,7 @@ class Span(NamedTuple):
 
 
 def spans(length: int, side: int, halo: int, step: int, wraps: bool) -> list[Span]:
-    """Divide an axis into spans of at most `side` px, of equal length up to a multiple of `step`.
+    """Divide an axis into similar spans of at most `side` px that start at multiples of `step`.
 
     Args:
         halo: px on either side; fewer at the ends of the axis, unless it `wraps`.
@@ -92,8 +92,8 @@ class TiledExtractor:
 
     Args:
         net: the extractor of a tile.
-        criterion: it measures the statistics and says which layers it needs whole.
-        tiling: its side is at least the network's stride; with none, each process has one tile.
+        criterion: measures the statistics; its `whole_layers` are assembled.
+        tiling: its side is at least the network's stride; None: each process has one tile.
         group: processes among which the tiles are divided.
     """
 
@@ -167,14 +167,14 @@ class _Evaluation:
         # With fewer tiles than processes, each process evaluates the whole picture.
         self.group = tiled.group if len(tiles) >= count else SINGLE_PROCESS
         self.tiles = tiles[self.group.rank :: self.group.size]
-        # Tiles wrap around divided axes by their halo; around the others, the network wraps.
+        # Along a divided axis, the halo of a tile wraps; along another, the network's padding does.
         undivided = (axis for axis, parts in zip("yx", cuts, strict=True) if len(parts) == 1)
         self.wrap = "".join(axis for axis in undivided if axis in wrap)
         self.statistics: dict[int, Statistics] | None = None  # of the tiles of this process
         self.counts = torch.zeros(0, dtype=torch.int64)  # positions in each sum, over all tiles
 
     def _sides(self, size: Size) -> Size:
-        """Return the largest height and width of a tile with which all processes have the same
+        """Return the height and width of a tile, the largest for which all processes have the same
         number of rows of tiles, so that none waits for the others."""
         step, side, count = self.tiled.step, self.tiled.tiling.side, self.tiled.group.size
         height, width = (length + -length % step if side is None else side for length in size)
@@ -246,7 +246,7 @@ class _EvaluatedTile(NamedTuple):
 class _WithGradient(torch.autograd.Function):
     """Return a scalar whose gradient with respect to the outputs is given.
 
-    It replaces the argument `grad_outputs` of `torch.autograd.grad`, with which PyTorch imports
+    It replaces the argument `grad_outputs` of `torch.autograd.grad`, for which PyTorch would import
     SymPy, which takes two seconds.
     """
 
@@ -272,7 +272,7 @@ class _Tiled(torch.autograd.Function):
         ctx.evaluation, ctx.kept = evaluation, []
         tiles, graphs = evaluation.tiles, evaluation.tiled.tiling.graphs
         for left, tile in zip(range(len(tiles), 0, -1), tiles, strict=True):
-            # The backward pass begins with the last tiles; it holds one graph in any case.
+            # The graphs of the last tiles are kept, since the backward pass begins with them.
             graph = left <= graphs and ctx.needs_input_grad[0]
             evaluated = evaluation.evaluate(tile, image, graph)
             evaluation.add(evaluated, maps)
@@ -302,5 +302,5 @@ class _Tiled(torch.autograd.Function):
 
 
 def _step(layer: str) -> int:
-    """Return the distance of neighbouring positions of a layer, in px of the picture."""
+    """Return the distance between neighbouring positions of a layer, in px of the picture."""
     return 1 if layer == "image" else stride([layer])

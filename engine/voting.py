@@ -1,5 +1,4 @@
-"""Voting: an image from a nearest-neighbour field. Each pixel is a mean over the patches that cover
-it."""
+"""Voting: each pixel of an image is the mean over the source patches that cover it."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ def vote(level: Level, field: NNField, weights: Tensor | None = None) -> Tensor:
         weights: (H', W') of the patches; None: equal weights.
 
     Returns:
-        (1, 3, H, W); pixels outside the mask have their known values.
+        (1, 3, H, W); pixels outside the mask have the values of `level.kept`.
     """
 
     def mean(rows: slice) -> tuple[Tensor]:
@@ -45,7 +44,7 @@ def vote(level: Level, field: NNField, weights: Tensor | None = None) -> Tensor:
 
 
 def main_source(level: Level, field: NNField, weights: Tensor | None = None) -> Tensor:
-    """Return the source pixel of highest weight of each output pixel.
+    """Return the source pixel that has the highest weight at each output pixel.
 
     Args are those of `vote`.
 
@@ -78,7 +77,8 @@ def _votes(
     """Yield the votes for the pixels of some rows, for each position of a pixel within a patch.
 
     Yields:
-        Flat indices of source pixels, (h, W) of int64, and weights, (h, W); 0 if there is no patch.
+        Flat indices of source pixels, (h, W) of int64, and their weights, (h, W), which are 0 where
+        there is no patch.
     """
     y_exists, y = _covering(level, rows.start, rows.stop, 0)
     x_exists, x = _covering(level, 0, level.size[1], 1)
@@ -97,8 +97,8 @@ def _votes(
 
 
 def _covering(level: Level, start: int, stop: int, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the patches that cover some of the pixels `start` to `stop` of an axis: whether each
-    exists, and its index in the field, (stop - start + PATCH - 1,) each."""
+    """Return the patches that cover any of the pixels `start` to `stop` of an axis: whether each
+    exists, and its index in the field, both (stop - start + PATCH - 1,)."""
     count = level.patches[axis]
     first = torch.arange(start - (PATCH - 1), stop, device=level.device)
     if "yx"[axis] in level.wrap:
