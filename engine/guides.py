@@ -62,7 +62,7 @@ def read_guide(
         source, output: control maps in [0, 1] of any sizes, (1, 3, ., .), or (1, 4, ., .) with an
             alpha of 0 or 1; transparent pixels are black.
         names: names of the two maps, for messages.
-        variants: makes those copies of a map that the exemplar has of its picture.
+        variants: returns rotated and resized copies of a map, as for the exemplar's views.
         size: size of the output, (H, W), to which its map is resized, labels by the nearest pixel;
             None: the map is not resized.
 
