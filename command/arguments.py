@@ -57,6 +57,10 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        action = self.flags().get(message.partition(":")[0])
+        if action and isinstance(action.metavar, tuple) and "expected" in message:
+            message += f", {' '.join(action.metavar)}"
         raise UserError(message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -274,7 +278,7 @@ def request_of(**flags: Any) -> Request:
         flags: Sizes are (height, width), or text as on the command line; guide is a list of pairs.
 
     Raises:
-        UserError: as `parse`.
+        UserError: As `parse`.
     """
     return parse(argv_of(flags))
 

@@ -46,7 +46,7 @@ _TURNS = {
 class Deep(NamedTuple):
     """The values of a picture file, upright."""
 
-    # (H, W, 1) or (H, W, 3), float32: integers divided by the largest value, floats unchanged
+    # (H, W, 1) or (H, W, 3), float32: integers divided by 255 or 65535, floats unchanged
     values: np.ndarray
     alpha: np.ndarray | None  # (H, W) in [0, 1]
     bits: int  # per channel: 8, 16, or 32 for floats
@@ -200,8 +200,8 @@ def _channels(spec: ImageSpec, notes: list[str]) -> list[int]:
 
 
 def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int]:
-    """Return the levels of a file as float32, integers divided by the largest value, and the bits
-    per channel.
+    """Return the levels of a file as float32 and the bits per channel; integers are divided by 255
+    or, with more than 8 bits, by 65535.
 
     Args:
         photometric: Value of the TIFF tag PhotometricInterpretation.

@@ -29,7 +29,7 @@ def without_effect(request: Request) -> dict[str, str]:
     if only_painted(request):
         why = f"no effect on pictures that are only painted (--repaint {request.repaint:g}); {HOW}"
         found = dict.fromkeys(OF_STEPS, why)
-        if request.repaint == 1 and not request.save_every:  # else it numbers the snapshots
+        if request.repaint == 1 and not request.save_every:  # else --epoch numbers snapshots
             found["epoch"] = why
         if request.style_image and request.init != "content":
             found["init"] = f"no effect on pictures that are only painted over --image_path; {HOW}"

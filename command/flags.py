@@ -315,8 +315,8 @@ FLAGS[PICTURES] = {
     ),
     "save_path": flag(
         f"result: a file, whose suffix sets the format ({' '.join(SUFFIXES)}), a folder, or a "
-        "pattern with {stem} of the exemplar and {seed}; with several exemplars or seeds, a file "
-        "name gets these appended",
+        "pattern with {stem} of the exemplar and {seed}; with several exemplars or seeds, their "
+        "stem or seed is appended to a file name",
         type=parse_save_path,
         metavar="FILE",
     ),
@@ -446,7 +446,8 @@ FLAGS[MATCHING] = {
         metavar="FACTOR",
     ),
     "max_patches": flag(
-        "for guided: maximum number of patches compared per layer, of exemplar and output each",
+        "for guided: maximum number of patches per layer that are compared, of the exemplar and of "
+        "the output each",
         default=str(MAX_PATCHES),
         type=number(int, 1, "a whole number"),
         metavar="N",
@@ -494,8 +495,8 @@ FLAGS[OPTIMISATION] = {
     ),
     "lr": flag(
         "step size; Adam's is in units of the range [0, 1] and decays to 0 over each scale. "
-        f"Adam starts the finest scale with {PAINTED_START_LR:g} times this, because it starts "
-        f"from painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
+        f"Adam starts the finest scale with {PAINTED_START_LR:g} times this, as that scale begins "
+        f"with painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
         "detail is painted, and the full value is used",
         default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),
         type=number(float, 1e-12, "a step size"),
@@ -553,8 +554,8 @@ FLAGS[OUTPUT] = {
     "animate": _file("also save the snapshots of --save_every as an animation, .gif or .webp"),
     "preview": switch("update NAME.preview.png while a picture is made"),
     "progress": flag(
-        "text: a progress bar, or where stderr is no terminal a line for each scale and minute; "
-        "json: a line of JSON on stderr for each step",
+        "text: a progress bar, or where stderr is no terminal a line for each scale and each "
+        "minute; json: a line of JSON on stderr for each step",
         choices=("text", "json"),
     ),
     "log": _file(

@@ -82,7 +82,7 @@ def held(value: np.ndarray | Tensor | Image.Image) -> Held:
             channel, of uint8, uint16, bool, or floats in [0, 1]; or a PIL image of any mode.
 
     Raises:
-        UserError: The shape, dtype or range is another one.
+        UserError: The shape, dtype or range is not one of these.
     """
     picture = _of_pil(value) if isinstance(value, Image.Image) else _of_numbers(value)
     content = hashlib.sha256(str(tuple(picture.pixels.shape)).encode())

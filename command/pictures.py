@@ -77,7 +77,7 @@ FLOAT_SUFFIXES = (".tif", ".tiff", ".exr")
 _RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
 # Bits per channel by format; the others hold 8.
 _BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}
-# px; PNG itself allows more
+# Longest side by format, in px; PNG itself allows longer ones.
 MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
 _ANY_SIZE = ("JPEG", "PNG")  # for others Pillow checks its limit on pixels again when decoding
 MAX_SIDE = max(MAX_SIDES.values())
@@ -138,7 +138,7 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
         found = files_in(path)
         folders = [one for one in found if one.is_dir()]
     elif set("*?[") & set(str(name)) and not os.path.exists(path):
-        # Not the whole path, as the name of an existing folder may contain a [.
+        # Only the part below an existing folder is a pattern; the folder's name may contain a [.
         there = next(one for one in path.parents if os.path.isdir(one))
         pattern = str(path.relative_to(there))
         try:
@@ -299,8 +299,8 @@ def _opened(path: Path) -> Iterator[Image.Image | None]:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns about files that it reads correctly, except beyond its limit on pixels,
-            # where it raises an error only from twice the limit on.
+            # Pillow's warnings are about files that it reads correctly, except the one for more
+            # pixels than its limit: it raises an error only for more than twice the limit.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _open_picture(path) or nullcontext() as picture:
@@ -419,7 +419,7 @@ def _deep_values(
         space = deep.space or LINEAR  # EXR holds linear light
     elif picture is not None:
         space = _space_in(picture, path, bits, notes)
-    # From Pillow where possible, as libpng drops profiles that it considers invalid.
+    # Taken from Pillow if it opened the file, as libpng drops profiles that it considers invalid.
     profile = picture.info.get("icc_profile") if picture else deep.profile
     if space is None and profile:
         try:
@@ -670,8 +670,8 @@ def holds_alpha(path: Path) -> bool:
 
 
 def bits_saved(path: Path, bits: int) -> int:
-    """Return the largest number of bits per channel, up to `bits`, that files with that suffix
-    hold, or their smallest."""
+    """Return the largest number of bits per channel, up to `bits`, that files with that suffix can
+    have; the smallest if all are above `bits`."""
     held = _BITS.get(_FORMATS[path.suffix.lower()][0], (8,))
     return max((one for one in held if one <= bits), default=held[0])
 

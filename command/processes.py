@@ -51,8 +51,8 @@ def keep_freed_memory(tight: bool = False) -> None:
     virtual machine.
 
     Args:
-        tight: Return large tensors, as fragmentation can cost a third of the memory when an image
-            is made tile by tile.
+        tight: Return large tensors to the system, as fragmentation can cost a third of the memory
+            when an image is made tile by tile.
     """
     with suppress(OSError, TypeError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

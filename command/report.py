@@ -180,7 +180,7 @@ def _thumbnail(path: Path, side: int) -> str:
 
 
 def _thumbnail_or_none(path: Path, side: int) -> str | None:
-    """Return the same; None if the file cannot be read."""
+    """Return the result of `_thumbnail`; None if the file cannot be read."""
     try:
         return _thumbnail(path, side)
     except UserError:

@@ -125,7 +125,7 @@ def copied(output: Tensor, source: Tensor) -> float:
     """Share of 7x7 patches that are copied from the source together with their neighbours.
 
     A patch counts if the nearest source patches of itself, of the patch 4 px to its right and of
-    the one 4 px below have the same offsets: more than 11x11 pixels in one piece.
+    the one 4 px below have the same offsets: together 105 of 11x11 pixels.
     """
     return _kept(_nearest_places(output, source, PATCH), 1, 0)
 
@@ -238,15 +238,17 @@ SCORES = {
     "chroma": Score(chroma, "fine colour differences, octaves; 0 is best, above: specks"),
     "grain": Score(grain, "detail of the flattest fifth, octaves; 0 is best"),
     "rim": Score(rim, "steps at the border over those inside, octaves; 0 is best"),
-    "objects": Score(objects, "12x12 patches to the exemplar's at 128 px; 0 is best"),
-    "used": Score(used, "the exemplar's 12x12 patches to the picture's; 0 is best"),
+    "objects": Score(
+        objects, "distance of 12x12 patches from the exemplar's, at 128 px; 0 is best"
+    ),
+    "used": Score(used, "distance of the exemplar's 12x12 patches from the picture's; 0 is best"),
     "peak": Score(
         peak, "correlation after a period, over the exemplar's; 1 is best, nan: irregular"
     ),
     "copied": Score(copied, "share of patches copied with their neighbours; 0 is best"),
     "layout": Score(layout, "share of places that lie as in the exemplar; 0 is best"),
     "unshifted": Score(unshifted, "RMSE over the standard deviation; 0 is a copy, 1.41 unrelated"),
-    "seam": Score(seam, "step across the border over the step inside; 1 tiles"),
+    "seam": Score(seam, "step across the border over the step inside; 1 is seamless"),
 }
 
 
@@ -256,7 +258,7 @@ def score(output: Tensor, exemplar: Tensor) -> dict[str, tuple[float, float]]:
 
     Args:
         output: (1, 3, H, W) in [0, 1] on the CPU, with sides of LEAST_SIDE px or more.
-        exemplar: the same, of any size; the halves divide its longer side.
+        exemplar: As `output`, in its own size; the halves divide its longer side.
     """
     longer = 2 if exemplar.shape[2] > exemplar.shape[3] else 3
     first, second = exemplar.split(exemplar.shape[longer] // 2, longer)[:2]

@@ -41,7 +41,7 @@ TYPED_ONLY = {"config", "help", "version"}  # flags that are not allowed in a fi
 
 
 def named(path: Path) -> str:
-    """Return the name of a file in records: its path, or only its file name within textures/."""
+    """Return the name of a file in records: its path, or for a file in textures/ its name alone."""
     return path.name if path.parent == TEXTURES else str(path)
 
 
@@ -89,7 +89,7 @@ def of_picture(path: Path, names: Collection[str], typed: Collection[str]) -> Fl
 
 
 def flags_of(record: Flags, names: Collection[str], typed: Collection[str] = ()) -> Flags:
-    """Return the same flags from a record, with files named as in the record."""
+    """Return the flags of `of_picture` from a record, with files named as in the record."""
     asked, replaced = record.get(ASKED), REPLACED
     if not isinstance(asked, dict) or "gt_path" not in asked:
         asked, replaced = record, REPLACED | FOLLOWED

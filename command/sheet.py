@@ -84,8 +84,8 @@ def write_animation(result: Path, path: Path) -> None:
 
 
 def snapshots_of(result: Path) -> list[tuple[int, Path]]:
-    """Return (step, path) of the snapshots of a result, in order, without those of other runs,
-    which their records tell apart."""
+    """Return (step, path) of the snapshots of a result, in order. Snapshots of other runs, which
+    have other records, are left out."""
     beside = result.parent.glob(f"{glob.escape(result.stem)}_*{glob.escape(result.suffix)}")
     found = [(step, one) for one in beside if (step := step_of(one, result)) is not None]
     made = read_record(result)

@@ -108,8 +108,10 @@ def as_table(scores: dict[str, tuple[float, float]]) -> str:
 
 
 def as_json(scores: dict[str, tuple[float, float]]) -> str:
-    """Return the result of `score` as `{name: {"picture": value, "halves": value}}`, NaN as null;
-    the verdict likewise, with its `"words"`."""
+    """Return the result of `score` as `{name: {"picture": value, "halves": value}}`, NaN as null.
+
+    The entry `"verdict"` holds the sums of faults in the same form, and `"words"`.
+    """
     *totals, words = _verdicts(scores)
     found: dict[str, dict[str, float | str | None]] = {
         name: {

@@ -118,8 +118,8 @@ def _cache_paths(model: str) -> tuple[Path, Path]:
 def _find_weights(model: str, layers: list[str], progress: bool) -> LoadedWeights:
     """Return the bundled, cached or downloaded weights of a network.
 
-    A cached file that is damaged or lacks a layer is replaced: the copy by a new copy of the whole
-    file, the whole file by a download if that succeeds.
+    A cached file that is damaged or lacks a layer is replaced: the copy by the convolutions of the
+    whole file, the whole file by a download if that succeeds.
     """
     url = NETS[model].url
     if url is None:
@@ -165,8 +165,8 @@ def _download(url: str, cache: Path, progress: bool) -> None:
 
 
 def _write_copy(weights: Weights, copy: Path) -> None:
-    """Save the convolutions beside torchvision's file of 548 MB, which takes every run longer to
-    read. Does nothing if the folder is not writable."""
+    """Save the convolutions beside torchvision's file, whose 548 MB take longer to read. Does
+    nothing if the folder is not writable."""
     temporary = temporary_of(copy)
     with suppress(OSError, RuntimeError):
         sweep(copy.parent)

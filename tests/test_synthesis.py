@@ -1083,6 +1083,7 @@ def no_weights(monkeypatch):
         ("--epochs 3", ["--epochs"]),
         ("leaf.jpg", ["leaf.jpg"]),
         ("--gt_path leaf.jpg textures/leaf.jpg", ["leaf.jpg", "two exemplars"]),
+        ("--guide a.png", ["Synthesis.py: --guide: expected 2 arguments, SOURCE_MAP OUTPUT_MAP"]),
     ],
 )
 def test_the_users_errors_are_one_line(arguments, told, no_weights, capfd, tmp_path, monkeypatch):
