@@ -208,7 +208,7 @@ def parse(argv: list[str] | None = None) -> Request:
         given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
     if "score" in given:
         for name in sorted((given | given["terms"]).keys() - BESIDE_SCORE):
-            raise UserError(f"--{name}: no effect with --score, which makes no picture")
+            raise UserError(f"{spelled(name)}: no effect with --score, which makes no picture")
         if (count := len(given.get("gt_path", ()))) > 1:
             raise UserError(f"--score: takes one exemplar, --gt_path names {count}")
     if "report" in given:

@@ -154,8 +154,10 @@ def batch_of(request: Request) -> Batch:
     rank = process_rank()
     device, device_note = pick_device(request.device, rank.local_rank)
     group = process_group_of(rank, device) if request.split else SINGLE_PROCESS
-    if request.report and rank.world_size > 1 and not request.split:
-        raise UserError("--report: not with several processes, run --report alone afterwards")
+    if rank.world_size > 1 and not request.split:
+        for flag in ("report", "sheet"):
+            if getattr(request, flag):  # each process has some of the pictures only
+                raise UserError(f"--{flag}: not with several processes without --split")
     with prefixed("--"):
         precision = pick_precision(request.precision, device)
     items, notes = work_items(request)

@@ -94,7 +94,9 @@ def test_the_first_value_takes_the_defaults_place():
     assert arguments.parse([]).gt_path == ("leaf.jpg",)
 
 
-@pytest.mark.parametrize("flag", ["--size 64", "--preset best", "--save_path a.png", "--tv 1"])
+@pytest.mark.parametrize(
+    "flag", ["--size 64", "--preset best", "--save_path a.png", "--tv 1", "--from a.png"]
+)
 def test_score_refuses_what_it_has_no_use_for(flag):
     arguments.parse("--score a.png --gt_path b.png --json --quiet".split())
     with pytest.raises(UserError, match=f"{flag.split()[0]}: no effect with --score"):

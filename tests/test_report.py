@@ -80,7 +80,9 @@ def test_a_run_ends_with_its_page(tmp_path, unscored, monkeypatch, narrow_net, c
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert main([*command.replace("b.png", "c.png").split(), "out"]) == 2
-    assert "run --report alone afterwards" in capfd.readouterr().err
+    assert "--report: not with several processes" in capfd.readouterr().err
+    assert main([*command.replace("--report", "--sheet").split(), "s.png"]) == 2
+    assert "--sheet: not with several processes" in capfd.readouterr().err
     assert not (tmp_path / "out" / "c.png").exists()
 
 
