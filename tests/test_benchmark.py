@@ -42,6 +42,7 @@ def test_a_machine_is_measured(corner, capsys):
     assert row["s to 0.3"] > 0 and row["s to 1e-09"] is None
 
 
+@pytest.mark.slow
 def test_rows_are_a_table(corner, no_start, capsys, monkeypatch):
     row = {"side": 48, "precision": "fp32", "s/step": 0.25, "GB": 1.5}
     row |= {"s to 0.3": None, "s to 1e-09": None}
@@ -105,6 +106,7 @@ def test_errors_are_one_line(arguments, named, capsys):
     assert line.startswith("benchmark.py: ") and named in line
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_an_error():
     with pytest.raises(UserError, match="^--gt_path .*'missing.png'|^'missing.png'"):
         list(benchmark.steps_of(["--gt_path", "missing.png", "--device", "cpu"]))

@@ -164,6 +164,7 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, cap
     assert line.endswith("give a smaller --size or exemplar")
 
 
+@pytest.mark.slow
 def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
     monkeypatch, capfd, tmp_path, narrow_net
 ):

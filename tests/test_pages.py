@@ -115,6 +115,7 @@ def test_the_page_of_methods_names_all_of_the_catalogue():
     assert re.findall(r"^- \*\*`(\w+)`\*\*", text, re.MULTILINE) == list(losses.METHODS)
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_from_any_folder_without_torchvision(tmp_path):
     snippet, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(snippet.splitlines()) <= 6

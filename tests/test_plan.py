@@ -185,6 +185,7 @@ def test_flags_with_an_effect_or_of_shell_loops_are_taken(flags):
     assert work_items(parse(flags.split()))
 
 
+@pytest.mark.slow
 def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_path, narrow_net):
     """Painted with the first, the picture has the same pixels, with the others it has not."""
 

@@ -252,6 +252,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_never_comes_is_not_waited_for(rank, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

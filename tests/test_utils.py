@@ -278,6 +278,7 @@ for tight in (True, False):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_kept():
     """But not at first, and not where memory is tight."""

@@ -31,6 +31,7 @@ TINY = ["--device", "cpu", "--epoch", "3", "--size", "32", "--quiet"]
 # ------------------------------------------------------------------- of the command, as it is used
 
 
+@pytest.mark.slow
 def test_pictures_failures_and_exit_code_are_those_of_one_process(tmp_path, narrow_weights, capfd):
     folder = tmp_path / "in"
     folder.mkdir()
