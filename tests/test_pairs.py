@@ -110,6 +110,9 @@ def pictures(tmp_path_factory):
     return folder
 
 
+FAST = {"tile", "mask", "expand", "labels"}  # which meet all others; the rest takes longer
+
+
 def expected_size(one, two):
     """The rule, from the table above."""
     asked = [CONTROLS[name] for name in (one, two) if CONTROLS[name].size]
@@ -117,7 +120,10 @@ def expected_size(one, two):
 
 
 @pytest.mark.parametrize("method", ["gram", pytest.param("cnnmrf", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("one", list(CONTROLS))
+@pytest.mark.parametrize(
+    "one",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONTROLS],
+)
 def test_every_pair_of_controls(one, method, pictures, narrow_net, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(pictures)
     monkeypatch.setattr(results, "saved_error", lambda *_: 0.0)  # is not of what is controlled

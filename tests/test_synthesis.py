@@ -687,6 +687,7 @@ def test_noise_has_the_colours_of_the_mixture(tiny):
     assert made(spec, tiny).image.mean().item() == pytest.approx(0.35, abs=0.01)
 
 
+@pytest.mark.slow
 def test_grey_gets_the_colours_of_what_it_is_mixed_with(pebbles, brick, result):
     make(brick, result, "--mix", f"{pebbles}:0.9", "--optimizer", "LBFGS", "--epoch", "15")
     assert np.ptp(pixels(result).astype(int), 2).mean() > 5
