@@ -135,11 +135,6 @@ class Tracker:
         self.reached: list[Reached] = []  # steps that were read since the last call of `take`
         self._unread: deque[tuple[int, Tensor, Pending]] = deque()
 
-    @property
-    def is_read(self) -> bool:
-        """Whether all losses were read."""
-        return not self._unread
-
     def add(self, step: int, image: Tensor, sums: Tensor) -> None:
         """Add an evaluation. Its `Measured.sums` may still be being computed."""
         self._unread.append((step, image.detach(), start_reading(sums)))

@@ -123,9 +123,10 @@ def minimize(
         # The state lacks the matches of the criterion, so that the next step must rematch.
         rematch_follows = optimizer.may_rematch and evaluate.rematch_is_due
         is_complete = evaluate.match_every is None or rematch_follows
-        resumable = evaluate.tracker.is_read and evaluate.left and is_complete
+        resumable = evaluate.left and is_complete
         for reached in evaluate.tracker.take():
-            state_here = current if resumable and reached.step == evaluate.taken else None
+            is_last = reached.step == evaluate.taken  # and no loss is left to be read
+            state_here = current if resumable and is_last else None
             yield Step(*reached, evaluate.went_back, state_here)
             evaluate.went_back = False
     best = evaluate.tracker.best

@@ -1242,6 +1242,20 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
 
+def test_a_painting_is_optimized_from_its_own_pixels_and_not_from_init(tiny, monkeypatch):
+    starts = []
+
+    def spy(image, *args):
+        starts.append(image)
+        return minimize(image, *args)
+
+    monkeypatch.setattr(synthesis, "minimize", spy)
+    exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    options = {"canvas": {"init": torch.full((1, 3, 32, 32), 0.5)}, "steps": 8}
+    synthesized(exemplar, tiny, repaint=0.5, **options)
+    assert len(starts) == 1 and starts[0].std() > 0.1
+
+
 def test_painting_alone_needs_no_network(tiny, monkeypatch, brief_painting):
     monkeypatch.setattr(tiny, "forward", None)  # would raise when called
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
