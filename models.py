@@ -92,8 +92,7 @@ def least_side(layers: list[str]) -> int:
 
     Reflection padding needs two rows and two columns in the smallest map that is convolved.
     """
-    block = max(int(layer.removeprefix("relu").removeprefix("pool")[0]) for layer in layers)
-    return 2 * 2 ** (block - 1)
+    return 2 ** max(int(layer[4]) for layer in layers)
 
 
 def stride(layers: list[str]) -> int:
@@ -427,14 +426,12 @@ class Extractor(nn.Module):
         self.exchanged_after = middle_pooling(layers, net_name)
         self.halos_exchanged = halos(layers, net_name, self.exchanged_after)
         self.trunk = Trunk()
-        for layer, index in layer_table(NETS[net_name]).items():
+        for layer, index in _until(layers, net_name):
             if index is None:
                 self.trunk[layer] = POOLS[pool]()
             else:
                 weight, bias = (weights[f"features.{index}.{kind}"] for kind in ("weight", "bias"))
                 self.trunk[layer] = Convolution(weight, bias)
-            if layer == layers[-1]:
-                break
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 

@@ -71,13 +71,15 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown and unknown[0].startswith("-"):
             word = unknown[0].partition("=")[0]
-            near = difflib.get_close_matches(word, self.flags(), 1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            hint = MOVED.get(word, hint)
-            self.error(f"{word}: no such flag" + (f", {hint}" if hint else ""))
+            self.error(f"{word}: no such flag{self.hint(word)}")
         if unknown:
             self.error(f"{unknown[0]}: a value without a flag; exemplars are given by --gt_path")
         return found
+
+    def hint(self, word: str) -> str:
+        """Return ", " and what to type instead of an unknown flag; "" if nothing is similar."""
+        near = difflib.get_close_matches(word, self.flags(), 1)
+        return f", {MOVED[word]}" if word in MOVED else f", did you mean {near[0]}?" if near else ""
 
     def flags(self) -> dict[str, argparse.Action]:
         """Return every flag, as typed -> its action."""
@@ -96,9 +98,7 @@ class _Help(argparse.Action):
             flags = parser.flags()
             name = "--" + values.lstrip("-")
             if name not in flags:
-                near = difflib.get_close_matches(name, flags, 1)
-                hint = f", did you mean {near[0]}?" if near else ""
-                parser.error(f"--help {values}: no such flag{hint}")
+                parser.error(f"--help {values}: no such flag{parser.hint(name)}")
             formatter = parser.formatter_class(prog=parser.prog)
             formatter.add_argument(flags[name])
             write_stdout(formatter.format_help())

@@ -54,7 +54,8 @@ class Pictures:
         if (path, kind) not in self.seen:
             held = self.given.get(str(path))
             self.seen[path, kind] = read_picture(path, kind) if held is None else held.picture
-            self.notes += [x for x in self.seen[path, kind].notes if x not in self.notes]
+            for note in self.seen[path, kind].notes:
+                self._note(note)
         return self.seen[path, kind]
 
     def over_mean(self, name: str | Path) -> Tensor:
@@ -66,7 +67,8 @@ class Pictures:
         return picture.over_mean
 
     def _note(self, note: str) -> None:
-        self.notes += [] if note in self.notes else [note]
+        if note not in self.notes:
+            self.notes.append(note)
 
     def opaque(self, name: str | Path) -> Tensor | None:
         """Return the mask of the opaque pixels of a picture, (1, 1, H, W), bool; None if all are

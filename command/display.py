@@ -61,7 +61,7 @@ class Display:
 
     Args:
         record: of the picture; each snapshot is saved with this record and its step.
-        progress: "bar", "lines" or "json". "bar" prints lines if stderr is no terminal.
+        progress: "text", "lines" or "json". "text" is a bar, or lines if stderr is no terminal.
     """
 
     def __init__(self, job: Job, record: dict[str, Any], quiet: bool, progress: str) -> None:

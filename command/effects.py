@@ -39,8 +39,6 @@ def without_effect(request: Request) -> dict[str, str]:
         found.setdefault(flag, f"no effect with --method {request.method}, only with {told}")
     if (request.save_every or 0) > request.epoch:
         found["save_every"] = f"no effect with --epoch {request.epoch}, give at most that many"
-    if request.quiet and request.progress == "json":
-        found["progress json"] = "no effect with --quiet, which silences it; leave out one of them"
     return found
 
 
@@ -53,7 +51,7 @@ def check_effects(request: Request) -> None:
     # COPIES recorded in the picture of --from are refused too, as painting would use them.
     refused = request.typed | (request.asked.keys() & COPIES)
     for name, why in without_effect(request).items():
-        if name.split()[0] in refused:
+        if name in refused:
             raise UserError(f"--{name}: {why}")
     _check_combinations(request)
 
@@ -91,6 +89,12 @@ def _check_combinations(request: Request) -> None:
             raise UserError(f"--alpha: not allowed with --{flag}, as it needs one exemplar alone")
     if request.maps and request.mix:
         raise UserError("--maps: not allowed with --mix, as they describe one exemplar")
+    if request.quiet and request.progress == "json":
+        raise UserError(
+            "--progress json: no effect with --quiet, which silences it; leave out one of them"
+        )
+    if request.json and not request.score:
+        raise UserError("--json: requires --score, whose format it is")
     if request.weights_layout and not request.weights:
         raise UserError("--weights_layout: requires --weights PATH")
     for flag, given in (

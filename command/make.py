@@ -42,7 +42,7 @@ def outcome_of(
 
     Args:
         quiet: whether to print no notes and no progress.
-        progress: "bar", "lines" or "json".
+        progress: "text", "lines" or "json"; see `Display`.
         fail_fast: whether to raise the error instead.
     """
     try:
@@ -76,8 +76,8 @@ def make_in_tiles(job: Job, net: Net, quiet: bool, progress: str) -> Result:
 def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
     """Make one picture and save it.
 
-    If it is interrupted after the first frame, the picture of the last frame is saved, and the
-    interrupt is in `Result.stopped`.
+    An interrupt after the first frame ends the synthesis: the picture of the last frame is saved
+    and returned, and `Result.stopped` holds the KeyboardInterrupt.
 
     Raises:
         KeyboardInterrupt: before the first frame.

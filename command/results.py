@@ -25,7 +25,7 @@ from command.plan import Job, file_state
 from command.settings import ASKED
 from command.weights import LAYOUTS, TORCHVISION
 from engine import maps
-from engine.stretching import stretch
+from engine.stretching import stretch, stretch_mask
 from engine.synthesis import Made
 from engine.tiling import TiledExtractor
 from losses import Criterion
@@ -33,7 +33,6 @@ from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, TermInputs, View, equal_weights
 from terms.gram import FIRST_LAYERS
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
-from terms.valid import NEARLY_ALL
 from utils import LABELS, UserError
 
 
@@ -236,9 +235,9 @@ def save(
         UserError: the temporary folder cannot be written either.
     """
     path, transfer = job.save_path, _map_transfer(job, made, net)
-    image = visible = _file_channels(job, made.image)
+    image = _file_channels(job, made.image)
     try:
-        saved = as_saved(visible, path, job.bits)
+        saved = as_saved(image, path, job.bits)
         record = record | {"error": round(saved_error(saved, job, net, group), 6)}
         image = _with_alpha(job, made.image, transfer)
     finally:  # if memory runs out, the picture is saved without its error or alpha
@@ -355,12 +354,12 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
         found = [view.valid for view in views if view.valid is not None] or None
         if made.painting is None or found is None:
             return found
-        return [stretch(one.float(), spec.seed) > NEARLY_ALL for one in found]
+        return [stretch_mask(one, spec.seed) for one in found]
 
     @cache
     def sources() -> list[tuple[Tensor, Tensor]]:
         if made.painting is not None:
-            return maps.painted_correspondence(made.painting)
+            return maps.painted_correspondence(made.painting, spec.exemplars)
         trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
         output = trunk(made.image, tile)
         return [maps.correspondence(output, trunk(one.image), tile, one.valid) for one in views]

@@ -44,8 +44,7 @@ def print_scores_or_report(request: Request) -> bool:
     not for pictures. Return whether it is.
 
     Raises:
-        UserError: --json without --score, a picture that cannot be scored, or a report that cannot
-            be written.
+        UserError: a picture that cannot be scored, or a report that cannot be written.
     """
     if request.score:
         from command.verdict import print_scores  # imported here for a short start-up
@@ -55,8 +54,6 @@ def print_scores_or_report(request: Request) -> bool:
         from command.report import print_report
 
         print_report(request)
-    elif request.json:
-        raise UserError("--json is the format of --score, which is missing")
     else:
         return False
     return True
@@ -87,9 +84,9 @@ def run(
             Workers lack terms and methods that the calling program has added.
 
     Raises:
-        UserError: the request is invalid, which is found before slow work starts; the only picture,
-            or one of --split, cannot be made; or a sheet, an animation or a report cannot be
-            written, which happens after all pictures are saved.
+        UserError: (1) The request is invalid; this is raised before slow work starts. (2) A picture
+            cannot be made, and it is the only one or --split is given. (3) A sheet, an animation or
+            a report cannot be written; this is raised after all pictures are saved.
         KeyboardInterrupt: after the outcome of the interrupted picture is yielded.
     """
     batch = batch_of(request)
@@ -271,9 +268,11 @@ def workers_at_best(device: torch.device, rank: ProcessRank, pictures: int) -> i
 
 
 def fits_in_worker(job: Job, batch: Batch, net: str, count: int) -> bool:
-    """Return whether a worker may run a job: the job must fit into the allowed memory / `count`.
+    """Return whether a worker may run a job.
 
-    Without --workers, its picture must also be small, since a large one uses all cores by itself.
+    The job must fit into a worker's share of the memory, which is the allowed memory divided by
+    `count`. Without --workers, the picture must also be small, since one large picture uses all
+    cores.
 
     Args:
         net: name of the net.
@@ -353,7 +352,7 @@ def write_summaries(
     """
     if not results:
         return
-    tasks: list[Callable[[], object]] = []
+    tasks: list[Callable[[], None]] = []
     if request.sheet:
         tasks.append(partial(write_sheet, results, request.sheet))
     if request.animate:
@@ -361,12 +360,14 @@ def write_summaries(
     if request.report:
         from command.report import write_report  # imported here for a short start-up
 
-        tasks.append(partial(write_report, request.report, quiet, failed))
+        def report(folder: Path = request.report) -> None:
+            print_stderr([f"report: {write_report(folder, quiet, failed)}"], quiet)
+
+        tasks.append(report)
     errors = []
     for task in tasks:
         try:
-            if page := task():
-                print_stderr([f"report: {page}"], quiet)
+            task()
         except UserError as error:
             errors.append(str(error))
     if errors:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from terms.base import Canvas, Exemplar
+from terms.matching import resize_guide
 from terms.regions import one_hot
-from utils import LEVELS, LEVELS_16_BIT, Size, UserError, size_of
+from utils import LEVELS, LEVELS_16_BIT, Size, UserError, resize
 
 MOST_REGIONS = 12  # colours of a label map; a picture of more colours is a progression
 STEPS = 8  # regions into which a progression is divided for methods that match statistics
@@ -103,7 +103,7 @@ def _progression(
         regions = read_guide(black[0], black[1], names, variants, size)
         return joined([_progression(grey[0], grey[1], names, variants, size), regions])
     if size is not None:
-        output = F.interpolate(output, size, mode="bilinear", antialias=True)
+        output = resize_guide(output, size)
     # Edges are quantiles of the source, so that no step is empty.
     edges = source[:, :1].flatten().quantile(torch.linspace(0, 1, STEPS + 1)[1:-1]).unique()
     steps = [torch.bucketize(picture[:, :1].contiguous(), edges) for picture in (source, output)]
@@ -152,9 +152,7 @@ def which_exemplar(
 
 def _labels_at(labels: Tensor, size: Size | None) -> Tensor:
     """Resize labels (1, 1, H, W) of int64 by nearest-neighbour interpolation."""
-    if size is None or size_of(labels) == tuple(size):
-        return labels
-    return F.interpolate(labels.double(), size, mode="nearest-exact").long()
+    return labels if size is None else resize(labels.double(), size, labels=True).long()
 
 
 def _levels(picture: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from terms.valid import valid_at
 from utils import Size, resize, scaled_size, size_of
 
-GUIDE_WEIGHT = 1.0  # of the mean squared difference of guides, relative to that of pixels
 GPU_PIXELS = 2**16  # px of the output; up to this many, a CPU takes less time than a GPU
 CPU = torch.device("cpu")
 
@@ -29,7 +28,7 @@ class Atlas:
     """All views of all exemplars at one size, stacked vertically; narrow ones are padded."""
 
     image: Tensor  # (1, 3, h, w)
-    guide: Tensor | None  # (1, G, h, w), times the root of GUIDE_WEIGHT
+    guide: Tensor | None  # (1, G, h, w)
     views: Tensor  # (h, w) of int64: index of the view of each pixel, or NO_LABEL
     exemplars: Tensor  # (h, w) of int64: index of the exemplar of each pixel, or NO_LABEL
     sizes: list[Size]  # of the views
@@ -53,7 +52,7 @@ class Atlas:
                 label = torch.where(valid_at(view.valid, size), label, NO_LABEL)
             labels.append(label)
         view_labels, exemplar_labels = _stack(labels, NO_LABEL)[0]
-        guide = _stack(guides, 0) * GUIDE_WEIGHT**0.5 if guides else None
+        guide = _stack(guides, 0) if guides else None
         return cls(_stack(images, 0), guide, view_labels, exemplar_labels, sizes)
 
     def usable_patches(self) -> Tensor:
@@ -118,7 +117,7 @@ class Level:
     usable: Tensor  # (h', w') of bool: source patches that lie in one view
     describe: PatchDescriptor
     descriptors: Tensor  # (h', w', D + G) of the source patches
-    guide: Tensor | None  # (1, G, H, W), times the root of GUIDE_WEIGHT
+    guide: Tensor | None  # (1, G, H, W)
     mask: Tensor | None  # (1, 1, H, W) of bool: pixels that may change; None: all
     kept: Tensor | None  # (1, 3, H, W): values of the pixels outside the mask; None: none are given
 
@@ -159,7 +158,6 @@ def level_at(job: Job, factor: float, size: Size) -> Level:
     canvas = job.canvas.to(device)
     usable = atlas.usable_patches()
     describe = PatchDescriptor(atlas.image, usable, job.generators[device])
-    guided = canvas.guide is not None
     return Level(
         job=job,
         factor=factor,
@@ -168,7 +166,7 @@ def level_at(job: Job, factor: float, size: Size) -> Level:
         usable=usable,
         describe=describe,
         descriptors=describe(atlas.image, atlas.guide),
-        guide=resize_guide(canvas.guide, size) * GUIDE_WEIGHT**0.5 if guided else None,
+        guide=None if canvas.guide is None else resize_guide(canvas.guide, size),
         mask=canvas.mask_at(size),
         kept=canvas.init_at(size),
     )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from engine.painting import Painting
 from models import Features
-from terms.base import Canvas, View
+from terms.base import Canvas, Exemplar, View
 from terms.matching import chunk_rows, elementwise_best, nearest_patches, row_slices
 from terms.valid import usable_patches
 from utils import LABELS, NORMALS, Size, pad, resize, rotated_and_resized, size_of
@@ -60,17 +60,17 @@ def correspondence(
     return found[0] * source[finest].shape[3] + found[1], near
 
 
-def painted_correspondence(painting: Painting) -> list[tuple[Tensor, Tensor]]:
-    """Return the correspondence of a painting with each view, as `correspondence` does. The
-    similarity is 0 for the view that a pixel was painted from, and -1 for the others."""
-    found, top = [], 0
-    across = painting.views.shape[1]
+def painted_correspondence(
+    painting: Painting, exemplars: tuple[Exemplar, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the correspondence of a painting with each view of its exemplars, as `correspondence`
+    does. The similarity is 0 for the view that a pixel was painted from, and -1 for the others."""
+    sizes = [size_of(view.image) for one in exemplars for view in one.views]
+    across = max(width for _, width in sizes)
     rows, columns = painting.places // across, painting.places % across
-    owner = painting.views[rows, columns]
-    for view in range(int(painting.views.max()) + 1):
-        mine = painting.views == view
-        height, width = int(mine.any(1).sum()), int(mine.any(0).sum())
-        here = owner == view
+    found, top = [], 0
+    for height, width in sizes:
+        here = (top <= rows) & (rows < top + height)
         place = ((rows - top) * width + columns).where(here, 0)
         found.append((place, here.float() - 1))
         top += height
@@ -122,18 +122,19 @@ def _judged(
 ) -> tuple[Tensor, Tensor]:
     """Return positions (2, H, W), moved so that a patch around them fits into the source, and the
     similarity of these patches, (H, W), -inf outside `inside`. Args are those of `_refined`."""
-    margins = [min(VOTE // 2, (side - 1) // 2) for side in source.shape[2:]]
-    place = torch.stack(
-        [
-            c.clamp(margin, side - 1 - margin)
-            for c, margin, side in zip(place, margins, source.shape[2:], strict=True)
-        ]
-    )
+    sides = zip(place, source.shape[2:], strict=True)
+    place = torch.stack([_fitted(index, side) for index, side in sides])
     there = source[0].flatten(1)[:, (place[0] * source.shape[3] + place[1]).flatten()]
     distance = (output[0] - there.view(output.shape[1:])).square().sum(0)
     mean = F.avg_pool2d(distance[None, None], VOTE, 1, VOTE // 2, count_include_pad=False)
     near = -mean[0, 0]
     return place, near if inside is None else near.where(inside[place[0], place[1]], -math.inf)
+
+
+def _fitted(index: Tensor, side: int) -> Tensor:
+    """Return the middles of patches along an axis of a source, moved so that the patches fit."""
+    margin = min(VOTE // 2, (side - 1) // 2)
+    return index.clamp(margin, side - 1 - margin)
 
 
 def carried(
@@ -216,10 +217,7 @@ def _laid(copies: Sequence[Tensor], places: Tensor, nearest: Tensor) -> tuple[Te
     laid, before = [], 0
     for copy, place in zip(copies, places, strict=True):
         height, width = size_of(copy)
-        y, x = (
-            index.clamp(min(VOTE // 2, (side - 1) // 2), max(side - 1 - VOTE // 2, side // 2))
-            for index, side in ((place // width, height), (place % width, width))
-        )
+        y, x = _fitted(place // width, height), _fitted(place % width, width)
         laid.append(before + y * width + x)
         before += height * width
     widths = torch.tensor([copy.shape[3] for copy in copies], device=nearest.device)

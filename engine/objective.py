@@ -23,7 +23,11 @@ Pending = Callable[[], list[float]]  # waits for numbers to arrive on the CPU an
 
 
 class Criterion(Protocol):
-    """A loss to be minimized: features -> (B,)."""
+    """A loss to be minimized: features -> (B,).
+
+    It may hold matches or random samples fixed, so that the loss is smooth between two calls of
+    `rematch`, which chooses them anew for an output.
+    """
 
     match_every: int | None  # steps between two calls of `rematch`; None: it need not be called
 
@@ -49,7 +53,8 @@ class Objective:
     Args:
         extract: pictures (B, C, H, W) -> features.
         criterion: features -> losses (B,).
-        rough: a faster and less exact `extract`, which is used until `use_exact` is called.
+        rough: a faster and less exact `extract`, such as one in bfloat16, which is used until
+            `use_exact` is called.
     """
 
     def __init__(
@@ -74,8 +79,8 @@ class Objective:
 
         Args:
             rematch: whether to rematch the criterion for these pictures first.
-            keep: whether to keep the graph of the features for `rematched`, which takes as much
-                memory as the evaluation.
+            keep: whether to keep the features and their autograd graph, so that `rematched` needs
+                no forward pass. The graph takes as much memory as the evaluation.
         """
         self._kept = None  # before the forward pass, since two graphs may not fit
         image = image.detach()
@@ -123,8 +128,8 @@ class Reached(NamedTuple):
 class Tracker:
     """The best picture so far and the losses of all steps.
 
-    Losses may be read some steps late: to read the loss of the step just launched, the CPU would
-    wait for the GPU.
+    A loss may be read several steps after its step. If the CPU read the loss of the current step at
+    once, it would have to wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -169,11 +174,12 @@ class Tracker:
         return self.best
 
     def has_converged(self, window: int, tolerance: float) -> bool:
-        """Return whether the loss decreases too slowly: whether the median of the last `window`
-        losses is less than the share `tolerance` below the median of the `window` losses before.
+        """Return whether the loss decreases too slowly.
 
-        Medians are compared since trials of a line search may have far larger losses. With a
-        tolerance of 0, the result is always False.
+        Two medians are compared: of the last `window` losses, and of the `window` losses before
+        those. The loss has converged if the relative decrease from the earlier to the later median
+        is `tolerance` or less. Medians, since trials of a line search may have far larger losses.
+        With a tolerance of 0, the result is always False.
         """
         if not tolerance or len(self.losses) < 2 * window:
             return False
@@ -213,9 +219,10 @@ class Evaluator:
         objective: what is minimized.
         steps: the largest number of steps.
         exact_steps: the number of steps at the end that are exact.
-        tolerance: relative decrease of the loss over `CONVERGENCE_WINDOW` steps, or over
-            `match_every` steps if these are more, below which the loss has converged. Then at most
-            `LAST_STEPS` times as many steps follow as were taken, all exact. 0: it never converges.
+        tolerance: the loss has converged if its relative decrease per window is at most this. A
+            window is `CONVERGENCE_WINDOW` steps, or `match_every` steps if that is more. After
+            convergence, the number of further steps is at most the fraction `LAST_STEPS` of the
+            steps taken, and all of them are exact. 0: convergence is not tested.
         late: number of steps by which the reading of losses is delayed.
     """
 

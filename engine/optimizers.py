@@ -150,9 +150,10 @@ def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Opt
 class Adam:
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
-    The loss and its gradient decrease by four orders of magnitude. Adam divides by the root mean
-    square of past gradients, so that steps on the loss itself would vanish soon after the start;
-    the gradient of the logarithm keeps its magnitude. The step size decays to 0 by a cosine over
+    During a run, the loss and its gradient decrease by four orders of magnitude. Adam divides the
+    gradient by the root mean square of past gradients, which large early gradients dominate, so
+    that steps on the loss itself would soon vanish. The gradient of the logarithm keeps its
+    magnitude. The step size decays to 0 by a cosine over
     the remaining steps. After a loss or gradient that is not finite, the step size is halved, the
     moments are reset, and the best picture is the new start.
     """
@@ -208,7 +209,8 @@ class LBFGS:
     Pixels at a bound whose negative gradient points out of the box are held. The others take the
     quasi-Newton step and are clamped; a backtracking line search requires a sufficient decrease
     (Armijo) of the loss of the clamped picture. Every accepted step decreases the loss, so that the
-    method cannot diverge; a step whose loss is not finite is shortened like any that is too long.
+    method cannot diverge; a step whose loss is not finite is shortened like any step that is too
+    long.
     """
 
     default_lr: ClassVar[float] = 1.0
@@ -255,8 +257,8 @@ class LBFGS:
     def _try(self, evaluate: Evaluator, search: "Search", gradient: Tensor) -> None:
         """Evaluate a trial of the line search, and accept it or shorten the step.
 
-        The slope is read after the trial, together with its loss, since the CPU waits for the GPU
-        at each read. If the direction turns out not to descend, which is rare, the trial is wasted.
+        Each read makes the CPU wait for the GPU. The slope of the direction is therefore read only
+        when the trial's loss is read too. In rare cases it is not negative; the trial is wasted.
         """
         trial = (self.image + search.rate * search.direction).clamp(0, 1)
         expected_change = (gradient * (trial - self.image)).sum()

@@ -2,14 +2,16 @@
 
 Each round finds a similar source patch for every output patch and replaces every output pixel by
 the mean over the patches that cover it (Kwatra et al., "Texture Optimization for Example-based
-Synthesis", 2005). The distance to a source patch is divided by the distance of that source patch to
-its nearest output patch, so that all of the source is used (Granot et al., "Drop the GAN", 2022).
-The coarsest scale starts from the best of several quilted layouts, or from a given image.
+Synthesis", 2005). The search divides the distance between an output patch and a source patch by the
+distance between that source patch and its nearest output patch. A source patch that is not used yet
+has a large divisor and is preferred, so that all of the source is used (Granot et al., "Drop the
+GAN", 2022). The coarsest scale starts from the best of several quilted layouts, or from a given
+image.
 
-Departures: patches are found by PatchMatch instead of by comparing all pairs; they are weighted by
-the inverse square of their squared distance, since a mean with equal weights is blurred where they
-disagree; and rows and columns of the exemplar are stretched and squeezed imperceptibly, so that no
-part of the output is an exact copy.
+Departures: patches are found by PatchMatch instead of by comparing all pairs; the patches that
+cover a pixel have the weight 1 / d^2, where d is the squared distance of output and source patch,
+since with equal weights the mean is blurred where patches disagree; and rows and columns of the
+exemplar are stretched and squeezed imperceptibly, so that no part of the output is an exact copy.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from utils import Size, UserError, size_of, size_text
 
 SCALE_RATIO = math.sqrt(2)  # of the sizes of successive scales
-UNDERSHOOT = 1.2  # factor by which exemplars may be smaller than wanted at the coarsest scale
+UNDERSHOOT = 1.2  # factor by which the coarsest scale may be smaller than `_scales` asks for
 LAYOUT_SCALE = 0.49  # of full size; a given layout is painted from this scale on
 LAYOUT_WORK = 3  # of trying one layout, in rounds
 MIN_SIDE = 2 * PATCH  # px, of exemplars and outputs
@@ -45,7 +47,6 @@ class Painting:
 
     image: Tensor  # (1, 3, H, W) in [0, 1]
     places: Tensor  # (H, W) of int64: flat indices y * w + x into the atlas of all views
-    views: Tensor  # (h, w) of int64: view of each pixel of that atlas, or NO_LABEL
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ def _paint(job: Job, scales: list[_Scale]) -> Generator[PaintingFrame, None, Pai
             done += work
             yield PaintingFrame(number, len(scales), min(1.0, done / total), state.image)
         last = state
-    maps = state.image, state.source_pixels(level), level.atlas.views
-    return Painting(*(x.to(job.device) for x in maps))
+    return Painting(state.image.to(job.device), state.source_pixels(level).to(job.device))
 
 
 def _states(level: Level, state: State | None, rounds: int) -> Iterator[tuple[float, State]]:
@@ -183,10 +183,11 @@ def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
 def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: float) -> list[_Scale]:
     """Return the scales from coarse to fine, without those below the factor `least`.
 
-    At the coarsest scale, the shorter side of the first exemplar is about COARSEST px, or twice
-    that if the texture is regular, since a displacement by one pixel of the coarsest scale is a
-    visible step in a row of bricks. No side of the output is shorter than MIN_SIDE, and no side of
-    an exemplar is shorter than MIN_SIDE / UNDERSHOOT.
+    At the coarsest scale, the shorter side of the first exemplar is about COARSEST px. For a
+    regular texture it is twice that: one pixel of the coarsest scale covers several pixels of the
+    result, and a displacement by that much is a visible step in a row of bricks. No side of the
+    output is shorter than MIN_SIDE, and no side of an exemplar is shorter than
+    MIN_SIDE / UNDERSHOOT.
     """
     sides = [min(valid_size(view)) for one in exemplars for view in one.views]
     ratio = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / MIN_SIDE)

@@ -86,7 +86,8 @@ def quilt(
         values, given = area.window((top, left))
         start = blocks.choose(exemplar, values, given, (top - margins[0], left - margins[1]))
         y, x = start
-        area.cover((top, left), source.maps[:, y : y + height, x : x + width], start)
+        laid = source.maps[:, y : y + height, x : x + width]
+        area.cover((top, left), laid, start, values, given)
     rows, columns = (slice(n, side - n) for n, side in zip(margins, area.size, strict=True))
     return area.field[rows, columns]
 
@@ -123,10 +124,15 @@ class _Area:
         rows, columns = self._index(corner)
         return self.maps[:, rows, columns], self.known[:, rows, columns]
 
-    def cover(self, corner: Size, block: Tensor, start: Size) -> None:
-        """Lay a block (C, height, width) from `start` of the source, cut where it overlaps."""
+    def cover(
+        self, corner: Size, block: Tensor, start: Size, values: Tensor, known: Tensor
+    ) -> None:
+        """Lay a block (C, height, width) from `start` of the source, cut where it overlaps.
+
+        Args:
+            values, known: the `window` at the corner.
+        """
         rows, columns = self._index(corner)
-        values, known = self.window(corner)
         error = (block - values).square().sum(0)
         taken = _inside_cuts(error, known[0])
         for z, own in (
@@ -213,9 +219,8 @@ class _BlockChooser:
         error = error / known[0].sum().clamp(min=1)
         cost = error.clamp(min=ERROR_FLOOR) * (1 + self.use)
         if self.order is not None:
-            cost = cost + ORDER_WEIGHT * self.order.expected_difference(
-                position, size_of(cost[None, None])
-            )
+            corners = cost.shape[0], cost.shape[1]
+            cost = cost + ORDER_WEIGHT * self.order.expected_difference(position, corners)
         cost = torch.where(self.exemplars == exemplar, cost, torch.inf)
         displaced = cost.masked_fill(self._near_corner(position), torch.inf)
         if displaced.isfinite().any():

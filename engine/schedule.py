@@ -20,7 +20,7 @@ STEP_OVERHEAD = 2000  # px; work of a step that does not depend on the size of t
 class Stage:
     """Part of a synthesis: painting, or optimization at one size."""
 
-    source_size: Size  # of the exemplar
+    source_size: Size  # of the first exemplar, resized for this stage
     size: Size  # of the output
     steps: int
     scale: int = 1  # 1 ... scales, coarse to fine
@@ -32,7 +32,8 @@ class Stage:
 
     @property
     def step_work(self) -> float:
-        """The work of one optimization step, in px."""
+        """The work of one optimization step. Work is measured in px: as much as that of a step on
+        so many pixels."""
         return STEP_OVERHEAD + math.prod(self.size)
 
     def work(self, steps: float) -> float:
@@ -50,8 +51,8 @@ class Schedule:
     stages: tuple[Stage, ...]
 
     def position(self, index: int, steps: float) -> tuple[int, float]:
-        """Return the number of steps over all stages and the share of the total work that are done
-        once a stage has taken its first `steps` steps."""
+        """Return the progress after the first `steps` steps of stage `index`: the number of steps
+        taken in all stages so far, and the share of the total work that is done."""
         before = sum(stage.steps for stage in self.stages[:index])
         work = sum(stage.work(stage.steps) for stage in self.stages[:index])
         total = work + sum(stage.work(stage.steps) for stage in self.stages[index:])

@@ -25,15 +25,19 @@ def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemp
 
     def stretch_view(view: View) -> View:
         guide = None if view.guide is None else stretch(view.guide, seed)
-        valid = view.valid
-        if valid is not None:
-            valid = stretch(valid.float(), seed) > NEARLY_ALL
+        valid = None if view.valid is None else stretch_mask(view.valid, seed)
         features = {"image": stretch(view.image, seed)}
         return replace(view, features=features, guide=guide, valid=valid)
 
     return tuple(
         replace(one, views=tuple(stretch_view(view) for view in one.views)) for one in exemplars
     )
+
+
+def stretch_mask(valid: Tensor, seed: int) -> Tensor:
+    """Stretch a mask of valid pixels, (1, 1, H, W) of bool, as `stretch` does maps. A pixel that is
+    interpolated from invalid ones is invalid."""
+    return stretch(valid.float(), seed) > NEARLY_ALL
 
 
 def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:

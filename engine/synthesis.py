@@ -49,7 +49,7 @@ class Made:
 class Frame:
     """The state of a synthesis after a step."""
 
-    step: int  # from 1, over all scales; steps that converged scales did not take are not counted
+    step: int  # number of steps taken so far, over all scales
     scale: int  # 1 ... scales, coarse to fine
     scales: int
     work: float  # share of the total work that is done, in (0, 1]; a finer step is more work
@@ -104,7 +104,7 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
 
 @dataclass(frozen=True)
 class _Run:
-    """A synthesis and its schedule, without the steps that converged scales did not take."""
+    """A synthesis and its schedule. A scale that converged early keeps only the steps it took."""
 
     spec: Spec
     net: Extractor
@@ -130,9 +130,9 @@ def _from_noise(run: _Run, state: State | None) -> Optimized:
 
     Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
     start follows the grid of the network's pooling. At intermediate scales, the detail is noise
-    with the colour covariance of the detail that the exemplar gains there. At the finest scale, it
-    is painted with the exemplar's patches, since optimization would turn noise into hatching and
-    dark points, which have the Gram matrices of edges.
+    with the colour covariance of the detail that the exemplar gains there. At the finest scale, the
+    detail is painted with the exemplar's patches instead: optimization from noise would produce
+    hatching and dark points, since their Gram matrices equal those of edges.
     """
     spec, stages = run.spec, run.schedule.stages
     generator = torch.Generator().manual_seed(spec.seed)
@@ -169,7 +169,7 @@ def _painted_then_optimized(run: _Run, state: State | None) -> Optimized:
     if len(run.schedule.stages) > 1:
         if state is None:
             image = _start(run.spec, run.schedule.stages[1], image)
-        extra = {"painting": [painting.image, painting.places, painting.views]}
+        extra = {"painting": [painting.image, painting.places]}
         optimized = _optimized(run, 1, image, state, extra_state=extra, painting=painting)
         image, run = yield from optimized
     return image, run
@@ -330,7 +330,7 @@ def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> C
     """Return the criterion of an output.
 
     Args:
-        source_size: size to which the first exemplar is resized; the others are resized by the same
+        source_size: size of the first exemplar after resizing; the others are resized by the same
             factor.
         size: size of the output.
     """

@@ -207,10 +207,21 @@ class TermInputs:
         return total
 
     @property
-    def uses_shares(self) -> bool:
-        """Whether patches are matched by the shares of the exemplars. A guide that says which
-        exemplar goes where overrides the shares."""
-        return len(self.exemplars) > 1 and self.canvas.guide is None
+    def views(self) -> list[View]:
+        """All views of all exemplars."""
+        return [view for one in self.exemplars for view in one.views]
+
+    @property
+    def exemplar_of_view(self) -> list[int]:
+        """Index of the exemplar of each view."""
+        return [k for k, one in enumerate(self.exemplars) for _ in one.views]
+
+    @property
+    def matched_shares(self) -> list[float]:
+        """Shares of the exemplars by which patches are matched; [] if there is one exemplar, or a
+        guide that says which exemplar goes where, which overrides the shares."""
+        divided = len(self.exemplars) > 1 and self.canvas.guide is None
+        return [one.share for one in self.exemplars] if divided else []
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,8 @@ class CNNMRF(Term):
     needs_whole = "matches patches across the borders of parts"
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
-        self.views = [view for one in inputs.exemplars for view in one.views]
-        self.exemplar_of_view = [k for k, one in enumerate(inputs.exemplars) for _ in one.views]
-        self.shares = [one.share for one in inputs.exemplars] if inputs.uses_shares else []
+        self.views, self.exemplar_of_view = inputs.views, inputs.exemplar_of_view
+        self.shares = inputs.matched_shares
         self.canvas, self.layers = inputs.canvas, layers
         self.sources = {
             layer: [view.features[layer][0].detach().contiguous() for view in self.views]

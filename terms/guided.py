@@ -44,9 +44,8 @@ class Guided(Term):
     occurrence_weight = 0.05
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
-        self.views = [view for one in inputs.exemplars for view in one.views]
-        self.exemplar_of_view = [k for k, one in enumerate(inputs.exemplars) for _ in one.views]
-        self.shares = [one.share for one in inputs.exemplars] if inputs.uses_shares else []
+        self.views, self.exemplar_of_view = inputs.views, inputs.exemplar_of_view
+        self.shares = inputs.matched_shares
         self.canvas, self.max_patches = inputs.canvas, inputs.options.max_patches
         self.layers = layers
         first = self.views[0]

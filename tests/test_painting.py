@@ -156,12 +156,17 @@ def test_short_sides_raise():
             painted(exemplar, size=size)
 
 
-def test_sources_are_pixels_of_their_view(brief_painting):
-    """The second exemplar lies below the first in the atlas, and is padded."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_sources_are_pixels_of_their_view(whole, brief_painting):
+    """The second exemplar lies below the first in the atlas, and is padded. If it is not whole, two
+    rows and columns at the border of the first one do not count."""
     first, second = noise_image(40, 30), noise_image(30, 44, 1)
-    both = exemplar_of(first, share=0.5), exemplar_of(second, share=0.5)
+    valid = torch.ones(1, 1, 40, 30, dtype=torch.bool)
+    valid[..., :2, :] = valid[..., -2:] = False
+    one = exemplar_of(first, share=0.5, valid=None if whole else valid)
+    first, both = one.image, (one, exemplar_of(second, share=0.5))
     found = painted(*both)
-    sources = maps.painted_correspondence(found)
+    sources = maps.painted_correspondence(found, both)
     near = torch.stack([near for _, near in sources])
     assert torch.equal(near.amax(0), torch.zeros(40, 48)) and (near.amin(0) == -1).all()
     laid = source_colours(found, both)[0]
