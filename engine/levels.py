@@ -80,7 +80,7 @@ def _stack(maps: list[Tensor], value: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Job:
+class PaintingJob:
     """Arguments of a painting, the same at all scales."""
 
     exemplars: tuple[Exemplar, ...]  # at full size
@@ -110,7 +110,7 @@ def generators(device: torch.device, seed: int) -> dict[torch.device, torch.Gene
 class Level:
     """Source and output of one scale. Tensors are on the CPU if the output is small."""
 
-    job: Job
+    job: PaintingJob
     factor: float  # of full size
     size: Size  # of the output, (H, W)
     atlas: Atlas
@@ -151,7 +151,7 @@ class Level:
         return self.usable.shape[0], self.usable.shape[1]
 
 
-def level_at(job: Job, factor: float, size: Size) -> Level:
+def level_at(job: PaintingJob, factor: float, size: Size) -> Level:
     """Return the level of a job with exemplars resized by a factor and an output of a size."""
     device = job.device if math.prod(size) > GPU_PIXELS else CPU
     atlas = Atlas.of(tuple(one.to(device) for one in job.exemplars), factor)

@@ -25,9 +25,15 @@ from torch import Tensor
 from engine.descriptors import PATCH
 from engine.kinds import STOCHASTIC, Kind
 from engine.layouts import layout_cost, layout_count, quilt_layout, valid_size
-from engine.levels import Atlas, Job, Level, generators, level_at
+from engine.levels import Atlas, Level, PaintingJob, generators, level_at
 from engine.scales import COARSEST
-from engine.searching import State, paint_round, random_source_field, state_of_layout, upsample
+from engine.searching import (
+    PaintingState,
+    paint_round,
+    random_source_field,
+    state_of_layout,
+    upsample,
+)
 from engine.stretching import stretch_exemplars
 from engine.voting import vote
 from terms.base import Canvas, Exemplar
@@ -104,7 +110,7 @@ def paint(
     if layout is None and canvas.mask is None:
         layout = canvas.init
     draws = generators(exemplars[0].image.device, seed)
-    return (yield from _paint(Job(exemplars, canvas, kind, draws, layout, group), scales))
+    return (yield from _paint(PaintingJob(exemplars, canvas, kind, draws, layout, group), scales))
 
 
 def value_of(frames: Generator[PaintingFrame, None, Painting]) -> Painting:
@@ -116,7 +122,7 @@ def value_of(frames: Generator[PaintingFrame, None, Painting]) -> Painting:
             return end.value
 
 
-def _paint(job: Job, scales: list[_Scale]) -> Generator[PaintingFrame, None, Painting]:
+def _paint(job: PaintingJob, scales: list[_Scale]) -> Generator[PaintingFrame, None, Painting]:
     total = 0.0
     if job.layout is None:
         total = LAYOUT_WORK * scales[0].factor ** 2 * layout_count(scales[0].size)
@@ -131,7 +137,9 @@ def _paint(job: Job, scales: list[_Scale]) -> Generator[PaintingFrame, None, Pai
     return Painting(state.image.to(job.device), state.source_pixels(level).to(job.device))
 
 
-def _states(level: Level, state: State | None, rounds: int) -> Iterator[tuple[float, State]]:
+def _states(
+    level: Level, state: PaintingState | None, rounds: int
+) -> Iterator[tuple[float, PaintingState]]:
     """Yield the states of one scale, each with the work that it took.
 
     Args:
@@ -148,7 +156,7 @@ def _states(level: Level, state: State | None, rounds: int) -> Iterator[tuple[fl
         source_field, tried = random_source_field(level), []
         for _ in range(layout_count(level.size)):
             field = quilt_layout(level)
-            state = State(level.factor, field, source_field, vote(level, field))
+            state = PaintingState(level.factor, field, source_field, vote(level, field))
             yield LAYOUT_WORK * work, state
             tried.append((layout_cost(level, field, state.image), state))
         _, state = min(tried, key=lambda pair: pair[0])

@@ -199,36 +199,38 @@ class PatchMatch:
     def distance(self, field: NNField) -> Tensor:
         """Return the squared distance of each query to its neighbour, (H, W)."""
         index = field.flat(self.candidates.size[1])
-        return self._squared_distance(index.flatten(), None, slice(None)).view(index.shape)
+        (distance,) = self._squared_distances(index.flatten(), None, [slice(None)])
+        return distance.view(index.shape)
 
-    def _squared_distance(self, index: Tensor, queries: Tensor | None, values: slice) -> Tensor:
-        """Return the squared distances (N,) of some of the D values.
+    def _squared_distances(
+        self, index: Tensor, queries: Tensor | None, values: list[slice]
+    ) -> list[Tensor]:
+        """Return the squared distances (N,) over each of some slices of the D values.
 
         Args:
             index: (N,) flat indices of source patches.
             queries: (N,) flat indices of the queries; None: all of them in order.
-            values: Which of the D values are compared.
+            values: Slices of the D values.
         """
         chunk, flat = chunk_size(index.device), self.queries.flatten(0, 1)
-        distances = []
+        distances: list[list[Tensor]] = []
         for n, some in enumerate(index.split(chunk)):
             part = slice(n * chunk, n * chunk + len(some))
             own = flat[part] if queries is None else flat.index_select(0, queries[part])
-            difference = self.candidates.index_select(some).sub_(own)[:, values]
-            distances.append(difference.square_().sum(1))
-        return torch.cat(distances)
+            squares = self.candidates.index_select(some).sub_(own).square_()
+            distances.append([squares[:, part].sum(1) for part in values])
+        return [torch.cat(parts) for parts in zip(*distances, strict=True)]
 
     def _cost(self, index: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Return the costs (N,): squared distances times factors. Args: see `_squared_distance`."""
+        """Return the costs (N,), squared distances times factors. Args as `_squared_distances`."""
         factor, guides = self.candidates.cost_factor, self.candidates.guide_channels
         if factor is None:
-            return self._squared_distance(index, queries, slice(None))
+            return self._squared_distances(index, queries, [slice(None)])[0]
         pixels = self.queries.shape[2] - guides
-        cost = self._squared_distance(index, queries, slice(pixels)) * _take(factor, index)
-        if guides:
-            guided = self._squared_distance(index, queries, slice(pixels, None))
-            cost = cost + guided * self.highest_factor
-        return cost
+        values = [slice(pixels), slice(pixels, None)] if guides else [slice(pixels)]
+        distance, *guided = self._squared_distances(index, queries, values)
+        cost = distance * _take(factor, index)
+        return cost + guided[0] * self.highest_factor if guided else cost
 
     def _perturb(self, field: NNField, radius: int) -> NNField:
         """Return the field plus uniformly random offsets of at most `radius` px."""

@@ -24,7 +24,7 @@ HALO = max(STRIDES)  # rows of patches around a strip, from which offsets propag
 
 
 @dataclass(frozen=True)
-class State:
+class PaintingState:
     """A painting between two rounds."""
 
     factor: float  # of full size
@@ -43,23 +43,23 @@ def random_source_field(level: Level) -> NNField:
     return NNField.random(level.source_patches, level.patches, level.generator)
 
 
-def state_of_layout(level: Level, layout: Tensor) -> State:
+def state_of_layout(level: Level, layout: Tensor) -> PaintingState:
     """Return the state before the first round, for a layout (1, 3, ., .)."""
     source_field = random_source_field(level)
     output_field = NNField.random(level.patches, level.source_patches, level.generator)
     image = resize(layout.to(level.device), level.size, level.wrap)
-    return State(level.factor, output_field, source_field, image)
+    return PaintingState(level.factor, output_field, source_field, image)
 
 
-def upsample(level: Level, state: State) -> State:
+def upsample(level: Level, state: PaintingState) -> PaintingState:
     """Return the state of a coarser level, resized to this one."""
     factor = level.factor / state.factor
     output_field = state.output_field.to(level.device).resize(level.patches, factor)
     source_field = state.source_field.to(level.device).resize(level.source_patches, factor)
-    return State(level.factor, output_field, source_field, vote(level, output_field))
+    return PaintingState(level.factor, output_field, source_field, vote(level, output_field))
 
 
-def paint_round(level: Level, state: State) -> State:
+def paint_round(level: Level, state: PaintingState) -> PaintingState:
     """Return the state after one round of search and vote.
 
     Squared distances d(x, y) of output patches x to source patches y are divided by
@@ -70,10 +70,10 @@ def paint_round(level: Level, state: State) -> State:
     output_field, distance = _search_source(level, state, 1 / (ALPHA + nearest))
     weights = (distance + DISTANCE_FLOOR) ** -VOTE_EXPONENT
     image = vote(level, output_field, weights)
-    return State(level.factor, output_field, source_field, image, weights)
+    return PaintingState(level.factor, output_field, source_field, image, weights)
 
 
-def _search_output(level: Level, state: State) -> tuple[NNField, Tensor]:
+def _search_output(level: Level, state: PaintingState) -> tuple[NNField, Tensor]:
     """Find the nearest output patch of each source patch, and its squared distance, (h', w')."""
     height, width = level.source_patches
     large = math.prod(level.patches) > MAX_DESCRIPTORS
@@ -101,7 +101,9 @@ def _search_output(level: Level, state: State) -> tuple[NNField, Tensor]:
     return field, distance
 
 
-def _search_source(level: Level, state: State, cost_factor: Tensor) -> tuple[NNField, Tensor]:
+def _search_source(
+    level: Level, state: PaintingState, cost_factor: Tensor
+) -> tuple[NNField, Tensor]:
     """Find the source patch of least cost of each output patch, and its squared distance, (H', W').
 
     Args:
@@ -146,7 +148,9 @@ def _strips(level: Level, height: int, rows: int) -> list[tuple[slice, torch.Gen
     ]
 
 
-def describe_strip(level: Level, state: State, rows: slice) -> tuple[Tensor, NNField, slice, str]:
+def describe_strip(
+    level: Level, state: PaintingState, rows: slice
+) -> tuple[Tensor, NNField, slice, str]:
     """Return the inputs of a search for some rows of output patches and a halo of rows around them.
 
     Returns:

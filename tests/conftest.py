@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from command.weights import LoadedWeights
 from engine import layouts, painting, patchmatch
 from engine.kinds import STOCHASTIC
-from engine.levels import Job, generators, level_at
+from engine.levels import PaintingJob, generators, level_at
 from engine.objective import Objective
 from engine.optimizers import Settings, minimize
 from engine.spec import Spec, exemplar_of
@@ -73,7 +73,7 @@ def level_of(exemplars, size, *, factor=1.0, kind=STOCHASTIC, group=SINGLE_PROCE
         exemplars = exemplar_of(exemplars)
     exemplars = exemplars if isinstance(exemplars, tuple) else (exemplars,)
     draws = generators(torch.device("cpu"), 0)
-    job = Job(exemplars, Canvas(size, **canvas), kind, draws, group=group)
+    job = PaintingJob(exemplars, Canvas(size, **canvas), kind, draws, group=group)
     return level_at(job, factor, size)
 
 

@@ -64,7 +64,7 @@ def test_upsampling_continues_at_the_size_of_the_level():
     coarse, fine = (level_of(noise_image(40, 44), (n, n), factor=n / 40) for n in (20, 40))
     y, x = (torch.arange(14) for _ in "yx")
     still = NNField(y[:, None].expand(14, 14), x.expand(14, 14))
-    state = searching.State(0.5, still, still, coarse.atlas.image)
+    state = searching.PaintingState(0.5, still, still, coarse.atlas.image)
     found = upsample(fine, state)
     assert found.output_field.size == fine.patches and found.source_field.size == (34, 38)
     torch.testing.assert_close(found.image, fine.atlas.image[..., :40])
