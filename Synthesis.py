@@ -45,13 +45,14 @@ def synthesize(
         save_path: path of the result. Default: no file is written.
         quiet: whether to omit notes and progress on stderr. Default: True.
         flags: other flags of the command by name, as Python values or text. Sizes are
-            (height, width). style_image, init, mask, guide, mix and maps also take pictures in
-            memory.
+            (height, width). style_image, init, mask, edges_of, guide, mix and maps also take
+            pictures in memory.
 
     Returns:
         The picture, (1, 3, height, width) in [0, 1], on the CPU, not rounded to the levels of a
-        file. For a list, a folder, a pattern, or `count` of 2 or more: a list of pictures, in the
-        order of exemplars, then of seeds. Pictures that an earlier run has saved are made again.
+        file. For a list, a folder, a pattern, `tile_set`, or `count` of 2 or more: a list of
+        pictures, in the order of exemplars, then of seeds, then of tiles. Pictures that an earlier
+        run has saved are made again.
 
     Raises:
         UserError: an error that the command would print in one line. The first error ends the call.

@@ -23,7 +23,7 @@ from utils import UserError
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "json"),
-    *("count", "overwrite", "config", "from_picture", "progress", "log", "resume"),
+    *("count", "tile_set", "overwrite", "config", "from_picture", "progress", "log", "resume"),
     *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
 NOT_REPEATED = NOT_RECORDED | {"terms", "device"}  # flags that --from does not take from a record
@@ -224,6 +224,8 @@ def parse(argv: list[str] | None = None) -> Request:
                 f"{BUNDLED_NET} makes a different picture with the same settings"
             )
         given = _over(given, _checked(asked, f"--from {path}"))
+    if "tile_set" in given:
+        given = {"tile": "xy"} | given
     preset = _checked(PRESETS.get(given.get("preset", ""), {}), "--preset")
     return Request(**_over(given, preset), asked=_values(given), typed=typed)
 

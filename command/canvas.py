@@ -111,13 +111,14 @@ def output_size(
     """Return (height, width) of the output.
 
     It is the size of the first of these that is given: --size, --expand, the --init picture if
-    some of its pixels are kept, the content, the output map of the first --guide, the map of
-    --orientation, the --init picture, the exemplar.
+    some of its pixels are kept, the --edges_of picture, the content, the output map of the first
+    --guide, the map of --orientation, the --init picture, the exemplar.
     """
     init = _init_picture(request, pictures)
     maps = [pictures.read(output, LABELS).pixels for _, output in request.guide]
+    edges = pictures.over_mean(request.edges_of) if request.edges_of else None
     kept = init if request.mask or _hole(request, pictures) is not None else None
-    given = (kept, content, *maps, drawn_axes, init, exemplar)
+    given = (kept, edges, content, *maps, drawn_axes, init, exemplar)
     followed = next(picture for picture in given if picture is not None)
     return request.size or request.expand or size_of(followed)
 
@@ -163,7 +164,22 @@ def canvas_of(
         mask=mask,
         content=None if content is None else resize(content, size),
         keep_color=request.keep_color,
+        edges=_edges(request, size, pictures),
     )
+
+
+def _edges(request: Request, size: Size, pictures: Pictures) -> Tensor | None:
+    """Return the picture of --edges_of, (1, 3, H, W); raise UserError if its size is not that of
+    the output."""
+    if request.edges_of is None:
+        return None
+    edges = pictures.over_mean(request.edges_of)
+    if size_of(edges) != size:
+        raise UserError(
+            f"--size {size_text(size)}: --edges_of {request.edges_of} is "
+            f"{size_text(size_of(edges))}, give that size or none"
+        )
+    return edges
 
 
 def _size_error(request: Request, size: Size, kept: Size) -> UserError:

@@ -84,6 +84,7 @@ def _check_combinations(request: Request) -> None:
         raise UserError("--resume: not allowed with --split, whose processes save no checkpoints")
     if request.workers and request.split:
         raise UserError("--workers: not allowed with --split, which makes one picture at a time")
+    _check_tiles(request)
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
             raise UserError(f"--alpha: not allowed with --{flag}, as it needs one exemplar alone")
@@ -122,3 +123,24 @@ def _check_combinations(request: Request) -> None:
         )
     if request.style_image and (request.mask or request.expand):
         raise UserError("--style_image: changes the whole picture, leave out --mask and --expand")
+
+
+def _check_tiles(request: Request) -> None:
+    """Raise UserError for a flag that --tile_set or --edges_of excludes."""
+    if request.edges_of and request.tile != "xy":
+        raise UserError(f"--edges_of {request.edges_of}: requires --tile xy")
+    if request.tile_set and request.tile != "xy":
+        raise UserError(
+            f"--tile {request.tile}: not allowed with --tile_set, whose tiles fit along every edge"
+        )
+    one = f"--tile_set {request.tile_set}" if request.tile_set else f"--edges_of {request.edges_of}"
+    if not (request.tile_set or request.edges_of):
+        return
+    excluded = ["style_image", "mask", "expand", "maps", "alpha"]
+    if request.tile_set:
+        excluded += ["edges_of", "split", "workers"]
+    for flag in excluded:
+        if getattr(request, flag):
+            raise UserError(f"--{flag}: not allowed with {one}")
+    if request.init_picture is not None:
+        raise UserError(f"--init {request.init}: not allowed with {one}")

@@ -29,6 +29,7 @@ CONTENT_LAYERS, CONTENT_WEIGHT = ("conv4_1",), 0.05  # of style transfer
 MOST_PICTURES = 100_000  # by one run
 MOST_STEPS = 10**9  # four months at a hundred steps per second
 MOST_WORKERS = 1024
+MOST_TILES = 64  # of a set
 LEAST_MEMORY = 1e6  # bytes; a smaller number most likely lacks its unit
 
 
@@ -45,6 +46,8 @@ class Request:
     size: tuple[int, int] | None = None
 
     tile: str = ""
+    tile_set: int | None = None
+    edges_of: str | None = None
     guide: Sequence[Sequence[str]] = ()
     orientation: str | None = None
     mix: Sequence[tuple[str, float | None]] = ()
@@ -334,6 +337,17 @@ FLAGS[CONTROL] = {
         "output repeated as NAME_tiled",
         choices=("x", "y", "xy"),
     ),
+    "tile_set": flag(
+        "make N tiles that fit each other along every edge, NAME_1 to NAME_N, and NAME_floor, a "
+        "floor of them in random order; implies --tile xy",
+        type=number(int, 2, "a whole number", MOST_TILES),
+        metavar="N",
+    ),
+    "edges_of": flag(
+        "with --tile xy: give the output the edges of this seamless tile, so that both fit each "
+        "other along every edge",
+        metavar="PICTURE",
+    ),
     "guide": flag(
         "control maps of the exemplar and of the output: one colour for each region, or grey "
         "levels for a progression; may be given again",
@@ -584,6 +598,8 @@ EXAMPLES = {
     "config": "--config night.toml --gt_path leaf.jpg",
     "size": "--gt_path leaf.jpg --size 512x256",
     "tile": "--gt_path brick.png --preset best --tile xy --size 160x128",
+    "tile_set": "--gt_path pebbles.png --preset best --tile_set 4 --save_path floor.png",
+    "edges_of": "--gt_path brick.png --preset best --tile xy --edges_of tile.png",
     "expand": "--gt_path wood.png --expand 320x256",
     "init": "--gt_path damaged.png --init damaged.png --mask hole.png --method cnnmrf",
     "mask": "--gt_path damaged.png --init damaged.png --mask hole.png --method cnnmrf",

@@ -25,7 +25,8 @@ def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
         flags: all other flags by name.
 
     Returns:
-        (1, 3, H, W) in [0, 1] for a single exemplar and seed, otherwise a list of these.
+        (1, 3, H, W) in [0, 1] for a single exemplar and seed without tile_set, otherwise a list of
+        these.
 
     Raises:
         UserError: the first error, a flag that makes no picture, or one that writes further files
@@ -45,7 +46,8 @@ def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
                 raise UserError(f"--{flag}: writes files beside the result, give save_path")
         with TemporaryDirectory() as folder:  # the record holds the error of a saved file
             made = _images(replace(request, save_path=Path(folder) / "{stem}_{seed}.png"))
-    one = len(request.gt_path) == 1 and request.count == 1 and not isinstance(gt_path, list | tuple)
+    one = len(request.gt_path) == 1 and request.count == 1 and not request.tile_set
+    one = one and not isinstance(gt_path, list | tuple)
     return made[0] if one and names_one(request.gt_path[0], pictures) else made
 
 

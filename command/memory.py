@@ -17,6 +17,7 @@ from utils import LEVELS, LEVELS_16_BIT, UserError
 
 ARRAY = "array@"  # prefix of names of pictures in memory, before digits of the SHA-256
 PICTURE_FLAGS = {"gt_path", "image_path", "style_image", "init", "mask", "guide", "mix", "maps"}
+PICTURE_FLAGS |= {"edges_of"}
 WHITE = {"uint8": LEVELS, "uint16": LEVELS_16_BIT, "bool": 1}  # by dtype; 1 for floats
 BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # by dtype; FLOAT_BITS for floats
 AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # PIL modes that PNG holds

@@ -25,6 +25,16 @@ def tiled_path(result: Path) -> Path:
     return result.with_stem(f"{result.stem}_tiled")
 
 
+def tile_path(result: Path, number: int) -> Path:
+    """Return the path of a tile of a set, numbered from 1."""
+    return result.with_stem(f"{result.stem}_{number}")
+
+
+def floor_path(result: Path) -> Path:
+    """Return the path of the floor of a set of tiles."""
+    return result.with_stem(f"{result.stem}_floor")
+
+
 def checkpoint_path(result: Path) -> Path:
     """Return the path of the checkpoint from which a stopped run continues."""
     return result.with_name(f"{result.name}.checkpoint")
@@ -70,7 +80,12 @@ def step_of(path: Path, result: Path) -> int | None:
     return None if step is None or snapshot_path(result, step) != path else step
 
 
-def check_outputs(request: Request, exemplars: Iterable[Path], results: Collection[Path]) -> None:
+def check_outputs(
+    request: Request,
+    exemplars: Iterable[Path],
+    results: Collection[Path],
+    floors: Iterable[Path] = (),
+) -> None:
     """Check that no output overwrites an input or another output.
 
     Raises:
@@ -81,7 +96,8 @@ def check_outputs(request: Request, exemplars: Iterable[Path], results: Collecti
     read = {identity(path): (flag, path) for flag, path in _read(request, exemplars)}
     written: dict[Identity, tuple[str, Path]] = {}
     folders: set[Path] = set()
-    for flag, path in _written(request, results):
+    laid = (("--tile_set", path) for path in floors)
+    for flag, path in (*_written(request, results), *laid):
         key = identity(path)
         if other := read.get(key) or written.get(key):
             raise UserError(f"{flag} {path}: the same file as {_told(other)}, give another name")
@@ -134,6 +150,7 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
     named = [
         *(("--style_image", request.style_image), ("--init", request.init)),
         *(("--mask", request.mask), ("--orientation", request.orientation)),
+        ("--edges_of", request.edges_of),
         *(("--weights", request.weights), ("--config", request.config)),
         *(("--guide", name) for pair in request.guide for name in pair),
         *(("--mix", name) for name, _ in request.mix),
@@ -151,7 +168,7 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
     """Yield each file that a run writes, except snapshots, with the flag that requests it."""
     for result in results:
         yield "--save_path", result
-        if request.tile:
+        if request.tile and not request.tile_set:
             yield "--tile", tiled_path(result)
         if request.preview:
             yield "--preview", preview_path(result)

@@ -6,7 +6,7 @@ modules do not read the flags that determine a picture.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -29,6 +29,7 @@ from command.canvas import (
 )
 from command.effects import check_effects
 from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
+from command.floor import FLOOR, floor_size
 from command.maps import CarriedMap, alpha_map, read_map
 from command.names import distinct_names, result_names
 from command.outputs import PAGE, check_log, check_outputs, check_page, snapshot_of
@@ -117,6 +118,7 @@ class Job:
     alpha: CarriedMap | None  # of the exemplar, if it is transferred
     bits: int  # per channel, in the file
     grey: bool  # whether the file has one channel of colour
+    repeat: str  # axes along which NAME_tiled repeats the picture; "": there is no such file
     record: dict[str, Any]  # settings, to be embedded in the file
     existing: FileState | None = None  # the file at `save_path` when this job was planned
 
@@ -156,9 +158,8 @@ class Job:
     def output_files(self) -> list[tuple[Path, Size]]:
         """Return the path and size of every picture that the job leaves, except for snapshots."""
         height, width = size = self.spec.canvas.size
-        tile = self.spec.canvas.wrap
-        repeated = height * (1 + ("y" in tile)), width * (1 + ("x" in tile))
-        tiled = [(self.tiled_path, repeated)] if tile else []
+        repeated = height * (1 + ("y" in self.repeat)), width * (1 + ("x" in self.repeat))
+        tiled = [(self.tiled_path, repeated)] if self.repeat else []
         return [(self.save_path, size), *tiled, *((one.path, size) for one in self.maps)]
 
 
@@ -169,6 +170,14 @@ class WorkItem:
     exemplar: Path
     save_path: Path
     seed: int
+    tile_set: Path | None = None  # path of its tile set, without a number; None: it is in no set
+
+    @property
+    def first_tile(self) -> Path | None:
+        """Path of the first tile of its set, whose edges it gets; None if it is that tile itself or
+        in no set."""
+        first = self.tile_set and outputs.tile_path(self.tile_set, 1)
+        return None if first == self.save_path else first
 
 
 def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
@@ -185,25 +194,54 @@ def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
     for path, times in Counter(paths).items():
         if times > 1:
             raise UserError(f"--gt_path {path}: given more than once")
-    if len(paths) * request.count > MOST_PICTURES:
+    total = len(paths) * request.count * (request.tile_set or 1)
+    if total > MOST_PICTURES:
         raise UserError(
-            f"--count {request.count}: {len(paths) * request.count} pictures of {len(paths)} "
-            f"exemplars, allowed are {MOST_PICTURES}"
+            f"--count {request.count}: {total} pictures of {len(paths)} exemplars, allowed are "
+            f"{MOST_PICTURES}"
         )
     items: dict[Path, WorkItem] = {}
     name_of = result_names(request, len(paths) > 1)
     for path, stem in zip(paths, distinct_names(paths), strict=True):
         for seed in range(request.seed, request.seed + request.count):
             save_path = name_of(stem, seed)
-            if save_path in items:
-                raise UserError(f"--gt_path {path}: two exemplars would be saved as {save_path}")
             check_suffix(save_path)
             if request.bits:
                 check_bits(save_path, int(request.bits))
-            items[save_path] = WorkItem(path, save_path, seed)
-    check_outputs(request, paths, items)
+            for item in _items_of(request, path, save_path, seed):
+                if item.save_path in items:
+                    raise UserError(
+                        f"--gt_path {path}: two exemplars would be saved as {item.save_path}"
+                    )
+                items[item.save_path] = item
+    floors = list(tile_sets(items.values()))
+    check_outputs(request, paths, items, floors)
+    for floor in floors:
+        _check_own_file(floor, FLOOR, request.overwrite)
     _check_further_outputs(request, list(items), len(paths))
     return list(items.values()), notes
+
+
+def _items_of(request: Request, exemplar: Path, save_path: Path, seed: int) -> list[WorkItem]:
+    """Return the item of an exemplar and seed, or those of the tiles of its set.
+
+    Tiles have seeds of their own, which no other set of this run has.
+    """
+    if request.tile_set is None:
+        return [WorkItem(exemplar, save_path, seed)]
+    return [
+        WorkItem(exemplar, outputs.tile_path(save_path, n + 1), seed + n * request.count, save_path)
+        for n in range(request.tile_set)
+    ]
+
+
+def tile_sets(items: Iterable[WorkItem]) -> dict[Path, list[Path]]:
+    """Return the paths of the tiles of each set, by the path of its floor."""
+    found: dict[Path, list[Path]] = {}
+    for item in items:
+        if item.tile_set is not None:
+            found.setdefault(outputs.floor_path(item.tile_set), []).append(item.save_path)
+    return found
 
 
 def exemplars_of(request: Request) -> tuple[list[Path], list[str]]:
@@ -274,7 +312,7 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
     pictures = Pictures(request.pictures)
     check_save_path(item.save_path)
     layers = layers_of(request)
-    request = replace(request, seed=item.seed)
+    request = _request_of(request, item)
     existing = file_state(item.save_path)
     job = _job(request, layers, item, pictures, max_pixels)
     if request.save_every:
@@ -286,9 +324,20 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
         _check_own_file(job.preview_path, PREVIEW, request.overwrite)
     for path, size in job.output_files():
         check_format(path, size)
+    if item.tile_set is not None:
+        check_format(outputs.floor_path(item.tile_set), floor_size(job.spec.canvas.size))
     inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
     return replace(job, existing=existing, record=job.record | {"inputs": hashes}), pictures.notes
+
+
+def _request_of(request: Request, item: WorkItem) -> Request:
+    """Return the request of one item: with its seed and the edges that its tile gets."""
+    request = replace(request, seed=item.seed)
+    if item.first_tile is None:
+        return request
+    edges = str(item.first_tile)
+    return replace(request, edges_of=edges, asked=request.asked | {"edges_of": edges})
 
 
 def _job(
@@ -328,6 +377,7 @@ def _job(
         alpha=alpha_map(path, exemplars[0], save_path, pictures) if request.alpha else None,
         bits=bits,
         grey=grey,
+        repeat="" if item.tile_set else canvas.wrap,  # the floor shows more
         record=_record(request, spec, name, path),
     )
 
@@ -363,7 +413,8 @@ def _notes_on_canvas(spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
         notes.append(
             f"{item.exemplar.name}: made at {size_text(size)}, then resized to tile exactly"
         )
-    if spec.canvas.mask is not None and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
+    keeps = spec.canvas.mask is not None or spec.canvas.edges is not None
+    if keeps and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
         notes.append(f"{item.save_path}: JPEG changes the pixels that are kept, .png does not")
     return notes
 
@@ -373,7 +424,7 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     it is grey, which it is if all inputs are grey."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
     names += [request.style_image] if request.style_image else []
-    names += [request.init_picture] if request.init_picture else []
+    names += [name for name in (request.init_picture, request.edges_of) if name]
     found = {name: pictures.read(name) for name in names}
     deepest = max(found, key=lambda name: found[name].bits)
     wanted = int(request.bits or min(16, found[deepest].bits))

@@ -331,8 +331,8 @@ def _further_files(
     Args:
         image: (1, C, H, W), as saved.
     """
-    if tile := job.spec.canvas.wrap:
-        down, across = (2 if axis in tile else 1 for axis in "yx")
+    if job.repeat:
+        down, across = (2 if axis in job.repeat else 1 for axis in "yx")
         repeat = image.repeat(1, 1, down, across)
         yield job.tiled_path, lambda to: save_picture(repeat, to, record, job.bits)
     for one in job.maps:

@@ -23,9 +23,10 @@ from command.costs import (
 )
 from command.display import Notes, print_stderr
 from command.effects import effect_notes
+from command.floor import write_floor
 from command.log import Log
 from command.make import outcome_of
-from command.plan import Job, WorkItem, can_crop, job_of, layers_of, work_items
+from command.plan import Job, WorkItem, can_crop, job_of, layers_of, tile_sets, work_items
 from command.processes import keep_freed_memory, pick_device
 from command.ranks import ProcessRank, process_group_of, process_rank
 from command.results import Failed, Net, Result, finished_before, is_finished, record_of
@@ -85,8 +86,8 @@ def run(
 
     Raises:
         UserError: (1) The request is invalid; this is raised before slow work starts. (2) A picture
-            cannot be made, and it is the only one or --split is given. (3) A sheet, an animation or
-            a report cannot be written; this is raised after all pictures are saved.
+            cannot be made, and it is the only one or --split is given. (3) A floor, a sheet, an
+            animation or a report cannot be written; this is raised after all pictures are saved.
         KeyboardInterrupt: after the outcome of the interrupted picture is yielded.
     """
     batch = batch_of(request)
@@ -105,11 +106,12 @@ def run(
             log.add(outcome)
             if isinstance(outcome, Result):
                 results.append(outcome.path)
+                planner.saved.add(outcome.path)
                 print_stderr(f"Synthesis.py: {line}" for line in outcome.write_errors)
             else:
                 failed.append(outcome)
             yield outcome
-    write_summaries(request, results, failed, batch.quiet)
+    write_summaries(request, results, failed, batch.quiet, tile_sets(batch.items))
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Batch:
 
     request: Request
     items: list[WorkItem]
-    total: int  # number of work items of all processes
+    total: int  # number of pictures, or of sets of tiles, of all processes
     notes: list[str | None]
     rank: ProcessRank
     group: ProcessGroup
@@ -136,8 +138,8 @@ class Batch:
     def fail_fast(self) -> bool:
         """Whether the error of a picture ends the run, rather than being yielded as `Failed`.
 
-        True for a single picture, and with --split: if one process went on to the next picture, the
-        others would wait for it forever.
+        True for a single picture or set of tiles, and with --split: if one process went on to the
+        next picture, the others would wait for it forever.
         """
         return self.total == 1 or self.request.split
 
@@ -158,10 +160,11 @@ def batch_of(request: Request) -> Batch:
     with prefixed("--"):
         precision = pick_precision(request.precision, device)
     items, notes = work_items(request)
+    per_set = request.tile_set or 1
     return Batch(
         request=request,
-        items=items if request.split else items[rank.rank :: rank.world_size],
-        total=len(items),
+        items=items if request.split else _items_of_rank(items, rank, per_set),
+        total=len(items) // per_set,
         notes=[
             *notes,
             *effect_notes(request, len(items)),
@@ -176,6 +179,11 @@ def batch_of(request: Request) -> Batch:
     )
 
 
+def _items_of_rank(items: list[WorkItem], rank: ProcessRank, per_set: int) -> list[WorkItem]:
+    """Return every n-th of the items or, if `per_set` of them make a set, of the sets."""
+    return [one for i, one in enumerate(items) if i // per_set % rank.world_size == rank.rank]
+
+
 class Planner:
     """Plans the work items of a batch, each when its turn comes, and prints their notes.
 
@@ -184,6 +192,7 @@ class Planner:
 
     def __init__(self, batch: Batch, notes: Notes) -> None:
         self.batch, self.notes = batch, notes
+        self.saved: set[Path] = set()  # paths of the results so far
         self.time_noted = False  # the estimated time is printed once, for the whole batch
 
     def job(self, item: WorkItem) -> Job:
@@ -193,6 +202,10 @@ class Planner:
             UserError: an input or a size that cannot be used, or too little memory.
         """
         batch = self.batch
+        if item.first_tile is not None and item.first_tile not in self.saved:
+            raise UserError(
+                f"{item.save_path}: not made, as the first tile is not saved as {item.first_tile}"
+            )
         job, cost, notes = planned(batch.request, item, batch.allowed, batch.group)
         self.notes.print(*notes, cost_note(job.name, cost, batch.allowed))
         if not self.time_noted:
@@ -207,12 +220,12 @@ class Planner:
         planning fails.
 
         Args:
-            first: job of the only item, if it is planned already.
+            first: job of the first item, if it is planned already.
             remake: whether pictures that an earlier run has saved are made again.
         """
         for item in self.batch.items:
             try:
-                job = first or self.job(item)
+                job, first = first or self.job(item), None
                 record = record_of(job, net)
                 finished = is_finished(job, record, self.batch.request.overwrite)
                 task = (finished_before(job) if finished and not remake else None) or job
@@ -250,7 +263,7 @@ def worker_count(batch: Batch, spawn: bool) -> int:
     Args:
         spawn: as for `run`.
     """
-    if batch.fail_fast:
+    if batch.fail_fast or batch.request.tile_set:  # further tiles are planned from the first
         return 1
     best = workers_at_best(batch.device, batch.rank, len(batch.items)) if spawn else 1
     return batch.request.workers or best
@@ -336,23 +349,32 @@ def net_of(
 
 
 class WriteError(UserError):
-    """A sheet, an animation or a report could not be written; the pictures are saved."""
+    """A floor, a sheet, an animation or a report could not be written; the pictures are saved."""
 
 
 def write_summaries(
-    request: Request, results: list[Path], failed: list[Failed], quiet: bool
+    request: Request,
+    results: list[Path],
+    failed: list[Failed],
+    quiet: bool,
+    sets: dict[Path, list[Path]],
 ) -> None:
-    """Write the sheet, the animation and the report that the request asks for.
+    """Write the floors, the sheet, the animation and the report that the request asks for.
 
     Args:
         results: paths of the pictures; if there are none, nothing is written.
+        sets: path of each floor -> those of its tiles. A floor is written if all tiles are made.
 
     Raises:
         WriteError: one of these files could not be written; the others are.
     """
     if not results:
         return
-    tasks: list[Callable[[], None]] = []
+    tasks: list[Callable[[], None]] = [
+        partial(write_floor, tiles, path, request.seed)
+        for path, tiles in sets.items()
+        if set(tiles) <= set(results)
+    ]
     if request.sheet:
         tasks.append(partial(write_sheet, results, request.sheet))
     if request.animate:

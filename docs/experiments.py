@@ -35,7 +35,8 @@ import agreement  # noqa: E402  # this and the following imports need the line a
 from command.arguments import Parser, parse  # noqa: E402
 from command.pictures import find_picture, read_picture, save_picture  # noqa: E402
 from command.processes import keep_freed_memory, peak_bytes  # noqa: E402
-from command.run import run_one  # noqa: E402
+from command.results import Result  # noqa: E402
+from command.run import run  # noqa: E402
 from command.scores import SCORES, colour, patches, score, seam  # noqa: E402
 from engine.orientation import COHERENT, axes  # noqa: E402
 from losses import METHODS, PRESETS  # noqa: E402
@@ -153,7 +154,8 @@ def draw(folder: Path) -> None:
 def make(argv: list[str]) -> Made:
     """Run one command. Call in a new process, as peak memory is that of the process."""
     keep_freed_memory()
-    result = run_one(parse([*argv, "--overwrite"]))
+    *_, result = run(parse([*argv, "--overwrite"]))  # of a set of tiles, the last one
+    assert isinstance(result, Result)  # the error of a single picture or set is raised
     gigabytes = peak_bytes(torch.device("cpu")) / 1e9
     return Made(result.path, result.seconds, gigabytes, result.record)
 
@@ -342,7 +344,7 @@ EXPERIMENTS = {
         product("{1}_{0.stem}_0", "--gt_path {0} --preset {1}", SCORED, PAINTED),
         medians,
     ),
-    "tile": Experiment(1, "the wall that tiles", shown("tile")),
+    "tile": Experiment(1, "the wall that tiles, and the floor", shown("tile", "floor")),
     "seams": Experiment(
         11,
         "the differences across the borders of tiles",

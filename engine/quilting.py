@@ -134,7 +134,7 @@ class _Area:
         """
         rows, columns = self._index(corner)
         error = (block - values).square().sum(0)
-        taken = _inside_cuts(error, known[0])
+        taken = inside_cuts(error, known[0])
         for z, own in (
             (self.field.y, (start[0] + self.block_rows)[:, None]),
             (self.field.x, start[1] + self.block_columns),
@@ -315,7 +315,7 @@ class _Order:
         return total / max(weights, 1e-12)
 
 
-def _inside_cuts(error: Tensor, known: Tensor) -> Tensor:
+def inside_cuts(error: Tensor, known: Tensor) -> Tensor:
     """Return which pixels of a block are laid.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from engine.edges import fitted
 from engine.finish import cut_at, whole
 from engine.objective import Extract, Objective, State
 from engine.optimizers import LEARNING_RATES, Settings, Step, minimize
@@ -42,7 +43,9 @@ class Made:
 
     image: Tensor  # (1, 3, height, width) in [0, 1]
     painting: Painting | None  # the sources of its pixels; None: it was not painted
-    shift: Size = (0, 0)  # rows and columns by which the image was rolled, see `cut_at`
+    shift: Size = (0, 0)  # rows and columns by which the image was rolled
+    # (1, 1, height, width) of bool: the other pixels are those of `Canvas.edges`; None: all are new
+    inside: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Frame:
     def made(self) -> Made:
         """The picture of this frame as it is saved, of the canvas's size."""
         image, canvas = whole(self.canvas.to(self.pixels.device), self.pixels), self.canvas
+        if canvas.edges is not None:
+            tile = fitted(image, canvas.edges.to(image.device), roll=not canvas.has_layout)
+            return Made(tile.image, self.painting, tile.shift, tile.inside)
         shift = (0, 0) if canvas.has_layout else cut_at(image, canvas.wrap)
         return Made(image.roll(shift, (2, 3)), self.painting, shift)
 

@@ -106,9 +106,11 @@ class Canvas:
     keep_color: bool = False  # give the output the hue and saturation of the content
     guide: Tensor | None = None  # (1, G, H, W), compared with the guides of the views
     regions: Tensor | None = None  # (1, 1, H, W) of int64, as in the views
+    # (1, 3, H, W) in [0, 1]: a seamless tile whose edges the output gets; wrap is "xy"
+    edges: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("init", "mask", "content", "guide", "regions"):
+        for name in ("init", "mask", "content", "guide", "regions", "edges"):
             maps = getattr(self, name)
             if maps is not None and tuple(maps.shape[2:]) != tuple(self.size):
                 raise ValueError(f"{name} has the size {tuple(maps.shape[2:])}, not {self.size}")
@@ -152,6 +154,7 @@ class Canvas:
             content=_to(self.content, device),
             guide=_to(self.guide, device),
             regions=_to(self.regions, device),
+            edges=_to(self.edges, device),
         )
 
 

@@ -17,8 +17,10 @@ INPUTS |= {"pebbles_height.png", "pebbles_normal.png"}
 
 
 def files(name, flags):
-    """What a command saves: the picture, its repeat and its maps."""
+    """What a command saves: the picture, its repeat and its maps, or the floor of its tiles."""
     request = parse(shlex.split(flags))
+    if request.tile_set:
+        return [f"{name}_floor.png"]
     maps = [f"{name}_{re.split('[/.]', path)[-2]}.png" for path in request.maps]
     return [f"{name}.png", *([f"{name}_tiled.png"] if request.tile else []), *maps]
 

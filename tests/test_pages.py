@@ -42,6 +42,8 @@ def test_every_command_of_the_pages_runs(command, tmp_path, monkeypatch, narrow_
 
     def of_every_fourth_pixel(path, *kind):
         picture = read_picture(path, *kind)
+        if path.is_relative_to(tmp_path):  # the first tile of a set
+            return picture
         return picture._replace(pixels=picture.pixels[..., ::4, ::4])
 
     for module in (canvas, verdict):

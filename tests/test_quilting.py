@@ -99,7 +99,7 @@ def test_a_block_is_laid_behind_the_cut(quarter):
     error[:, 1] = 1
     known = torch.zeros(5, 6, dtype=torch.bool)
     known[:, :3] = True
-    taken = quilting._inside_cuts(*(torch.rot90(x, quarter) for x in (error, known)))
+    taken = quilting.inside_cuts(*(torch.rot90(x, quarter) for x in (error, known)))
     expected = (torch.arange(6) > 1).expand(5, 6)
     assert torch.equal(taken, torch.rot90(expected, quarter))
 

@@ -1,0 +1,50 @@
+"""The floor of --tile_set: the tiles of a set in random order, as one picture."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from command.canvas import channels_of
+from command.pictures import read_picture, save_picture
+from utils import Size, size_of
+
+FLOOR = "floor"  # key in the record of a floor, which identifies it
+MOST_ACROSS, LEAST_ACROSS = 4, 2  # tiles along each side
+LONGEST_SIDE = 4096  # px, from which a floor has fewer tiles
+
+
+def floor_size(tile: Size) -> Size:
+    """Return (height, width) of the floor of tiles of that size."""
+    across = max(LEAST_ACROSS, min(MOST_ACROSS, LONGEST_SIDE // max(tile)))
+    return across * tile[0], across * tile[1]
+
+
+def write_floor(tiles: list[Path], path: Path, seed: int) -> None:
+    """Save a floor of tiles of the same size.
+
+    Raises:
+        UserError: A tile cannot be read, or the floor cannot be written.
+    """
+    pictures = [read_picture(tile) for tile in tiles]
+    channels = [channels_of(picture) for picture in pictures]
+    size = size_of(channels[0])
+    rows, columns = (whole // side for whole, side in zip(floor_size(size), size, strict=True))
+    order = random_order(len(tiles), (rows, columns), torch.Generator().manual_seed(seed))
+    floor = torch.cat([torch.cat([channels[i] for i in row], 3) for row in order.tolist()], 2)
+    save_picture(floor, path, {FLOOR: [tile.name for tile in tiles]}, pictures[0].bits)
+
+
+def random_order(count: int, size: Size, generator: torch.Generator) -> Tensor:
+    """Return a random tile, 0 ... count - 1, for each place of a floor, (rows, columns) of int64.
+
+    No tile is next to itself, except that with two tiles, this may leave no choice.
+    """
+    order = torch.full(size, -1)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            beside = {int(order[y, x - 1]) if x else -1, int(order[y - 1, x]) if y else -1}
+            allowed = [i for i in range(count) if i not in beside] or list(range(count))
+            drawn = int(torch.randint(len(allowed), (1,), generator=generator))
+            order[y, x] = allowed[drawn]
+    return order
