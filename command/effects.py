@@ -136,9 +136,14 @@ def _check_tiles(request: Request) -> None:
     one = f"--tile_set {request.tile_set}" if request.tile_set else f"--edges_of {request.edges_of}"
     if not (request.tile_set or request.edges_of):
         return
+    if request.tile_set and request.edges_of:
+        raise UserError(
+            f"--edges_of {request.edges_of}: not allowed with {one}, whose first tile has edges of "
+            "its own; with --from, name the first tile"
+        )
     excluded = ["style_image", "mask", "expand", "maps", "alpha"]
     if request.tile_set:
-        excluded += ["edges_of", "split", "workers"]
+        excluded += ["split", "workers"]
     for flag in excluded:
         if getattr(request, flag):
             raise UserError(f"--{flag}: not allowed with {one}")
