@@ -11,6 +11,8 @@ from command.files import TEXTURES
 from command.floor import floor_size, random_order
 from command.pictures import read_levels, read_picture, read_record
 from command.plan import work_items
+from command.ranks import ProcessRank
+from command.run import _items_of_rank
 from engine.edges import fitted
 from Synthesis import main, synthesize
 from utils import UserError
@@ -203,6 +205,11 @@ def test_tiles_of_several_sets_have_seeds_of_their_own(exemplar):
         **{"f_5_1.png": 5, "f_5_2.png": 7, "f_5_3.png": 9},
         **{"f_6_1.png": 6, "f_6_2.png": 8, "f_6_3.png": 10},
     }
+
+
+def test_processes_share_sets_and_not_tiles():
+    shares = [_items_of_rank(list(range(9)), ProcessRank(rank, 2), 3) for rank in (0, 1)]
+    assert shares == [[0, 1, 2, 6, 7, 8], [3, 4, 5]]
 
 
 def test_a_tile_of_the_user_has_variants(run, tmp_path):
