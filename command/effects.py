@@ -11,6 +11,13 @@ OF_STEPS = (
     *("content_layers", "content_weight", "optimizer", "lr", "tolerance", "scales"),
 )
 COPIES = {"patch_rotations", "patch_scales"}  # flags that painting uses too
+EXCLUDED_BY_EXACT_HISTOGRAM = {
+    "tile_set": "whose tiles would no longer have the same pixels along their edges",
+    "mix": "as it takes the distribution of one exemplar",
+    "guide": "whose map determines how much of each part of the exemplar there is",
+    "alpha": "as the colours of transparent pixels are not seen",
+    "keep_color": "which keeps the colours of the content",
+}
 HOW = "--repaint 0.5 also runs the texture model, --repaint 0 runs it alone"
 
 
@@ -88,6 +95,9 @@ def _check_combinations(request: Request) -> None:
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
             raise UserError(f"--alpha: not allowed with --{flag}, as it needs one exemplar alone")
+    for flag, why in EXCLUDED_BY_EXACT_HISTOGRAM.items():
+        if request.exact_histogram and getattr(request, flag):
+            raise UserError(f"--exact_histogram: not allowed with --{flag}, {why}")
     if request.maps and request.mix:
         raise UserError("--maps: not allowed with --mix, as they describe one exemplar")
     if request.quiet and request.progress == "json":

@@ -15,6 +15,7 @@ from command.kinds import GIVEN
 from command.memory import Held
 from command.pictures import MAX_SIDE, SUFFIXES
 from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
+from engine.histogram import LUMINANCE, MATCHED
 from engine.objective import CONVERGENCE_WINDOW
 from engine.optimizers import LEARNING_RATES, OPTIMIZERS
 from engine.orientation import FIELDS
@@ -59,6 +60,7 @@ class Request:
     content_layers: Sequence[str] | None = None
     content_weight: float | None = None
     keep_color: bool = False
+    exact_histogram: str | None = None
 
     preset: str | None = None
     method: str = "gram"
@@ -244,6 +246,21 @@ def parse_rescale(text: str) -> bool | str:
         raise argparse.ArgumentTypeError(f"{text!r}: give True, False or {FILTER}") from error
 
 
+def parse_exact_histogram(text: str) -> str | None:
+    """Return a name in MATCHED: LUMINANCE for 'True'; None for 'off'.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is none of these.
+    """
+    word = text.strip().lower().replace("colour", "color")
+    if word in MATCHED:
+        return word
+    try:
+        return LUMINANCE if parse_bool(word) else None
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: give {', '.join(MATCHED)} or off") from error
+
+
 # ------------------------------------------------------------------------------------- the table
 
 
@@ -408,6 +425,17 @@ FLAGS[CONTROL] = {
         metavar="WEIGHT",
     ),
     "keep_color": switch("with --style_image: keep the colours of the content"),
+    "exact_histogram": flag(
+        "before saving, give the pixels that are made anew exactly the exemplar's distribution of "
+        f"luminance (0.299 R + 0.587 G + 0.114 B; the value may be left out: {LUMINANCE}), or of "
+        "red, green and blue each by itself (color); mean and standard deviation of the luminance "
+        "are printed and recorded",
+        default="off",
+        nargs="?",
+        const=LUMINANCE,
+        type=parse_exact_histogram,
+        metavar="|".join((*MATCHED, "off")),
+    ),
 }
 FLAGS[MODEL] = {
     "preset": flag(
@@ -611,6 +639,7 @@ EXAMPLES = {
     "content_layers": "--image_path photo.jpg --style_image leaf.jpg --content_layers conv3_1",
     "content_weight": "--image_path photo.jpg --style_image leaf.jpg --content_weight 0.1",
     "keep_color": "--image_path photo.jpg --style_image leaf.jpg --keep_color",
+    "exact_histogram": "--gt_path gravel.png --exact_histogram --save_path out/stimulus.png",
     "preset": "--gt_path leaf.jpg --preset best",
     "method": "--gt_path pebbles.png --method guided",
     "layers": "--gt_path leaf.jpg --layers conv1_1:2 conv2_1 conv3_1 conv4_1:0.5",

@@ -6,6 +6,7 @@ from typing import Any
 
 from command.costs import TILE_SIDES
 from command.display import Display, print_stderr
+from command.histogram import luminance_note, with_histogram
 from command.interrupts import defer_signals
 from command.plan import Job
 from command.processes import peak_bytes
@@ -113,6 +114,7 @@ def make(job: Job, net: Net, quiet: bool, progress: str) -> Result:
                 print_stderr([error_line(error.__context__)])
                 raise
             stopped = error
+    print_stderr([luminance_note(job, result.record)], quiet)
     return replace(result, seconds=time.perf_counter() - started, stopped=stopped)
 
 
@@ -129,11 +131,12 @@ def saved_result(
         record[INTERRUPTED] = frame.step
     if points := stats.points(RECORDED):
         record[CURVE] = points
-    saved = Saved(job.save_path, record)
+    saved, made = Saved(job.save_path, record), frame.made
     if job.spec.group.rank == 0:  # the picture of the other ranks is the same
         group = job.spec.group if finished else SINGLE_PROCESS  # others may be at another step
-        saved = save(with_free_path(job, record), frame.made, record, net, group)
+        made = with_histogram(job, made)
+        saved = save(with_free_path(job, record), made, record, net, group)
     elif finished:
-        saved_error(frame.made.image, job, net, job.spec.group)
-    image = frame.made.image.cpu()
+        saved_error(made.image, job, net, job.spec.group)
+    image = made.image.cpu()
     return Result(saved.path, image, saved.record, 0.0, None, stats, saved.write_errors)

@@ -119,6 +119,7 @@ class Job:
     bits: int  # per channel, in the file
     grey: bool  # whether the file has one channel of colour
     repeat: str  # axes along which NAME_tiled repeats the picture; "": there is no such file
+    exact_histogram: str | None  # a name in `engine.histogram.MATCHED`
     record: dict[str, Any]  # settings, to be embedded in the file
     existing: FileState | None = None  # the file at `save_path` when this job was planned
 
@@ -360,7 +361,7 @@ def _job(
     pictures.notes += notes
     spec = _spec(request, layers, exemplars, canvas, weights=weights, kind=kind)
     check_sizes(spec, layers.trunk, [name, *(other for other, _ in request.mix)])
-    pictures.notes += _notes_on_canvas(spec, layers, item)
+    pictures.notes += _notes_on_canvas(request, spec, layers, item)
     bits, grey = _depth(request, path, save_path, pictures)
     return Job(
         exemplar=path,
@@ -378,6 +379,7 @@ def _job(
         bits=bits,
         grey=grey,
         repeat="" if item.tile_set else canvas.wrap,  # the floor shows more
+        exact_histogram=request.exact_histogram,
         record=_record(request, spec, name, path),
     )
 
@@ -406,16 +408,22 @@ def _read_exemplar(
     return name, exemplar, valid, content
 
 
-def _notes_on_canvas(spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
-    """Return notes if the result is resized at the end, or if JPEG changes pixels that are kept."""
+def _notes_on_canvas(request: Request, spec: Spec, layers: Layers, item: WorkItem) -> list[str]:
+    """Return notes if the result is resized at the end, or if JPEG changes pixels that are to be
+    exact."""
     notes, size = [], sizes_of(spec, layers.trunk)[-1][1]
     if size != spec.canvas.size:
         notes.append(
             f"{item.exemplar.name}: made at {size_text(size)}, then resized to tile exactly"
         )
     keeps = spec.canvas.mask is not None or spec.canvas.edges is not None
-    if keeps and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
-        notes.append(f"{item.save_path}: JPEG changes the pixels that are kept, .png does not")
+    exact = {
+        "the pixels that are kept": keeps,
+        "the values of --exact_histogram": request.exact_histogram is not None,
+    }
+    if any(exact.values()) and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
+        changed = " and ".join(what for what, given in exact.items() if given)
+        notes.append(f"{item.save_path}: JPEG changes {changed}, .png does not")
     return notes
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from command.display import print_stderr
+from command.histogram import LUMINANCE, luminance_of
 from command.maps import CarriedMap
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
 from command.plan import Job, file_state
@@ -50,7 +51,8 @@ class Net:
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
 RECORDED = 60  # points of the loss curve in a record
-FINAL_KEYS = {"steps", "error", INTERRUPTED, CURVE}  # keys of a record that depend on the run
+# Keys of a record that depend on the run.
+FINAL_KEYS = {"steps", "error", INTERRUPTED, CURVE, LUMINANCE}
 
 
 class RunStats(NamedTuple):
@@ -238,7 +240,8 @@ def save(
     image = _file_channels(job, made.image)
     try:
         saved = as_saved(image, path, job.bits)
-        record = record | {"error": round(saved_error(saved, job, net, group), 6)}
+        record = record | luminance_of(job, saved)
+        record |= {"error": round(saved_error(saved, job, net, group), 6)}
         image = _with_alpha(job, made.image, transfer)
     finally:  # if memory runs out, the picture is saved without its error or alpha
         path = _saved(image, path, record, job.bits)

@@ -52,6 +52,7 @@ def run(command):
         "--maps b.png --pool max --repaint 0.5",
         f"--weights {BUNDLE} --tolerance 0",
         "--count 2 --seed 5",
+        "--exact_histogram color",
     ],
 )
 def test_from_makes_that_very_picture(flags, folder):
