@@ -120,7 +120,9 @@ def output_size(
     kept = init if request.mask or _hole(request, pictures) is not None else None
     given = (kept, edges, content, *maps, drawn_axes, init, exemplar)
     followed = next(picture for picture in given if picture is not None)
-    return request.size or request.expand or size_of(followed)
+    size = request.size
+    assert not isinstance(size, str)  # `command.periods.with_size` has replaced it
+    return size or request.expand or size_of(followed)
 
 
 def canvas_of(

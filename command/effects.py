@@ -12,7 +12,8 @@ OF_STEPS = (
 )
 COPIES = {"patch_rotations", "patch_scales"}  # flags that painting uses too
 EXCLUDED_BY_EXACT_HISTOGRAM = {
-    "tile_set": "whose tiles would no longer have the same pixels along their edges",
+    "tile_set": "whose tiles would no longer have the same edges",
+    "edges_of": "which keeps the edges of the picture",
     "mix": "as it takes the distribution of one exemplar",
     "guide": "whose map determines how much of each part of the exemplar there is",
     "alpha": "as the colours of transparent pixels are not seen",

@@ -31,6 +31,7 @@ MOST_PICTURES = 100_000  # by one run
 MOST_STEPS = 10**9  # four months at a hundred steps per second
 MOST_WORKERS = 1024
 MOST_TILES = 64  # of a set
+AUTO_SIZE = "auto:"  # prefix of a size near which one that holds whole repeats is taken
 LEAST_MEMORY = 1e6  # bytes; a smaller number most likely lacks its unit
 
 
@@ -44,7 +45,7 @@ class Request:
     config: Path | None = None
     save_path: Path = Path("result.jpg")
     save_every: int | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | str | None = None  # str: AUTO_SIZE and a size as typed
 
     tile: str = ""
     tile_set: int | None = None
@@ -179,6 +180,23 @@ def parse_size(text: str) -> tuple[int, int]:
         allowed = f"N or WIDTHxHEIGHT, each from 1 to {MAX_SIDE} pixels"
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}")
     return height, width
+
+
+def parse_size_or_auto(text: str) -> tuple[int, int] | str:
+    """Return a size as `parse_size` does; 'auto:512', with a valid size, is returned unchanged.
+
+    Raises:
+        argparse.ArgumentTypeError: As `parse_size`.
+    """
+    word = text.strip().lower()
+    if not word.startswith(AUTO_SIZE.rstrip(":")):
+        return parse_size(text)
+    try:
+        parse_size(word.removeprefix(AUTO_SIZE))
+    except argparse.ArgumentTypeError as error:
+        allowed = f"{AUTO_SIZE}N or {AUTO_SIZE}WIDTHxHEIGHT, each from 1 to {MAX_SIDE} pixels"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give {allowed}") from error
+    return word
 
 
 def parse_save_path(text: str) -> Path:
@@ -342,10 +360,11 @@ FLAGS[PICTURES] = {
     ),
     "save_every": _steps("also save a snapshot every N steps, beside the result"),
     "size": flag(
-        "size of the output in pixels",
+        "size of the output in pixels; auto:N, auto:WxH: the nearest one that holds whole repeats "
+        "of a periodic exemplar",
         default="that of the exemplar, or of the maps that describe the output",
-        type=parse_size,
-        metavar="N|WxH",
+        type=parse_size_or_auto,
+        metavar="N|WxH|auto:N",
     ),
 }
 FLAGS[CONTROL] = {

@@ -33,6 +33,7 @@ from command.floor import FLOOR, floor_size
 from command.maps import CarriedMap, alpha_map, read_map
 from command.names import distinct_names, result_names
 from command.outputs import PAGE, check_log, check_outputs, check_page, snapshot_of
+from command.periods import period_notes, with_size
 from command.pictures import (
     bits_saved,
     check_bits,
@@ -53,7 +54,7 @@ from engine.painting import check_sides
 from engine.schedule import sizes_of
 from engine.spec import Spec, exemplar_of
 from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
-from models import least_side, resolve_layers
+from models import least_side, resolve_layers, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
 from terms.valid import crop_to_valid, fill_invalid
@@ -349,10 +350,13 @@ def _job(
     whole = size_of(exemplar)
     exemplar = _center_crop(exemplar, max_pixels)
     valid = None if valid is None else _center_crop(valid, max_pixels)
+    step = stride(layers.trunk)
+    request, notes = with_size(request, exemplar, valid, step)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
     piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
-    weights, notes = term_weights(request, name, piece, canvas)
-    kind = kind_of(piece) if request.repaint else STOCHASTIC
+    kind = kind_of(piece)
+    weights, term_notes = term_weights(request, name, kind, canvas)
+    notes += period_notes(name, piece, kind, canvas, step) + term_notes
     if request.repaint:
         notes.append(f"{name} is {kind.name}: {_painting_description(request, kind)}")
     if size_of(exemplar) != whole:
@@ -449,7 +453,7 @@ def can_crop(request: Request, job: Job) -> bool:
     """Return whether the exemplar can be cropped to save memory: it is large, the size of the
     output does not depend on it, and no guide, map or mask is aligned with it."""
     aligned = request.guide or request.maps or request.expand or request.mask
-    sized = request.size is not None or request.style_image is not None
+    sized = isinstance(request.size, tuple) or request.style_image is not None
     return sized and not aligned and min(size_of(job.spec.exemplars[0].image)) >= MIN_CROPPED_SIDE
 
 
@@ -489,7 +493,7 @@ def _spec(
         tolerance=request.tolerance,
         seed=request.seed,
         repaint=request.repaint,
-        kind=kind,
+        kind=kind if request.repaint else STOCHASTIC,
     )
 
 
@@ -653,7 +657,7 @@ def given_weights(request: Request) -> dict[str, float]:
 
 
 def term_weights(
-    request: Request, name: str, exemplar: Tensor, canvas: Canvas
+    request: Request, name: str, kind: Kind, canvas: Canvas
 ) -> tuple[dict[str, float], list[str]]:
     """Return the weight of every term for an exemplar, and notes for the user.
 
@@ -662,28 +666,25 @@ def term_weights(
 
     Args:
         name: of the exemplar, for notes.
-        exemplar: (1, 3, H, W), its valid pixels.
+        kind: of the exemplar.
     """
     weights, notes = given_weights(request), []
     # Painting reproduces long-range order by itself.
     if "spectrum" not in request.terms and not request.repaint:
-        order = _long_range_order(exemplar, canvas)
+        order = _long_range_order(kind, canvas)
         if order:
             weights["spectrum"] = LONG_RANGE_WEIGHT
             on = f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
-            repeats = "; --tile keeps its order where --size holds whole repeats"
-            notes = [f"{name} {order}: {on}{repeats if canvas.wrap else ''}"]
+            notes = [f"{name} {order}: {on}"]
     off, off_notes = _unusable_global_terms(weights, canvas)
     return weights | off, off_notes if "spectrum" in off else notes + off_notes
 
 
-def _long_range_order(exemplar: Tensor, canvas: Canvas) -> str:
+def _long_range_order(kind: Kind, canvas: Canvas) -> str:
     """Return a description of the long-range order of an exemplar, for a note; "" if the exemplar
     has no such order."""
-    kind = kind_of(exemplar)
     if kind.period != (0, 0):
-        y, x = kind.period
-        return f"repeats after {abs(x)} px across and {abs(y)} px down"
+        return f"is {kind.name}"
     if canvas.content is not None:
         return ""  # courses and grain would be imposed on the content
     if kind == IN_COURSES:

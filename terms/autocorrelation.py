@@ -16,6 +16,7 @@ PERIODIC = 0.3  # an exemplar is periodic if the clarity, from `period`, is high
 OVERLAP = 0.1  # least share of a picture that its copy, shifted by twice the period, covers
 SAME_PERIOD = 0.9  # the period is the shortest lag of at least this share of the highest peak
 RIDGE = 0.001  # a peak or ridge is less than this below the highest of the 3x3 lags around it
+CLEAR = 0.5  # least correlation of a peak, relative to the first, that refines the period
 PERIOD_SIDE = 512  # px; pictures whose shorter side is longer are reduced for the search
 
 
@@ -141,30 +142,101 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
     Returns:
         Highest clarity, in [0, 1], and the period (y, x) in px; (0, 0, 0) if there is none.
     """
-    factor = math.ceil(min(image.shape[-2:]) / PERIOD_SIDE)
-    # On the CPU, as GPUs may have no float64.
-    grey = remove_shading(F.avg_pool2d(image.cpu(), factor))
-    farthest = int((1 - OVERLAP) / 2 * min(size_of(grey)))
-    farthest = farthest if reach is None else min(farthest, reach // factor)
-    correlation = pearson_autocorrelation(grey, 2 * farthest)
-    # The maximum within 1 px: twice a fractional period lies up to 1 px from twice the rounded
-    # period, and a slanted ridge of the correlation has dips between its pixels.
-    top = F.max_pool2d(correlation[None, None], 3, 1, 1)[0, 0]
-    lags = _peaks(correlation, top, size_of(grey))
+    factor, correlation, size = _correlation_of(image, reach)
+    top = _within_a_pixel(correlation)
+    lags = _peaks(correlation, top, size)
     if not len(lags):
         return 0.0, 0, 0
-    line = _along_lags(top, lags)
-    valleys = line[:48].amin(0), line[48:96].amin(0)
-    clarity = torch.minimum(line[48] - valleys[0], line[96] - valleys[1])
+    height, clarity = _heights_and_clarities(top, lags)
     best = clarity.max().item()
     if best < TINY:
         return 0.0, 0, 0
     # Not the clearest peak: in a brick wall that is from course to course, but the bricks of one
     # course are the most alike.
-    height = line[48].where(clarity > best / 6, -1)
+    height = height.where(clarity > best / 6, -1)
     length = lags.square().sum(1).where(height >= SAME_PERIOD * height.max(), 2**62)
     y, x = lags[length.argmin()] * factor
     return best, int(y), int(x)
+
+
+def repeats(image: Tensor) -> tuple[float, float]:
+    """Return the periods along the axes of a periodic texture, (down, across) in px; 0 for an axis
+    along which it does not repeat, as for stripes, or after no lag that can be found.
+
+    A texture repeats after p px across if it equals its copy that is shifted by (0, p). This is not
+    the shortest lag of `period`, which may be oblique: in a brick wall whose courses are offset by
+    half a brick, the period down is two courses. Of the peaks on the axis that `period` would
+    consider, the period is the shortest whose correlation is at least SAME_PERIOD of the highest
+    and of the highest on its line across the axis, since a course matches the next one best at
+    another offset. The number of whole periods up to the farthest peak divides its lag, which gives
+    the period to a fraction of a px.
+
+    Args:
+        image: (1, 3, H, W).
+    """
+    # Smoothed, as thin lines at a fractional lag from their copies would barely touch them.
+    factor, correlation, size = _correlation_of(F.avg_pool2d(image, 3, 1), None)
+    top = _within_a_pixel(correlation)
+    lags = _peaks(correlation, top, size)
+    if not len(lags):
+        return 0.0, 0.0
+    height, clarity = _heights_and_clarities(top, lags)
+    clear = clarity > clarity.max() / 6
+    centre = correlation.shape[0] // 2
+    found = []
+    for axis in (0, 1):
+        on_axis = clear & (lags[:, 1 - axis] == 0) & (lags[:, axis] > 0)
+        lines = top if axis == 0 else top.T
+        near = lines[:, centre // 2 : -(centre // 2)].amax(1)[centre + lags[:, axis]]
+        highest = torch.maximum(near, height.where(on_axis, -1).max())
+        same = lags[on_axis & (height >= SAME_PERIOD * highest), axis]
+        profile = correlation[centre:, centre] if axis == 0 else correlation[centre, centre:]
+        found.append(factor * _refined(profile, int(same.min())) if len(same) else 0.0)
+    return found[0], found[1]
+
+
+def _refined(profile: Tensor, lag: int) -> float:
+    """Return a period to a fraction of a px.
+
+    Args:
+        profile: (n,), the correlation at the lags 0 ... n - 1 of an axis.
+        lag: the period, rounded.
+    """
+    period, count, first = float(lag), 1, profile[lag].item()
+    while (near := round(count * period)) + 3 < len(profile):
+        place = near - 2 + int(profile[near - 2 : near + 3].argmax())
+        before, peak, after = profile[place - 1 : place + 2].tolist()
+        if peak < CLEAR * first:
+            break
+        # The vertex of the parabola through the three values.
+        curvature = max(2 * peak - before - after, TINY)
+        period = (place + max(-0.5, min((after - before) / (2 * curvature), 0.5))) / count
+        count += 1
+    return period
+
+
+def _correlation_of(image: Tensor, reach: int | None) -> tuple[int, Tensor, Size]:
+    """Return the factor by which a picture (1, 3, H, W) is reduced, its Pearson autocorrelation to
+    twice the farthest lag that OVERLAP, or `reach` in px, allows, and its reduced size."""
+    factor = math.ceil(min(image.shape[-2:]) / PERIOD_SIDE)
+    # On the CPU, as GPUs may have no float64.
+    grey = remove_shading(F.avg_pool2d(image.cpu(), factor))
+    farthest = int((1 - OVERLAP) / 2 * min(size_of(grey)))
+    farthest = farthest if reach is None else min(farthest, reach // factor)
+    return factor, pearson_autocorrelation(grey, 2 * farthest), size_of(grey)
+
+
+def _within_a_pixel(correlation: Tensor) -> Tensor:
+    """Return the maximum within 1 px of each lag, (n, n) -> (n, n): twice a fractional period lies
+    up to 1 px from twice the rounded period, and a slanted ridge has dips between its pixels."""
+    return F.max_pool2d(correlation[None, None], 3, 1, 1)[0, 0]
+
+
+def _heights_and_clarities(top: Tensor, lags: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the correlation at lags, (K, 2) -> (K,), and its clarity, see `period`."""
+    line = _along_lags(top, lags)
+    valleys = line[:48].amin(0), line[48:96].amin(0)
+    return line[48], torch.minimum(line[48] - valleys[0], line[96] - valleys[1])
 
 
 def _along_lags(top: Tensor, lags: Tensor) -> Tensor:

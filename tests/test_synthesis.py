@@ -155,11 +155,11 @@ def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd, narrow_ne
     once = "--epoch", "1"
     record = make("brick.png", result, *once)
     assert record["spectrum"] == 0.1
-    (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
-    assert "brick.png repeats after" in note and note.endswith("--spectrum 0 turns it off")
-    make("brick.png", result, "--tile", "xy", *once)
-    assert "--tile keeps its order where --size holds whole repeats" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "brick.png repeats every" in err
+    assert "brick.png is periodic: --spectrum 0.1 is on, --spectrum 0 turns it off" in err
     assert make("brick.png", result, "--spectrum", "0", *once)["spectrum"] == 0
+    capfd.readouterr()
     assert make(pebbles, result, *once)["spectrum"] == 0
     assert "repeats" not in capfd.readouterr().err
 
@@ -401,7 +401,7 @@ def test_style_transfer_names_the_style_and_the_content(result, pebbles, capfd, 
     assert (record["exemplar"], record["content"]) == ("brick.png", "corner.png")
     assert (record["content_layers"], record["content_weight"]) == (["relu4_1"], 0.05)
     (note,) = (line for line in capfd.readouterr().err.splitlines() if "repeats" in line)
-    assert note.startswith("brick.png repeats after")
+    assert note == "brick.png repeats every 57.3x42.5 px"
     assert "content" not in make(pebbles, result, "--epoch", "1")
 
 
