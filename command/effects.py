@@ -62,6 +62,7 @@ def check_effects(request: Request) -> None:
         if name in refused:
             raise UserError(f"--{name}: {why}")
     _check_combinations(request)
+    _check_exact_histogram(request)
 
 
 def effect_notes(request: Request, count: int) -> list[str]:
@@ -96,9 +97,6 @@ def _check_combinations(request: Request) -> None:
     for flag in ("style_image", "mix", "init", "mask", "expand"):
         if request.alpha and getattr(request, flag):
             raise UserError(f"--alpha: not allowed with --{flag}, as it needs one exemplar alone")
-    for flag, why in EXCLUDED_BY_EXACT_HISTOGRAM.items():
-        if request.exact_histogram and getattr(request, flag):
-            raise UserError(f"--exact_histogram: not allowed with --{flag}, {why}")
     if request.maps and request.mix:
         raise UserError("--maps: not allowed with --mix, as they describe one exemplar")
     if request.quiet and request.progress == "json":
@@ -134,6 +132,13 @@ def _check_combinations(request: Request) -> None:
         )
     if request.style_image and (request.mask or request.expand):
         raise UserError("--style_image: changes the whole picture, leave out --mask and --expand")
+
+
+def _check_exact_histogram(request: Request) -> None:
+    """Raise UserError for a flag that --exact_histogram excludes."""
+    for flag, why in EXCLUDED_BY_EXACT_HISTOGRAM.items():
+        if request.exact_histogram and getattr(request, flag):
+            raise UserError(f"--exact_histogram: not allowed with --{flag}, {why}")
 
 
 def _check_tiles(request: Request) -> None:

@@ -200,6 +200,7 @@ def test_it_can_be_left_out_again(folder):
     [
         ("--exact_histogram x", "--exact_histogram: 'x': give luminance, color or off"),
         ("--exact_histogram --mix a.png", "--exact_histogram: not allowed with --mix, as it takes"),
+        ("--exact_histogram --tile_set 2", "--exact_histogram: not allowed with --tile_set, who"),
         ("--exact_histogram --alpha", "--exact_histogram: not allowed with --alpha, as the"),
         ("--exact_histogram --guide a.png a.png", "--exact_histogram: not allowed with --guide, "),
         ("--exact_histogram --style_image a.png --keep_color", "not allowed with --keep_color, wh"),
