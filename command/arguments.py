@@ -27,7 +27,7 @@ NOT_RECORDED = {
     *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
 NOT_REPEATED = NOT_RECORDED | {"terms", "device"}  # flags that --from does not take from a record
-VERSION = "0.4.0"
+VERSION = "0.5.0"
 BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config", "terms"}  # flags that --score allows
 MOVED = {"--benchmark": "run python docs/benchmark.py"}  # removed flags -> replacements
 DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
@@ -41,7 +41,7 @@ FIRST = """Synthesise new texture of any size from a picture of a texture.
   --gt_path PICTURE ...   exemplars: files (also in textures/), folders or patterns
   --save_path FILE        result; by default result.jpg; out/ and out/{stem}_{seed}.png are allowed
   --size WIDTHxHEIGHT     size of the output; by default that of the exemplar
-  --preset best           copy pixels of the exemplar: preferred in blind comparisons
+  --preset best           the pictures that were preferred in blind comparisons
   --tile xy               make the output seamless in both directions
 
 --help all shows every flag, --help FLAG (--help tile) one flag with an example.

@@ -16,8 +16,8 @@ from command.display import duration
 from command.plan import Job
 from engine.optimizers import LBFGS_MEMORY
 from engine.precision import EXACT, convolution_seconds
-from engine.scales import Sizes, split_steps
-from engine.schedule import PAINTING_WORK, sizes_of, steps_after_painting
+from engine.scales import STEP_RATIO, Sizes, split_steps
+from engine.schedule import PAINTING_WORK, sizes_of, step_ratio, steps_after_painting
 from engine.searching import MAX_DESCRIPTORS
 from losses import MATCH_EVERY, METHODS, whole_layers_of
 from models import NETS, WIDTHS, halos, layer_table, resolve_layers
@@ -78,6 +78,7 @@ class Workload(NamedTuple):
     match_every: int = MATCH_EVERY
     max_patches: int = MAX_PATCHES
     repaint: float = 0.0
+    step_ratio: float = STEP_RATIO  # of the steps of successive scales
     whole: Sequence[str] = ()  # layers that a term needs whole, assembled from tiles
     tile_side: int | None = None  # px; None: the picture is evaluated as a whole
     graphs: int = 1  # number of tiles whose graphs are kept
@@ -106,17 +107,15 @@ class Workload(NamedTuple):
             spec.match_every,
             spec.max_patches,
             spec.repaint,
+            step_ratio(spec),
             [layer for layer in every if layer in whole | content],
         )
 
     @property
     def steps_at(self) -> list[int]:
-        """Steps of the optimiser at each scale. After painting, all steps are at the finest
-        scale."""
-        if self.repaint:
-            coarser = [0] * (len(self.scales) - 1)
-            return [*coarser, steps_after_painting(self.steps, self.repaint)]
-        return split_steps(self.steps, len(self.scales))
+        """Steps of the optimiser at each scale."""
+        steps = steps_after_painting(self.steps, self.repaint)
+        return split_steps(steps, len(self.scales), self.step_ratio)
 
     @property
     def pixels(self) -> int:

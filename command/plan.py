@@ -27,7 +27,7 @@ from command.canvas import (
     kept_pixels,
     output_size,
 )
-from command.effects import check_effects
+from command.effects import OF_STEPS, check_effects
 from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
 from command.floor import FLOOR, floor_size
 from command.maps import CarriedMap, alpha_map, read_map
@@ -51,9 +51,10 @@ from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.painting import check_sides
-from engine.schedule import sizes_of
+from engine.scales import with_margin
+from engine.schedule import margin_of, sizes_of
 from engine.spec import Spec, exemplar_of
-from losses import LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
+from losses import BEST, LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
 from models import least_side, resolve_layers, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
@@ -355,6 +356,7 @@ def _job(
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
     piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
     kind = kind_of(piece)
+    request = _for_kind(request, kind, exemplars, canvas)
     weights, term_notes = term_weights(request, name, kind, canvas)
     notes += period_notes(name, piece, kind, canvas, step) + term_notes
     if request.repaint:
@@ -416,7 +418,7 @@ def _notes_on_canvas(request: Request, spec: Spec, layers: Layers, item: WorkIte
     """Return notes if the result is resized at the end, or if JPEG changes pixels that are to be
     exact."""
     notes, size = [], sizes_of(spec, layers.trunk)[-1][1]
-    if size != spec.canvas.size:
+    if size != with_margin(spec.canvas.size, margin_of(spec)):
         notes.append(
             f"{item.exemplar.name}: made at {size_text(size)}, then resized to tile exactly"
         )
@@ -497,13 +499,29 @@ def _spec(
     )
 
 
+def _for_kind(
+    request: Request, kind: Kind, exemplars: tuple[Exemplar, ...], canvas: Canvas
+) -> Request:
+    """Return the request with the steps that the preset BEST takes for an exemplar.
+
+    Judges preferred an optimized painting for textures without order, and the painting itself for
+    those with rows, columns or a grain along an axis. Of several exemplars, and with maps, a
+    picture is only painted too. Flags of the optimization win.
+    """
+    ordered = kind.regular or bool(kind.axis)
+    painted = ordered or len(exemplars) > 1 or canvas.has_maps
+    given = request.asked.keys() & {"repaint", "epoch", *OF_STEPS}
+    only = request.preset == BEST and painted and not given
+    return replace(request, repaint=1.0) if only else request
+
+
 def _painting_description(request: Request, kind: Kind) -> str:
     """Return the part of a note that says how a texture of this kind is painted, and the flag that
     changes it."""
     straight = ", rows and columns straight" if kind.regular else ""
-    polish = f", then polished by {request.method}" if request.repaint < 1 else ""
+    then = f", then optimised by {request.method}" if request.repaint < 1 else ""
     return (
-        f"painted with its pixels{straight}{polish} (--repaint {request.repaint:g}; "
+        f"painted with its pixels{straight}{then} (--repaint {request.repaint:g}; "
         "--repaint 0 optimises without painting)"
     )
 

@@ -14,7 +14,7 @@ from engine.objective import State
 from engine.synthesis import Frame
 from utils import UserError
 
-FORMAT = 4  # version of the file format; other versions are refused
+FORMAT = 5  # version of the file format; other versions are refused
 INTERVAL = 30.0  # s
 
 

@@ -4,21 +4,24 @@ import torch
 from torch import Tensor
 
 from engine.colours import with_chroma
+from engine.scales import with_margin, without_margin
 from terms.base import Canvas
 from utils import Size, resize
 
 
-def whole(canvas: Canvas, image: Tensor) -> Tensor:
-    """Resize a picture to the canvas, and restore the pixels outside the mask or, if the canvas
-    keeps colour, the hue and saturation of the content.
+def whole(canvas: Canvas, image: Tensor, margin: Size) -> Tensor:
+    """Resize a picture to the canvas and its margin, cut the margin, and restore the pixels outside
+    the mask or, if the canvas keeps colour, the hue and saturation of the content.
 
     Args:
         image: (1, 3 or 1, h, w) in [0, 1].
+        margin: rows and columns beyond each border of the canvas.
 
     Returns:
         (1, 3, H, W) in [0, 1].
     """
-    image = resize(image, canvas.size, canvas.wrap).expand(-1, 3, -1, -1)
+    image = resize(image, with_margin(canvas.size, margin), canvas.wrap)
+    image = without_margin(image, margin).expand(-1, 3, -1, -1)
     if canvas.mask is not None and canvas.init is not None:
         image = torch.where(canvas.mask, image, canvas.init)
     elif canvas.keep_color and canvas.content is not None:

@@ -2,10 +2,13 @@
 
 import math
 
+from torch import Tensor
+
 from utils import Size, UserError, size_text
 
 COARSEST = 64  # px, shorter side of the exemplar at the coarsest scale
 STEP_RATIO = 0.7  # number of steps of a scale, relative to that of the next coarser scale
+AFTER_PAINTING_RATIO = 0.45  # the same for optimization from a painting, which has fine detail
 
 Sizes = list[tuple[Size, Size]]  # (exemplar, output) of each scale, coarse to fine
 
@@ -54,14 +57,25 @@ def _divided(size: Size, factor: float, multiples: Size) -> Size:
     return height, width
 
 
-def split_steps(steps: int, scales: int) -> list[int]:
-    """Return the number of steps of each scale, coarse to fine. Each scale has `STEP_RATIO` times
-    as many as the next coarser one. If there are any steps, the coarsest scale has at least one.
+def split_steps(steps: int, scales: int, ratio: float = STEP_RATIO) -> list[int]:
+    """Return the number of steps of each scale, coarse to fine. Each scale has `ratio` times as
+    many as the next coarser one. If there are any steps, the coarsest scale has at least one.
 
     At each finer scale, a step takes four times as long and improves the picture less, but errors
     that remain at the finest scale are the visible ones.
     """
-    parts = [STEP_RATIO**scale for scale in range(scales)]
+    parts = [ratio**scale for scale in range(scales)]
     ends = [round(steps * sum(parts[: k + 1]) / sum(parts)) for k in range(scales)]
     ends = [max(end, min(steps, 1)) for end in ends]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def with_margin(size: Size, margin: Size) -> Size:
+    """Return a size with a margin of so many rows and columns at each border."""
+    return size[0] + 2 * margin[0], size[1] + 2 * margin[1]
+
+
+def without_margin(image: Tensor, margin: Size) -> Tensor:
+    """Cut so many rows and columns at each border of a picture (..., h, w)."""
+    rows, columns = margin
+    return image[..., rows : image.shape[-2] - rows, columns : image.shape[-1] - columns]

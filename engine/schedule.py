@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.painting import MIN_SIDE
-from engine.scales import Sizes, pyramid, split_steps
+from engine.scales import AFTER_PAINTING_RATIO, STEP_RATIO, Sizes, pyramid, split_steps, with_margin
 from engine.spec import Spec
 from engine.tiling import WHOLE, Tiling
 from models import least_side, stride
@@ -14,6 +14,9 @@ from utils import Size, size_of
 # Work of a painting, in steps at the finest scale. Measured: 6 steps of gram, 3 of guided.
 PAINTING_WORK = 4
 STEP_OVERHEAD = 2000  # px; work of a step that does not depend on the size of the picture
+# Width in px of the margin of a painting, at most this part of a side. Statistics determine pixels
+# near a border less than others, so that optimization tears objects there.
+MARGIN, MARGIN_PART = 24, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Stage:
     """Part of a synthesis: painting, or optimization at one size."""
 
     source_size: Size  # of the first exemplar, resized for this stage
-    size: Size  # of the output
+    size: Size  # of the output, with the margin
     steps: int
     scale: int = 1  # 1 ... scales, coarse to fine
     scales: int = 1
@@ -73,9 +76,8 @@ class Schedule:
 def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
     """Return the schedule of a synthesis.
 
-    Without painting, the steps are spread over the scales. With painting, the remaining steps are
-    taken at the finest scale; if a content picture determines the layout, they are spread over the
-    scales and come before painting.
+    The steps that optimize are spread over the scales. Painting comes before them or, if a content
+    picture determines the layout, after them.
 
     Args:
         layers: layers of the network.
@@ -83,30 +85,37 @@ def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
     Raises:
         UserError: see `pyramid`.
     """
-    sizes = sizes_of(spec, layers)
     if not spec.repaint:
-        return Schedule(_scales(spec, sizes, spec.steps))
-    exemplar, output = size_of(spec.exemplars[0].image), sizes[-1][1]
+        return Schedule(_scales(spec, layers, spec.steps))
     rest = steps_after_painting(spec.steps, spec.repaint)
+    optimizing = _scales(spec, layers, rest) if rest else ()
+    exemplar, output = size_of(spec.exemplars[0].image), sizes_of(spec, layers)[-1][1]
     painting = Stage(exemplar, output, spec.steps - rest, is_painting=True)
-    if spec.canvas.content is not None:
-        return Schedule((*(_scales(spec, sizes, rest) if rest else ()), painting))
-    finest = Stage(exemplar, output, rest, tiling=spec.finest_tiling, after_painting=True)
-    return Schedule((painting, finest) if rest else (painting,))
+    first = spec.starts_from_painting
+    return Schedule((painting, *optimizing) if first else (*optimizing, painting))
 
 
-def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
+def _scales(spec: Spec, layers: list[str], steps: int) -> tuple[Stage, ...]:
     """Return optimization stages, coarse to fine. A single scale becomes two stages of one size, so
     that the detail of the second can be painted."""
+    sizes = sizes_of(spec, layers)
     tilings = spec.tilings or (WHOLE,) * len(sizes)
-    paints = _can_be_painted(spec)
+    paints = not spec.starts_from_painting and _can_be_painted(spec)
     if paints and len(sizes) == 1:
         sizes, tilings = sizes * 2, tilings * 2
     count = len(sizes)
-    shares = split_steps(steps, count)
+    shares = split_steps(steps, count, step_ratio(spec))
     rows = zip(sizes, tilings, shares, strict=True)
     return tuple(
-        Stage(*sides, share, n, count, tiling, paints_detail=paints and n == count and share > 0)
+        Stage(
+            *sides,
+            share,
+            n,
+            count,
+            tiling,
+            paints_detail=paints and n == count and share > 0,
+            after_painting=spec.starts_from_painting,
+        )
         for n, (sides, tiling, share) in enumerate(rows, 1)
     )
 
@@ -121,8 +130,28 @@ def steps_after_painting(steps: int, repaint: float) -> int:
     return steps - round(repaint * steps)
 
 
+def step_ratio(spec: Spec) -> float:
+    """Return the number of steps of a scale, relative to that of the next coarser scale."""
+    return AFTER_PAINTING_RATIO if spec.starts_from_painting else STEP_RATIO
+
+
+def margin_of(spec: Spec) -> Size:
+    """Return the numbers of rows and columns beyond each border of the canvas, for a painting that
+    is optimized. There are none along axes that repeat, nor with maps, which end at the border."""
+    optimizes = spec.starts_from_painting and steps_after_painting(spec.steps, spec.repaint) > 0
+    if not optimizes or spec.canvas.has_maps:
+        return 0, 0
+    width = min(MARGIN, int(MARGIN_PART * min(spec.canvas.size)))
+    down, across = (0 if axis in spec.canvas.wrap else width for axis in "yx")
+    return down, across
+
+
 def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
-    """Return the sizes of (exemplar, output) from coarse to fine, as `pyramid` does."""
+    """Return the sizes of (exemplar, output) from coarse to fine, as `pyramid` does. The output has
+    the margin."""
     down, across = (stride(layers) if axis in spec.canvas.wrap else 1 for axis in "yx")
-    exemplar = size_of(spec.exemplars[0].image)
-    return pyramid(exemplar, spec.canvas.size, spec.scales, least_side(layers), (down, across))
+    exemplar, output = (
+        size_of(spec.exemplars[0].image),
+        with_margin(spec.canvas.size, margin_of(spec)),
+    )
+    return pyramid(exemplar, output, spec.scales, least_side(layers), (down, across))

@@ -44,6 +44,12 @@ class Spec:
     seed: int = 0
 
     @property
+    def starts_from_painting(self) -> bool:
+        """Whether optimization starts from a painting; otherwise it starts from noise, or from the
+        content or `canvas.init`."""
+        return self.repaint > 0 and self.canvas.content is None
+
+    @property
     def finest_tiling(self) -> Tiling:
         """The tiling of the finest scale."""
         return self.tilings[-1] if self.tilings else WHOLE

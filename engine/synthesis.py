@@ -15,13 +15,16 @@ from engine.objective import Extract, Objective, State
 from engine.optimizers import LEARNING_RATES, Settings, Step, minimize
 from engine.painting import Painting, PaintingFrame
 from engine.precision import ROUGH, convolving
-from engine.schedule import Schedule, Stage, schedule_of
+from engine.scales import without_margin
+from engine.schedule import Schedule, Stage, margin_of, schedule_of
 from engine.spec import Spec
 from engine.start import (
     all_grey,
     in_exemplars_colours,
     noise,
     painted,
+    partly_painted,
+    with_detail_of_painting,
     with_given_pixels,
     with_noise_detail,
     with_painted_detail,
@@ -59,6 +62,7 @@ class Frame:
     pixels: Tensor  # the best picture so far at this scale, (1, 3 or 1, h, w) in [0, 1]
     canvas: Canvas
     loss: float = math.nan  # of that picture; NaN while painting
+    margin: Size = (0, 0)  # rows and columns of `pixels` beyond each border of the canvas
     painting: Painting | None = None
     went_back: bool = False  # whether Adam went back to the best picture after a non-finite loss
     # Returns the state from which `frames` resumes after this frame; to be called before the next
@@ -68,21 +72,26 @@ class Frame:
     @cached_property
     def made(self) -> Made:
         """The picture of this frame as it is saved, of the canvas's size."""
-        image, canvas = whole(self.canvas.to(self.pixels.device), self.pixels), self.canvas
-        if canvas.edges is not None:
+        canvas = self.canvas
+        image = whole(canvas.to(self.pixels.device), self.pixels, self.margin)
+        if canvas.edges is not None:  # such a canvas repeats and has no margin
             tile = fitted(image, canvas.edges.to(image.device), roll=not canvas.has_layout)
             return Made(tile.image, self.painting, tile.shift, tile.inside)
         shift = (0, 0) if canvas.has_layout else cut_at(image, canvas.wrap)
-        return Made(image.roll(shift, (2, 3)), self.painting, shift)
+        painting = self.painting
+        if painting is not None:
+            places = without_margin(painting.places, self.margin)
+            painting = Painting(without_margin(painting.image, self.margin), places)
+        return Made(image.roll(shift, (2, 3)), painting, shift)
 
 
 def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[Frame]:
     """Synthesize a texture like the exemplars.
 
     Without painting, the picture is optimized coarse to fine from white noise. With painting, it is
-    painted with the exemplars' pixels; the remaining steps optimize it at the finest scale, which
-    restores the grain and the colours that averaging of patches removes. If a content picture
-    determines the layout, optimization comes first and painting last.
+    painted with the exemplars' pixels; the remaining steps optimize it coarse to fine, which heals
+    seams and repetitions. If a content picture determines the layout, optimization comes first and
+    painting last.
 
     Args:
         spec: its tensors are on the device of the network. Sides along which the output repeats are
@@ -101,7 +110,7 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
     """
     run = _Run(spec, net, schedule_of(spec, net.layers))
     if not spec.repaint:
-        yield from _from_noise(run, state)
+        yield from _coarse_to_fine(run, state)
     elif spec.canvas.content is None:
         yield from _painted_then_optimized(run, state)
     else:
@@ -120,7 +129,9 @@ class _Run:
         """Return the frame after the first `steps` steps of a stage."""
         stage = self.schedule.stages[index]
         number, work = self.schedule.position(index, steps)
-        return Frame(number, stage.scale, stage.scales, work, pixels, self.spec.canvas)
+        canvas = self.spec.canvas
+        margin = margin_of(self.spec)
+        return Frame(number, stage.scale, stage.scales, work, pixels, canvas, margin=margin)
 
 
 # ------------------------------------------------------------------------------------- recipes
@@ -128,56 +139,39 @@ class _Run:
 Optimized = Generator[Frame, None, tuple[Tensor, _Run]]  # returns the picture and the run so far
 
 
-def _from_noise(run: _Run, state: State | None) -> Optimized:
-    """Optimize a picture coarse to fine, from white noise.
+def _coarse_to_fine(run: _Run, state: State | None, painting: Tensor | None = None) -> Optimized:
+    """Optimize a picture coarse to fine.
 
-    The first scale starts from noise with the mean and covariance of the exemplars' colours, each
-    other scale from the enlarged result of the coarser one (Snelgrove 2017, Gonthier et al. 2022).
-
-    Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
-    start follows the grid of the network's pooling. At intermediate scales, the detail is noise
-    with the colour covariance of the detail that the exemplar gains there. At the finest scale, the
-    detail is painted with the exemplar's patches instead: optimization from noise would produce
-    hatching and dark points, since their Gram matrices equal those of edges.
+    Args:
+        painting: (1, 3, H, W) in [0, 1], with the margin, whose detail each scale starts with.
+            None: the picture starts from noise.
     """
-    spec, stages = run.spec, run.schedule.stages
-    generator = torch.Generator().manual_seed(spec.seed)
-    first = 0
+    generator = torch.Generator().manual_seed(run.spec.seed)
+    first, image = 0, None
     if state is not None:
         first, image = state["stage"], state["minimizer"]["optimizer"]["image"]
         run = replace(run, schedule=run.schedule.with_steps(state["steps"]))
         generator.set_state(state["generator"])
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(run.schedule.stages):
         if index < first or stage.is_painting:
             continue
         if state is None:
-            if index == 0:
-                image = noise(spec, stage.size, generator)
-            image = resize(image, stage.size, spec.canvas.wrap)
-            if stage.paints_detail:
-                image = with_painted_detail(spec, image)
-            elif index > 0:
-                image = with_noise_detail(spec, image, stages[index - 1], stage, generator)
-            image = _start(spec, stage, image)
-        drawn = {"generator": generator.get_state()}
-        image, run = yield from _optimized(run, index, image, state, extra_state=drawn)
+            image = _start(run, index, image, painting, generator)
+        assert image is not None  # as a state has the image
+        extra = {"generator": generator.get_state()}
+        if painting is not None:
+            extra["painting"] = painting
+        image, run = yield from _optimized(run, index, image, state, extra_state=extra)
         state = None
+    assert image is not None  # as a schedule has at least one stage
     return image, run
 
 
 def _painted_then_optimized(run: _Run, state: State | None) -> Optimized:
-    """Paint a picture with the exemplars' pixels, then optimize it at the finest scale."""
-    if state is None:
-        painting = yield from _painted(run, 0)
-    else:
-        painting = Painting(*state["painting"])
-    image = painting.image
+    """Paint a picture with the exemplars' pixels, then optimize it coarse to fine."""
+    image = (yield from _painted(run, 0)).image if state is None else state["painting"]
     if len(run.schedule.stages) > 1:
-        if state is None:
-            image = _start(run.spec, run.schedule.stages[1], image)
-        extra = {"painting": [painting.image, painting.places]}
-        optimized = _optimized(run, 1, image, state, extra_state=extra, painting=painting)
-        image, run = yield from optimized
+        return (yield from _coarse_to_fine(run, state, image))
     return image, run
 
 
@@ -185,7 +179,7 @@ def _optimized_then_painted(run: _Run, state: State | None) -> Optimized:
     """Optimize a picture coarse to fine, then paint one of the same layout."""
     layout, last = run.spec.canvas.content, len(run.schedule.stages) - 1
     if last > 0:
-        layout, run = yield from _from_noise(run, state)
+        layout, run = yield from _coarse_to_fine(run, state)
     painting = yield from _painted(run, last, layout)
     return painting.image, run
 
@@ -218,13 +212,7 @@ def _painted(
 
 
 def _optimized(
-    run: _Run,
-    index: int,
-    image: Tensor,
-    state: State | None,
-    *,
-    extra_state: State,
-    painting: Painting | None = None,
+    run: _Run, index: int, image: Tensor, state: State | None, *, extra_state: State
 ) -> Optimized:
     """Run an optimization stage.
 
@@ -232,8 +220,6 @@ def _optimized(
         image: the start, (1, 3 or 1, h, w) in [0, 1], of the stage's size.
         state: from a frame of this stage; None: the stage starts anew.
         extra_state: items to add to the state of each frame.
-        painting: the painting from which the stage starts, to be stored in the frames; None: the
-            start was not painted.
     """
     spec, stage = run.spec, run.schedule.stages[index]
     before = [one.steps for one in run.schedule.stages[:index]]
@@ -247,7 +233,6 @@ def _optimized(
         return replace(
             run.frame(index, step.number, step.image),
             loss=step.loss,
-            painting=painting,
             went_back=step.went_back,
             state=current if step.state else None,
         )
@@ -257,7 +242,7 @@ def _optimized(
         steps = minimize(image, objective, _settings(spec, stage), minimizer)
         image, taken = yield from _mapped(steps, frame)
     if not stage.steps and index == len(run.schedule.stages) - 1:
-        yield replace(run.frame(index, 0, image), painting=painting)
+        yield run.frame(index, 0, image)
     return image, replace(run, schedule=run.schedule.ended(index, taken))
 
 
@@ -277,8 +262,39 @@ def _mapped(items: Generator[X, None, R], function: Callable[[X], Y]) -> Generat
         yield function(item)
 
 
-def _start(spec: Spec, stage: Stage, image: Tensor) -> Tensor:
-    """Return the start of a stage, (1, 3 or 1, h, w), with the given pixels inserted."""
+def _start(
+    run: _Run, index: int, image: Tensor | None, painting: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Return the start of an optimization stage, (1, 3 or 1, h, w).
+
+    Without a painting, the first scale starts from noise with the mean and covariance of the
+    exemplars' colours, each other scale from the enlarged result of the coarser one (Snelgrove
+    2017, Gonthier et al. 2022).
+
+    Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
+    start follows the grid of the network's pooling. At intermediate scales, the detail is noise
+    with the colour covariance of the detail that the exemplar gains there. At the finest scale, the
+    detail is painted with the exemplar's patches instead: optimization from noise would produce
+    hatching and dark points, since their Gram matrices equal those of edges.
+
+    Args:
+        image: the result of the coarser stage; None: this is the coarsest one.
+        painting: as in `_coarse_to_fine`.
+    """
+    spec, stage = run.spec, run.schedule.stages[index]
+    if image is None:
+        image = noise(spec, stage.size, generator)
+        if painting is not None:
+            image = partly_painted(spec, painting, image)
+    else:
+        coarser = run.schedule.stages[index - 1]
+        image = resize(image, stage.size, spec.canvas.wrap)
+        if painting is not None:
+            image = with_detail_of_painting(spec, image, painting, coarser, stage)
+        elif not stage.paints_detail:
+            image = with_noise_detail(spec, image, coarser, stage, generator)
+    if stage.paints_detail:
+        image = with_painted_detail(spec, image)
     if all_grey(spec):
         image = image[:, :1]
     first = stage.scale == 1 and not (stage.paints_detail or stage.after_painting)

@@ -121,6 +121,11 @@ class Canvas:
         return any(x is not None for x in (self.init, self.content, self.guide))
 
     @property
+    def has_maps(self) -> bool:
+        """Whether the canvas has any map."""
+        return self.has_layout or self.mask is not None or self.regions is not None
+
+    @property
     def output_regions(self) -> Tensor | None:
         """(1, 1, H, W) of int64: the region of every output pixel; None: a single region.
 

@@ -108,9 +108,19 @@ def test_mixed_exemplars_are_resized_as_the_exemplar_is():
 def test_finish_puts_back_what_is_kept():
     init, mask = noise(1, 3, 8, 8, seed=1), noise(1, 1, 8, 8) > 0.5
     image = noise(1, 3, 8, 8, seed=2)
-    found = whole(Canvas((8, 8), init=init, mask=mask), image)
+    found = whole(Canvas((8, 8), init=init, mask=mask), image, (0, 0))
     assert torch.equal(found, torch.where(mask, image, init))
-    assert torch.equal(whole(Canvas((8, 8), init=init), image), image)
+    assert torch.equal(whole(Canvas((8, 8), init=init), image, (0, 0)), image)
+
+
+def test_finish_cuts_the_margin():
+    image = noise(1, 3, 10, 14)
+    found = whole(Canvas((8, 8)), image, (1, 3))
+    assert torch.equal(found, image[..., 1:-1, 3:-3])
+    small = resize(image, (5, 7))  # a coarser scale; the margin is in px of the canvas
+    assert torch.equal(
+        whole(Canvas((8, 8)), small, (1, 3)), resize(small, (10, 14))[..., 1:-1, 3:-3]
+    )
 
 
 def test_expanded_by_hand():

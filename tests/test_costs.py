@@ -87,13 +87,13 @@ def test_time_follows_pixels_and_steps():
     assert (two - one) / costs.OVERHEAD == pytest.approx(2 * 482_688 * 512**2)
 
 
-def test_steps_after_painting_are_at_the_finest_scale():
-    """Where a picture is painted for 80 of 100 steps, 20 are left; else the finer of two scales has
-    0.7 times as many steps."""
+def test_steps_of_each_scale():
+    """The finer of two scales has 0.7 times as many steps, here 0.45 times if painting takes 42 of
+    100 steps."""
     scales = [((64, 64), (64, 64)), ((128, 128), (128, 128))]
     run = Workload("vgg19", LAYERS, scales, LAYERS, steps=100)
     assert run.steps_at == [59, 41]
-    assert run._replace(repaint=0.8).steps_at == [0, 20]
+    assert run._replace(repaint=0.42, step_ratio=0.45).steps_at == [40, 18]
 
 
 def test_matching_grows_with_the_square_of_the_pixels():

@@ -137,7 +137,7 @@ def test_a_picture_is_there_once_a_layout_was_tried(exemplar, tmp_path, monkeypa
         raise Stopped(signal.SIGINT)
 
     monkeypatch.setattr(painting, "paint_round", stopped)
-    flags = f"--gt_path {exemplar} --preset best --size 48x40 --device cpu --quiet --save_path "
+    flags = f"--gt_path {exemplar} --preset draft --size 48x40 --device cpu --quiet --save_path "
     assert Synthesis.main([*flags.split(), f"{tmp_path}/made.png"]) == 130
     assert capfd.readouterr().err == "Synthesis.py: interrupted\n"
     with Image.open(tmp_path / "made.png") as picture:

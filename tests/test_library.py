@@ -51,7 +51,7 @@ def test_a_list_comes_back_where_several_are_asked_for(several, count, folder):
 
 
 def test_without_a_path_nothing_is_written_and_nothing_is_said(folder, capfd):
-    for flags in ({}, {"tile": "xy"}, {"preset": "best", "epoch": None}):
+    for flags in ({}, {"tile": "xy"}, {"preset": "draft", "epoch": None}):
         synthesize("a.png", **QUICK | flags)
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png"]
     assert capfd.readouterr() == ("", "")
@@ -69,7 +69,7 @@ def test_without_a_path_nothing_is_written_and_nothing_is_said(folder, capfd):
         ({"json": True}, "--json: makes no picture"),
         ({"size": np.zeros(2)}, "--size: takes no picture"),
         ({"sise": 3}, "--sise: no such flag"),
-        ({"lr": 0.1, "preset": "best", "epoch": None}, "--lr: no effect"),
+        ({"lr": 0.1, "preset": "draft", "epoch": None}, "--lr: no effect"),
     ],
 )
 def test_what_has_no_meaning_here_is_refused(flags, told, folder):

@@ -139,7 +139,7 @@ def test_what_the_canvas_keeps_of_the_exemplar_keeps_its_map():
     assert (found[..., 0, 0] == 7).all() and torch.equal(found[..., 1:, :2], given[..., 1:, :2])
 
 
-@pytest.mark.parametrize("flags", ["--preset best", "--method gram --epoch 8"])
+@pytest.mark.parametrize("flags", ["--preset draft", "--method gram --epoch 8"])
 def test_maps_of_a_damaged_material_are_mended_with_it(flags, material, narrow_net):
     """Outside the hole each map is what it was, and what it has in the hole comes nowhere."""
     hole = torch.zeros(1, 1, 48, 48)
@@ -392,7 +392,7 @@ def material(tmp_path, monkeypatch):
     coarse = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     save("stone.png", resize(coarse, (48, 48)))
 
-    def run(*maps, flags=("--preset", "best")):
+    def run(*maps, flags=("--preset", "draft")):
         return main(
             ["--gt_path", "stone.png", "--maps", *maps, *flags]
             + ["--model", "vgg16-caffe", "--device", "cpu", "--save_path", "o.png", "--overwrite"]
@@ -443,7 +443,7 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     names = (
         "a_normal.png b.jpg bc5_nrm.png which.png palette_id.png rough.png few_mask.png height.png"
     )
-    assert material(*names.split(), flags=("--preset", "best", *more)) == 0
+    assert material(*names.split(), flags=("--preset", "draft", *more)) == 0
     for name in ("a_normal", "b", "bc5_nrm"):
         mode, found = opened(f"o_{name}.png")
         vectors = found[..., :3] / 127.5 - 1
@@ -517,7 +517,7 @@ def test_a_map_goes_where_the_colour_goes(flags, material, narrow_net):
     """The exemplar itself, carried as a map, is the picture that is painted."""
     with Image.open("stone.png") as picture:
         picture.save("copy.png")
-    assert material("color:copy.png", flags=("--preset", "best", *flags)) == 0
+    assert material("color:copy.png", flags=("--preset", "draft", *flags)) == 0
     one, other = (opened(name)[1].astype(float).ravel() for name in ("o.png", "o_copy.png"))
     assert np.corrcoef(one, other)[0, 1] > 0.9
 
@@ -575,7 +575,7 @@ def test_maps_keep_their_bits(flags, material, narrow_net):
     ):
         save_picture(pixels, Path(name), {}, bits, kind)
     names = "height.tif depth.exr a_normal.exr b_normal.png".split()
-    assert material(*names, flags=("--preset", "best", *flags)) == 0
+    assert material(*names, flags=("--preset", "draft", *flags)) == 0
     height, depth, signed, deep = (read_picture(Path(f"o_{name}"), DATA) for name in names)
     assert height.grey and depth.grey and not deep.grey
     assert [one.bits for one in (height, depth, signed, deep)] == [32, 32, 32, 16]

@@ -133,7 +133,7 @@ WITHOUT_EFFECT = [
 
 
 @pytest.mark.parametrize("flag", [*WITHOUT_EFFECT, "--epoch 7000"])
-@pytest.mark.parametrize("painted", ["--repaint 1", "--preset best", "--preset draft"])
+@pytest.mark.parametrize("painted", ["--repaint 1", "--preset draft"])
 def test_what_painting_has_no_use_for_is_refused(flag, painted):
     name = flag.split()[0]
     with pytest.raises(UserError, match=rf"^{name}: no effect on .*--repaint 1.*--repaint 0\.5"):
@@ -144,8 +144,8 @@ def test_what_painting_has_no_use_for_is_refused(flag, painted):
     "flags, told",
     [
         ("--repaint 0.999 --lr 0.1 --epoch 100", "--lr: no effect"),  # no step of 100 is left
-        ("--style_image leaf.jpg --preset best --content_weight 1", "--content_weight: no effect"),
-        ("--style_image leaf.jpg --preset best --init brick.png", "--init: no effect"),
+        ("--style_image leaf.jpg --preset draft --content_weight 1", "--content_weight: no effect"),
+        ("--style_image leaf.jpg --preset draft --init brick.png", "--init: no effect"),
         ("--epoch 50 --save_every 51", "--save_every: no effect with --epoch 50"),
         (
             "--match_every 3",
@@ -208,6 +208,34 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
         assert not torch.equal(painted(flag), plain), flag
 
 
+@pytest.mark.parametrize(
+    "flags, share, told",
+    [
+        (
+            "--gt_path leaf.jpg",
+            0.2,
+            "with objects: painted with its pixels, then optimised by gram",
+        ),
+        (
+            "--gt_path brick.png",
+            1,
+            "periodic: painted with its pixels, rows and columns straight (",
+        ),
+        ("--gt_path wood.png", 1, "directional: painted with its pixels ("),  # grain along an axis
+        ("--gt_path leaf.jpg --mix pebbles.png", 1, "with objects: painted with its pixels ("),
+        ("--gt_path leaf.jpg --expand 320", 1, "with objects: painted with its pixels ("),
+        # A flag of the optimization is not ignored.
+        ("--gt_path brick.png --method cnnmrf", 0.2, "columns straight, then optimised by cnnmrf"),
+        ("--gt_path brick.png --epoch 500", 0.2, "columns straight, then optimised by gram"),
+        ("--gt_path brick.png --repaint 0.5", 0.5, "columns straight, then optimised by gram"),
+    ],
+)
+def test_what_the_preset_best_does_with_an_exemplar(flags, share, told):
+    (job,), notes = plan(parse(["--preset", "best", *flags.split()]))
+    assert (job.spec.repaint, job.record["repaint"]) == (share, share)
+    assert any(told in note for note in notes)
+
+
 def test_presets_hold_no_flag_without_an_effect():
     for name, flags in PRESETS.items():
         spelled = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
@@ -215,7 +243,7 @@ def test_presets_hold_no_flag_without_an_effect():
 
 
 def test_what_is_not_refused_is_told():
-    request = parse("--preset best --resume --workers 3".split())
+    request = parse("--preset draft --resume --workers 3".split())
     resume, workers = effect_notes(request, 1)
     assert resume.startswith("--resume: painting saves no checkpoints")
     assert workers.startswith("--workers 3: one picture is made by")
@@ -226,7 +254,7 @@ def test_flags_of_a_record_without_an_effect_are_told(tmp_path):
     record = {"gt_path": "leaf.jpg", "inputs": {}}
     record["asked"] = {"gt_path": "leaf.jpg", "lr": 0.2, "tv": 3, "seed": 4}
     save_picture(torch.zeros(1, 3, 8, 8), tmp_path / "one.png", record)
-    request = parse(["--from", str(tmp_path / "one.png"), "--preset", "best"])
+    request = parse(["--from", str(tmp_path / "one.png"), "--preset", "draft"])
     assert work_items(request)
     (note,) = effect_notes(request, 1)
     assert note.endswith("flags of its record have no effect here: --lr, --tv")

@@ -41,7 +41,7 @@ def run(command):
     "flags",
     [
         "--seed 3 --optimizer LBFGS --lr 0.5 --size 32x24 --scales 1",
-        "--preset best",
+        "--preset draft",
         "--method cnnmrf --patch_rotations -30 90 --match_every 2 --layers conv2_1",
         "--mix b.png:0.3 c.png",
         "--guide half.png half.png --method cnnmrf",
@@ -56,7 +56,7 @@ def run(command):
     ],
 )
 def test_from_makes_that_very_picture(flags, folder):
-    steps = "" if "best" in flags else "--epoch 4"
+    steps = "" if "draft" in flags else "--epoch 4"
     assert run(f"--gt_path a.png {steps} --save_path one/{{stem}}.png {flags}") == 0
     for one in sorted(path for path in (folder / "one").iterdir() if "error" in read_record(path)):
         if one.stem.endswith("_tiled"):
