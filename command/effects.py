@@ -149,9 +149,9 @@ def _check_tiles(request: Request) -> None:
         raise UserError(
             f"--tile {request.tile}: not allowed with --tile_set, whose tiles fit along every edge"
         )
-    one = f"--tile_set {request.tile_set}" if request.tile_set else f"--edges_of {request.edges_of}"
     if not (request.tile_set or request.edges_of):
         return
+    one = f"--tile_set {request.tile_set}" if request.tile_set else f"--edges_of {request.edges_of}"
     if request.tile_set and request.edges_of:
         raise UserError(
             f"--edges_of {request.edges_of}: not allowed with {one}, whose first tile has edges of "

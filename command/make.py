@@ -131,10 +131,9 @@ def saved_result(
         record[INTERRUPTED] = frame.step
     if points := stats.points(RECORDED):
         record[CURVE] = points
-    saved, made = Saved(job.save_path, record), frame.made
+    saved, made = Saved(job.save_path, record), with_histogram(job, frame.made)
     if job.spec.group.rank == 0:  # the picture of the other ranks is the same
         group = job.spec.group if finished else SINGLE_PROCESS  # others may be at another step
-        made = with_histogram(job, made)
         saved = save(with_free_path(job, record), made, record, net, group)
     elif finished:
         saved_error(made.image, job, net, job.spec.group)

@@ -31,7 +31,6 @@ class Stage:
     tiling: Tiling = WHOLE
     paints_detail: bool = False  # whether the fine detail of its start is painted
     is_painting: bool = False  # whether it paints; otherwise it optimizes
-    after_painting: bool = False  # whether it optimizes a painting
 
     @property
     def step_work(self) -> float:
@@ -85,20 +84,19 @@ def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
     Raises:
         UserError: see `pyramid`.
     """
+    sizes = sizes_of(spec, layers)
     if not spec.repaint:
-        return Schedule(_scales(spec, layers, spec.steps))
+        return Schedule(_scales(spec, sizes, spec.steps))
     rest = steps_after_painting(spec.steps, spec.repaint)
-    optimizing = _scales(spec, layers, rest) if rest else ()
-    exemplar, output = size_of(spec.exemplars[0].image), sizes_of(spec, layers)[-1][1]
-    painting = Stage(exemplar, output, spec.steps - rest, is_painting=True)
+    optimizing = _scales(spec, sizes, rest) if rest else ()
+    painting = Stage(*sizes[-1], spec.steps - rest, is_painting=True)
     first = spec.starts_from_painting
     return Schedule((painting, *optimizing) if first else (*optimizing, painting))
 
 
-def _scales(spec: Spec, layers: list[str], steps: int) -> tuple[Stage, ...]:
+def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
     """Return optimization stages, coarse to fine. A single scale becomes two stages of one size, so
     that the detail of the second can be painted."""
-    sizes = sizes_of(spec, layers)
     tilings = spec.tilings or (WHOLE,) * len(sizes)
     paints = not spec.starts_from_painting and _can_be_painted(spec)
     if paints and len(sizes) == 1:
@@ -107,15 +105,7 @@ def _scales(spec: Spec, layers: list[str], steps: int) -> tuple[Stage, ...]:
     shares = split_steps(steps, count, step_ratio(spec))
     rows = zip(sizes, tilings, shares, strict=True)
     return tuple(
-        Stage(
-            *sides,
-            share,
-            n,
-            count,
-            tiling,
-            paints_detail=paints and n == count and share > 0,
-            after_painting=spec.starts_from_painting,
-        )
+        Stage(*sides, share, n, count, tiling, paints_detail=paints and n == count and share > 0)
         for n, (sides, tiling, share) in enumerate(rows, 1)
     )
 
@@ -150,8 +140,6 @@ def sizes_of(spec: Spec, layers: list[str]) -> Sizes:
     """Return the sizes of (exemplar, output) from coarse to fine, as `pyramid` does. The output has
     the margin."""
     down, across = (stride(layers) if axis in spec.canvas.wrap else 1 for axis in "yx")
-    exemplar, output = (
-        size_of(spec.exemplars[0].image),
-        with_margin(spec.canvas.size, margin_of(spec)),
-    )
+    exemplar = size_of(spec.exemplars[0].image)
+    output = with_margin(spec.canvas.size, margin_of(spec))
     return pyramid(exemplar, output, spec.scales, least_side(layers), (down, across))

@@ -89,9 +89,9 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
     """Synthesize a texture like the exemplars.
 
     Without painting, the picture is optimized coarse to fine from white noise. With painting, it is
-    painted with the exemplars' pixels; the remaining steps optimize it coarse to fine, which heals
-    seams and repetitions. If a content picture determines the layout, optimization comes first and
-    painting last.
+    painted with the exemplars' pixels; the remaining steps optimize it coarse to fine, which
+    removes seams. If a content picture determines the layout, optimization comes first and painting
+    last.
 
     Args:
         spec: its tensors are on the device of the network. Sides along which the output repeats are
@@ -109,12 +109,12 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
         FloatingPointError: the loss of the start is not finite.
     """
     run = _Run(spec, net, schedule_of(spec, net.layers))
-    if not spec.repaint:
-        yield from _coarse_to_fine(run, state)
-    elif spec.canvas.content is None:
+    if spec.starts_from_painting:
         yield from _painted_then_optimized(run, state)
-    else:
+    elif spec.repaint:
         yield from _optimized_then_painted(run, state)
+    else:
+        yield from _coarse_to_fine(run, state)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ class _Run:
         """Return the frame after the first `steps` steps of a stage."""
         stage = self.schedule.stages[index]
         number, work = self.schedule.position(index, steps)
-        canvas = self.spec.canvas
-        margin = margin_of(self.spec)
+        canvas, margin = self.spec.canvas, margin_of(self.spec)
         return Frame(number, stage.scale, stage.scales, work, pixels, canvas, margin=margin)
 
 
@@ -297,13 +296,13 @@ def _start(
         image = with_painted_detail(spec, image)
     if all_grey(spec):
         image = image[:, :1]
-    first = stage.scale == 1 and not (stage.paints_detail or stage.after_painting)
+    first = stage.scale == 1 and not (stage.paints_detail or spec.starts_from_painting)
     return with_given_pixels(spec.canvas, image, everywhere=first)
 
 
 def _settings(spec: Spec, stage: Stage) -> Settings:
     lr = spec.lr
-    if (stage.paints_detail or stage.after_painting) and spec.optimizer == "Adam":
+    if (stage.paints_detail or spec.starts_from_painting) and spec.optimizer == "Adam":
         lr = PAINTED_START_LR * (LEARNING_RATES["Adam"] if lr is None else lr)
     return Settings(
         steps=stage.steps,

@@ -178,6 +178,20 @@ def test_an_interrupted_picture_of_a_group_waits_for_no_other_process(tmp_path, 
     assert result.path.exists() and result.record["interrupted at step"] == 3
 
 
+def test_every_process_of_a_group_returns_the_picture_that_is_saved(tmp_path, narrow_weights):
+    """--exact_histogram changes it after the last frame."""
+    flags = ["--gt_path", "pebbles.png", "--size", "32", "--model", "vgg16-caffe"]
+    request = parse([*flags, "--exact_histogram", "--save_path", str(tmp_path / "new.png")])
+    net, _ = net_of(request, torch.device("cpu"), "fp32", True)
+    pixels, images = torch.rand(1, 3, 32, 32), []
+    for rank in (0, 1):
+        job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
+        frame = Frame(3, 1, 1, 0.5, pixels, job.spec.canvas, 0.5)
+        course, record = RunStats({}, [], 0.0), record_of(job, net)
+        images.append(saved_result(job, frame, record, net, course, finished=False).image)
+    assert torch.equal(*images) and not torch.equal(images[0], pixels)
+
+
 def test_split_needs_a_gpu_for_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 2 of a machine with 1 GPUs"):

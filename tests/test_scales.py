@@ -86,7 +86,7 @@ def test_a_painting_that_is_optimized_has_a_margin():
     assert painting.is_painting and painting.steps == 42 and painting.size == (304, 560)
     assert [stage.size for stage in scales] == [(76, 140), (152, 280), (304, 560)]
     assert [stage.steps for stage in scales] == [35, 16, 7]
-    assert all(stage.after_painting and not stage.paints_detail for stage in scales)
+    assert not any(stage.paints_detail for stage in scales)
 
 
 @pytest.mark.parametrize(
