@@ -134,7 +134,7 @@ add_method(
 
 BEST = "best"
 PRESETS: dict[str, dict[str, Any]] = {
-    # Painted, then optimized, which removes seams; some exemplars are only painted, see the plan.
+    # Painted, then optimized, which removes seams; exemplars with order are only painted.
     BEST: {"repaint": 0.2, "epoch": 250, "optimizer": "LBFGS"},
     # Painting alone; `epoch` is the number of steps that snapshots refer to.
     "draft": {"repaint": 1.0, "epoch": 100},

@@ -45,7 +45,7 @@ class Request:
     config: Path | None = None
     save_path: Path = Path("result.jpg")
     save_every: int | None = None
-    size: tuple[int, int] | str | None = None  # str: AUTO_SIZE and a size as typed
+    size: tuple[int, int] | str | None = None  # str: AUTO_SIZE and N or WIDTHxHEIGHT
 
     tile: str = ""
     tile_set: int | None = None
@@ -183,7 +183,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_size_or_auto(text: str) -> tuple[int, int] | str:
-    """Return a size as `parse_size` does; 'auto:512', with a valid size, is returned unchanged.
+    """Return a size as `parse_size` does; 'auto:' and a valid size is
+    returned as text, stripped and in lower case.
 
     Raises:
         argparse.ArgumentTypeError: As `parse_size`.
@@ -265,7 +266,7 @@ def parse_rescale(text: str) -> bool | str:
 
 
 def parse_exact_histogram(text: str) -> str | None:
-    """Return a name in MATCHED: LUMINANCE for 'True'; None for 'off'.
+    """Return a name in MATCHED ('True' means LUMINANCE), or None for 'off'.
 
     Raises:
         argparse.ArgumentTypeError: The text is none of these.
@@ -445,10 +446,10 @@ FLAGS[CONTROL] = {
     ),
     "keep_color": switch("with --style_image: keep the colours of the content"),
     "exact_histogram": flag(
-        "before saving, give the pixels that are made anew exactly the exemplar's distribution of "
-        f"luminance (0.299 R + 0.587 G + 0.114 B; the value may be left out: {LUMINANCE}), or of "
-        "red, green and blue each by itself (color); mean and standard deviation of the luminance "
-        "are printed and recorded",
+        "before saving, give the new pixels exactly the exemplar's distribution; "
+        f"{LUMINANCE}, which may be left out: that of 0.299 R + 0.587 G + 0.114 B; color: those of "
+        "red, green and blue separately; mean and standard deviation of the luminance are printed "
+        "and recorded",
         default="off",
         nargs="?",
         const=LUMINANCE,

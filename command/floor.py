@@ -11,7 +11,7 @@ from utils import Size, size_of
 
 FLOOR = "floor"  # key in the record of a floor, which identifies it
 MOST_ACROSS, LEAST_ACROSS = 4, 2  # tiles along each side
-LONGEST_SIDE = 4096  # px, from which a floor has fewer tiles
+LONGEST_SIDE = 4096  # px; a floor that would be longer has fewer tiles, but at least LEAST_ACROSS
 
 
 def floor_size(tile: Size) -> Size:
@@ -38,13 +38,13 @@ def write_floor(tiles: list[Path], path: Path, seed: int) -> None:
 def random_order(count: int, size: Size, generator: torch.Generator) -> Tensor:
     """Return a random tile, 0 ... count - 1, for each place of a floor, (rows, columns) of int64.
 
-    No tile is next to itself, except that with two tiles, this may leave no choice.
+    No tile is beside or below itself. Two tiles therefore alternate, and only the first is random.
     """
     order = torch.full(size, -1)
     for y in range(size[0]):
         for x in range(size[1]):
             beside = {int(order[y, x - 1]) if x else -1, int(order[y - 1, x]) if y else -1}
-            allowed = [i for i in range(count) if i not in beside] or list(range(count))
+            allowed = [i for i in range(count) if i not in beside]
             drawn = int(torch.randint(len(allowed), (1,), generator=generator))
             order[y, x] = allowed[drawn]
     return order

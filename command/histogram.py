@@ -14,8 +14,8 @@ LUMINANCE = "luminance"  # key of a record
 
 
 def with_histogram(job: Job, made: Made) -> Made:
-    """Return what is saved of a synthesis: with --exact_histogram, with the values of the exemplar,
-    in whole levels of the file."""
+    """Return the synthesis as it is saved. With --exact_histogram, its pixels get the values of the
+    exemplar, rounded to whole levels of the file."""
     if job.exact_histogram is None:
         return made
     canvas, levels = job.spec.canvas, LEVELS if job.bits == 8 else LEVELS_16_BIT

@@ -13,7 +13,7 @@ from utils import size_text
 
 Periods = tuple[float, float]  # (down, across) in px; 0: none
 EXACT = 1  # px by which a side that holds whole repeats may differ from a multiple of the period
-NEAR = 8  # a side of a multiple of the stride is preferred if it is within 1/NEAR of the one asked
+NEAR = 8  # a multiple of the stride is preferred if it is within 1/NEAR of the requested side
 
 
 def with_size(
@@ -25,8 +25,8 @@ def with_size(
     Args:
         exemplar: (1, 3, h, w).
         valid: (1, 1, h, w) of bool, its valid pixels; None: all.
-        stride: of the net, of which sides along which the output tiles are multiples if a suitable
-            size within 1/NEAR of N is.
+        stride: of the net. Along axes that tile, a side that is a multiple of it is preferred if
+            one within 1/NEAR of the requested side holds whole repeats.
     """
     if not isinstance(request.size, str):
         return request, []

@@ -505,8 +505,8 @@ def _for_kind(
     """Return the request with the steps that the preset BEST takes for an exemplar.
 
     Judges preferred an optimized painting for textures without order, and the painting itself for
-    those with rows, columns or a grain along an axis. Of several exemplars, and with maps, a
-    picture is only painted too. Flags of the optimization win.
+    those with rows, columns or a grain along an axis. With several exemplars or with maps,
+    the picture is also only painted. If a flag of the optimization is given, it is optimized.
     """
     ordered = kind.regular or bool(kind.axis)
     painted = ordered or len(exemplars) > 1 or canvas.has_maps

@@ -180,7 +180,8 @@ def batch_of(request: Request) -> Batch:
 
 
 def _items_of_rank(items: list[WorkItem], rank: ProcessRank, per_set: int) -> list[WorkItem]:
-    """Return every n-th of the items or, if `per_set` of them make a set, of the sets."""
+    """Return the items of one process. Sets of `per_set` successive items are assigned to the
+    processes in turn."""
     return [one for i, one in enumerate(items) if i // per_set % rank.world_size == rank.rank]
 
 

@@ -18,10 +18,12 @@ from utils import Size, pad_axes, size_of
 
 # Distances from the border, relative to the shorter side: the cut runs between them.
 OUTERMOST, INNERMOST = 1 / 32, 3 / 16
-# A roll may differ from the given tile by this share more than the best one, which often has the
-# same objects at the same places, where they would show the repetition.
+# The difference of a roll may exceed the least one by this share. The roll of least difference
+# often puts the same objects at the same places, which would make the repetition visible.
 TOLERANCE = 0.3
-NEAR = 2  # px; rolls that differ by less are compared, so that rows of bricks stay aligned
+# px; a roll is used only if none within this distance agrees better, which keeps rows of bricks
+# aligned.
+NEAR = 2
 
 
 class Fitted(NamedTuple):
@@ -62,8 +64,9 @@ def _distance_to_border(size: Size) -> Tensor:
 def _best_shift(image: Tensor, edges: Tensor, distance: Tensor, outer: int, inner: int) -> Size:
     """Return the rows and columns by which to roll an image.
 
-    Of the rolls whose difference from the edges, where the cut runs, is the least among rolls near
-    them and up to TOLERANCE the least of all, it is the one that differs most inside.
+    A roll is a candidate if its difference from the edges, where the cut runs, is the least within
+    NEAR px and at most 1 + TOLERANCE times the least of all. The result is the candidate that
+    differs most inside.
 
     Args:
         distance: (H, W), to the border.

@@ -10,8 +10,8 @@ from utils import Size, resize
 
 
 def whole(canvas: Canvas, image: Tensor, margin: Size) -> Tensor:
-    """Resize a picture to the canvas and its margin, cut the margin, and restore the pixels outside
-    the mask or, if the canvas keeps colour, the hue and saturation of the content.
+    """Resize a picture to the canvas and its margin, cut off the margin, and restore the pixels
+    outside the mask or, if the canvas keeps colour, the hue and saturation of the content.
 
     Args:
         image: (1, 3 or 1, h, w) in [0, 1].

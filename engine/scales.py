@@ -71,7 +71,7 @@ def split_steps(steps: int, scales: int, ratio: float = STEP_RATIO) -> list[int]
 
 
 def with_margin(size: Size, margin: Size) -> Size:
-    """Return a size with a margin of so many rows and columns at each border."""
+    """Return a size with a margin of the given rows and columns at each border."""
     return size[0] + 2 * margin[0], size[1] + 2 * margin[1]
 
 

@@ -14,8 +14,8 @@ from utils import Size, size_of
 # Work of a painting, in steps at the finest scale. Measured: 6 steps of gram, 3 of guided.
 PAINTING_WORK = 4
 STEP_OVERHEAD = 2000  # px; work of a step that does not depend on the size of the picture
-# Width in px of the margin of a painting, at most this part of a side. Statistics determine pixels
-# near a border less than others, so that optimization tears objects there.
+# Width of the margin in px, at most MARGIN_PART of the shorter side. The loss constrains pixels
+# near the border less than others, so that optimization can tear objects there.
 MARGIN, MARGIN_PART = 24, 1 / 8
 
 

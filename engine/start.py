@@ -15,7 +15,7 @@ from terms.base import Canvas, Exemplar
 from terms.valid import select_valid
 from utils import Size, resize, size_of
 
-KEPT = 0.8  # share of a painting's contrast that optimization starts from
+KEPT = 0.8  # share of a painting's contrast that the start of the optimization has
 DETAIL = 0.7  # standard deviation of added noise, relative to that of the exemplar's detail
 # Threshold of `colour_distance` between a painting's source pixels and the exemplar, see
 # `in_exemplars_colours`. The distance was at most 0.11 for fifteen textures at 200x200 px and, by
@@ -76,8 +76,7 @@ def partly_painted(spec: Spec, painting: Tensor, white: Tensor) -> Tensor:
     """Return a painting whose contrast is multiplied by KEPT, and white noise that makes up for the
     variance that is lost.
 
-    The noise makes the texture model form another layout in detail, so that less of the exemplar is
-    copied.
+    The noise lets the optimization change small structures, so that less of the exemplar is copied.
 
     Args:
         painting: (1, 3, H, W) in [0, 1].

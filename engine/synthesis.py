@@ -142,8 +142,8 @@ def _coarse_to_fine(run: _Run, state: State | None, painting: Tensor | None = No
     """Optimize a picture coarse to fine.
 
     Args:
-        painting: (1, 3, H, W) in [0, 1], with the margin, whose detail each scale starts with.
-            None: the picture starts from noise.
+        painting: (1, 3, H, W) in [0, 1], with the margin. The first scale starts from it, and its
+            detail is added at each other scale. None: the picture starts from noise.
     """
     generator = torch.Generator().manual_seed(run.spec.seed)
     first, image = 0, None
@@ -265,6 +265,9 @@ def _start(
     run: _Run, index: int, image: Tensor | None, painting: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Return the start of an optimization stage, (1, 3 or 1, h, w).
+
+    With a painting, the first scale starts from the painting and noise, each other scale from the
+    enlarged result of the coarser one and the detail of the painting.
 
     Without a painting, the first scale starts from noise with the mean and covariance of the
     exemplars' colours, each other scale from the enlarged result of the coarser one (Snelgrove

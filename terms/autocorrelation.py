@@ -161,15 +161,16 @@ def period(image: Tensor, reach: int | None = None) -> tuple[float, int, int]:
 
 def repeats(image: Tensor) -> tuple[float, float]:
     """Return the periods along the axes of a periodic texture, (down, across) in px; 0 for an axis
-    along which it does not repeat, as for stripes, or after no lag that can be found.
+    along which no period is found, such as the axis parallel to stripes.
 
     A texture repeats after p px across if it equals its copy that is shifted by (0, p). This is not
     the shortest lag of `period`, which may be oblique: in a brick wall whose courses are offset by
     half a brick, the period down is two courses. Of the peaks on the axis that `period` would
-    consider, the period is the shortest whose correlation is at least SAME_PERIOD of the highest
-    and of the highest on its line across the axis, since a course matches the next one best at
-    another offset. The number of whole periods up to the farthest peak divides its lag, which gives
-    the period to a fraction of a px.
+    consider, the period is the shortest whose correlation is at least SAME_PERIOD times two
+    values: the highest peak on the axis, and the highest correlation at the same distance along the
+    axis and any offset across it. The latter excludes a shift by one course of a wall, which
+    matches better with an offset. The number of whole periods up to the farthest peak divides its
+    lag, which gives the period to a fraction of a px.
 
     Args:
         image: (1, 3, H, W).
