@@ -12,6 +12,10 @@ if __name__ == "__main__":  # before slow imports, and before a file is opened
     exit_on_signals()
     explain_imports()
     configure_libraries()
+else:
+    from command.start import configure_libraries
+
+    configure_libraries()
 
 from pathlib import Path
 from typing import Any
