@@ -26,7 +26,7 @@ from command.plan import Job, file_state
 from command.settings import ASKED
 from command.weights import LAYOUTS, TORCHVISION
 from engine import maps
-from engine.stretching import stretch, stretch_mask
+from engine.stretching import stretch, stretch_mask, stretch_seed
 from engine.synthesis import Made
 from engine.tiling import TiledExtractor
 from losses import Criterion
@@ -351,13 +351,14 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
     """
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.wrap
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
+    seed = stretch_seed(spec.kind, spec.seed)
 
     @cache
     def valid() -> list[Tensor] | None:
         found = [view.valid for view in views if view.valid is not None] or None
         if made.painting is None or found is None:
             return found
-        return [stretch_mask(one, spec.seed) for one in found]
+        return [stretch_mask(one, seed) for one in found]
 
     @cache
     def sources() -> list[tuple[Tensor, Tensor]]:
@@ -371,7 +372,7 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
     def transfer(one: CarriedMap) -> Tensor:
         copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
-            copies = [stretch(copy, spec.seed, labels) for copy in copies]
+            copies = [stretch(copy, seed, labels) for copy in copies]
         carried = maps.carried(copies, sources(), one.kind, tile, valid())
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)

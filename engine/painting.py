@@ -11,7 +11,8 @@ image.
 Departures: patches are found by PatchMatch instead of by comparing all pairs; the patches that
 cover a pixel have the weight 1 / d^2, where d is the squared distance of output and source patch,
 since with equal weights the mean is blurred where patches disagree; and rows and columns of the
-exemplar are stretched and squeezed imperceptibly, so that no part of the output is an exact copy.
+exemplar are stretched and squeezed imperceptibly, so that no part of the output is an exact copy
+(except for textures with a short period).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from engine.searching import (
     state_of_layout,
     upsample,
 )
-from engine.stretching import stretch_exemplars
+from engine.stretching import stretch_exemplars, stretch_seed
 from engine.voting import vote
 from terms.base import Canvas, Exemplar
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
@@ -105,7 +106,7 @@ def paint(
         UserError: A side of an exemplar or of the size is shorter than MIN_SIDE.
     """
     check_sides(exemplars, size)
-    exemplars = stretch_exemplars(exemplars, seed)
+    exemplars = stretch_exemplars(exemplars, stretch_seed(kind, seed))
     scales = _scales(exemplars, size, kind, least=0.0 if layout is None else LAYOUT_SCALE)
     if layout is None and canvas.mask is None:
         layout = canvas.init

@@ -5,22 +5,35 @@ With it, painting copies no part of the exemplar exactly.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.kinds import Kind
 from terms.base import Exemplar, View
 from terms.valid import NEARLY_ALL
 from utils import size_of
 
 STRAIN = 0.12  # root mean square of the relative stretch
 WAVELENGTH = 32  # px, from stretched to squeezed and back; a longer one makes equal motifs differ
+SHORTEST_PERIOD = WAVELENGTH / 2  # px, of a texture that is stretched
 LANCZOS_RADIUS = 6  # px of the maps before `double`
 
 
-def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemplar, ...]:
+def stretch_seed(kind: Kind, seed: int) -> int | None:
+    """Return the seed by which painting stretches exemplars of a kind; None: it does not.
+
+    A texture with a shorter period than SHORTEST_PERIOD is not stretched, since neighbouring equal
+    motifs would have visibly different sizes.
+    """
+    length = math.hypot(*kind.period)
+    return None if 0 < length < SHORTEST_PERIOD else seed
+
+
+def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int | None) -> tuple[Exemplar, ...]:
     """Return copies of exemplars whose images, guides and valid masks are stretched alike."""
 
     def stretch_view(view: View) -> View:
@@ -34,13 +47,13 @@ def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int) -> tuple[Exemp
     )
 
 
-def stretch_mask(valid: Tensor, seed: int) -> Tensor:
+def stretch_mask(valid: Tensor, seed: int | None) -> Tensor:
     """Stretch a mask of valid pixels, (1, 1, H, W) of bool, as `stretch` does maps. A pixel that is
     interpolated from invalid ones is invalid."""
     return stretch(valid.float(), seed) > NEARLY_ALL
 
 
-def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
+def stretch(maps: Tensor, seed: int | None, labels: bool = False) -> Tensor:
     """Stretch and squeeze rows and columns of maps (1, C, H, W) at random.
 
     Rows and columns stay straight, and none is displaced by more than about two pixels, so that
@@ -48,9 +61,11 @@ def stretch(maps: Tensor, seed: int, labels: bool = False) -> Tensor:
 
     Args:
         maps: (1, C, H, W).
-        seed: Seed of the displacements.
+        seed: Seed of the displacements; None: the maps are returned unchanged.
         labels: Whether to take the nearest pixel instead of interpolating.
     """
+    if seed is None:
+        return maps
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(side) + _displacements(side, generator) for side in (height, width))

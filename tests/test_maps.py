@@ -419,6 +419,17 @@ def tuples(pixels):
     return {tuple(x) for x in pixels.reshape(-1, pixels.shape[-1]).tolist()}
 
 
+def test_maps_of_a_texture_with_a_short_period_are_not_stretched_either(material):
+    """Stripes of 6 px carried as their own map are those of the picture."""
+    stripes = (torch.arange(48) // 3 % 2).float().expand(1, 3, 48, 48)
+    save("stone.png", stripes)
+    save("stone_height.png", stripes[:, :1])
+    assert material("stone_height.png") == 0
+    (_, carried), (_, picture) = opened("o_stone_height.png"), opened("o.png")
+    assert set(np.unique(picture)) == {0, 255}
+    assert np.array_equal(carried, picture[..., 0])
+
+
 PAINTED = [(), ("--size", "60x40"), ("--tile", "xy", "--size", "52")]
 PAINTED += [("--patch_rotations", "45")]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import noise_image
 
-from engine.stretching import STRAIN, double, stretch, stretch_exemplars
+from engine.kinds import PERIODICAL, STOCHASTIC
+from engine.stretching import STRAIN, double, stretch, stretch_exemplars, stretch_seed
 from terms.base import Exemplar, View
 from terms.valid import NEARLY_ALL
 
@@ -66,3 +67,13 @@ def test_a_stretch_adds_no_values():
     image = noise_image(24, 24)
     found = stretch(image, 0)
     assert found.min() >= image.min() and found.max() <= image.max()
+
+
+def test_textures_of_a_short_period_are_not_stretched():
+    """16 px is half of the wavelength of the stretch."""
+    assert stretch_seed(STOCHASTIC, 3) == 3
+    assert stretch_seed(PERIODICAL._replace(period=(0, -15)), 3) is None
+    assert stretch_seed(PERIODICAL._replace(period=(12, 10)), 3) is None  # 15.6
+    assert stretch_seed(PERIODICAL._replace(period=(12, 11)), 3) == 3  # 16.3
+    maps = noise_image(20, 24)
+    assert torch.equal(stretch(maps, None), maps)
