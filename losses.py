@@ -14,6 +14,7 @@ from models import Features
 from terms.autocorrelation import Autocorrelation
 from terms.base import LayerWeights, Statistics, Term, TermInputs, equal_weights
 from terms.cnnmrf import CNNMRF
+from terms.crosscorrelation import CrossCorrelation
 from terms.gram import FIRST_LAYERS, GRAM_LAYERS, Gram
 from terms.guided import Guided
 from terms.histogram import Histogram
@@ -103,10 +104,19 @@ add_term("histogram", Histogram, "distribution and covariance of the colour chan
 add_term("moments", Moments, "mean and standard deviation of each channel")
 add_term("spectrum", Spectrum, "power spectrum of the pixels, for order over any distance")
 add_term("autocorrelation", Autocorrelation, "autocorrelation of the features of the middle layer")
+add_term(
+    "crosscorrelation", CrossCorrelation, "cross-correlation of features that are 8 to 32 px apart"
+)
 add_term("patches", Patches, "distribution of 7x7 patches of pixels, at three sizes")
 add_term("tv", TotalVariation, "total variation, for smooth pictures")
 
-add_method("gram", Gram, "Gram matrices of features", GRAM_LAYERS, {"histogram": 0.1})
+add_method(
+    "gram",
+    Gram,
+    "Gram matrices of features",
+    GRAM_LAYERS,
+    {"histogram": 0.1, "crosscorrelation": 1.0},
+)
 add_method(
     "swd",
     Sliced,
@@ -159,6 +169,12 @@ def weighted_kinds(
     equal = equal_weights(every)
     terms = [(weight, TERMS[name].kind, equal) for name, weight in weights.items() if weight]
     return [(1.0, METHODS[method].kind, layers), *terms]
+
+
+def at_finest_scale(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights without those of terms that are omitted at the finest of several
+    scales."""
+    return {name: w for name, w in weights.items() if not TERMS[name].kind.coarse_only}
 
 
 def whole_layers_of(

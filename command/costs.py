@@ -7,7 +7,7 @@ number of operations of the net and of matching, divided by the measured rate of
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from engine.precision import EXACT, convolution_seconds
 from engine.scales import STEP_RATIO, Sizes, split_steps
 from engine.schedule import PAINTING_WORK, sizes_of, step_ratio, steps_after_painting
 from engine.searching import MAX_DESCRIPTORS
-from losses import MATCH_EVERY, METHODS, whole_layers_of
+from losses import MATCH_EVERY, METHODS, at_finest_scale, whole_layers_of
 from models import NETS, WIDTHS, halos, layer_table, resolve_layers
 from terms.base import MAX_PATCHES, equal_weights
 from terms.cnnmrf import CNNMRF
@@ -80,6 +80,7 @@ class Workload(NamedTuple):
     repaint: float = 0.0
     step_ratio: float = STEP_RATIO  # of the steps of successive scales
     whole: Sequence[str] = ()  # layers that a term needs whole, assembled from tiles
+    whole_if_coarse: Sequence[str] = ()  # the same at all scales but the finest
     tile_side: int | None = None  # px; None: the picture is evaluated as a whole
     graphs: int = 1  # number of tiles whose graphs are kept
     memory: int = LBFGS_MEMORY  # steps in the L-BFGS history
@@ -92,12 +93,17 @@ class Workload(NamedTuple):
         weights, every = spec.weights or {}, job.trunk_layers
         divided = spec.canvas.output_regions is not None
         method_layers = spec.layers or equal_weights(every)
-        whole = whole_layers_of(spec.method, weights, method_layers, every, divided)
+        sizes = sizes_of(spec, every)
         content = set(spec.content_layers if spec.canvas.content is not None else ())
+
+        def whole(weights: Mapping[str, float]) -> list[str]:
+            found = whole_layers_of(spec.method, weights, method_layers, every, divided)
+            return [layer for layer in every if layer in found | content]
+
         return cls(
             net,
-            job.trunk_layers,
-            sizes_of(spec, job.trunk_layers),
+            every,
+            sizes,
             list(method_layers),
             spec.method,
             [name for name, weight in weights.items() if weight],
@@ -108,7 +114,8 @@ class Workload(NamedTuple):
             spec.max_patches,
             spec.repaint,
             step_ratio(spec),
-            [layer for layer in every if layer in whole | content],
+            whole(at_finest_scale(weights) if len(sizes) > 1 else weights),
+            whole(weights),
         )
 
     @property
@@ -290,8 +297,9 @@ def fits_within(work: Workload, allowed: float) -> bool:
 def workloads_at_scales(work: Workload, allowed: float) -> list[Workload]:
     """Return the workload of each scale, coarse to fine: coarser scales in the largest tiles that
     fit, the finest as given."""
+    coarse = work._replace(whole=work.whole_if_coarse)
     ends = range(1, len(work.scales))
-    return [*(tiled_to_fit(work._replace(scales=work.scales[:n]), allowed) for n in ends), work]
+    return [*(tiled_to_fit(coarse._replace(scales=work.scales[:n]), allowed) for n in ends), work]
 
 
 def is_tight(work: Workload, allowed: float) -> bool:

@@ -687,6 +687,8 @@ def term_weights(
         kind: of the exemplar.
     """
     weights, notes = given_weights(request), []
+    if canvas.content is not None and "crosscorrelation" not in request.terms:
+        weights["crosscorrelation"] = 0.0  # the content has an arrangement of its own
     # Painting reproduces long-range order by itself.
     if "spectrum" not in request.terms and not request.repaint:
         order = _long_range_order(kind, canvas)
@@ -694,8 +696,12 @@ def term_weights(
             weights["spectrum"] = LONG_RANGE_WEIGHT
             on = f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
             notes = [f"{name} {order}: {on}"]
-    off, off_notes = _unusable_global_terms(weights, canvas)
-    return weights | off, off_notes if "spectrum" in off else notes + off_notes
+    off, cause = _unusable_global_terms(weights, canvas)
+    told = [term for term in off if term == "spectrum" or term in request.terms]
+    if told:
+        off_note = f"{', '.join(told)}: off with {cause}, since computed on the whole picture"
+        notes = [off_note] if "spectrum" in off else [*notes, off_note]
+    return weights | dict.fromkeys(off, 0.0), notes
 
 
 def _long_range_order(kind: Kind, canvas: Canvas) -> str:
@@ -710,23 +716,18 @@ def _long_range_order(kind: Kind, canvas: Canvas) -> str:
     return f"has a grain that runs {GRAINS[kind.axis]}" if kind.axis else ""
 
 
-def _unusable_global_terms(
-    weights: dict[str, float], canvas: Canvas
-) -> tuple[dict[str, float], list[str]]:
-    """Return zero weights for global terms that the canvas rules out, and a note on them.
+def _unusable_global_terms(weights: dict[str, float], canvas: Canvas) -> tuple[list[str], str]:
+    """Return the global terms that the canvas rules out, and what rules them out, for a note.
 
-    With guides, whose regions have different textures, neither spectrum nor autocorrelation can be
-    used. With a mask, the spectrum can leave out pixels that are kept; the autocorrelation cannot.
+    With guides, whose regions have different textures, no term of the whole picture can be used.
+    With a mask, the spectrum can leave out pixels that are kept; the others cannot.
     """
+    cause, terms = "", []
     if canvas.guide is not None:
-        cause, terms = "guides", ["spectrum", "autocorrelation"]
+        cause, terms = "guides", ["spectrum", "autocorrelation", "crosscorrelation"]
     elif canvas.mask is not None:
-        cause, terms = "kept pixels", ["autocorrelation"]
-    else:
-        return {}, []
-    off = [term for term in terms if weights[term]]
-    note = f"{', '.join(off)}: off with {cause}, since computed on the whole picture"
-    return dict.fromkeys(off, 0.0), [note] if off else []
+        cause, terms = "kept pixels", ["autocorrelation", "crosscorrelation"]
+    return [term for term in terms if weights[term]], cause
 
 
 def layers_of(request: Request) -> Layers:
@@ -758,7 +759,8 @@ def _layers_in(net: str, request: Request) -> Layers:
     content = resolve_layers(request.content_layers or CONTENT_LAYERS, net)
     every = {*layers, *(content if request.style_image else ())}
     terms = given_weights(request)
-    if any(terms[name] for name in ("gram", "moments", "autocorrelation")):
+    typed = request.terms.get("crosscorrelation")  # by default, the method's layers are enough
+    if typed or any(terms[name] for name in ("gram", "moments", "autocorrelation")):
         every.update(GRAM_LAYERS)
     model = {layer: weights[layer] for layer in layers}
     return Layers(net, model, content, resolve_layers(every, net))

@@ -36,13 +36,13 @@ PERIODICAL = Kind("periodic", regular=True)
 IN_COURSES = Kind("in courses", regular=True)
 ALONG_AN_AXIS = Kind("directional")
 NOT_STATIONARY = Kind("not stationary")
-WITH_OBJECTS = Kind("with objects")
+WITH_OBJECTS = Kind("composed of objects")
 STOCHASTIC = Kind("stochastic")
 
 
 def kind_of(image: Tensor) -> Kind:
     """Return the kind of a picture (1, 3, H, W) in [0, 1]: the first that fits of periodic,
-    directional, in courses, not stationary, with objects, and stochastic."""
+    directional, in courses, not stationary, composed of objects, and stochastic."""
     clarity, y, x = period(image)
     if clarity > PERIODIC:
         return PERIODICAL._replace(period=(y, x))

@@ -30,7 +30,7 @@ from engine.start import (
     with_painted_detail,
 )
 from engine.tiling import TiledExtractor
-from losses import Criterion
+from losses import METHODS, Criterion, at_finest_scale
 from models import Extractor
 from terms.base import Canvas, Exemplar, Options, TermInputs, View, equal_weights
 from terms.content import Content
@@ -319,6 +319,9 @@ def _settings(spec: Spec, stage: Stage) -> Settings:
 
 def _objective(spec: Spec, net: Extractor, stage: Stage) -> Objective:
     """Return the objective of a stage."""
+    if stage.scale == stage.scales > 1:
+        weights = METHODS[spec.method].weights if spec.weights is None else spec.weights
+        spec = replace(spec, weights=at_finest_scale(weights))
     criterion = criterion_at(spec, net, stage.source_size, stage.size)
     extractor: Extractor | TiledExtractor = net
     is_tiled = stage.tiling.applies_to(stage.size)

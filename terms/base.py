@@ -290,6 +290,7 @@ class Term:
     needs_whole: str = ""
     uses_pixels: ClassVar[bool] = False  # uses "image", no other layer
     permutation_invariant: ClassVar[bool] = False  # unchanged if positions are permuted
+    coarse_only: ClassVar[bool] = False  # omitted at the finest of several scales
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         """

@@ -270,6 +270,19 @@ def test_coarse_scales_are_looked_at_in_what_fits_of_them():
         assert way == tiled_to_fit(run._replace(scales=[size]), allowed)._replace(scales=way.scales)
 
 
+def test_layers_of_the_cross_correlation_are_needed_whole_at_coarse_scales():
+    """All but the finest; a single scale needs them, too."""
+    whole = ["relu2_1", "relu3_1", "relu4_1"]
+    for flags, finest in (("", []), ("--scales 1", whole)):
+        request = parse(["--gt_path", "pebbles.png", *flags.split()])
+        (job,), _ = plan(request)
+        work = Workload.of(job, "vgg16-caffe")
+        assert work.whole == finest and work.whole_if_coarse == whole
+        *coarse, last = costs.workloads_at_scales(work, 1e12)
+        assert last.whole == finest and len(coarse) == (0 if flags else 2)
+        assert all(way.whole == whole for way in coarse)
+
+
 def test_what_is_surely_within_has_a_fifth_to_spare():
     run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
     size = estimated_bytes(run)

@@ -28,7 +28,7 @@ def kinds() -> dict[str, torch.Tensor]:
         "directional": across,
         "in courses": bricks,
         "not stationary": ramp * 0.8 + rough * 0.2,
-        "with objects": blotches,
+        "composed of objects": blotches,
         "stochastic": rough,
     }
     return {name: image.expand(1, 3, 128, 128).clamp(0, 1) for name, image in found.items()}

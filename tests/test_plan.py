@@ -39,11 +39,42 @@ def test_what_sees_the_whole_picture_is_off_beside_guides(halves):
     assert any("57.3x42.5 px" in note for note in notes)
     said = "--autocorrelation", "0.5", "--patches", "2"
     guided, notes = planned(*brick, "--guide", halves, halves, *said)
-    assert guided.weights["spectrum"] == guided.weights["autocorrelation"] == 0
+    off = ("spectrum", "autocorrelation", "crosscorrelation")
+    assert [guided.weights[name] for name in off] == [0, 0, 0]
     assert guided.weights["patches"] == 2
     (note,) = (note for note in notes if "guides" in note)
     assert note.startswith("spectrum, autocorrelation: off")
     assert not any("--spectrum" in note for note in notes)
+
+
+def test_cross_correlation_is_on_where_the_arrangement_is_free(tmp_path):
+    """One line reports a term that was asked for and is off, none a default."""
+    hole = tmp_path / "hole.png"
+    Image.fromarray(np.pad(np.full((64, 64), 255, np.uint8), 96)).save(hole)
+    pebbles = ["--gt_path", "pebbles.png"]
+    masked = [*pebbles, "--mask", str(hole), "--init", "pebbles.png", "--size", "256"]
+    photo = ["--style_image", "brick.png", "--image_path", "pebbles.png"]
+    weights = {}
+    for name, options in {"alone": pebbles, "masked": masked, "photo": photo}.items():
+        (job,), notes = plan(parse(options))
+        weights[name] = job.spec.weights["crosscorrelation"]
+        assert not any("crosscorrelation" in note for note in notes)
+    assert weights == {"alone": 1, "masked": 0, "photo": 0}
+    asked = ["--crosscorrelation", "0.5"]
+    (job,), notes = plan(parse([*masked, *asked]))
+    assert job.spec.weights["crosscorrelation"] == 0
+    assert any(note.startswith("crosscorrelation: off with kept pixels") for note in notes)
+    (job,), _ = plan(parse([*photo, *asked]))
+    assert job.spec.weights["crosscorrelation"] == 0.5
+
+
+def test_cross_correlation_adds_layers_only_if_asked():
+    """By default it measures what the method does: statistics of --layers conv1_1 stay those."""
+    one = ["--gt_path", "pebbles.png", "--layers", "conv1_1"]
+    (job,), _ = plan(parse(one))
+    assert job.trunk_layers == ["relu1_1"]
+    (job,), _ = plan(parse([*one, "--crosscorrelation", "1"]))
+    assert "relu4_1" in job.trunk_layers
 
 
 @pytest.mark.parametrize(
@@ -214,7 +245,7 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
         (
             "--gt_path leaf.jpg",
             0.2,
-            "with objects: painted with its pixels, then optimised by gram",
+            "composed of objects: painted with its pixels, then optimised by gram",
         ),
         (
             "--gt_path brick.png",
@@ -222,8 +253,12 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
             "periodic: painted with its pixels, rows and columns straight (",
         ),
         ("--gt_path wood.png", 1, "directional: painted with its pixels ("),  # grain along an axis
-        ("--gt_path leaf.jpg --mix pebbles.png", 1, "with objects: painted with its pixels ("),
-        ("--gt_path leaf.jpg --expand 320", 1, "with objects: painted with its pixels ("),
+        (
+            "--gt_path leaf.jpg --mix pebbles.png",
+            1,
+            "composed of objects: painted with its pixels (",
+        ),
+        ("--gt_path leaf.jpg --expand 320", 1, "composed of objects: painted with its pixels ("),
         # A flag of the optimization is not ignored.
         ("--gt_path brick.png --method cnnmrf", 0.2, "columns straight, then optimised by cnnmrf"),
         ("--gt_path brick.png --epoch 500", 0.2, "columns straight, then optimised by gram"),

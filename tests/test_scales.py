@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from conftest import made
 
+from engine import synthesis
 from engine.scales import pyramid, split_steps
 from engine.schedule import margin_of, schedule_of
 from engine.spec import Spec, exemplar_of
@@ -109,3 +111,29 @@ def test_pictures_that_are_not_optimized_from_a_painting_have_no_margin():
     assert last.is_painting and sum(stage.steps for stage in scales) == 58
     for stage in (painting, last, scales[-1], stages_of((256, 256), repaint=0.0)[-1]):
         assert stage.size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    "scales, repaint, on",
+    [
+        (3, 0.0, [True, True, False]),
+        (2, 0.5, [True, False]),
+        (1, 0.0, [True, False]),  # two stages of one size, the second with painted detail
+        (1, 0.5, [True]),
+    ],
+)
+def test_cross_correlation_is_omitted_at_the_finest_of_several_scales(
+    scales, repaint, on, tiny, monkeypatch
+):
+    built, criterion_at = [], synthesis.criterion_at
+
+    def recorded(spec, *sizes):
+        criterion = criterion_at(spec, *sizes)
+        built.append([type(term).__name__ for _, term in criterion.terms])
+        return criterion
+
+    monkeypatch.setattr(synthesis, "criterion_at", recorded)
+    exemplars, canvas = (exemplar_of(torch.rand(1, 3, 32, 32)),), Canvas((32, 32))
+    made(Spec(exemplars, canvas, steps=4 * scales, scales=scales, repaint=repaint), tiny)
+    assert ["CrossCorrelation" in names for names in built] == on
+    assert all(names[:1] == ["Gram"] and "Histogram" in names for names in built)

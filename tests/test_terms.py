@@ -29,11 +29,13 @@ from terms.base import (
     Exemplar,
     QuantileMixture,
     View,
+    equal_weights,
     interpolate_quantiles,
     relative_error,
     sort_with_indices,
     squared_wasserstein,
 )
+from terms.crosscorrelation import COMPONENTS, CrossCorrelation
 from terms.gram import Gram, gram
 from terms.histogram import Histogram
 from terms.moments import Moments
@@ -53,13 +55,13 @@ def noise(*shape, seed=0):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_term_is_zero_at_the_source_and_has_gradients_elsewhere(name, tiny):
-    source = noise(1, 3, 16, 16)
+    source = noise(1, 3, 40, 40)
     term = built(TERMS[name].kind, tiny(source), tiny.layers)
     if name == "tv":
         assert term(tiny(source)).item() > 0.3  # of noise: 1/3 down and 1/3 across
     else:
         assert term(tiny(source)).item() == pytest.approx(0, abs=1e-9)
-    output = noise(1, 3, 24, 20, seed=1).requires_grad_()
+    output = noise(1, 3, 48, 44, seed=1).requires_grad_()
     value = term(tiny(output))
     assert value.item() > 1e-3
     value.backward()
@@ -120,7 +122,9 @@ def test_term_sees_no_seam_where_there_is_none(name, tiny):
     torch.testing.assert_close(moved, term(tiled(image)), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["spectrum", "autocorrelation", "patches", "tv"])
+@pytest.mark.parametrize(
+    "name", ["spectrum", "autocorrelation", "crosscorrelation", "patches", "tv"]
+)
 @pytest.mark.parametrize("wrap, dim", [("x", 3), ("y", 2)])
 def test_term_looks_across_the_border(name, wrap, dim):
     # Stripes that meet themselves at the border, and others that break there.
@@ -459,6 +463,81 @@ def test_spectrum_compares_windows_of_other_sizes(wrapped):
     half[..., 8:] = source.mean((2, 3), keepdim=True)
     # Three windows: the source, half of it, and a flat one, at the distance 1.
     assert 1 / 3 < spectrum(source)(half) < 2 / 3
+
+
+# ------------------------------------------------------------------------- cross-correlation
+
+
+def mean_products(maps, dy, dx, wrap=""):
+    """Mean over positions of the products of all pairs of channels at a lag, (K, K), by loops."""
+    _, _, height, width = maps.shape
+    products = []
+    for y in range(height):
+        for x in range(width):
+            below, right = y + dy, x + dx
+            below = below % height if "y" in wrap else below
+            right = right % width if "x" in wrap else right
+            if below < height and right < width:
+                products.append(torch.outer(maps[0, :, y, x], maps[0, :, below, right]))
+    return torch.stack(products).mean(0)
+
+
+@pytest.mark.parametrize("wrap", ["", "x", "xy"])
+def test_cross_correlation_is_the_mean_over_pairs(wrap):
+    # At a stride of 2, the lags are 4, 8 and 16 positions; 16 is longer than a quarter of 34. A
+    # basis of all 3 channels changes no norm.
+    source, output = noise(1, 3, 34, 40).double(), noise(1, 3, 36, 35, seed=1).double().square()
+    term = built(CrossCorrelation, {"relu2_1": source}, ["relu2_1"], wrap=wrap)
+    mean = source.mean((2, 3), keepdim=True)
+    here, there = source - mean, output - mean
+    lags = [(4, 0), (0, 4), (8, 0), (0, 8)]
+    errors = [
+        (mean_products(there, *lag, wrap) - mean_products(here, *lag)).square().sum()
+        for lag in lags
+    ]
+    expected = torch.stack(errors).mean() / mean_products(here, 0, 0).square().sum()
+    torch.testing.assert_close(term({"relu2_1": output})[0], expected)
+
+
+def test_cross_correlation_ignores_minor_components():
+    features = noise(1, COMPONENTS + 1, 32, 32)
+    features[:, -1] *= 0.01
+    term = built(CrossCorrelation, {"relu2_1": features}, ["relu2_1"])
+    changed = features.clone()
+    changed[:, -1] = changed[:, -1].flip(1)
+    assert term({"relu2_1": changed}).item() < 1e-6
+    changed[:, 0] = changed[:, 0].flip(1)
+    assert term({"relu2_1": changed}).item() > 1e-4
+
+
+def test_cross_correlation_of_layers_with_many_dead_channels():
+    """On the covariance of such features, as of a dark grating, a solver in float32 fails."""
+    draws = torch.Generator().manual_seed(0)
+    scale, bias, alive = torch.rand(3, 1, 512, 1, 1, generator=draws)
+    features = 1000 * scale**8 * torch.randn(1, 512, 8, 8, generator=draws) - 200 * bias
+    features = features.relu() * (alive > 0.3)
+    with pytest.raises(RuntimeError, match="failed to converge"):
+        deviations = (features - features.mean((2, 3), keepdim=True))[0].flatten(1)
+        torch.linalg.eigh(deviations @ deviations.T / 64)
+    term = built(CrossCorrelation, {"relu4_1": features}, ["relu4_1"])
+    assert term({"relu4_1": features}).item() == pytest.approx(0, abs=1e-9)
+    assert term({"relu4_1": features.flip(2)}).item() > 0
+
+
+def test_cross_correlation_constrains_the_arrangement_that_gram_matrices_leave_free():
+    # Stripes of 8 px, and the same rows in random order.
+    stripes = ((torch.arange(64) // 8) % 2).float().view(1, 1, 64, 1).expand(1, 2, 64, 64)
+    shuffled = stripes[:, :, torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    source, output = {"relu1_1": stripes}, {"relu1_1": shuffled}
+    assert built(Gram, source, ["relu1_1"])(output).item() < 1e-9
+    assert built(CrossCorrelation, source, ["relu1_1"])(output).item() > 0.1
+
+
+def test_cross_correlation_takes_the_first_layer_of_each_coarser_resolution():
+    layers = ["relu1_1", "relu1_2", "relu2_1", "relu2_2", "pool2", "relu3_1", "relu5_1"]
+    used = CrossCorrelation.layers_used(equal_weights(layers))
+    assert used == ["relu2_1", "pool2", "relu5_1"]  # pool2 has the stride of relu3_1
+    assert CrossCorrelation.layers_used({"relu1_2": 1.0}) == ["relu1_2"]
 
 
 # ----------------------------------------------------------------------------- autocorrelation
