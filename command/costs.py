@@ -327,6 +327,8 @@ def cost_note(name: str, work: Workload, allowed: float) -> str | None:
     smaller = "a smaller --size or exemplar"
     smaller += ", --optimizer Adam" * (work.optimizer == "LBFGS")
     smaller += ", --method gram" * (work.method != "gram")
+    if "crosscorrelation" in work.terms and len(work.scales) == 1:  # at other scales it takes less
+        smaller += ", --crosscorrelation 0"
     if size > allowed:
         raise UserError(f"{needed}: give {smaller}")
     if work.memory < LBFGS_MEMORY:

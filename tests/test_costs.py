@@ -146,6 +146,11 @@ def test_what_needs_less_memory_is_named():
     work = Workload("vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1)
     line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
     assert line.endswith("; less with a smaller --size or exemplar, --method gram")
+    work = work._replace(method="gram", terms=("crosscorrelation",))
+    line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
+    assert line.endswith("; less with a smaller --size or exemplar, --crosscorrelation 0")
+    several = work._replace(scales=[((32, 32), (300, 300)), *work.scales])
+    assert "--crosscorrelation" not in cost_note("a.png", several, estimated_bytes(several))
 
 
 def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, capfd, tmp_path):
@@ -361,8 +366,10 @@ def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
 @linux
 @pytest.mark.slow
 def test_a_large_picture_keeps_to_what_is_allowed(tmp_path):
-    """Whole it would take 3.1 GB."""
+    """Whole it would take 3.1 GB. The cross-correlation, which a single scale has, would need whole
+    layers."""
     options = ["--size", "1024", "--epoch", "2", "--tolerance", "0", "--max_memory", "1.6GB"]
+    options += ["--crosscorrelation", "0"]
     estimated, measured = peaks(tmp_path, 128, *options)
     assert estimated <= 1.6e9 and measured <= 1.6e9
     assert estimated == pytest.approx(measured, rel=0.25)
