@@ -105,7 +105,9 @@ add_term("moments", Moments, "mean and standard deviation of each channel")
 add_term("spectrum", Spectrum, "power spectrum of the pixels, for order over any distance")
 add_term("autocorrelation", Autocorrelation, "autocorrelation of the features of the middle layer")
 add_term(
-    "crosscorrelation", CrossCorrelation, "cross-correlation of features that are 8 to 32 px apart"
+    "crosscorrelation",
+    CrossCorrelation,
+    "cross-correlation of features 8, 16 and 32 px apart, omitted at the finest scale",
 )
 add_term("patches", Patches, "distribution of 7x7 patches of pixels, at three sizes")
 add_term("tv", TotalVariation, "total variation, for smooth pictures")
@@ -172,8 +174,7 @@ def weighted_kinds(
 
 
 def at_finest_scale(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the weights without those of terms that are omitted at the finest of several
-    scales."""
+    """Return the weights of the terms that are used at the finest of several scales."""
     return {name: w for name, w in weights.items() if not TERMS[name].kind.coarse_only}
 
 

@@ -79,8 +79,9 @@ class Workload(NamedTuple):
     max_patches: int = MAX_PATCHES
     repaint: float = 0.0
     step_ratio: float = STEP_RATIO  # of the steps of successive scales
-    whole: Sequence[str] = ()  # layers that a term needs whole, assembled from tiles
-    whole_if_coarse: Sequence[str] = ()  # the same at all scales but the finest
+    # Layers that a term needs whole, assembled from tiles, at the finest scale and at the others.
+    whole: Sequence[str] = ()
+    whole_if_coarse: Sequence[str] = ()
     tile_side: int | None = None  # px; None: the picture is evaluated as a whole
     graphs: int = 1  # number of tiles whose graphs are kept
     memory: int = LBFGS_MEMORY  # steps in the L-BFGS history
@@ -96,8 +97,9 @@ class Workload(NamedTuple):
         sizes = sizes_of(spec, every)
         content = set(spec.content_layers if spec.canvas.content is not None else ())
 
-        def whole(weights: Mapping[str, float]) -> list[str]:
-            found = whole_layers_of(spec.method, weights, method_layers, every, divided)
+        def whole(terms: Mapping[str, float]) -> list[str]:
+            """Return the layers needed whole by the method, terms of these weights, or content."""
+            found = whole_layers_of(spec.method, terms, method_layers, every, divided)
             return [layer for layer in every if layer in found | content]
 
         return cls(
@@ -327,7 +329,8 @@ def cost_note(name: str, work: Workload, allowed: float) -> str | None:
     smaller = "a smaller --size or exemplar"
     smaller += ", --optimizer Adam" * (work.optimizer == "LBFGS")
     smaller += ", --method gram" * (work.method != "gram")
-    if "crosscorrelation" in work.terms and len(work.scales) == 1:  # at other scales it takes less
+    # It assembles whole layers from tiles, except at the finest of several scales.
+    if "crosscorrelation" in work.terms and work.tile_side is not None and len(work.scales) == 1:
         smaller += ", --crosscorrelation 0"
     if size > allowed:
         raise UserError(f"{needed}: give {smaller}")

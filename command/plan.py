@@ -680,7 +680,7 @@ def term_weights(
     """Return the weight of every term for an exemplar, and notes for the user.
 
     The spectrum is switched on for an exemplar with long-range order, and terms that the canvas
-    rules out are switched off.
+    rules out are switched off. By default, the cross-correlation is off in style transfer.
 
     Args:
         name: of the exemplar, for notes.
@@ -719,8 +719,8 @@ def _long_range_order(kind: Kind, canvas: Canvas) -> str:
 def _unusable_global_terms(weights: dict[str, float], canvas: Canvas) -> tuple[list[str], str]:
     """Return the global terms that the canvas rules out, and what rules them out, for a note.
 
-    With guides, whose regions have different textures, no term of the whole picture can be used.
-    With a mask, the spectrum can leave out pixels that are kept; the others cannot.
+    With guides, whose regions have different textures, none of the three can be used. With a mask,
+    the spectrum can leave out pixels that are kept; autocorrelation and cross-correlation cannot.
     """
     cause, terms = "", []
     if canvas.guide is not None:
@@ -759,7 +759,8 @@ def _layers_in(net: str, request: Request) -> Layers:
     content = resolve_layers(request.content_layers or CONTENT_LAYERS, net)
     every = {*layers, *(content if request.style_image else ())}
     terms = given_weights(request)
-    typed = request.terms.get("crosscorrelation")  # by default, the method's layers are enough
+    # Without its flag, the cross-correlation uses the layers of the rest of the loss.
+    typed = request.terms.get("crosscorrelation")
     if typed or any(terms[name] for name in ("gram", "moments", "autocorrelation")):
         every.update(GRAM_LAYERS)
     model = {layer: weights[layer] for layer in layers}

@@ -41,8 +41,8 @@ STOCHASTIC = Kind("stochastic")
 
 
 def kind_of(image: Tensor) -> Kind:
-    """Return the kind of a picture (1, 3, H, W) in [0, 1]: the first that fits of periodic,
-    directional, in courses, not stationary, composed of objects, and stochastic."""
+    """Return the kind of a picture (1, 3, H, W) in [0, 1]: the first of these that fits: periodic,
+    directional, in courses, not stationary, composed of objects, stochastic."""
     clarity, y, x = period(image)
     if clarity > PERIODIC:
         return PERIODICAL._replace(period=(y, x))

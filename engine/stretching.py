@@ -1,6 +1,7 @@
 """Random stretch of an exemplar's rows and columns, too weak to be seen.
 
-With it, painting copies no part of the exemplar exactly.
+Painting copies no part of a stretched exemplar exactly. Exemplars with a short period are not
+stretched.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from utils import size_of
 
 STRAIN = 0.12  # root mean square of the relative stretch
 WAVELENGTH = 32  # px, from stretched to squeezed and back; a longer one makes equal motifs differ
-SHORTEST_PERIOD = WAVELENGTH / 2  # px, of a texture that is stretched
+SHORTEST_PERIOD = WAVELENGTH / 2  # px; textures with a shorter period are not stretched
 LANCZOS_RADIUS = 6  # px of the maps before `double`
 
 
 def stretch_seed(kind: Kind, seed: int) -> int | None:
-    """Return the seed by which painting stretches exemplars of a kind; None: it does not.
+    """Return the seed with which painting stretches the exemplars; None if it does not.
 
-    A texture with a shorter period than SHORTEST_PERIOD is not stretched, since neighbouring equal
-    motifs would have visibly different sizes.
+    A texture with a shorter period than SHORTEST_PERIOD is not stretched, since neighbouring motifs
+    would have visibly different sizes.
+
+    Args:
+        kind: of the first exemplar.
+        seed: of the picture.
     """
     length = math.hypot(*kind.period)
     return None if 0 < length < SHORTEST_PERIOD else seed
@@ -57,7 +62,8 @@ def stretch(maps: Tensor, seed: int | None, labels: bool = False) -> Tensor:
     """Stretch and squeeze rows and columns of maps (1, C, H, W) at random.
 
     Rows and columns stay straight, and none is displaced by more than about two pixels, so that
-    lines do not waver and equal motifs stay equal. One seed stretches all maps of one size alike.
+    lines do not waver and equal motifs that are not small stay alike. One seed stretches all maps
+    of one size alike.
 
     Args:
         maps: (1, C, H, W).

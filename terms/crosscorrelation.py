@@ -8,28 +8,32 @@ from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs, mean_ov
 from terms.valid import crop_to_valid
 from utils import Size, size_of, wrapped
 
-LAGS = (8, 16, 32)  # px, down and across
-LONGEST = 1 / 4  # of the shorter side; there are few pairs of positions at longer lags
-COMPONENTS = 6  # principal components of the features; with 16, the exemplar may be copied
-MIN_CONTRAST = 1e-3  # variance relative to the squared mean, below which a layer counts less
+LAGS = (8, 16, 32)  # px, down or across
+LONGEST = 1 / 4  # of the shorter side; longer lags fix the layout
+COMPONENTS = 6  # principal components of the features; with 16, the exemplar can be copied
+# Errors are divided by the norm of the covariance, at least this part of the squared norm of the
+# mean, so that layers with little contrast count less.
+MIN_CONTRAST = 1e-3
 
 
 class CrossCorrelation(Term):
     """Cross-correlation of the channels at pairs of positions that are 8, 16 or 32 px apart, down
-    and across: Berger and Memisevic, "Incorporating long-range consistency in CNN-based texture
-    generation", 2017, section 3.
+    or across: Berger and Memisevic, "Incorporating Long-Range Consistency in CNN-Based Texture
+    Generation", 2017, section 3.
 
-    Gram matrices do not constrain how positions farther apart than the receptive field are
-    arranged. At the coarser scales of a pyramid the lags are longer, in px of the result.
+    Gram matrices do not constrain how features farther apart than the receptive field are arranged.
+    At the coarser scales of a pyramid the lags are longer, in px of the result.
 
     Departures from the paper: the mean of the source, which would dominate the products, is
-    subtracted. The features are projected onto COMPONENTS principal components of the source, which
-    takes less time and leaves the layout free. The error is relative to the squared norm of the
-    source's covariance matrix, lag 0. The term uses one layer of each resolution below that of the
-    picture, and is omitted at the finest of several scales.
+    subtracted. The features are projected onto COMPONENTS principal components of the source. This
+    takes less time, and keeps the output from copying the layout of the source. The error is
+    divided by the squared norm of the covariance matrix of the projected features (see
+    MIN_CONTRAST). The term uses the first layer of each resolution below that of the picture or, if
+    there is none, the first layer. Lags below the stride of the layer or above LONGEST of the
+    shorter side are left out. The term is omitted at the finest of several scales.
     """
 
-    needs_whole = "pairs positions of a layer"
+    needs_whole = "multiplies features at distant positions"
     coarse_only = True
 
     @classmethod
@@ -67,7 +71,7 @@ class CrossCorrelation(Term):
 
 
 def _lags(step: int, shorter: int) -> list[Size]:
-    """Return the lags, in positions of a layer.
+    """Return the lags (down, across) that fit a layer, in positions.
 
     Args:
         step: px between adjacent positions.
@@ -78,7 +82,7 @@ def _lags(step: int, shorter: int) -> list[Size]:
 
 
 class _Source:
-    """Features of a layer of the exemplars, projected onto their principal components.
+    """Features of a layer, projected onto the principal components of all exemplars together.
 
     Args:
         parts: share of each exemplar, and its features, (1, C, h, w).
@@ -88,8 +92,8 @@ class _Source:
         self.mean = torch.stack([share * maps.mean((2, 3)) for share, maps in parts]).sum(0)
         deviations = [(share, maps - self.mean[..., None, None]) for share, maps in parts]
         covariance = _mean_products(deviations, (0, 0))[0]
-        # In ascending order. In float32, the solver fails where many channels are 0 everywhere; on
-        # the CPU, as GPUs may lack float64.
+        # The variances ascend. In float32 the solver can fail if many channels are 0 everywhere. It
+        # runs on the CPU, as GPUs may lack float64.
         variances, vectors = torch.linalg.eigh(covariance.cpu().double())
         self.basis = vectors[:, -COMPONENTS:].to(covariance)
         self.parts = [(share, self.project(maps)) for share, maps in parts]

@@ -146,11 +146,13 @@ def test_what_needs_less_memory_is_named():
     work = Workload("vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1)
     line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
     assert line.endswith("; less with a smaller --size or exemplar, --method gram")
-    work = work._replace(method="gram", terms=("crosscorrelation",))
+    untiled = work._replace(method="gram", terms=("crosscorrelation",))
+    work = untiled._replace(tile_side=256)
     line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
     assert line.endswith("; less with a smaller --size or exemplar, --crosscorrelation 0")
     several = work._replace(scales=[((32, 32), (300, 300)), *work.scales])
-    assert "--crosscorrelation" not in cost_note("a.png", several, estimated_bytes(several))
+    for other in (untiled, several):  # in which the term takes no memory
+        assert "--crosscorrelation" not in cost_note("a.png", other, estimated_bytes(other))
 
 
 def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, capfd, tmp_path):
@@ -276,7 +278,7 @@ def test_coarse_scales_are_looked_at_in_what_fits_of_them():
 
 
 def test_layers_of_the_cross_correlation_are_needed_whole_at_coarse_scales():
-    """All but the finest; a single scale needs them, too."""
+    """The finest of several scales does not need them; a single scale does."""
     whole = ["relu2_1", "relu3_1", "relu4_1"]
     for flags, finest in (("", []), ("--scales 1", whole)):
         request = parse(["--gt_path", "pebbles.png", *flags.split()])
@@ -366,8 +368,8 @@ def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
 @linux
 @pytest.mark.slow
 def test_a_large_picture_keeps_to_what_is_allowed(tmp_path):
-    """Whole it would take 3.1 GB. The cross-correlation, which a single scale has, would need whole
-    layers."""
+    """Untiled, the run would take 3.1 GB. It has one scale, at which the cross-correlation would
+    need whole layers."""
     options = ["--size", "1024", "--epoch", "2", "--tolerance", "0", "--max_memory", "1.6GB"]
     options += ["--crosscorrelation", "0"]
     estimated, measured = peaks(tmp_path, 128, *options)

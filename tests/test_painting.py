@@ -85,7 +85,7 @@ def test_a_painting_has_the_colours_of_the_exemplar_alone():
 
 @pytest.mark.parametrize("period, exact", [((0, 8), True), ((0, 24), False)])
 def test_short_periods_are_painted_without_stretch(period, exact, brief_painting):
-    """Stripes of black and white, which the stretch mixes at edges."""
+    """The stretch would mix black and white at the edges of stripes."""
     stripes = ((torch.arange(96) // 4) % 2).float().expand(1, 3, 96, 96)
     image = painted(stripes, kind=PERIODICAL._replace(period=period)).image
     assert bool(((image < 0.001) | (image > 0.999)).all()) == exact

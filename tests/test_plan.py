@@ -48,7 +48,7 @@ def test_what_sees_the_whole_picture_is_off_beside_guides(halves):
 
 
 def test_cross_correlation_is_on_where_the_arrangement_is_free(tmp_path):
-    """One line reports a term that was asked for and is off, none a default."""
+    """A note reports that the term is off only if its flag is given."""
     hole = tmp_path / "hole.png"
     Image.fromarray(np.pad(np.full((64, 64), 255, np.uint8), 96)).save(hole)
     pebbles = ["--gt_path", "pebbles.png"]
@@ -69,7 +69,7 @@ def test_cross_correlation_is_on_where_the_arrangement_is_free(tmp_path):
 
 
 def test_cross_correlation_adds_layers_only_if_asked():
-    """By default it measures what the method does: statistics of --layers conv1_1 stay those."""
+    """Without its flag, the term adds no layers to those of --layers."""
     one = ["--gt_path", "pebbles.png", "--layers", "conv1_1"]
     (job,), _ = plan(parse(one))
     assert job.trunk_layers == ["relu1_1"]

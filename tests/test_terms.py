@@ -484,8 +484,8 @@ def mean_products(maps, dy, dx, wrap=""):
 
 @pytest.mark.parametrize("wrap", ["", "x", "xy"])
 def test_cross_correlation_is_the_mean_over_pairs(wrap):
-    # At a stride of 2, the lags are 4, 8 and 16 positions; 16 is longer than a quarter of 34. A
-    # basis of all 3 channels changes no norm.
+    # At a stride of 2, the lags are 4, 8 and 16 positions; 16 is longer than a quarter of 34.
+    # With 3 channels the projection is orthogonal and preserves norms.
     source, output = noise(1, 3, 34, 40).double(), noise(1, 3, 36, 35, seed=1).double().square()
     term = built(CrossCorrelation, {"relu2_1": source}, ["relu2_1"], wrap=wrap)
     mean = source.mean((2, 3), keepdim=True)
@@ -511,7 +511,7 @@ def test_cross_correlation_ignores_minor_components():
 
 
 def test_cross_correlation_of_layers_with_many_dead_channels(monkeypatch):
-    """For the covariance of such features, as of a dark grating, solvers in float32 may fail."""
+    """Solvers in float32 may fail for the covariance of such features; a dark grating has them."""
     solved, eigh = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda x: (solved.append(x.dtype), eigh(x))[1])
     draws = torch.Generator().manual_seed(0)
