@@ -242,7 +242,9 @@ class MaxPool(nn.Module):
         as int64 they would take twice the memory of the maxima.
         """
         _, where = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(gradient, where, [2, 2], output_size=x.shape[2:])
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            gradient, x, (2, 2), (2, 2), (0, 0), (1, 1), False, where
+        )
 
 
 POOLS = {"avg": AveragePool, "max": MaxPool}
