@@ -47,7 +47,7 @@ from command.settings import ASKED, named
 from command.sheet import ANIMATION, SHEET, check_animation, check_sheet
 from command.weights import DEFAULT_NET, likely_net
 from engine.colours import matched_colours
-from engine.kinds import IN_COURSES, STOCHASTIC, Kind, kind_of
+from engine.kinds import IN_COURSES, STOCHASTIC, Kind, is_uneven, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.painting import check_sides
@@ -361,12 +361,14 @@ def _job(
     notes += period_notes(name, piece, kind, canvas, step) + term_notes
     if request.repaint:
         notes.append(f"{name} is {kind.name}: {_painting_description(request, kind)}")
+    names = [name, *(other for other, _ in request.mix)]
+    notes += _notes_on_exemplars(names, exemplars, canvas)
     if size_of(exemplar) != whole:
         size = size_text(size_of(exemplar))
         notes.append(f"{name}: too large for the memory, its centre of {size} is used")
     pictures.notes += notes
     spec = _spec(request, layers, exemplars, canvas, weights=weights, kind=kind)
-    check_sizes(spec, layers.trunk, [name, *(other for other, _ in request.mix)])
+    check_sizes(spec, layers.trunk, names)
     pictures.notes += _notes_on_canvas(request, spec, layers, item)
     bits, grey = _depth(request, path, save_path, pictures)
     return Job(
@@ -412,6 +414,22 @@ def _read_exemplar(
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
     return name, exemplar, valid, content
+
+
+def _notes_on_exemplars(
+    names: list[str], exemplars: tuple[Exemplar, ...], canvas: Canvas
+) -> list[str]:
+    """Return a note on each exemplar that is not uniform enough for a texture, unless guides or a
+    photo determine where its parts go."""
+    if canvas.content is not None or canvas.guide is not None:
+        return []
+    pieces = [crop_to_valid(exemplar.image, exemplar.valid) for exemplar in exemplars]
+    return [
+        f"{name} may not be a texture: colours and detail differ between its parts, which the "
+        "result mixes; crop it to one material"
+        for name, piece in zip(names, pieces, strict=True)
+        if is_uneven(piece)
+    ]
 
 
 def _notes_on_canvas(request: Request, spec: Spec, layers: Layers, item: WorkItem) -> list[str]:

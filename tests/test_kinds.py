@@ -7,7 +7,7 @@ import torch
 from conftest import noise_image, seeded
 from torch.nn import functional as F
 
-from engine.kinds import kind_of
+from engine.kinds import is_uneven, kind_of
 
 
 def waves(*pairs: tuple[float, float]) -> torch.Tensor:
@@ -52,3 +52,22 @@ def test_any_picture_has_a_kind():
     for size in ((1, 1), (16, 16), (300, 20), (600, 520)):
         assert kind_of(torch.zeros(1, 3, *size)).name
         assert kind_of(noise_image(*size)).name
+
+
+@pytest.mark.parametrize(
+    "height, level, uneven",
+    [
+        (0.0, 0.1, True),  # smooth and dark
+        (0.2, 0.0, False),  # as rough and dark
+        (0.0, 0.5, False),  # smooth, of the same mean
+        (0.2, 0.4, False),  # as rough, of the same mean
+    ],
+)
+def test_a_picture_is_uneven_if_colour_and_detail_differ(height, level, uneven):
+    """The left half is noise from 0.4 to 0.6, the right half from `level` to `level` + `height`.
+    The means of 0.5 and 0.1 have a variance of 0.04, the noise of 0.2 / 12 ** 0.5 = 0.06."""
+    picture = 0.4 + 0.2 * noise_image(128, 128)
+    picture[..., 64:] = level + height * noise_image(128, 64, seed=1)
+    for image in (picture, picture.transpose(2, 3), F.interpolate(picture, scale_factor=4.0)):
+        assert is_uneven(image) == uneven
+    assert not is_uneven(picture[..., 1:])  # 127 px

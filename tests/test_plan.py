@@ -47,6 +47,7 @@ def test_what_sees_the_whole_picture_is_off_beside_guides(halves):
     assert not any("--spectrum" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_cross_correlation_is_on_where_the_arrangement_is_free(tmp_path):
     """A note reports that the term is off only if its flag is given."""
     hole = tmp_path / "hole.png"
@@ -269,6 +270,26 @@ def test_what_the_preset_best_does_with_an_exemplar(flags, share, told):
     (job,), notes = plan(parse(["--preset", "best", *flags.split()]))
     assert (job.spec.repaint, job.record["repaint"]) == (share, share)
     assert any(told in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--gt_path docs/cat.jpg", ["cat.jpg"]),
+        ("--gt_path leaf.jpg --mix docs/cat.jpg", ["docs/cat.jpg"]),
+        ("--gt_path docs/cat.jpg --expand 400", ["cat.jpg"]),
+        ("--gt_path leaf.jpg pebbles.png brick.png grass.png", []),
+        ("--image_path leaf.jpg --style_image docs/cat.jpg", []),  # a painting, for example
+        ("--gt_path docs/cat.jpg --guide {labels} {labels}", []),
+    ],
+)
+def test_what_may_be_no_texture_is_told(flags, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(TEXTURES.parent)
+    labels = tmp_path / "labels.png"
+    with Image.open("docs/cat.jpg") as cat:
+        Image.new("RGB", cat.size, "red").save(labels)
+    _, notes = plan(parse(flags.format(labels=labels).split()))
+    assert [note.split()[0] for note in notes if "may not be a texture" in note] == told
 
 
 def test_presets_hold_no_flag_without_an_effect():
