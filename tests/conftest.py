@@ -51,6 +51,17 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+def fast_first(cases, fast=1):
+    """The cases, all but the first marked slow. Tuples are the values of several arguments."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=pytest.mark.slow if i >= fast else (),
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def few_layouts(monkeypatch):
     """Paintings choose from two layouts, since tests of other things need no more."""

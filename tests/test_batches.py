@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 
 from command import display, pictures, results, sheet
@@ -203,6 +204,7 @@ def test_a_pattern_in_a_folder_whose_name_is_one(folder):
     assert [path.name for path in found] == ["a.png", "c.png"]
 
 
+@pytest.mark.slow
 def test_the_same_command_beside_its_results(folder, capfd):
     (folder / "b.png").unlink()
     command = ["--gt_path", folder, "--save_path", folder / "{stem}_new.png", "--tile", "x"]
@@ -220,6 +222,7 @@ def test_a_folder_that_is_there_needs_no_slash(exemplar, tmp_path):
     assert names(tmp_path / "out") == ["a.png"]
 
 
+@pytest.mark.slow
 def test_another_picture_is_overwritten_on_request_alone(exemplar, tmp_path, capfd):
     result = tmp_path / "result.png"
     command = ["--gt_path", exemplar, "--save_path", result]
@@ -396,7 +399,7 @@ def test_a_snapshot_of_each_of_twenty_million_steps_takes_no_list(exemplar, tmp_
     assert peak < 5e6
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("overwrite", fast_first([[], ["--overwrite"]]))
 def test_two_runs_to_one_path_lose_no_picture(overwrite, exemplar, tmp_path, monkeypatch, capfd):
     make, result = frames, tmp_path / "r.png"
     command = ["--gt_path", exemplar, "--save_path", result, "--tile", "x", "--maps", exemplar]
@@ -519,6 +522,7 @@ def disk(monkeypatch, folder, room):
         monkeypatch.setattr(module, "save_bytes", save_bytes)
 
 
+@pytest.mark.slow
 def test_a_disk_with_room_for_one_copy_has_a_finished_picture(
     exemplar, tmp_path, capfd, monkeypatch
 ):
@@ -535,6 +539,7 @@ def test_a_disk_with_room_for_one_copy_has_a_finished_picture(
     assert run_main(*command) == 0 and "finished before" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_beside_a_picture_is_a_line_and_exit_code_1(
     exemplar, tmp_path, capfd, monkeypatch
 ):

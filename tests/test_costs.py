@@ -42,6 +42,7 @@ def run_of(side: int, **options) -> Workload:
     return Workload("vgg19", LAYERS, [((side, side), (side, side))], LAYERS, **options)
 
 
+@pytest.mark.slow
 def test_arithmetic_is_what_torch_counts(monkeypatch):
     monkeypatch.setattr(models, "LEAST_CHANNELS", 1000)  # all of it by plain convolutions
     weights = load_weights("vgg16-caffe", None, LAYERS).weights
@@ -51,6 +52,7 @@ def test_arithmetic_is_what_torch_counts(monkeypatch):
     assert costs.trunk_flops("vgg16-caffe", LAYERS) * 64**2 == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_graphs_of_blocks_are_what_autograd_keeps():
     weights = load_weights("vgg16-caffe", None, LAYERS).weights
     extractor, kept = Extractor(weights, "vgg16-caffe", LAYERS), {}

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import criterion_of, optimize
+from conftest import criterion_of, fast_first, optimize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -102,7 +102,7 @@ def test_only_small_pictures_of_a_gpu_are_a_graph(captures, monkeypatch):
     assert graphed(sums, small) is sums
 
 
-@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", fast_first([*optimizers.OPTIMIZERS]))
 def test_an_optimiser_by_graphs_makes_the_same_picture(
     optimizer, tiny, checkerboard, captures, monkeypatch
 ):

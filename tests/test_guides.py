@@ -68,6 +68,7 @@ def test_many_colours_are_no_regions():
         read_guide(noise(1, 3, 9, 9), noise(1, 3, 9, 9, seed=1), NAMES)
 
 
+@pytest.mark.slow
 def test_grey_is_a_progression_whose_steps_all_have_a_source():
     source, output = ramp(*torch.linspace(0.2, 0.6, 64).tolist()), ramp(0.0, 0.33, 1.0)
     guide = read_guide(source, output, NAMES)

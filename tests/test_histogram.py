@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import noise_image
+from conftest import fast_first, noise_image
 from PIL import Image
 
 from command.files import TEXTURES
@@ -150,7 +150,9 @@ def sorted_grey(path):
     return np.sort(np.asarray(Image.open(path).convert("L")).ravel())
 
 
-@pytest.mark.parametrize("flags", ["", "--method swd --tile xy", "--preset best", "--bits 16"])
+@pytest.mark.parametrize(
+    "flags", fast_first(["", "--method swd --tile xy", "--preset best", "--bits 16"])
+)
 def test_the_saved_file_has_the_exemplars_luminance(flags, folder, capfd):
     assert run(f"--gt_path grey.png --save_path out.png {flags}") == 0
     if "16" not in flags:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 
 import losses
@@ -84,7 +85,8 @@ def brightness():
 
 
 @pytest.mark.parametrize(
-    "flags", ["--brightness 100 --epoch 30 --optimizer LBFGS", "--method bright --epoch 90"]
+    "flags",
+    fast_first(["--method bright --epoch 90", "--brightness 100 --epoch 30 --optimizer LBFGS"]),
 )
 def test_a_term_and_a_method_from_outside_run_through_the_command(
     flags, brightness, tmp_path, narrow_net

@@ -33,6 +33,7 @@ def test_the_middle_of_a_patch_has_the_source_of_its_pixel():
     )
 
 
+@pytest.mark.slow
 def test_a_layout_lies_in_the_atlas_and_keeps_the_shares():
     """A quarter of the output is from the second exemplar, which is smaller than a block of the
     first would be."""

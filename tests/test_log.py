@@ -70,6 +70,7 @@ def test_progress_for_machines(exemplar, capfd):
     assert lines[-1]["left"] == 0 and lines[0]["left"] > 0 and lines[0]["picture"] == "a.png"
 
 
+@pytest.mark.slow
 def test_a_line_a_minute_where_there_is_no_terminal(exemplar, capfd, monkeypatch):
     monkeypatch.setattr(display, "LINE_INTERVAL", 0)
     assert run(exemplar, "--epoch", "10", "--scales", "2") == 0
@@ -117,6 +118,7 @@ def testdurations():
     assert [duration(s) for s in (3.4, 119, 600, 9000)] == ["3 s", "119 s", "10 min", "2.5 h"]
 
 
+@pytest.mark.slow
 def test_lines_are_appended_to_a_log_and_to_nothing_else(exemplar, tmp_path, capfd):
     """A log is known by how its first line begins."""
     log = tmp_path / "run.jsonl"

@@ -162,6 +162,7 @@ def test_layers_weigh_as_much_as_is_said(method, tiny, checkerboard, every_patch
     torch.testing.assert_close(value(), (first + second) / 2)
 
 
+@pytest.mark.slow
 def test_rescaled_layers_change_no_loss():
     """Losses are relative to the exemplar's features; a rescaled filter changes them."""
     layers = {name: resolve_layers(METHODS[name].layers, BUNDLED_NET) for name in METHODS}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 from torch.nn import functional as F
 
@@ -140,6 +141,7 @@ def test_what_the_canvas_keeps_of_the_exemplar_keeps_its_map():
 
 
 @pytest.mark.parametrize("flags", ["--preset draft", "--method gram --epoch 8"])
+@pytest.mark.slow
 def test_maps_of_a_damaged_material_are_mended_with_it(flags, material, narrow_net):
     """Outside the hole each map is what it was, and what it has in the hole comes nowhere."""
     hole = torch.zeros(1, 1, 48, 48)
@@ -419,6 +421,7 @@ def tuples(pixels):
     return {tuple(x) for x in pixels.reshape(-1, pixels.shape[-1]).tolist()}
 
 
+@pytest.mark.slow
 def test_maps_of_a_texture_with_a_short_period_are_not_stretched_either(material):
     """Stripes with a period of 6 px, carried as a map of themselves, equal the picture."""
     stripes = (torch.arange(48) // 3 % 2).float().expand(1, 3, 48, 48)
@@ -430,11 +433,10 @@ def test_maps_of_a_texture_with_a_short_period_are_not_stretched_either(material
     assert np.array_equal(carried, picture[..., 0])
 
 
-PAINTED = [(), ("--size", "60x40"), ("--tile", "xy", "--size", "52")]
-PAINTED += [("--patch_rotations", "45")]
+PAINTED = ["--patch_rotations 45", "", "--size 60x40", "--tile xy --size 52"]
 
 
-@pytest.mark.parametrize("more", PAINTED)
+@pytest.mark.parametrize("more", fast_first(PAINTED))
 def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     """Painted, tiled, in other sizes and turned: labels, normals of every kind, data."""
     normals = unit_normals(48, 48)
@@ -454,7 +456,7 @@ def test_maps_come_back_as_what_they_are(more, material, narrow_net, capfd):
     names = (
         "a_normal.png b.jpg bc5_nrm.png which.png palette_id.png rough.png few_mask.png height.png"
     )
-    assert material(*names.split(), flags=("--preset", "draft", *more)) == 0
+    assert material(*names.split(), flags=("--preset", "draft", *more.split())) == 0
     for name in ("a_normal", "b", "bc5_nrm"):
         mode, found = opened(f"o_{name}.png")
         vectors = found[..., :3] / 127.5 - 1
@@ -560,6 +562,7 @@ def test_a_map_is_what_it_is_said_to_be(material, narrow_net, capfd):
     assert "--maps 'rough:grey.png': no such picture" in told and "before a colon: color" in told
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_again_with_its_kinds_of_maps(material, narrow_net, capfd):
     save("x.png", torch.rand(1, 3, 48, 48))
     assert material("id:x.png") == 0
@@ -573,7 +576,7 @@ def test_a_picture_is_made_again_with_its_kinds_of_maps(material, narrow_net, ca
     assert "made from x.png, which is missing or has changed" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [(), ("--size", "60x40")])
+@pytest.mark.parametrize("flags", fast_first(["--size 60x40", ""]))
 def test_maps_keep_their_bits(flags, material, narrow_net):
     """Floats of any size, in TIFF and EXR, and normals of 16 bits with a height beside them."""
     waves = (torch.arange(48.0) / 5).sin().view(1, 1, -1, 1) * (torch.arange(48.0) / 7).cos()
@@ -586,7 +589,7 @@ def test_maps_keep_their_bits(flags, material, narrow_net):
     ):
         save_picture(pixels, Path(name), {}, bits, kind)
     names = "height.tif depth.exr a_normal.exr b_normal.png".split()
-    assert material(*names, flags=("--preset", "draft", *flags)) == 0
+    assert material(*names, flags=("--preset", "draft", *flags.split())) == 0
     height, depth, signed, deep = (read_picture(Path(f"o_{name}"), DATA) for name in names)
     assert height.grey and depth.grey and not deep.grey
     assert [one.bits for one in (height, depth, signed, deep)] == [32, 32, 32, 16]

@@ -67,6 +67,7 @@ def refusal(*arguments) -> str:
 # --------------------------------------------------------------------------------------- layers
 
 
+@pytest.mark.slow
 def test_nets_are_torchvisions():
     """Imported here, since it takes 2 s and every process of xdist collects all files."""
     import torchvision
@@ -260,6 +261,7 @@ def test_rescaling_survives_dead_filters_and_dead_layers(per, bundle, picture):
     assert (extractor(picture)["relu2_1"] == 0).all()
 
 
+@pytest.mark.slow
 def test_rescaling_looks_at_no_more_pixels_than_it_needs(bundle):
     """A large exemplar gives what the same one of `RESCALE_SIDE` does, a smaller one its own."""
     large = torch.rand(1, 3, 300, 450, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import criterion_of, optimize
+from conftest import criterion_of, fast_first, optimize
 
 from engine import objective, optimizers
 from engine.objective import Evaluator, Objective
@@ -466,7 +466,7 @@ def test_lbfgs_rematches_in_time_and_between_line_searches(every, start, monkeyp
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("height", [1e-6, 0.1, 10])
+@pytest.mark.parametrize("height", fast_first([0.1, 1e-6, 10]))
 def test_follows_an_objective_that_moves(optimizer, height, start):
     # Of small height the loss jumps by orders of magnitude, and what Adam remembers is stale.
     criterion = Moving(100, ((0.2, height), *[(0.8, height)] * 100))
@@ -516,7 +516,7 @@ def test_a_function_is_never_rematched(start):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "method", [m for m in METHODS if METHODS[m].kind.rematch is not Term.rematch]
+    "method", fast_first([m for m in METHODS if METHODS[m].kind.rematch is not Term.rematch])
 )
 def test_methods_that_are_rematched_get_nearer(method, optimizer, tiny):
     source = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import noise_image
+from conftest import fast_first, noise_image
 from torch.nn import functional as F
 
 from engine import maps, painting
@@ -26,7 +26,7 @@ def painted(*exemplars, **options):
     return value_of(frames_of(*exemplars, **options))
 
 
-@pytest.mark.parametrize("shape", [(48, 80), (80, 48)])
+@pytest.mark.parametrize("shape", fast_first([((48, 80),), ((80, 48),)]))
 @pytest.mark.parametrize("kind", [PERIODICAL, ALONG_AN_AXIS._replace(axis="y")])
 def test_exemplars_of_any_kind_shape_and_number_are_painted(kind, shape, brief_painting):
     image = painted(noise_image(*shape), size=(32, 64), kind=kind).image
@@ -36,6 +36,7 @@ def test_exemplars_of_any_kind_shape_and_number_are_painted(kind, shape, brief_p
     assert image.shape == (1, 3, 36, 40) and image.isfinite().all()
 
 
+@pytest.mark.slow
 def test_frames_count_layouts_and_rounds_by_their_pixels(monkeypatch):
     """An exemplar of 96 px is painted at 68 and 96 px, of 4608 and 9216 pixels: two layouts of the
     work of three rounds, and eight rounds at each scale, of half and of all the pixels."""
@@ -47,6 +48,7 @@ def test_frames_count_layouts_and_rounds_by_their_pixels(monkeypatch):
     assert [frame.work for frame in frames] == pytest.approx(work.tolist())
 
 
+@pytest.mark.slow
 def test_rounds_start_from_the_layout_of_least_cost(monkeypatch):
     """The second of three; the third one is a copy."""
     starts, costs, laid = [], iter([(False, 2.0), (False, 1.0), (True, 0.0)]), []
@@ -73,6 +75,7 @@ def test_a_flat_exemplar_gives_a_flat_painting(brief_painting):
     assert torch.allclose(painted(flat).image, flat[..., :40, :48], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_painting_has_the_colours_of_the_exemplar_alone():
     """An exemplar of two colours, which the stretch mixes at edges only."""
     picture = (F.interpolate(noise_image(8, 8), (64, 64)) > 0.5).float()[:, :1].expand(1, 3, 64, 64)
@@ -97,7 +100,7 @@ def test_a_seed_determines_the_painting(brief_painting):
     assert (first - other).abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("wrap", ["", "x", "y", "xy"])
+@pytest.mark.parametrize("wrap", fast_first(["x", "", "y", "xy"]))
 def test_a_painting_tiles(wrap, brief_painting):
     """The step across the border is as large as any other, or larger where it does not tile."""
     smooth = F.avg_pool2d(noise_image(96, 96), 21, 1)
@@ -129,6 +132,7 @@ def test_a_guide_determines_what_goes_where(brief_painting):
 
 
 @pytest.mark.parametrize("share, size, seed", [(0.3, (40, 72), 0), (0.7, (32, 32), 1)], ids=str)
+@pytest.mark.slow
 def test_mixed_exemplars_keep_their_shares(share, size, seed, brief_painting):
     """The second one may be smaller than a block of the first."""
     black, white = torch.zeros(1, 3, 96, 96), torch.ones(1, 3, *size)
@@ -164,7 +168,7 @@ def test_short_sides_raise():
             painted(exemplar, size=size)
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", fast_first([False, True]))
 def test_sources_are_pixels_of_their_view(whole, brief_painting):
     """The second exemplar lies below the first in the atlas, and is padded. If it is not whole, two
     rows and columns at the border of the first one do not count."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 
 import Synthesis
@@ -110,7 +111,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-FAST = {"tile", "mask", "expand", "labels"}  # which meet all others; the rest takes longer
+FAST = {"tile", "mask"}  # which meet all others; the rest takes longer
 
 
 def expected_size(one, two):
@@ -119,10 +120,9 @@ def expected_size(one, two):
     return min(asked, key=lambda control: control.rank).size if asked else EXEMPLAR
 
 
-@pytest.mark.parametrize("method", ["gram", pytest.param("cnnmrf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", fast_first(["gram", "cnnmrf"]))
 @pytest.mark.parametrize(
-    "one",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONTROLS],
+    "one", fast_first(sorted(CONTROLS, key=lambda name: name not in FAST), len(FAST))
 )
 def test_every_pair_of_controls(one, method, pictures, narrow_net, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(pictures)

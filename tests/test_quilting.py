@@ -35,6 +35,7 @@ def test_blocks_continue_a_pattern(wrap):
     assert torch.equal(found[:, 8:], found[:, :-8]) and torch.equal(found[..., 8:], found[..., :-8])
 
 
+@pytest.mark.slow
 def test_exemplars_have_their_shares_of_the_blocks():
     maps = torch.cat((torch.zeros(3, 20, 20), torch.ones(3, 20, 20)), 1)
     exemplars = torch.arange(2).repeat_interleave(20)[:, None].expand(40, 20)
@@ -150,6 +151,7 @@ def test_expected_difference_is_low_where_the_source_matches_itself(wrap):
     torch.testing.assert_close(order.expected_difference((14, 0), (30, 40))[:, 3], difference)
 
 
+@pytest.mark.slow
 def test_blocks_of_a_regular_texture_keep_its_order():
     """Stripes every 16 rows, with gaps wider than overlaps, so that the error does not align
     them."""

@@ -50,6 +50,7 @@ def data_of(page):
     return json.loads(found[1])
 
 
+@pytest.mark.slow
 def test_a_page_of_a_folder(folder, capsys):
     assert main(["--report", str(folder), "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
@@ -171,6 +172,7 @@ def entries(folder):
     return {one["name"]: one for one in data_of(folder / "report.html")}
 
 
+@pytest.mark.slow
 def test_repeats_and_maps_are_no_results(tmp_path, unscored, monkeypatch, narrow_net, capsys):
     monkeypatch.chdir(tmp_path)
     Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")

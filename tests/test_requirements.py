@@ -49,6 +49,7 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(given, spins, monke
     assert os.environ.get(SPINS) == spins and os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
 
 
+@pytest.mark.slow
 def test_importing_synthesis_sets_the_environment():
     program = f"import Synthesis, os; print(os.environ['{SPINS}'])"
     unset = {k: v for k, v in os.environ.items() if k not in (SPINS, "OMP_WAIT_POLICY")}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import made
+from conftest import fast_first, made
 from PIL import Image
 
 from command import resume
@@ -54,15 +54,15 @@ OTHERS = {
 
 @pytest.mark.parametrize(
     "change, optimizer, moments",
-    [
-        *(("gram", "Adam", 2), ("cnnmrf", "LBFGS", 2), ("polished", "Adam", 2)),
-        ("four scales", "Adam", 3),
-        *(
-            pytest.param(change, optimizer, 5, marks=pytest.mark.slow)
-            for optimizer, changes in (("Adam", (*METHODS, *OTHERS)), ("LBFGS", METHODS))
-            for change in changes
-        ),
-    ],
+    fast_first(
+        [
+            *(("gram", "Adam", 2), ("polished", "Adam", 2)),
+            *(("cnnmrf", "LBFGS", 2), ("four scales", "Adam", 3)),
+            *((change, "Adam", 5) for change in (*METHODS, *OTHERS)),
+            *((change, "LBFGS", 5) for change in METHODS),
+        ],
+        fast=2,
+    ),
 )
 def test_at_any_moment(change, optimizer, moments, spec, tiny, narrow_net):
     spec = replace(spec, optimizer=optimizer, **OTHERS.get(change, {"method": change}))
@@ -136,7 +136,7 @@ def killed_after(steps, monkeypatch, error=Killed):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--scales 2", "--optimizer LBFGS --method cnnmrf --match_every 4"]
+    "flags", fast_first(["--scales 2", "--optimizer LBFGS --method cnnmrf --match_every 4"])
 )
 def test_a_command_goes_on(flags, exemplar, narrow_net, monkeypatch, capfd):
     assert run(exemplar, "whole.png", *flags.split()) == 0
@@ -185,6 +185,7 @@ def test_an_interrupted_picture_goes_on(exemplar, narrow_net, monkeypatch):
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_goes_on_saves_the_snapshots_that_are_left(exemplar, narrow_net, monkeypatch):
     """Not those before, of a picture that stands at another step."""
     with monkeypatch.context() as patched:

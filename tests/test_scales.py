@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import made
+from conftest import fast_first, made
 
 from engine import synthesis
 from engine.scales import pyramid, split_steps
@@ -115,12 +115,15 @@ def test_pictures_that_are_not_optimized_from_a_painting_have_no_margin():
 
 @pytest.mark.parametrize(
     "scales, repaint, on",
-    [
-        (3, 0.0, [True, True, False]),
-        (2, 0.5, [True, False]),
-        (1, 0.0, [True, False]),  # two stages of one size, the second with painted detail
-        (1, 0.5, [True]),
-    ],
+    fast_first(
+        [
+            (3, 0.0, [True, True, False]),
+            (1, 0.5, [True]),
+            (2, 0.5, [True, False]),
+            (1, 0.0, [True, False]),  # two stages of one size, the second with painted detail
+        ],
+        2,
+    ),
 )
 def test_cross_correlation_is_omitted_at_the_finest_of_several_scales(
     scales, repaint, on, tiny, monkeypatch

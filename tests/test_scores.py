@@ -136,6 +136,7 @@ def test_identical_pictures(pebbles, stripes):
     assert math.isnan(scores.peak(pebbles, pebbles))
 
 
+@pytest.mark.slow
 def test_a_pixel_shuffle_leaves_the_colours_alone(pebbles):
     output = shuffled(pebbles)
     assert scores.colour(output, pebbles) == pytest.approx(0, abs=1e-4)
@@ -144,6 +145,7 @@ def test_a_pixel_shuffle_leaves_the_colours_alone(pebbles):
     assert scores.copied(output, pebbles) < 0.01
 
 
+@pytest.mark.slow
 def test_a_blur(pebbles):
     output = blurred(pebbles)
     assert scores.patches(output, pebbles) > 0.3
@@ -156,6 +158,7 @@ def test_a_circular_shift_is_a_copy(pebbles):
     assert scores.copied(output, pebbles) > 0.7
 
 
+@pytest.mark.slow
 def test_another_piece_of_the_texture_is_no_copy():
     whole = read_picture(TEXTURES / "pebbles.png")[0]
     first, second = whole.split(128, 3)
@@ -204,12 +207,14 @@ def test_a_stretched_exemplar_has_its_layout(pebbles, seed):
     assert scores.layout(other, pebbles) < 0.02
 
 
+@pytest.mark.slow
 def test_pictures_of_other_sizes(pebbles):
     values = score(pebbles[..., :90, :70], pebbles)
     assert list(values) == list(SCORES)
     assert all(math.isfinite(a) for name, (a, _) in values.items() if name != "peak")
 
 
+@pytest.mark.slow
 def test_patches_are_judged_by_directions_that_none_was_fitted_to(pebbles, monkeypatch):
     drawn = []
     plain = scores.unit_directions
@@ -318,6 +323,7 @@ def test_score_prints_a_table(pictures, capsys, scored, monkeypatch):
     assert lines[0].split() == ["score", "picture", "halves"]
 
 
+@pytest.mark.slow
 def test_score_prints_json(pictures, capsys, scored):
     assert main([*pictures, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -70,6 +70,7 @@ def test_upsampling_continues_at_the_size_of_the_level():
     torch.testing.assert_close(found.image, fine.atlas.image[..., :40])
 
 
+@pytest.mark.slow
 def test_several_processes_paint_what_one_paints(monkeypatch):
     monkeypatch.setattr(searching, "MAX_DESCRIPTORS", 40 * 12)
     monkeypatch.setattr(searching, "SOURCE_CHUNK", 40 * 12)

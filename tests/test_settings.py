@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 
 from command.arguments import argv_of, parse, request_of
@@ -39,21 +40,24 @@ def run(command):
 
 @pytest.mark.parametrize(
     "flags",
-    [
-        "--seed 3 --optimizer LBFGS --lr 0.5 --size 32x24 --scales 1",
-        "--preset draft",
-        "--method cnnmrf --patch_rotations -30 90 --match_every 2 --layers conv2_1",
-        "--mix b.png:0.3 c.png",
-        "--guide half.png half.png --method cnnmrf",
-        "--style_image b.png --keep_color --content_layers conv1_1 --init noise",
-        "--expand 48x40 --histogram 2 --spectrum 0",
-        "--init b.png --mask half.png --no-rescale",
-        "--orientation v.npy --tile xy --method cnnmrf",
-        "--maps b.png --pool max --repaint 0.5",
-        f"--weights {BUNDLE} --tolerance 0",
-        "--count 2 --seed 5",
-        "--exact_histogram color",
-    ],
+    fast_first(
+        [
+            "--seed 3 --optimizer LBFGS --lr 0.5 --size 32x24 --scales 1",
+            "--preset draft",
+            "--method cnnmrf --patch_rotations -30 90 --match_every 2 --layers conv2_1",
+            "--mix b.png:0.3 c.png",
+            "--guide half.png half.png --method cnnmrf",
+            "--style_image b.png --keep_color --content_layers conv1_1 --init noise",
+            "--expand 48x40 --histogram 2 --spectrum 0",
+            "--init b.png --mask half.png --no-rescale",
+            "--orientation v.npy --tile xy --method cnnmrf",
+            "--maps b.png --pool max --repaint 0.5",
+            f"--weights {BUNDLE} --tolerance 0",
+            "--count 2 --seed 5",
+            "--exact_histogram color",
+        ],
+        4,
+    ),
 )
 def test_from_makes_that_very_picture(flags, folder):
     steps = "" if "draft" in flags else "--epoch 4"

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 
 from command import display
@@ -55,6 +56,7 @@ def test_a_sheet_of_one_picture(exemplar, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_sheet_of_many(exemplar, tmp_path):
     assert run(*"--gt_path a.png b.png --count 2 --save_path out/ --sheet s.png".split()) == 0
     with Image.open(tmp_path / "s.png") as sheet:
@@ -107,10 +109,13 @@ MADE = "--gt_path a.png --save_path r.png --save_every 2 --sheet s.png --preview
 
 @pytest.mark.parametrize(
     "name, film",
-    [
-        *(("s.png", "w.gif"), ("film", "w.webp")),
-        *(("r_000002.png", "w.gif"), ("r.preview.png", "w.webp")),
-    ],
+    fast_first(
+        [
+            *(("s.png", "w.gif"), ("film", "w.webp")),
+            *(("r_000002.png", "w.gif"), ("r.preview.png", "w.webp")),
+        ],
+        2,
+    ),
 )
 def test_what_lies_beside_a_result_is_replaced_only_where_it_is_ours(
     name, film, exemplar, tmp_path, capfd
@@ -157,6 +162,7 @@ def test_a_preview_is_there_while_a_picture_is_made(exemplar, tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "r.jpg"}
 
 
+@pytest.mark.slow
 def test_smaller_blocks_where_memory_runs_out(exemplar, tmp_path, monkeypatch, capfd):
     tried = []
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import fast_first
 from PIL import Image
 
 from command import verdict
@@ -125,7 +126,7 @@ def test_what_could_not_be_written_is_dropped_and_not_told_again():
         assert write("lost as well", stream) is None  # and closing it, which writes, is no error
 
 
-@pytest.mark.parametrize("stream", ["full", "ended"])
+@pytest.mark.parametrize("stream", fast_first(["full", "ended"]))
 def test_pictures_are_saved_and_told_of_once_on_a_full_stdout(
     stream, exemplars, narrow_net, monkeypatch, capfd, request
 ):
@@ -165,7 +166,6 @@ WAYS = {
 }
 
 
-FAST = [("one picture", "2>&-")]  # takes 3 s
 # Each way with the streams that it has code of its own for.
 OWN = {
     "one picture": STREAMS,
@@ -174,14 +174,10 @@ OWN = {
     "--score": [">&-", ">/dev/full", "| head -0"],
     "--report": ["<&- >&- 2>&-", ">/dev/full", "| head -0"],
 }
-CASES = [
-    pytest.param(way, stream, marks=[] if (way, stream) in FAST else pytest.mark.slow)
-    for way, streams in OWN.items()
-    for stream in streams
-]
+CASES = [(way, stream) for way, streams in OWN.items() for stream in streams]
 
 
-@pytest.mark.parametrize("way, stream", CASES)
+@pytest.mark.parametrize("way, stream", fast_first(CASES))
 def test_ways_with_streams(way, stream, exemplars, request, monkeypatch):
     """Pictures and pages as with all streams; of these alone a score on a full device fails."""
     out = exemplars / "out"

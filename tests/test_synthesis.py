@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import made, synthesized
+from conftest import fast_first, made, synthesized
 from PIL import Image
 
 import models
@@ -45,9 +45,7 @@ from utils import UserError, resize
 ROOT = Path(__file__).resolve().parent.parent
 EXEMPLARS = sorted(p.name for p in TEXTURES.iterdir() if p.suffix in SUFFIXES)
 # Every method in CI; one of statistics and one of patches where time counts.
-METHODS_SLOW = [
-    pytest.param(method, marks=[] if method == "gram" else pytest.mark.slow) for method in METHODS
-]
+METHODS_SLOW = fast_first([*METHODS])
 TINY = ["--model", "vgg16-caffe", "--device", "cpu", "--epoch", "6", "--size", "32"]
 
 
@@ -90,12 +88,10 @@ def pixels(path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "optimizer, side, steps, error",
-    [
-        # 0.029 to 0.034 and 0.020 to 0.030, by seed.
-        pytest.param("Adam", "64", "150", 0.042, marks=pytest.mark.slow),
-        pytest.param("LBFGS", "64", "130", 0.037, marks=pytest.mark.slow),
-        ("LBFGS", "64", "40", 0.07),
-    ],
+    # 0.029 to 0.034 and 0.020 to 0.030 with many steps, by seed.
+    fast_first(
+        [("LBFGS", "64", "40", 0.07), ("Adam", "64", "150", 0.042), ("LBFGS", "64", "130", 0.037)]
+    ),
 )
 def test_a_real_run_makes_the_texture(optimizer, side, steps, error, pebbles, result, capsys):
     record = make(pebbles, result, "--size", side, "--epoch", steps, "--optimizer", optimizer)
@@ -151,6 +147,7 @@ def test_methods_of_statistics_keep_the_colours(method, most, result, tmp_path):
     assert scores.colour(read_picture(result)[0], read_picture(corner)[0]) < most
 
 
+@pytest.mark.slow
 def test_what_repeats_switches_the_spectrum_on(pebbles, result, capfd, narrow_net):
     once = "--epoch", "1"
     record = make("brick.png", result, *once)
@@ -243,6 +240,7 @@ def test_the_outermost_rows_have_no_beads(method, terms):
     assert sum(found) / len(found) < 1.7
 
 
+@pytest.mark.slow
 def test_tile_along_one_axis(result, pebbles, capfd, narrow_net):
     record = make(pebbles, result, "--size", "70x64", "--tile", "x")
     assert record["tile"] == "x" and "72x64" in capfd.readouterr().err
@@ -254,7 +252,7 @@ def test_tile_along_one_axis(result, pebbles, capfd, narrow_net):
     assert scores.seam(*[read_picture(result)[0]] * 2) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("wrap", ["x", "y", "xy"])
+@pytest.mark.parametrize("wrap", fast_first(["x", "y", "xy"]))
 def test_a_tile_is_cut_where_its_border_is_like_any_other_place(wrap, tiny, brief_painting):
     """What is cut stays as it is when it is cut again; by chance 1 in 40 does along an axis."""
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :40, :40]
@@ -282,7 +280,7 @@ def test_what_the_mask_keeps_stays_to_the_bit(method, result, pebbles, tmp_path,
         assert same[mask == 0].all() and same[mask > 0].mean() < 0.1
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+@pytest.mark.parametrize("optimizer", fast_first(["Adam", "LBFGS"]))
 def test_what_is_kept_never_moves(optimizer, tiny, checkerboard):
     """Not only in what is saved: what is made must fit what is kept, and not what that became."""
     free = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
@@ -297,6 +295,7 @@ def test_what_is_kept_never_moves(optimizer, tiny, checkerboard):
     assert not any(pixels[~free].any() for pixels in moved)
 
 
+@pytest.mark.slow
 def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path, narrow_net):
     mask = np.zeros((64, 64), np.uint8)
     mask[20:44, 30:60] = 255
@@ -312,6 +311,7 @@ def test_masked_holes_do_not_show_what_was_in_them(result, pebbles, tmp_path, na
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_autocorrelation_is_off_beside_what_is_kept(result, pebbles, capfd, narrow_net):
     sized = TINY[: TINY.index("--size")]
     arguments = ["--gt_path", str(pebbles), *sized, "--expand", "72", "--autocorrelation", "1"]
@@ -537,7 +537,7 @@ def test_maps_turn_with_the_texture(result, upright, tmp_path):
     assert abs(np.sqrt(x**2 + y**2 + z**2) - 1).max() < 0.03
 
 
-@pytest.mark.parametrize("method", ["gram", "cnnmrf"])
+@pytest.mark.parametrize("method", fast_first(["gram", "cnnmrf"]))
 def test_a_flat_exemplar_stays_flat_along_any_axis(method, result, tmp_path, narrow_net):
     flat = tmp_path / "flat.png"
     Image.new("RGB", (32, 32), (90, 120, 60)).save(flat)
@@ -645,6 +645,7 @@ def test_size_of_the_exemplar_by_default(tmp_path, result, narrow_net):
     assert pixels(result).shape == (33, 50, 3)
 
 
+@pytest.mark.slow
 def test_grey_stays_grey_where_it_is_filled(result, tmp_path, narrow_net):
     exemplar, filled, mask = tmp_path / "grass.png", tmp_path / "mask.png", Image.new("L", (64, 64))
     Image.open(TEXTURES / "grass.png").crop((0, 0, 64, 64)).save(exemplar)
@@ -746,7 +747,7 @@ def test_flags_change_the_picture(pebbles, tmp_path):
         assert (pixels(same) == pixels(plain)).all(), options  # the record says what was typed
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "LBFGS"])
+@pytest.mark.parametrize("optimizer", fast_first(["Adam", "LBFGS"]))
 def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result, narrow_net, monkeypatch):
     monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
     record = make(pebbles, result, "--optimizer", optimizer, "--lr", "1e6", "--epoch", "20")
@@ -762,6 +763,7 @@ def test_epochs_fewer_than_scales(pebbles, result, narrow_net):
 # ------------------------------------------------------------------------------ batches, output
 
 
+@pytest.mark.slow
 def test_several_exemplars(pebbles, brick, result, narrow_net):
     make_all = ["--gt_path", str(pebbles), str(brick), "--save_path", str(result), *TINY]
     assert main(make_all) == 0
@@ -782,7 +784,7 @@ def test_snapshots(pebbles, result, narrow_net):
 
 
 @pytest.mark.parametrize(
-    "flags, every", [("--repaint 1", 1), ("--repaint 0.5", 7), ("--repaint 0", 10)]
+    "flags, every", fast_first([("--repaint 0.5", 7), ("--repaint 1", 1), ("--repaint 0", 10)])
 )
 def test_every_multiple_has_its_snapshot(flags, every, pebbles, result, narrow_net):
     """Though a round of painting counts as several steps; 25 steps have 25, 3 and 2 multiples."""
@@ -877,6 +879,7 @@ def test_weights_of_layers_are_recorded_and_made_again(pebbles, result, tmp_path
     assert (tmp_path / "equal.png").read_bytes() != again.read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_are_named_in_the_record(pebbles, result):
     arguments = ["--gt_path", str(pebbles), "--save_path", str(result), "--epoch", "2"]
     assert main([*arguments, "--weights", str(BUNDLE)]) == 0
@@ -928,12 +931,7 @@ def as_in_a_terminal():
 
 
 @pytest.mark.parametrize(
-    "number, code",
-    [
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
-    ],
+    "number, code", fast_first([(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 )
 def test_a_signal_saves_the_picture_as_it_stands(number, code, pebbles, result):
     command = [sys.executable, str(ROOT / "Synthesis.py"), "--gt_path", str(pebbles)]
@@ -957,6 +955,7 @@ def test_a_signal_saves_the_picture_as_it_stands(number, code, pebbles, result):
 
 
 @pytest.mark.parametrize("module", ["torch", "dataclasses"])  # the slowest, and an early one
+@pytest.mark.slow
 def test_ctrl_c_while_libraries_are_imported_is_one_line(module, tmp_path):
     (tmp_path / f"{module}.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
@@ -1166,6 +1165,7 @@ def test_an_old_result_survives_a_failed_run(pebbles, result, monkeypatch, narro
 # ------------------------------------------------------------------------------------ as library
 
 
+@pytest.mark.slow
 def test_synthesize_in_a_notebook(tiny, checkerboard):
     seen: list[Frame] = []
     steps = {"steps": 60, "scales": 1, "size": (20, 28), "report": seen.append}
@@ -1198,6 +1198,7 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypa
     assert [frame.work * 18 for frame in seen] == pytest.approx([2, 4, 6, 8, 13, 18])
 
 
+@pytest.mark.slow
 def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, monkeypatch):
     monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
     monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
@@ -1212,6 +1213,7 @@ def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, mo
     assert [frame.work for frame in seen] == pytest.approx(done)
 
 
+@pytest.mark.slow
 def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, monkeypatch):
     monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
     seen: list[Frame] = []
@@ -1242,6 +1244,7 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
 
+@pytest.mark.slow
 def test_a_painting_is_optimized_from_its_own_pixels_and_not_from_init(tiny, monkeypatch):
     starts = []
 
@@ -1352,6 +1355,7 @@ def test_json_of_a_record_is_plain(pebbles, result, narrow_net):
     json.dumps(make(pebbles, result))
 
 
+@pytest.mark.slow
 def test_going_back_is_said_once(pebbles, result, capfd, monkeypatch):
     """Of two scales, in each of which a step led nowhere."""
 
@@ -1379,12 +1383,14 @@ def dark(tmp_path):
 
 @pytest.mark.parametrize(
     "suffix, options, bits",
-    [
-        (".exr", [], 32),
-        (".png", ["--preset", "draft"], 16),
-        (".tif", ["--bits", "8"], 8),
-        (".webp", [], 8),
-    ],
+    fast_first(
+        [
+            (".png", ["--preset", "draft"], 16),
+            (".exr", [], 32),
+            (".tif", ["--bits", "8"], 8),
+            (".webp", [], 8),
+        ]
+    ),
 )
 def test_bits_of_the_exemplar_are_those_of_the_result(
     dark, result, suffix, options, bits, narrow_net, capsys
@@ -1417,7 +1423,7 @@ def test_bits_that_are_asked_for(pebbles, result, narrow_net, capsys):
         assert "--bits 16" in line and suffix in line and ".png and .tif" in line
 
 
-@pytest.mark.parametrize("options", [["--method", "cnnmrf"], ["--preset", "draft"]])
+@pytest.mark.parametrize("options", fast_first([["--preset", "draft"], ["--method", "cnnmrf"]]))
 def test_what_the_mask_keeps_of_16_bits_stays_to_the_bit(
     options, pebbles, dark, result, tmp_path, narrow_net, capsys
 ):
@@ -1434,7 +1440,7 @@ def test_what_the_mask_keeps_of_16_bits_stays_to_the_bit(
     assert f"saved with 8 bits, {dark.name} has more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix, bits", [(".png", 16), (".jpg", 8)])
+@pytest.mark.parametrize("suffix, bits", fast_first([(".png", 16), (".jpg", 8)]))
 def test_a_grey_exemplar_gives_a_grey_file(suffix, bits, pebbles, result, tmp_path, narrow_net):
     grey = read_picture(pebbles).pixels.mean(1, keepdim=True)
     save_picture(grey, tmp_path / "grey.png", {}, bits)
@@ -1505,7 +1511,7 @@ def cut(tmp_path):
     return path, levels
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+@pytest.mark.parametrize("suffix", fast_first([".png", ".webp", ".tif"]))
 def test_what_is_kept_keeps_its_alpha_to_the_bit(
     suffix, cut, pebbles, result, tmp_path, narrow_net
 ):
@@ -1522,6 +1528,7 @@ def test_what_is_kept_keeps_its_alpha_to_the_bit(
     assert (found[4:68, 8:72] == levels).all() and (found[:4, :, 3] == 255).all()
 
 
+@pytest.mark.slow
 def test_a_photo_that_is_styled_keeps_its_alpha(cut, pebbles, result, narrow_net, capfd):
     path, levels = cut
     make(path, result, "--style_image", str(pebbles), "--size", "64")
@@ -1545,6 +1552,7 @@ def test_alpha_is_carried_along(options, pebbles, result, tmp_path, narrow_net):
     assert (tiled[:, 48:] == found).all() and (tiled[:, :48] == found).all()
 
 
+@pytest.mark.slow
 def test_a_picture_whose_alpha_cannot_be_carried_is_saved(
     cut, result, narrow_net, monkeypatch, capfd
 ):

@@ -879,6 +879,7 @@ def test_patches_on_as_many_sizes_as_have_one():
     assert [f for f, _, _ in built(Patches, {"image": source[..., :27]}, []).levels] == [1, 2]
 
 
+@pytest.mark.slow
 def test_patches_of_few_places_have_few_directions_unless_they_repeat():
     stripes = (torch.arange(200.0) * 2 * math.pi / 20).sin().expand(1, 3, 200, 200)
     for side, counts, repeating in (

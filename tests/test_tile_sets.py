@@ -172,6 +172,7 @@ def test_a_set_fits_and_makes_a_floor(run, tmp_path, capfd):
     assert torch.equal(levels(tmp_path / "again.png"), levels(tmp_path / "f_3.png"))
 
 
+@pytest.mark.slow
 def test_a_larger_set_has_the_tiles_of_a_smaller_one(run, tmp_path, capfd):
     assert run("--tile_set", "2", "--save_path", "f.png") == 0
     assert run("--tile_set", "3", "--save_path", "f.png") == 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import in_threads
+from conftest import fast_first, in_threads
 
 from engine import synthesis
 from engine.spec import Spec, exemplar_of
@@ -81,7 +81,9 @@ def test_spans_by_hand():
 
 @pytest.mark.parametrize(
     ("pool", "wrap", "side"),
-    [("avg", "", 24), ("max", "", 8), ("max", "x", 24), ("avg", "y", 8), ("max", "xy", 8)],
+    fast_first(
+        [("max", "x", 24), ("avg", "y", 8), ("avg", "", 24), ("max", "", 8), ("max", "xy", 8)], 2
+    ),
 )
 def test_gradient_by_blocks_is_that_of_the_whole(pool, wrap, side):
     spec = spec_of(SIZE, "gram", dict.fromkeys(TERMS, 0.5), wrap)
@@ -99,6 +101,7 @@ def test_every_method_is_the_same_by_blocks(method, wrap):
     ("net", "layers"),
     [("vgg16-caffe", ["conv5_1"]), ("vgg19", ["conv3_4", "conv4_2"]), ("vgg19", ["pool2"])],
 )
+@pytest.mark.slow
 def test_as_much_around_a_block_as_its_deepest_layer_sees(net, layers):
     trunk = narrow(net, layers)
     assert_same(*both(trunk, spec_of((224, 48)), (224, 48), 32))
@@ -177,6 +180,7 @@ def test_odd_sides_leave_out_what_the_whole_leaves_out():
     assert_same(*both(narrow("vgg16-caffe"), spec_of((63, 78)), (63, 78), 16))
 
 
+@pytest.mark.slow
 def test_regions_mixes_and_content_are_the_same_by_tiles():
     size = SIZE
     regions = torch.zeros(1, 1, *size, dtype=torch.int64)
@@ -194,6 +198,7 @@ def test_regions_mixes_and_content_are_the_same_by_tiles():
         assert_same(*both(trunk, spec_of(size, "gram", weights, **told), size, 16))
 
 
+@pytest.mark.slow
 def test_each_scale_has_its_tiling(monkeypatch, brief_painting):
     """A picture that fits is evaluated whole."""
     tilings = []

@@ -116,6 +116,7 @@ def painted(exemplars, size):
     return value_of(paint(exemplars, Canvas(size), size=size, seed=0))
 
 
+@pytest.mark.slow
 def test_no_picture_depends_on_what_does_not_count(tiny, brief_painting):
     pictures = []
     for seed in (1, 2):

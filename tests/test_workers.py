@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 
 import Synthesis
@@ -111,13 +112,16 @@ def test_a_process_that_is_killed_costs_a_line(tmp_path):
 
 @pytest.mark.parametrize(
     "flags, expected",
-    [
-        ("--size 256", True),
-        ("--size 257x256", False),
-        ("--size 257x256 --workers 2", True),
-        ("--size 256 --max_memory 1.5GB", False),  # for one of them
-        ("--size 256 --max_memory 1.5GB --workers 2", False),
-    ],
+    fast_first(
+        [
+            ("--size 256", True),
+            ("--size 257x256", False),
+            ("--size 257x256 --workers 2", True),
+            ("--size 256 --max_memory 1.5GB", False),  # for one of them
+            ("--size 256 --max_memory 1.5GB --workers 2", False),
+        ],
+        2,
+    ),
 )
 def test_which_are_made_beside_others(flags, expected, monkeypatch, tmp_path, narrow_net):
     class Nobody(Workers):
@@ -132,6 +136,7 @@ def test_which_are_made_beside_others(flags, expected, monkeypatch, tmp_path, na
         assert outcome.line == str(expected)
 
 
+@pytest.mark.slow
 def test_a_library_starts_no_processes_unasked(monkeypatch, tmp_path, narrow_net):
     """They would not know of methods that the program has added."""
     counts = []
@@ -209,6 +214,7 @@ def test_outcomes_come_in_the_order_of_the_list(scripted, tmp_path):
         assert names(found) == ["pebbles_0", "x.png: broken", "pebbles_1", "pebbles_2"]
 
 
+@pytest.mark.slow
 def test_one_that_does_not_fit_beside_others_is_made_alone(scripted, tmp_path):
     at_work = []
 
@@ -229,6 +235,7 @@ def test_one_that_does_not_fit_beside_others_is_made_alone(scripted, tmp_path):
     assert sorted(Scripted.made) == [0, 1, 3]
 
 
+@pytest.mark.slow
 def test_no_more_are_read_than_are_made_soon(scripted, tmp_path):
     scripted(lambda seed, job, _: result(job))
     for count, most in ((1, 1), (2, 3)):
@@ -263,6 +270,7 @@ def test_an_interruption_ends_with_the_pictures_as_they_stand(scripted, tmp_path
     assert raised.value.exit_code == 130 and names(found) == ["pebbles_0"]
 
 
+@pytest.mark.slow
 def test_one_that_was_stopped_alone_stops_the_others(scripted, tmp_path):
     working = threading.Barrier(2)
 
