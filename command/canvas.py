@@ -175,7 +175,9 @@ def _edges(request: Request, size: Size, pictures: Pictures) -> Tensor | None:
     the output."""
     if request.edges_of is None:
         return None
-    edges = pictures.over_mean(request.edges_of)
+    # With --alpha, colours are kept as they are in the file.
+    read = pictures.read(request.edges_of)
+    edges = read.pixels if request.alpha else pictures.over_mean(request.edges_of)
     if size_of(edges) != size:
         raise UserError(
             f"--size {size_text(size)}: --edges_of {request.edges_of} is "

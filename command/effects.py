@@ -157,7 +157,7 @@ def _check_tiles(request: Request) -> None:
             f"--edges_of {request.edges_of}: not allowed with {one}, whose first tile has edges of "
             "its own; with --from, name the first tile"
         )
-    excluded = ["style_image", "mask", "expand", "maps", "alpha"]
+    excluded = ["style_image", "mask", "expand"]
     if request.tile_set:
         excluded += ["split", "workers"]
     for flag in excluded:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from command.canvas import Pictures, channels_of
 from command.deep import FLOAT_BITS
+from command.flags import Request
 from command.kinds import GIVEN, green_up_by_name, kind_and_name, kind_by_name
 from command.outputs import map_path
 from command.pictures import Picture, check_save_path, holds_alpha, save_picture
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
-from utils import COLOUR, DATA, LABELS, NORMALS, UserError, size_of, size_text
+from utils import COLOUR, DATA, LABELS, NORMALS, UserError, prefixed, size_of, size_text
 
 MOST_LABELS = 256  # distinct colours among 4096 pixels; more suggest lossy compression
 TOLD = {NORMALS: "normals", LABELS: "labels", COLOUR: "a colour map", DATA: "data"}
@@ -36,6 +37,9 @@ class CarriedMap:
     green_down: bool = False  # normals: whether green points down in the file (DirectX)
     blue: float | None = None  # normals: constant that the file has instead of a blue component
     signed: bool = False  # normals: whether the file holds values in [-1, 1]
+    # (1, C, H, W), as in `copies`: the map of the --edges_of tile, which the result has outside of
+    # the cut
+    edges: Tensor | None = None
 
     def of_file(self, channels: Tensor) -> Tensor:
         """Convert channels of the file, (1, C, H, W), to those of `copies`."""
@@ -66,7 +70,9 @@ def _changed(channels: Tensor, some: slice, change: Callable[[Tensor], Tensor]) 
     return found
 
 
-def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
+def read_map(
+    text: str, exemplar: Exemplar, request: Request, save_path: Path, pictures: Pictures
+) -> CarriedMap:
     """Read a map of --maps, with copies rotated and resized as the exemplar's are.
 
     Args:
@@ -75,7 +81,8 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
         pictures: Reads the file; a line on the kind of the map is appended to its notes.
 
     Raises:
-        UserError: The file is missing or differs in size from the exemplar, or normals are grey.
+        UserError: The file is missing or differs in size from the exemplar, normals are grey, or
+            the tile of --edges_of has no such map.
     """
     word, name = kind_and_name(text)
     path = _find_map(text, word, name, pictures)
@@ -100,7 +107,29 @@ def read_map(text: str, exemplar: Exemplar, save_path: Path, pictures: Pictures)
     pictures.notes.append(f"{path.name}: {line}")
     channels = found.of_file(channels)
     copies = maps.rotated(channels, exemplar.rotations, exemplar.factors, kind)
-    return replace(found, copies=[channels, *copies])
+    edges = None
+    if request.edges_of:
+        edges = found.of_file(_map_of_edges(request.edges_of, path, kind, picture, pictures))
+    return replace(found, copies=[channels, *copies], edges=edges)
+
+
+def _map_of_edges(
+    tile: str, path: Path, kind: str, of_exemplar: Picture, pictures: Pictures
+) -> Tensor:
+    """Return the channels of a map of the --edges_of tile, (1, C, H, W), from the file that a run
+    saves beside the tile.
+
+    Args:
+        tile: the picture of --edges_of.
+        path, kind, of_exemplar: path, kind and pixels of the map of the exemplar.
+    """
+    beside = str(map_path(Path(tile), path, of_exemplar.bits == FLOAT_BITS))
+    with prefixed(f"--maps {path}: --edges_of {tile} needs such a map beside it: "):
+        found = channels_of(pictures.read(beside, kind))
+        size, wanted = size_of(found), size_of(pictures.read(tile).pixels)
+        if size != wanted or found.shape[1] != channels_of(of_exemplar).shape[1]:
+            raise UserError(f"{beside}: {size_text(size)} with {found.shape[1]} channels")
+    return found
 
 
 def _find_map(text: str, word: str | None, name: str, pictures: Pictures) -> Path:
@@ -126,19 +155,29 @@ def _check_map(text: str, kind: str, picture: Picture, exemplar: Exemplar) -> No
         )
 
 
-def alpha_map(path: Path, exemplar: Exemplar, save_path: Path, pictures: Pictures) -> CarriedMap:
-    """Return the alpha channel of the exemplar as a map, from which that of the result is made.
+def alpha_map(
+    path: Path, exemplar: Exemplar, request: Request, save_path: Path, pictures: Pictures
+) -> CarriedMap | None:
+    """Return the alpha channel of the exemplar as a map, from which that of the result is made;
+    None without --alpha.
 
     Raises:
         UserError: The exemplar is opaque, or the format of the result has no alpha.
     """
+    if not request.alpha:
+        return None
     picture = pictures.read(path)
     if picture.alpha is None or picture.opaque:
         raise UserError(f"--alpha: {path} has no transparent pixel")
     if not holds_alpha(save_path):
         raise UserError(f"--alpha: {save_path} holds no alpha; .png, .tif and .webp do")
     copies = maps.rotated(picture.alpha, exemplar.rotations, exemplar.factors, DATA)
-    return CarriedMap(save_path, DATA, [picture.alpha, *copies], picture.bits)
+    found = CarriedMap(save_path, DATA, [picture.alpha, *copies], picture.bits)
+    if request.edges_of is None:
+        return found
+    tile = pictures.read(request.edges_of)
+    opaque = torch.ones_like(tile.pixels[:, :1])
+    return replace(found, edges=opaque if tile.alpha is None else tile.alpha)
 
 
 def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:

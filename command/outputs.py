@@ -59,6 +59,14 @@ def map_path(result: Path, path: Path, floats: bool) -> Path:
     return result.with_name(f"{result.stem}_{path.stem}{suffix}")
 
 
+def map_paths(result: Path, request: Request) -> Iterator[Path]:
+    """Yield the paths that the maps of a result may have. Whether a map holds floats is known only
+    when it is read, so that there are two paths for each map."""
+    for name in request.maps:
+        source = Path(kind_and_name(name)[1])
+        yield from (map_path(result, source, floats) for floats in (False, True))
+
+
 def snapshot_path(result: Path, step: int) -> Path:
     """Return the path of the snapshot after a step."""
     return result.with_stem(f"{result.stem}_{step:06d}")
@@ -174,10 +182,7 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
             yield "--preview", preview_path(result)
         if request.resume:
             yield "--resume", checkpoint_path(result)
-        for name in request.maps:
-            source = Path(kind_and_name(name)[1])
-            for floats in (False, True):  # known only when the map is read
-                yield "--maps", map_path(result, source, floats)
+        yield from (("--maps", path) for path in map_paths(result, request))
     page = request.report and request.report / PAGE
     flags = ("--sheet", request.sheet), ("--animate", request.animate), ("--log", request.log)
     for flag, path in (*flags, ("--report", page)):

@@ -217,7 +217,11 @@ def work_items(request: Request) -> tuple[list[WorkItem], list[str]]:
                         f"--gt_path {path}: two exemplars would be saved as {item.save_path}"
                     )
                 items[item.save_path] = item
-    floors = list(tile_sets(items.values()))
+    floors = [
+        path
+        for floor in tile_sets(items.values())
+        for path in (floor, *outputs.map_paths(floor, request))
+    ]
     check_outputs(request, paths, items, floors)
     for floor in floors:
         _check_own_file(floor, FLOOR, request.overwrite)
@@ -381,9 +385,9 @@ def _job(
         save_every=request.save_every,
         resume=request.resume,
         preview=request.preview,
-        maps=[read_map(text, exemplars[0], save_path, pictures) for text in request.maps],
+        maps=[read_map(text, exemplars[0], request, save_path, pictures) for text in request.maps],
         kept=kept_pixels(request, path, canvas, save_path, pictures),
-        alpha=alpha_map(path, exemplars[0], save_path, pictures) if request.alpha else None,
+        alpha=alpha_map(path, exemplars[0], request, save_path, pictures),
         bits=bits,
         grey=grey,
         repeat="" if item.tile_set else canvas.wrap,  # the floor shows more

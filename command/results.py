@@ -376,6 +376,9 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
         carried = maps.carried(copies, sources(), one.kind, tile, valid())
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
+        if made.inside is not None:
+            assert one.edges is not None
+            return carried.where(made.inside, one.edges.to(device))
         return maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
 
     return transfer

@@ -23,7 +23,7 @@ from command.costs import (
 )
 from command.display import Notes, print_stderr
 from command.effects import effect_notes
-from command.floor import write_floor
+from command.floor import write_floors
 from command.log import Log
 from command.make import outcome_of
 from command.plan import Job, WorkItem, can_crop, job_of, layers_of, tile_sets, work_items
@@ -372,7 +372,7 @@ def write_summaries(
     if not results:
         return
     tasks: list[Callable[[], None]] = [
-        partial(write_floor, tiles, path, request.seed)
+        partial(write_floors, tiles, path, request)
         for path, tiles in sets.items()
         if set(tiles) <= set(results)
     ]

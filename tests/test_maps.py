@@ -9,6 +9,7 @@ from conftest import fast_first
 from PIL import Image
 from torch.nn import functional as F
 
+from command.arguments import parse
 from command.canvas import Pictures
 from command.kinds import green_up_by_name, kind_and_name, kind_by_name
 from command.maps import CarriedMap, read_map
@@ -516,7 +517,7 @@ def test_normals_are_read_as_they_are(text, files, told, tmp_path):
         pictures.seen[path, kind] = Picture(pixels, None, bits, False, [])
     text = text.replace(path.name, str(path))
     exemplar = exemplar_of(torch.rand(1, 3, 32, 32), [90], [])
-    found = read_map(text, exemplar, tmp_path / "o.png", pictures)
+    found = read_map(text, exemplar, parse([]), tmp_path / "o.png", pictures)
     assert (found.green_down, found.blue is not None, found.signed) == told
     inner = torch.cat((x, 1 - green, blue), 1) if text.startswith("normal_dx") else plain
     inner = torch.cat((x, 1 - green, blue), 1) if path.name == "a_dx.png" and told[0] else inner

@@ -2,20 +2,22 @@
 
 import pytest
 import torch
-from conftest import noise_image, seeded, synthesized
+from conftest import fast_first, noise_image, seeded, synthesized
 from PIL import Image
 
 import engine.edges as edges
 from command.arguments import parse
+from command.canvas import channels_of
 from command.files import TEXTURES
 from command.floor import floor_size, random_order
-from command.pictures import read_levels, read_picture, read_record
+from command.pictures import read_levels, read_picture, read_record, save_picture
 from command.plan import work_items
 from command.ranks import ProcessRank
 from command.run import _items_of_rank
 from engine.edges import fitted
+from engine.maps import normalized
 from Synthesis import main, synthesize
-from utils import UserError
+from utils import DATA, NORMALS, UserError
 
 TINY = ["--device", "cpu", "--epoch", "3", "--quiet", "--model", "vgg16-caffe"]
 
@@ -172,6 +174,47 @@ def test_a_set_fits_and_makes_a_floor(run, tmp_path, capfd):
     assert torch.equal(levels(tmp_path / "again.png"), levels(tmp_path / "f_3.png"))
 
 
+@pytest.mark.parametrize("how", fast_first(["--preset draft", "--epoch 3"]))
+def test_maps_and_alpha_of_a_set_fit_and_make_floors(how, run, tmp_path):
+    """The channels of the exemplar are its colours and its alpha; one map is 1 less the red, in
+    floats, and one holds normals. Where a tile has the pixels of the first, so do its maps."""
+    pixels, alpha = read_picture(tmp_path / "a.png").pixels, noise_image(36, 40)[:, :1]
+    save_picture(torch.cat((pixels, (alpha > 0.1)), 1), tmp_path / "a.png", {})
+    save_picture(1 - pixels[:, :1], tmp_path / "h.tif", {}, 32, DATA)
+    save_picture(normalized(noise_image(36, 40, seed=1)), tmp_path / "n.png", {}, 16, NORMALS)
+    more = "--alpha --tile_set 3 --save_path f.png --device cpu --model vgg16-caffe"
+    assert main(f"--gt_path a.png --maps data:h.tif normal_dx:n.png {how} {more}".split()) == 0
+
+    def channels(name, kind=DATA):
+        return channels_of(read_picture(tmp_path / name, kind))
+
+    order = random_order(3, (4, 4), seeded()).flatten().tolist()
+    for suffix, count in ((".png", 4), ("_h.tif", 1), ("_n.png", 3)):
+        first, *others = tiles = [channels(f"f_{n}{suffix}") for n in (1, 2, 3)]
+        for tile in others:
+            assert tile.shape[1] == count
+            assert torch.equal(tile[..., [0, -1], :], first[..., [0, -1], :])
+            assert torch.equal(tile[..., [0, -1]], first[..., [0, -1]])
+            assert not torch.equal(tile[..., 15:20, 15:20], first[..., 15:20, 15:20])
+        floor = channels(f"f_floor{suffix}")
+        parts = [part for row in floor.split(36, 2) for part in row.split(40, 3)]
+        assert all(torch.equal(part, tiles[i]) for part, i in zip(parts, order, strict=True))
+    if "draft" in how:  # each pixel of a painting has the map of the place that it comes from
+        for n in (2, 3):
+            red, height = channels(f"f_{n}.png")[:, :1], channels(f"f_{n}_h.tif")
+            assert (red + height - 1).abs().median() < 0.05
+    assert main("--from f_3.png --save_path again.png --device cpu".split()) == 0
+    for suffix in (".png", "_h.tif", "_n.png"):
+        assert torch.equal(channels(f"again{suffix}"), channels(f"f_3{suffix}"))
+
+
+def test_a_map_of_another_tile_is_refused(run, tmp_path, capfd):
+    for name, size in (("h.png", (36, 40)), ("t.png", (32, 32)), ("t_h.png", (16, 32))):
+        save_picture(noise_image(*size), tmp_path / name, {})
+    assert run("--tile", "xy", "--edges_of", "t.png", "--maps", "data:h.png") == 2
+    assert "needs such a map beside it: t_h.png: 32x16 with 3 channels" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_larger_set_has_the_tiles_of_a_smaller_one(run, tmp_path, capfd):
     assert run("--tile_set", "2", "--save_path", "f.png") == 0
@@ -230,8 +273,7 @@ def test_a_tile_of_the_user_has_variants(run, tmp_path):
         ("--tile_set 2 --tile x", "--tile x: not allowed with --tile_set"),
         ("--tile_set 2 --mask m.png", "--mask: not allowed with --tile_set 2"),
         ("--tile_set 2 --expand 99", "--expand: not allowed with --tile_set 2"),
-        ("--tile_set 2 --maps m.png", "--maps: not allowed with --tile_set 2"),
-        ("--tile_set 2 --alpha", "--alpha: not allowed with --tile_set 2"),
+        ("--tile_set 2 --alpha", "--alpha: a.png has no transparent pixel"),
         ("--tile_set 2 --workers 2", "--workers: not allowed with --tile_set 2"),
         ("--tile_set 2 --init a.png", "--init a.png: not allowed with --tile_set 2"),
         ("--tile_set 2 --style_image a.png", "--style_image: not allowed with --tile_set 2"),
@@ -240,7 +282,10 @@ def test_a_tile_of_the_user_has_variants(run, tmp_path):
             "--edges_of a.png: not allowed with --tile_set 2",
         ),
         ("--edges_of a.png", "--edges_of a.png: requires --tile xy"),
-        ("--tile xy --edges_of a.png --maps m.png", "--maps: not allowed with --edges_of a.png"),
+        (
+            "--tile xy --edges_of a.png --maps data:a.png",
+            "--maps a.png: --edges_of a.png needs such a map beside it: 'a_a.png': no such picture",
+        ),
         ("--tile_set 64 --count 2000", "--count 2000: 128000 pictures"),
         ("--tile_set 2 --animate a.gif --save_every 1", "--animate a.gif: shows one picture"),
         ("--tile_set 2 --save_path f.gif", "f_1.gif|f.gif"),
