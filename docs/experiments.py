@@ -204,14 +204,12 @@ def medians(made: dict[str, Made]) -> list[str]:
         known = [[x for x in column if not math.isnan(x)] or [math.nan] for column in values]
         middle = [median(column) for column in known]
         columns.append([f"{x:.{2 if max(middle) >= 0.3 else 3}f}" for x in middle])
-    rows: list[list[str]] = [["", "steps", *SCORES, "seconds", "GB"]]
+    rows: list[list[str]] = [["", "steps", *SCORES]]
     for i, (model, of_model) in enumerate(runs.items()):
         told = f"`--preset {model}`" if model in PRESETS else f"`{model}`"
-        seconds = f"{median(one.seconds for one in of_model):.0f}"
-        gigabytes = f"{median(one.gigabytes for one in of_model):.1f}"
         steps = str(of_model[0].record["epoch"])
-        rows.append([told, steps, *(column[i] for column in columns), seconds, gigabytes])
-    rows.append(["two halves of an exemplar", "", *(column[-1] for column in columns), "", ""])
+        rows.append([told, steps, *(column[i] for column in columns)])
+    rows.append(["two halves of an exemplar", "", *(column[-1] for column in columns)])
     return table(*rows)
 
 
