@@ -116,7 +116,7 @@ def output_size(
     """
     init = _init_picture(request, pictures)
     maps = [pictures.read(output, LABELS).pixels for _, output in request.guide]
-    edges = pictures.over_mean(request.edges_of) if request.edges_of else None
+    edges = pictures.read(request.edges_of).pixels if request.edges_of else None
     kept = init if request.mask or _hole(request, pictures) is not None else None
     given = (kept, edges, content, *maps, drawn_axes, init, exemplar)
     followed = next(picture for picture in given if picture is not None)
@@ -175,9 +175,9 @@ def _edges(request: Request, size: Size, pictures: Pictures) -> Tensor | None:
     the output."""
     if request.edges_of is None:
         return None
-    # With --alpha, colours are kept as they are in the file.
-    read = pictures.read(request.edges_of)
-    edges = read.pixels if request.alpha else pictures.over_mean(request.edges_of)
+    # With --alpha, the output gets the alpha of the tile too, and its colours as in the file.
+    tile = request.edges_of
+    edges = pictures.read(tile).pixels if request.alpha else pictures.over_mean(tile)
     if size_of(edges) != size:
         raise UserError(
             f"--size {size_text(size)}: --edges_of {request.edges_of} is "

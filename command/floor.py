@@ -23,7 +23,8 @@ def floor_size(tile: Size) -> Size:
 
 
 def write_floors(tiles: list[Path], path: Path, request: Request) -> None:
-    """Save a floor of the tiles of a set, and one of each of their maps, in the same order.
+    """Save a floor of the tiles of a set, and one of each map that all tiles have, in the same
+    order.
 
     Raises:
         UserError: a tile cannot be read, or a floor cannot be written.

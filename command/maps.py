@@ -37,8 +37,8 @@ class CarriedMap:
     green_down: bool = False  # normals: whether green points down in the file (DirectX)
     blue: float | None = None  # normals: constant that the file has instead of a blue component
     signed: bool = False  # normals: whether the file holds values in [-1, 1]
-    # (1, C, H, W), as in `copies`: the map of the --edges_of tile, which the result has outside of
-    # the cut
+    # (1, C, H, W), encoded as in `copies`: the map of the --edges_of tile, whose values the result
+    # has outside the cut (see `engine.edges`); None: no --edges_of
     edges: Tensor | None = None
 
     def of_file(self, channels: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def read_map(
 
     Raises:
         UserError: The file is missing or differs in size from the exemplar, normals are grey, or
-            the tile of --edges_of has no such map.
+            the map beside the tile of --edges_of is missing or has another size or other channels.
     """
     word, name = kind_and_name(text)
     path = _find_map(text, word, name, pictures)
@@ -116,19 +116,27 @@ def read_map(
 def _map_of_edges(
     tile: str, path: Path, kind: str, of_exemplar: Picture, pictures: Pictures
 ) -> Tensor:
-    """Return the channels of a map of the --edges_of tile, (1, C, H, W), from the file that a run
-    saves beside the tile.
+    """Return the channels of a map of the --edges_of tile, (1, C, H, W), from the file beside the
+    tile where the run that made the tile saves it.
 
     Args:
         tile: the picture of --edges_of.
-        path, kind, of_exemplar: path, kind and pixels of the map of the exemplar.
+        path: of the map of the exemplar.
+        kind: of both maps, a name in `utils.KINDS`.
+        of_exemplar: the map of the exemplar.
     """
     beside = str(map_path(Path(tile), path, of_exemplar.bits == FLOAT_BITS))
-    with prefixed(f"--maps {path}: --edges_of {tile} needs such a map beside it: "):
+    with prefixed(f"--maps {path}: with --edges_of {tile}, its map is required: "):
         found = channels_of(pictures.read(beside, kind))
-        size, wanted = size_of(found), size_of(pictures.read(tile).pixels)
-        if size != wanted or found.shape[1] != channels_of(of_exemplar).shape[1]:
-            raise UserError(f"{beside}: {size_text(size)} with {found.shape[1]} channels")
+        has, needs = (
+            f"{size_text(size_of(pixels))} with {channels.shape[1]} channels"
+            for pixels, channels in (
+                (found, found),
+                (pictures.read(tile).pixels, channels_of(of_exemplar)),
+            )
+        )
+        if has != needs:
+            raise UserError(f"{beside}: {has}, give {needs}")
     return found
 
 

@@ -60,8 +60,8 @@ def map_path(result: Path, path: Path, floats: bool) -> Path:
 
 
 def map_paths(result: Path, request: Request) -> Iterator[Path]:
-    """Yield the paths that the maps of a result may have. Whether a map holds floats is known only
-    when it is read, so that there are two paths for each map."""
+    """Yield the paths that the maps of a result may have: two for each map, one for integers and
+    one for floats, as which of them it holds is known only when it is read."""
     for name in request.maps:
         source = Path(kind_and_name(name)[1])
         yield from (map_path(result, source, floats) for floats in (False, True))

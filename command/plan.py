@@ -429,8 +429,8 @@ def _notes_on_exemplars(
         return []
     pieces = [crop_to_valid(exemplar.image, exemplar.valid) for exemplar in exemplars]
     return [
-        f"{name} may not be a texture: colours and detail differ between its parts, which the "
-        "result mixes; crop it to one material"
+        f"{name} is perhaps no texture: its parts differ in colour and in detail, and the result "
+        "will mix them; crop it to one material"
         for name, piece in zip(names, pieces, strict=True)
         if is_uneven(piece)
     ]

@@ -347,7 +347,8 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
 
     Each pixel of the output takes the value at the pixel of the exemplar, or of a rotated or
     resized copy, that it was painted from; without painting, at the most similar one. This
-    correspondence is computed once.
+    correspondence is computed once. With --edges_of, pixels outside the cut take the values of the
+    map of that tile.
     """
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.wrap
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)

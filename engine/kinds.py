@@ -18,11 +18,11 @@ NEAR_AXIS = 10  # degrees from an axis of the picture that count as near
 AXIS_SPACING = 45  # degrees between horizontal and diagonal, and diagonal and vertical
 MIN_COHERENCE = 0.6  # of the structure tensor, 0 ... 1, of a directional texture
 MAX_UNEVENNESS = 0.12  # variance of the means of 4x4 equal parts, relative to that of pixels
-# Of 300 photographic game textures, 50 exceed both: signs, doors, lamps, faces, and walls with a
-# border. Of 116 others, no texture of one material does.
-MAX_COLOR_UNEVENNESS = 0.15  # as MAX_UNEVENNESS, of a picture of one texture
+# A picture that exceeds both limits is uneven. Of 300 photographic game textures, 50 do: signs,
+# doors, lamps, faces, and walls with a border. Of 116 others, none of a single material does.
+MAX_COLOR_UNEVENNESS = 0.15  # the same measure as for MAX_UNEVENNESS
 MAX_DETAIL_UNEVENNESS = 0.28  # coefficient of variation of the mean gradients of 4x4 equal parts
-LEAST_UNEVEN = 128  # px
+MIN_UNEVEN_SIDE = 128  # px; smaller pictures may show only one or two objects of a texture
 MIN_OBJECT_LENGTH = 4  # px, correlation length of a texture with objects
 SMALL_CORRELATION = 0.3  # autocorrelation at the correlation length
 SIDE = 256  # px, shorter side to which larger pictures are reduced first
@@ -67,8 +67,8 @@ def kind_of(image: Tensor) -> Kind:
 def is_uneven(image: Tensor) -> bool:
     """Return whether both colours and the amount of detail differ between the parts of a picture
     (1, 3, H, W) in [0, 1], as they do in photographs of things and not within one texture. False
-    for a picture with a side shorter than LEAST_UNEVEN, which may hold only one stone."""
-    if min(image.shape[2:]) < LEAST_UNEVEN:
+    if a side is shorter than MIN_UNEVEN_SIDE."""
+    if min(image.shape[2:]) < MIN_UNEVEN_SIDE:
         return False
     image = _reduced(image)
     grey = image.mean(1, keepdim=True)
@@ -79,7 +79,7 @@ def is_uneven(image: Tensor) -> bool:
 
 
 def _reduced(image: Tensor) -> Tensor:
-    """Reduce a picture whose shorter side exceeds SIDE to that side."""
+    """Return a picture, resized so that its shorter side is SIDE px if that side is longer."""
     shorter = min(image.shape[2:])
     return resize(image, scaled_size(image, SIDE / shorter)) if shorter > SIDE else image
 

@@ -175,7 +175,7 @@ def test_a_set_fits_and_makes_a_floor(run, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("how", fast_first(["--preset draft", "--epoch 3"]))
-def test_maps_and_alpha_of_a_set_fit_and_make_floors(how, run, tmp_path):
+def test_maps_and_alpha_of_a_set_fit_and_make_floors(how, run, tmp_path, capfd):
     """The channels of the exemplar are its colours and its alpha; one map is 1 less the red, in
     floats, and one holds normals. Where a tile has the pixels of the first, so do its maps."""
     pixels, alpha = read_picture(tmp_path / "a.png").pixels, noise_image(36, 40)[:, :1]
@@ -188,6 +188,7 @@ def test_maps_and_alpha_of_a_set_fit_and_make_floors(how, run, tmp_path):
     def channels(name, kind=DATA):
         return channels_of(read_picture(tmp_path / name, kind))
 
+    assert "f_1.png: transparent" not in capfd.readouterr().err  # its colours are used as they are
     order = random_order(3, (4, 4), seeded()).flatten().tolist()
     for suffix, count in ((".png", 4), ("_h.tif", 1), ("_n.png", 3)):
         first, *others = tiles = [channels(f"f_{n}{suffix}") for n in (1, 2, 3)]
@@ -212,7 +213,8 @@ def test_a_map_of_another_tile_is_refused(run, tmp_path, capfd):
     for name, size in (("h.png", (36, 40)), ("t.png", (32, 32)), ("t_h.png", (16, 32))):
         save_picture(noise_image(*size), tmp_path / name, {})
     assert run("--tile", "xy", "--edges_of", "t.png", "--maps", "data:h.png") == 2
-    assert "needs such a map beside it: t_h.png: 32x16 with 3 channels" in capfd.readouterr().err
+    told = "t_h.png: 32x16 with 3 channels, give 32x32 with 3 channels"
+    assert told in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -284,7 +286,7 @@ def test_a_tile_of_the_user_has_variants(run, tmp_path):
         ("--edges_of a.png", "--edges_of a.png: requires --tile xy"),
         (
             "--tile xy --edges_of a.png --maps data:a.png",
-            "--maps a.png: --edges_of a.png needs such a map beside it: 'a_a.png': no such picture",
+            "--maps a.png: with --edges_of a.png, its map is required: 'a_a.png': no such picture",
         ),
         ("--tile_set 64 --count 2000", "--count 2000: 128000 pictures"),
         ("--tile_set 2 --animate a.gif --save_every 1", "--animate a.gif: shows one picture"),
