@@ -27,7 +27,7 @@ NOT_RECORDED = {
     *("sheet", "animate", "preview", "asked", "typed", "pictures"),
 }
 NOT_REPEATED = NOT_RECORDED | {"terms", "device"}  # flags that --from does not take from a record
-VERSION = "0.6.0"
+VERSION = "0.7.0"
 BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config", "terms"}  # flags that --score allows
 MOVED = {"--benchmark": "run python docs/benchmark.py"}  # removed flags -> replacements
 DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}

@@ -12,7 +12,7 @@ Departures: patches are found by PatchMatch instead of by comparing all pairs; t
 cover a pixel have the weight 1 / d^2, where d is the squared distance of output and source patch,
 since with equal weights the mean is blurred where patches disagree; and rows and columns of the
 exemplar are stretched and squeezed imperceptibly, so that no part of the output is an exact copy.
-Textures with a period below `SHORTEST_PERIOD` are not stretched.
+Periodic exemplars are not stretched.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Random stretch of an exemplar's rows and columns, too weak to be seen.
 
-Painting copies no part of a stretched exemplar exactly. Exemplars with a short period are not
-stretched.
+Painting copies no part of a stretched exemplar exactly. Periodic exemplars are not stretched.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -20,22 +18,19 @@ from utils import size_of
 
 STRAIN = 0.12  # root mean square of the relative stretch
 WAVELENGTH = 32  # px, from stretched to squeezed and back; a longer one makes equal motifs differ
-SHORTEST_PERIOD = WAVELENGTH / 2  # px; textures with a shorter period are not stretched
 LANCZOS_RADIUS = 6  # px of the maps before `double`
 
 
 def stretch_seed(kind: Kind, seed: int) -> int | None:
     """Return the seed with which painting stretches the exemplars; None if it does not.
 
-    A texture with a shorter period than SHORTEST_PERIOD is not stretched, since neighbouring motifs
-    would have visibly different sizes.
+    A periodic texture is not stretched, since equal motifs would visibly differ in size and shape.
 
     Args:
         kind: of the first exemplar.
         seed: of the picture.
     """
-    length = math.hypot(*kind.period)
-    return None if 0 < length < SHORTEST_PERIOD else seed
+    return seed if kind.period == (0, 0) else None
 
 
 def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int | None) -> tuple[Exemplar, ...]:

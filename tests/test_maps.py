@@ -423,7 +423,7 @@ def tuples(pixels):
 
 
 @pytest.mark.slow
-def test_maps_of_a_texture_with_a_short_period_are_not_stretched_either(material):
+def test_maps_of_a_periodic_texture_are_not_stretched_either(material):
     """Stripes with a period of 6 px, carried as a map of themselves, equal the picture."""
     stripes = (torch.arange(48) // 3 % 2).float().expand(1, 3, 48, 48)
     save("stone.png", stripes)
