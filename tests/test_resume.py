@@ -215,7 +215,7 @@ def test_kill_9_at_random_moments(exemplar):
     command += ["--gt_path", str(exemplar), *flags.split(), "--save_path"]
     subprocess.run([*command, str(folder / "whole.png")], cwd=ROOT, check=True)
     kills = 0
-    for seconds in (1.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 60.0):
+    for seconds in (1.0, 4.0, 5.0, 6.0, 60.0):
         with subprocess.Popen([*command, str(folder / "r.png")], cwd=ROOT) as process:
             end = time.monotonic() + seconds
             while process.poll() is None and time.monotonic() < end:
