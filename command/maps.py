@@ -77,6 +77,7 @@ def read_map(
 
     Args:
         text: KIND:FILE or FILE.
+        request: Its --edges_of names the tile whose map the result gets outside the cut.
         save_path: Path of the result.
         pictures: Reads the file; a line on the kind of the map is appended to its notes.
 
@@ -128,15 +129,10 @@ def _map_of_edges(
     beside = str(map_path(Path(tile), path, of_exemplar.bits == FLOAT_BITS))
     with prefixed(f"--maps {path}: with --edges_of {tile}, its map is required: "):
         found = channels_of(pictures.read(beside, kind))
-        has, needs = (
-            f"{size_text(size_of(pixels))} with {channels.shape[1]} channels"
-            for pixels, channels in (
-                (found, found),
-                (pictures.read(tile).pixels, channels_of(of_exemplar)),
-            )
-        )
-        if has != needs:
-            raise UserError(f"{beside}: {has}, give {needs}")
+        size, count = size_of(pictures.read(tile).pixels), channels_of(of_exemplar).shape[1]
+        if found.shape[1:] != (count, *size):
+            has = f"{size_text(size_of(found))} with {found.shape[1]} channels"
+            raise UserError(f"{beside}: {has}, give {size_text(size)} with {count} channels")
     return found
 
 
@@ -165,15 +161,12 @@ def _check_map(text: str, kind: str, picture: Picture, exemplar: Exemplar) -> No
 
 def alpha_map(
     path: Path, exemplar: Exemplar, request: Request, save_path: Path, pictures: Pictures
-) -> CarriedMap | None:
-    """Return the alpha channel of the exemplar as a map, from which that of the result is made;
-    None without --alpha.
+) -> CarriedMap:
+    """Return the alpha channel of the exemplar as a map, from which that of the result is made.
 
     Raises:
         UserError: The exemplar is opaque, or the format of the result has no alpha.
     """
-    if not request.alpha:
-        return None
     picture = pictures.read(path)
     if picture.alpha is None or picture.opaque:
         raise UserError(f"--alpha: {path} has no transparent pixel")

@@ -358,15 +358,15 @@ def _job(
     step = stride(layers.trunk)
     request, notes = with_size(request, exemplar, valid, step)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
-    piece = crop_to_valid(exemplars[0].image, exemplars[0].valid)
-    kind = kind_of(piece)
+    pieces = [crop_to_valid(one.image, one.valid) for one in exemplars]
+    kind = kind_of(pieces[0])
     request = _for_kind(request, kind, exemplars, canvas)
     weights, term_notes = term_weights(request, name, kind, canvas)
-    notes += period_notes(name, piece, kind, canvas, step) + term_notes
+    notes += period_notes(name, pieces[0], kind, canvas, step) + term_notes
     if request.repaint:
         notes.append(f"{name} is {kind.name}: {_painting_description(request, kind)}")
     names = [name, *(other for other, _ in request.mix)]
-    notes += _notes_on_exemplars(names, exemplars, canvas)
+    notes += _notes_on_exemplars(names, pieces, canvas)
     if size_of(exemplar) != whole:
         size = size_text(size_of(exemplar))
         notes.append(f"{name}: too large for the memory, its centre of {size} is used")
@@ -387,7 +387,9 @@ def _job(
         preview=request.preview,
         maps=[read_map(text, exemplars[0], request, save_path, pictures) for text in request.maps],
         kept=kept_pixels(request, path, canvas, save_path, pictures),
-        alpha=alpha_map(path, exemplars[0], request, save_path, pictures),
+        alpha=alpha_map(path, exemplars[0], request, save_path, pictures)
+        if request.alpha
+        else None,
         bits=bits,
         grey=grey,
         repeat="" if item.tile_set else canvas.wrap,  # the floor shows more
@@ -420,14 +422,15 @@ def _read_exemplar(
     return name, exemplar, valid, content
 
 
-def _notes_on_exemplars(
-    names: list[str], exemplars: tuple[Exemplar, ...], canvas: Canvas
-) -> list[str]:
+def _notes_on_exemplars(names: list[str], pieces: list[Tensor], canvas: Canvas) -> list[str]:
     """Return a note on each exemplar that is not uniform enough for a texture, unless guides or a
-    photo determine where its parts go."""
+    photo determine where its parts go.
+
+    Args:
+        pieces: valid part of each exemplar, (1, 3, ., .).
+    """
     if canvas.content is not None or canvas.guide is not None:
         return []
-    pieces = [crop_to_valid(exemplar.image, exemplar.valid) for exemplar in exemplars]
     return [
         f"{name} is perhaps no texture: its parts differ in colour and in detail, and the result "
         "will mix them; crop it to one material"

@@ -71,9 +71,8 @@ def is_uneven(image: Tensor) -> bool:
     if min(image.shape[2:]) < MIN_UNEVEN_SIDE:
         return False
     image = _reduced(image)
-    grey = image.mean(1, keepdim=True)
-    x, y = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2], grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-    detail = F.adaptive_avg_pool2d(x.abs() + y.abs(), 4)
+    x, y = _differences(image[0].mean(0))
+    detail = F.adaptive_avg_pool2d((x.abs() + y.abs())[None], 4)
     variation = detail.std() / detail.mean().clamp(min=1e-12)
     return _unevenness(image) > MAX_COLOR_UNEVENNESS and variation.item() > MAX_DETAIL_UNEVENNESS
 
@@ -92,9 +91,7 @@ def _directions(image: Tensor) -> tuple[float, float, float]:
         of the structure tensor, which is 1 if all gradients lie along one line; and the angle of
         their main line from the horizontal, 0 ... 90 degrees.
     """
-    grey = luma(image)[0, 0].double()
-    x = grey[1:-1, 2:] - grey[1:-1, :-2]
-    y = grey[2:, 1:-1] - grey[:-2, 1:-1]
+    x, y = _differences(luma(image)[0, 0].double())
     power = x.square() + y.square()
     total = power.sum().clamp(min=1e-12)
     degrees = torch.rad2deg(torch.atan2(y, x))
@@ -103,6 +100,12 @@ def _directions(image: Tensor) -> tuple[float, float, float]:
     steepest = torch.rad2deg(torch.atan2(along[1], along[0])).abs() / 2
     shares = power[off < NEAR_AXIS].sum() / total, along.norm() / total
     return shares[0].item(), shares[1].item(), steepest.item()
+
+
+def _differences(grey: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences across and down between the neighbours of each pixel of (H, W) that is
+    not on the border, (H - 2, W - 2) each."""
+    return grey[1:-1, 2:] - grey[1:-1, :-2], grey[2:, 1:-1] - grey[:-2, 1:-1]
 
 
 def _unevenness(image: Tensor) -> float:

@@ -9,6 +9,7 @@ import shlex
 
 import pytest
 import torch
+from conftest import fast_first
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -150,9 +151,7 @@ WAITING = {  # how often the CPU waits for the device in a step: for the loss, b
 }
 
 
-@pytest.mark.parametrize(
-    "command, waits", [pytest.param(*x, marks=pytest.mark.slow) for x in WAITING.items()]
-)
+@pytest.mark.parametrize("command, waits", fast_first([*WAITING.items()], 0))
 def test_a_step_copies_nothing_between_the_devices(command, waits, far, tmp_path, monkeypatch):
     """Nor does the CPU wait, but for what it decides by."""
     marks, plain = [], Evaluator.__call__
@@ -169,8 +168,8 @@ def test_a_step_copies_nothing_between_the_devices(command, waits, far, tmp_path
 
 
 EVERY_TERM = " ".join(f"--{term} 1" for term in TERMS)
-COMMANDS = [f"--method gram --optimizer LBFGS --tile xy {EVERY_TERM}"]
-SLOW_COMMANDS = [
+COMMANDS = [
+    f"--method gram --optimizer LBFGS --tile xy {EVERY_TERM}",
     "--method cnnmrf --patch_rotations 90 --patch_scales 1.5 --maps {maps} --tile x",
     "--method guided --max_patches 9 --patch_rotations 30 --tile xy --optimizer LBFGS",
     f"--method swd --tile y {EVERY_TERM}",
@@ -190,9 +189,7 @@ SLOW_COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "command", COMMANDS + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW_COMMANDS]
-)
+@pytest.mark.parametrize("command", fast_first(COMMANDS))
 def test_all_is_computed_on_the_device(command, far, tmp_path, narrow_net):
     saved = run_far(tmp_path, f"--epoch 2 {command}")
     assert read_picture(saved)[0].std() > 0.02

@@ -105,15 +105,17 @@ def test_a_real_run_makes_the_texture(optimizer, side, steps, error, pebbles, re
 
 @pytest.mark.parametrize(
     "options, error, most",
-    [
-        pytest.param("--method swd", 0.1, 11, marks=pytest.mark.slow),  # 0.068 to 0.086
-        # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
-        # their weight; errors of 0.046 to 0.059, and 0.063 to 0.106 with a tenth of the weight
-        # of Gram matrices.
-        pytest.param("--method cnnmrf", 0.062, 6, marks=pytest.mark.slow),
-        pytest.param("--method guided", 0.062, 6, marks=pytest.mark.slow),
-        ("--preset draft", 0.25, 8),  # 0.13 to 0.20, as it minds no net
-    ],
+    fast_first(
+        [
+            ("--preset draft", 0.25, 8),  # 0.13 to 0.20, as it minds no net
+            ("--method swd", 0.1, 11),  # 0.068 to 0.086
+            # 4.8 to 5.3 with the patches of pixels that go with these, 6.6 to 7.3 with a tenth of
+            # their weight; errors of 0.046 to 0.059, and 0.063 to 0.106 with a tenth of the weight
+            # of Gram matrices.
+            ("--method cnnmrf", 0.062, 6),
+            ("--method guided", 0.062, 6),
+        ]
+    ),
 )
 def test_every_method_makes_the_texture(options, error, most, pebbles, result):
     steps = [] if "draft" in options else ["--epoch", "60", "--optimizer", "LBFGS"]

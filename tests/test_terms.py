@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyExtractor, built, in_threads, regional
+from conftest import TinyExtractor, built, fast_first, in_threads, regional
 from torch.nn import functional as F
 
 from command.files import TEXTURES
@@ -701,13 +701,7 @@ def test_period_of_a_large_picture_is_in_its_own_pixels():
     assert period(wrap.repeat(1, 1, 26, 13), 15) == (0, 0, 0)  # in a third, lags of 5 px
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "wood",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in "pebbles grass gravel lichen".split()),
-    ],
-)
+@pytest.mark.parametrize("name", fast_first("wood pebbles grass gravel lichen".split()))
 def test_a_shade_of_light_is_no_period(name):
     whole = exemplar(f"{name}.png")
     for image in (whole, whole[..., 64:192, 64:192]):
