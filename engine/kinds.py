@@ -18,8 +18,9 @@ NEAR_AXIS = 10  # degrees from an axis of the picture that count as near
 AXIS_SPACING = 45  # degrees between horizontal and diagonal, and diagonal and vertical
 MIN_COHERENCE = 0.6  # of the structure tensor, 0 ... 1, of a directional texture
 MAX_UNEVENNESS = 0.12  # variance of the means of 4x4 equal parts, relative to that of pixels
-# A picture that exceeds both limits is uneven. Of 300 photographic game textures, 50 do: signs,
-# doors, lamps, faces, and walls with a border. Of 116 others, none of a single material does.
+# A picture that exceeds both limits is uneven. 50 of 300 photographic game textures are: signs,
+# doors, lamps, faces and walls with a border. In a second set of 116 pictures, no picture of a
+# single material is uneven.
 MAX_COLOR_UNEVENNESS = 0.15  # the same measure as for MAX_UNEVENNESS
 MAX_DETAIL_UNEVENNESS = 0.28  # coefficient of variation of the mean gradients of 4x4 equal parts
 MIN_UNEVEN_SIDE = 128  # px; smaller pictures may show only one or two objects of a texture
