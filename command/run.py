@@ -11,15 +11,13 @@ import torch
 
 from command.arguments import VERSION, Request
 from command.costs import (
-    Workload,
     allowed_bytes,
-    cost_note,
     estimated_bytes,
     fits_within,
     is_tight,
+    memory_note,
     tiled_to_fit,
-    time_note,
-    workloads_at_scales,
+    workloads_of,
 )
 from command.display import Notes, print_stderr
 from command.effects import effect_notes
@@ -194,7 +192,6 @@ class Planner:
     def __init__(self, batch: Batch, notes: Notes) -> None:
         self.batch, self.notes = batch, notes
         self.saved: set[Path] = set()  # paths of the results so far
-        self.time_noted = False  # the estimated time is printed once, for the whole batch
 
     def job(self, item: WorkItem) -> Job:
         """Return the job of an item and print its notes.
@@ -207,13 +204,8 @@ class Planner:
             raise UserError(
                 f"{item.save_path}: not made, as the first tile is not saved as {item.first_tile}"
             )
-        job, cost, notes = planned(batch.request, item, batch.allowed, batch.group)
-        self.notes.print(*notes, cost_note(job.name, cost, batch.allowed))
-        if not self.time_noted:
-            left = len(batch.items) - batch.items.index(item)
-            note = time_note(cost, left, batch.device)
-            self.notes.print(note)
-            self.time_noted = note is not None
+        job, notes = planned(batch.request, item, batch.allowed, batch.group)
+        self.notes.print(*notes)
         return job
 
     def tasks(self, net: Net, first: Job | None, remake: bool) -> Iterator[Job | Result | Failed]:
@@ -293,13 +285,13 @@ def fits_in_worker(job: Job, batch: Batch, net: str, count: int) -> bool:
         count: number of workers.
     """
     wanted = batch.request.workers is not None or is_small(job)
-    return wanted and fits_within(Workload.of(job, net), batch.allowed / count)
+    return wanted and fits_within(workloads_of(job, net)[-1], batch.allowed / count)
 
 
 def planned(
     request: Request, item: WorkItem, allowed: float, group: ProcessGroup
-) -> tuple[Job, Workload, list[str]]:
-    """Plan a work item in tiles that fit into memory.
+) -> tuple[Job, list[str | None]]:
+    """Return the job of a work item, in tiles that fit into memory, and notes for the user.
 
     If none fit, the exemplar is cropped to its centre where `can_crop` allows it. As a side effect,
     the allocator of this process is set to keep freed memory or, if memory is tight, to return it
@@ -308,26 +300,24 @@ def planned(
     Args:
         allowed: bytes of memory.
 
-    Returns:
-        The job, its workload at the finest scale, and notes for the user.
-
     Raises:
-        UserError: as `job_of` does.
+        UserError: as `job_of` does, or the job needs more memory.
     """
     net_name = layers_of(request).net
     job, notes = job_of(request, item)
-    while estimated_bytes(cost := tiled_to_fit(Workload.of(job, net_name), allowed)) > allowed:
-        if not can_crop(request, job):
+    while True:
+        works = [tiled_to_fit(work, allowed) for work in workloads_of(job, net_name)]
+        if estimated_bytes(works[-1]) <= allowed or not can_crop(request, job):
             break
         pixels = job.spec.exemplars[0].image[0, 0].numel()
         job, notes = job_of(request, item, pixels / 2)
-    ways = workloads_at_scales(cost, allowed)
-    keep_freed_memory(tight=any(is_tight(way, allowed) for way in ways))
-    tilings = tuple(Tiling(way.tile_side, way.graphs) for way in ways)
-    job = replace(job, spec=replace(job.spec, tilings=tilings, memory=cost.memory, group=group))
+    keep_freed_memory(tight=any(is_tight(work, allowed) for work in works))
+    tilings = tuple(Tiling(work.tile_side, work.graphs) for work in works)
+    memory = works[-1].memory
+    job = replace(job, spec=replace(job.spec, tilings=tilings, memory=memory, group=group))
     if group.rank:  # rank 0 writes the files of all ranks
         job = replace(job, save_every=None, preview=False)
-    return job, cost, notes
+    return job, [*notes, memory_note(job, works[-1], allowed)]
 
 
 def net_of(

@@ -27,13 +27,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from command.costs import trunk_flops  # noqa: E402  # this and the following imports need the line above
+from command.costs import features_per_pixel  # noqa: E402  # this and the following imports need the line above
 from command.pictures import find_picture, read_picture, save_picture  # noqa: E402
 from command.processes import pick_device  # noqa: E402
 from command.weights import BUNDLED_NET  # noqa: E402
 from engine.precision import AUTO, PRECISIONS, ROUGH, pick_precision, usable  # noqa: E402
 from losses import METHODS  # noqa: E402
-from models import NETS  # noqa: E402
+from models import NETS, WIDTHS  # noqa: E402
 from utils import UserError, resize, size_of  # noqa: E402
 
 SIDES = (256, 512, 1024)  # px
@@ -98,6 +98,17 @@ def seconds_to_errors(flags: list[str], log: Path) -> dict[float, float | None]:
         if None not in reached.values():
             break
     return reached
+
+
+def trunk_flops(net: str, layers: Iterable[str]) -> float:
+    """Return the floating-point operations per pixel of a forward pass; a backward pass to the
+    picture takes as many."""
+    total, channels = 0.0, 3
+    for layer, floats in features_per_pixel(net, layers).items():
+        if not layer.startswith("pool"):
+            total += 2 * 9 * channels * floats
+            channels = WIDTHS[int(layer[4]) - 1]
+    return total
 
 
 def measure(exemplar: Path, net: str, precision: str, device: torch.device) -> dict[str, Any]:

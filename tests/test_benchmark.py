@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
+import models
 from command.files import TEXTURES
+from command.weights import load_weights
 from docs import benchmark
+from models import Extractor
 from utils import UserError
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -28,6 +32,17 @@ def corner(monkeypatch, tmp_path):
 @pytest.fixture
 def no_start(monkeypatch):
     monkeypatch.setattr(benchmark, "seconds_to_first_step", lambda flags: 1.5)
+
+
+@pytest.mark.slow
+def test_operations_are_those_that_torch_counts(monkeypatch):
+    monkeypatch.setattr(models, "LEAST_CHANNELS", 1000)  # no Winograd convolutions
+    layers = ["relu1_2", "relu4_1"]
+    weights = load_weights("vgg16-caffe", None, layers).weights
+    extractor = Extractor(weights, "vgg16-caffe", layers)
+    with FlopCounterMode(display=False) as counter:
+        extractor(torch.rand(1, 3, 64, 64))
+    assert benchmark.trunk_flops("vgg16-caffe", layers) * 64**2 == counter.get_total_flops()
 
 
 @pytest.mark.slow

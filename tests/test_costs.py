@@ -1,4 +1,4 @@
-"""Estimates of memory and time against counts by hand, against torch's own, and measured peaks."""
+"""Estimates of memory against counts by hand, against what autograd keeps, and measured peaks."""
 
 import math
 import subprocess
@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-import models
 import Synthesis
 from command import costs
 from command.arguments import parse
@@ -17,11 +15,11 @@ from command.costs import (
     FLOAT,
     PROGRAM_BYTES,
     Workload,
-    cost_note,
     estimated_bytes,
-    estimated_flops,
+    features_per_pixel,
+    memory_note,
     tiled_to_fit,
-    time_note,
+    workloads_of,
 )
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record, save_picture
@@ -35,27 +33,39 @@ from utils import UserError, resize
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = resolve_layers(FIRST_LAYERS, "vgg19")
 CPU = torch.device("cpu")
-LARGE = [((256, 256), (2048, 2048))]  # of exemplar and output
 
 
-def run_of(side: int, **options) -> Workload:
-    return Workload("vgg19", LAYERS, [((side, side), (side, side))], LAYERS, **options)
+def jobs_of(*flags: str):
+    return plan(parse(["--gt_path", "pebbles.png", *flags]))[0]
+
+
+def works_of(*flags: str, net: str = "vgg19") -> list[Workload]:
+    return workloads_of(jobs_of(*flags)[0], net)
+
+
+LARGE = works_of("--size", "2048")[-1]  # from an exemplar of 256x256
+
+
+def test_features_per_pixel():
+    """64 channels at full size, 128 at a quarter of the pixels; a pooling divides by 4."""
+    found = features_per_pixel("vgg19", ["relu2_1", "relu1_2"])
+    assert found == {"relu1_1": 64, "relu1_2": 64, "pool1": 16, "relu2_1": 32}
+
+
+def test_step_of_a_whole_picture():
+    """Of 64 + 64 + 32 + 32 + 4 * 16 + 8 floats of features per pixel, all but relu3_3 and relu3_4
+    are in the loss. The largest layer has 64."""
+    _, _, work = works_of()
+    assert work.graph == 264 and work.backward == 264 - 2 * 16 + 2 * 64 + 16
+    floats = costs.PICTURE * 2 + costs.TERMS["histogram"] + work.graph + work.backward
+    assert estimated_bytes(work) == PROGRAM_BYTES + FLOAT * floats * 256**2
 
 
 @pytest.mark.slow
-def test_arithmetic_is_what_torch_counts(monkeypatch):
-    monkeypatch.setattr(models, "LEAST_CHANNELS", 1000)  # all of it by plain convolutions
-    weights = load_weights("vgg16-caffe", None, LAYERS).weights
-    extractor = Extractor(weights, "vgg16-caffe", LAYERS)
-    with FlopCounterMode(display=False) as counter:
-        extractor(torch.rand(1, 3, 64, 64))
-    assert costs.trunk_flops("vgg16-caffe", LAYERS) * 64**2 == counter.get_total_flops()
-
-
-@pytest.mark.slow
-def test_graphs_of_blocks_are_what_autograd_keeps():
-    weights = load_weights("vgg16-caffe", None, LAYERS).weights
-    extractor, kept = Extractor(weights, "vgg16-caffe", LAYERS), {}
+def test_graphs_of_tiles_are_what_autograd_keeps():
+    weights = load_weights("vgg16-caffe", None, LAYERS[:-1]).weights
+    layers = resolve_layers(FIRST_LAYERS, "vgg16-caffe")
+    extractor, kept = Extractor(weights, "vgg16-caffe", layers), {}
     frozen = {parameter.data_ptr() for parameter in extractor.parameters()}
 
     def keep(tensor):
@@ -67,94 +77,57 @@ def test_graphs_of_blocks_are_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         extractor(torch.rand(1, 3, 128, 128, requires_grad=True))
     found = sum(storage.nbytes() for storage in kept.values()) / 128**2
-    work = Workload("vgg16-caffe", LAYERS, LARGE, LAYERS, tile_side=512)
-    graph = estimated_bytes(work._replace(graphs=2)) - estimated_bytes(work)
-    side = 512 + 2 * halos(LAYERS, "vgg16-caffe")["image"]
-    assert graph / side**2 == pytest.approx(found)
+    assert FLOAT * works_of(net="vgg16-caffe")[-1].graph == pytest.approx(found)
 
 
 def test_lbfgs_keeps_pairs_of_pictures():
-    side, pixels = 512, 512**2
-    for steps, pairs in ((5, 5), (1000, 20)):
-        more = estimated_bytes(run_of(side, optimizer="LBFGS", steps=steps))
-        more -= estimated_bytes(run_of(side, steps=steps))
-        assert more == pytest.approx(pairs * 2 * 3 * 4 * pixels)
+    adam, lbfgs = (works_of("--optimizer", name)[-1] for name in ("Adam", "LBFGS"))
+    more = estimated_bytes(lbfgs) - estimated_bytes(adam)
+    assert more == pytest.approx(20 * 2 * 3 * FLOAT * 256**2)
 
 
-def test_time_follows_pixels_and_steps():
-    """One step at 256x256 through relu4_1 of VGG-19 is 63 GFLOP (482 688 a pixel, and back)."""
-    one, two = (estimated_flops(run_of(256, steps=steps)) for steps in (1, 2))
-    assert (two - one) / costs.OVERHEAD == pytest.approx(2 * 482_688 * 256**2)
-    one, two = (estimated_flops(run_of(512, steps=steps)) for steps in (1, 2))
-    assert (two - one) / costs.OVERHEAD == pytest.approx(2 * 482_688 * 512**2)
+def test_layers_of_the_cross_correlation_are_needed_whole_at_coarse_scales():
+    """Without tiles at the finest of several scales; a single scale needs them. Both the layers
+    and their gradients have 32 + 16 + 8 floats per pixel."""
+    assert [work.whole for work in works_of()] == [2 * 56, 2 * 56, 0]
+    assert [work.whole for work in works_of("--scales", "1")] == [2 * 56]
 
 
-def test_steps_of_each_scale():
-    """The finer of two scales has 0.7 times as many steps, here 0.45 times if painting takes 42 of
-    100 steps."""
-    scales = [((64, 64), (64, 64)), ((128, 128), (128, 128))]
-    run = Workload("vgg19", LAYERS, scales, LAYERS, steps=100)
-    assert run.steps_at == [59, 41]
-    assert run._replace(repaint=0.42, step_ratio=0.45).steps_at == [40, 18]
+def test_patches_of_guided_are_bounded():
+    """A patch has 49 positions of 512 channels. In each direction every fourth position of
+    conv4_1, or every 32nd pixel, has one. Those of the output need a gradient."""
+    for limit, patches in (("50", 50 + 2 * 50), ("10000", 8 * 8 + 2 * 64 * 64)):
+        flags = ["--method", "guided", "--layers", "conv4_1", "--max_patches", limit]
+        work = works_of(*flags, "--size", "2048")[-1]
+        assert work.matching == FLOAT * 512 * 49 * patches
 
 
-def test_matching_grows_with_the_square_of_the_pixels():
-    """conv3_1, of 256 channels at a sixteenth of the pixels, every pair once in 20 steps."""
-    layers, found = ["relu3_1"], []
-    for method in ("gram", "cnnmrf"):
-        scales = [((512, 512), (512, 512))]
-        found.append(estimated_flops(Workload("vgg19", layers, scales, layers, method, steps=40)))
-    assert found[1] - found[0] == pytest.approx(2 * (2 * 256 * (512**2 / 16) ** 2))
+# ------------------------------------------------------------------------------------- messages
 
 
-# ------------------------------------------------------------------------------ what is said
+def test_small_runs_have_no_note():
+    (job,) = jobs_of()
+    assert memory_note(job, works_of()[-1], 8e9) is None
 
 
-def test_small_runs_are_not_worth_a_line(monkeypatch):
-    monkeypatch.setattr(costs, "convolution_rate", lambda device: 1e10)
-    run = run_of(128, steps=10)
-    assert cost_note("a.png", run, 8e9) is None and time_note(run, 1, CPU) is None
+def test_large_runs_have_a_note():
+    (job,) = jobs_of("--size", "1024", "--optimizer", "LBFGS", "--method", "swd")
+    work = workloads_of(job, "vgg19")[-1]
+    size = estimated_bytes(work)
+    line = memory_note(job, work, 1.9 * size)
+    assert line.startswith(f"{job.name}: 1024x1024 from an exemplar of 256x256 needs about ")
+    assert f"{size / 1e9:.3g} GB" in line
+    less = "; less with a smaller --size or exemplar, --optimizer Adam, --method gram"
+    assert line.endswith(less)
+    assert memory_note(job, work, 2.1 * size) is None
+    short = work._replace(memory=5)
+    assert "a history of 5 steps instead of 20" in memory_note(job, short, estimated_bytes(short))
 
 
-def test_large_and_long_runs_are_worth_a_line_each(monkeypatch):
-    run = run_of(1024, steps=2000, optimizer="LBFGS")
-    size = estimated_bytes(run)
-    monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(run) / 720)
-    line = cost_note("large.png", run, 1.9 * size)
-    assert line.startswith("large.png: 1024x1024 from an exemplar of 1024x1024 needs about ")
-    assert f"{size / 1e9:.3g} GB" in line and "--size" in line and "--optimizer Adam" in line
-    assert cost_note("large.png", run, math.inf) is None
-    assert time_note(run, 1, CPU) == "this may take 12 min, less with a smaller --epoch"
-    assert time_note(run, 5, CPU).startswith("this may take 60 min for 5 pictures, less")
-    painted = run._replace(repaint=1.0)
-    monkeypatch.setattr(costs, "convolution_rate", lambda device: estimated_flops(painted) / 720)
-    assert time_note(painted, 1, CPU) == "this may take 12 min, less with a smaller --size"
-
-
-def test_the_time_of_a_list_is_told_once(monkeypatch, capfd, tmp_path, narrow_net):
-    """Three pictures of 20 minutes each."""
-    for name in "abc":
-        save_picture(torch.rand(1, 3, 40, 40), tmp_path / f"{name}.png", {})
-    monkeypatch.setattr(costs, "convolution_rate", lambda device: 1.0)
-    monkeypatch.setattr(costs, "estimated_flops", lambda run: 1200.0)
-    monkeypatch.setattr(costs, "SLOWEST", 0)
-    flags = ["--gt_path", str(tmp_path), "--save_path", f"{tmp_path}/out/", "--device", "cpu"]
-    assert Synthesis.main([*flags, "--epoch", "1"]) == 0
-    lines = [line for line in capfd.readouterr().err.splitlines() if "may take" in line]
-    assert lines == ["this may take 60 min for 3 pictures, less with a smaller --epoch"]
-
-
-def test_what_needs_less_memory_is_named():
-    work = Workload("vgg19", LAYERS, [((64, 64), (600, 600))], LAYERS, "swd", steps=1)
-    line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
-    assert line.endswith("; less with a smaller --size or exemplar, --method gram")
-    untiled = work._replace(method="gram", terms=("crosscorrelation",))
-    work = untiled._replace(tile_side=256)
-    line = cost_note("a.png", work, 1.5 * estimated_bytes(work))
-    assert line.endswith("; less with a smaller --size or exemplar, --crosscorrelation 0")
-    several = work._replace(scales=[((32, 32), (300, 300)), *work.scales])
-    for other in (untiled, several):  # in which the term takes no memory
-        assert "--crosscorrelation" not in cost_note("a.png", other, estimated_bytes(other))
+def test_too_little_memory_is_an_error():
+    (job,) = jobs_of()
+    with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 0.001 GB are allowed"):
+        memory_note(job, works_of()[-1], 1e6)
 
 
 def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, capfd, tmp_path):
@@ -180,9 +153,9 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
     picture = resize(read_picture(TEXTURES / "pebbles.png")[0], (1000, 1000))
     save_picture(picture, tmp_path / "a.png", {})
     monkeypatch.setattr("command.run.allowed_bytes", lambda *_: 700.0**2)
-    monkeypatch.setattr("command.run.cost_note", lambda *_: None)
+    monkeypatch.setattr("command.run.memory_note", lambda *_: None)
     # Halved, it has 707x707; halved again 500x500.
-    monkeypatch.setattr("command.run.estimated_bytes", lambda run: math.prod(run.scales[-1][0]))
+    monkeypatch.setattr("command.run.estimated_bytes", lambda work: math.prod(work.exemplar))
     out = tmp_path / "out.png"
     flags = ["--gt_path", tmp_path / "a.png", "--save_path", out, *"--device cpu --epoch 1".split()]
     assert Synthesis.main([*map(str, flags), "--size", "32"]) == 0
@@ -197,55 +170,50 @@ def test_of_an_exemplar_that_does_not_fit_the_middle_is_used(
     assert not can_crop(parse(["--size", "32", "--maps", "a.png"]), job)
 
 
-# -------------------------------------------------------------------------------------- blocks
+# ---------------------------------------------------------------------------------------- tiles
 
 
-def test_as_large_blocks_as_may_be():
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS)
-    whole, *blocks = (run._replace(tile_side=side) for side in (None, *costs.TILE_SIDES))
-    sizes = [estimated_bytes(way) for way in (whole, *blocks)]
+def test_tiles_are_as_large_as_fits():
+    whole, *tiled = (LARGE._replace(tile_side=side) for side in (None, *costs.TILE_SIDES))
+    sizes = [estimated_bytes(work) for work in (whole, *tiled)]
     assert sizes == sorted(sizes, reverse=True)
-    for way, size in zip((whole, *blocks), sizes, strict=True):
-        assert costs.tiled_to_fit(run, costs.SAFETY_FACTOR * size) == way
-    assert costs.tiled_to_fit(run, 1e9) == blocks[-1]  # which is refused
+    for work, size in zip((whole, *tiled), sizes, strict=True):
+        assert tiled_to_fit(LARGE, costs.SAFETY_FACTOR * size) == work
+    assert tiled_to_fit(LARGE, 1e9) == tiled[-1]  # which is refused
     # A picture no larger than the smallest tile is evaluated as a whole.
-    assert costs.tiled_to_fit(run_of(256), 1e9).tile_side is None
+    assert tiled_to_fit(works_of()[-1], 1e6).tile_side is None
 
 
-def test_what_is_left_goes_into_graphs(monkeypatch):
-    """Of a block of 512 px and 30 around it, 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel."""
+def test_remaining_memory_keeps_graphs(monkeypatch):
+    """Of a tile of 512 px with a halo of 30, each has 264 floats per pixel."""
     monkeypatch.setattr(costs, "TILE_SIDES", (512,))
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
-    size, graph = estimated_bytes(run), 4 * 264 * 572**2
+    size, graph = estimated_bytes(LARGE._replace(tile_side=512)), 4 * 264 * 572**2
     for more, graphs in ((0.5, 1), (2.5, 3), (9.5, 10)):
-        found = costs.tiled_to_fit(
-            run._replace(tile_side=None), costs.FRAGMENTATION * (size + more * graph)
-        )
+        allowed = costs.FRAGMENTATION * (size + more * graph)
+        found = tiled_to_fit(LARGE, allowed)
         assert (found.tile_side, found.graphs) == (512, graphs)
-        assert not costs.is_tight(found, costs.FRAGMENTATION * (size + more * graph))
+        assert not costs.is_tight(found, allowed)
 
 
-def test_lbfgs_forgets_sooner_before_it_is_refused():
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, optimizer="LBFGS", steps=1000)
-    least = {m: estimated_bytes(run._replace(tile_side=256, memory=m)) for m in costs.MEMORIES}
+def test_lbfgs_keeps_a_shorter_history_before_it_is_refused():
+    work = LARGE._replace(uses_history=True)
+    least = {m: estimated_bytes(work._replace(tile_side=256, memory=m)) for m in costs.MEMORIES}
     assert list(least.values()) == sorted(least.values(), reverse=True)
     for memory, size in least.items():
-        assert costs.tiled_to_fit(run, costs.SAFETY_FACTOR * size).memory == memory
-    assert costs.tiled_to_fit(run, 1e12) == run
-    adam = run._replace(optimizer="Adam")
-    assert costs.tiled_to_fit(adam, 0).memory == adam.memory
-    short = run._replace(memory=5)
-    note = cost_note("a.png", short, estimated_bytes(short))
-    assert "a history of 5 steps instead of 20" in note
+        assert tiled_to_fit(work, costs.SAFETY_FACTOR * size).memory == memory
+    assert tiled_to_fit(work, 1e12) == work
+    assert tiled_to_fit(LARGE, 0).memory == LARGE.memory
 
 
-def test_of_a_block_all_features_are_held_of_the_picture_only_those_that_are_needed_whole():
-    """conv4_1 of VGG-19 sees 30 px further."""
-    one = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
-    graph = estimated_bytes(one._replace(graphs=2)) - estimated_bytes(one)
-    assert graph == FLOAT * 264 * (512 + 60) ** 2  # 64 + 64 + 32 + 32 + 4 * 16 + 8 floats a pixel
-    more = estimated_bytes(one._replace(whole=["relu3_1", "relu4_1"])) - estimated_bytes(one)
-    assert more == 4 * 2 * (256 / 16 + 512 / 64) * 2048**2
+def test_a_tile_has_a_halo_and_whole_layers_belong_to_the_picture():
+    """conv4_1 of VGG-19 depends on 30 px on each side."""
+    assert LARGE.halo == halos(LAYERS, "vgg19")["image"] == 30
+    tile = LARGE._replace(tile_side=512)
+    graph = estimated_bytes(tile._replace(graphs=2)) - estimated_bytes(tile)
+    assert graph == FLOAT * 264 * (512 + 60) ** 2
+    more = estimated_bytes(tile._replace(whole=48)) - estimated_bytes(tile)
+    assert more == FLOAT * 48 * 2048**2
+    assert estimated_bytes(LARGE._replace(whole=48)) == estimated_bytes(LARGE)
 
 
 def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
@@ -261,51 +229,29 @@ def test_most_of_what_is_free_is_allowed_or_what_was_asked_for(monkeypatch):
     assert costs.allowed_bytes(40e9, CPU) == 10e9 + PROGRAM_BYTES
 
 
-def test_a_run_by_blocks_is_tight_where_holes_do_not_fit():
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
-    size = estimated_bytes(run)
-    assert costs.is_tight(run, 1.39 * size) and not costs.is_tight(run, 1.41 * size)
-    assert not costs.is_tight(run._replace(tile_side=None), size)
+def test_tiles_are_tight_where_fragments_do_not_fit():
+    tile = LARGE._replace(tile_side=512)
+    size = estimated_bytes(tile)
+    assert costs.is_tight(tile, 1.39 * size) and not costs.is_tight(tile, 1.41 * size)
+    assert not costs.is_tight(LARGE, size)
 
 
-def test_coarse_scales_are_looked_at_in_what_fits_of_them():
-    sizes = [((64, 64), (512, 512)), ((128, 128), (1024, 1024)), ((256, 256), (2048, 2048))]
-    run = Workload("vgg19", LAYERS, sizes, LAYERS)
-    allowed = costs.SAFETY_FACTOR * estimated_bytes(run._replace(tile_side=256))
-    found = costs.workloads_at_scales(tiled_to_fit(run, allowed), allowed)
-    assert [way.scales for way in found] == [sizes[:1], sizes[:2], sizes]
-    assert [(way.tile_side, way.graphs) for way in found] == [(None, 1), (512, 1), (256, 1)]
-    for way, size in zip(found, sizes, strict=True):
-        assert way == tiled_to_fit(run._replace(scales=[size]), allowed)._replace(scales=way.scales)
+def test_each_scale_has_the_largest_tiles_that_fit(monkeypatch):
+    *coarse, finest = works_of("--size", "2048")
+    allowed = costs.SAFETY_FACTOR * estimated_bytes(finest._replace(tile_side=256))
+    sides = [tiled_to_fit(work, allowed).tile_side for work in (*coarse, finest)]
+    assert sides == [None, 256, 256]
 
 
-def test_layers_of_the_cross_correlation_are_needed_whole_at_coarse_scales():
-    """The finest of several scales does not need them; a single scale does."""
-    whole = ["relu2_1", "relu3_1", "relu4_1"]
-    for flags, finest in (("", []), ("--scales 1", whole)):
-        request = parse(["--gt_path", "pebbles.png", *flags.split()])
-        (job,), _ = plan(request)
-        work = Workload.of(job, "vgg16-caffe")
-        assert work.whole == finest and work.whole_if_coarse == whole
-        *coarse, last = costs.workloads_at_scales(work, 1e12)
-        assert last.whole == finest and len(coarse) == (0 if flags else 2)
-        assert all(way.whole == whole for way in coarse)
-
-
-def test_what_is_surely_within_has_a_fifth_to_spare():
-    run = Workload("vgg19", LAYERS, LARGE, LAYERS, tile_side=512)
-    size = estimated_bytes(run)
-    assert costs.fits_within(run, 1.21 * size)
-    assert not costs.fits_within(run, 1.19 * size)
-
-
-def test_little_memory_is_told():
-    with pytest.raises(UserError, match="needs about [0-9.]+ GB of memory, 0.001 GB are allowed"):
-        cost_note("a.png", run_of(256), 1e6)
+def test_a_fifth_to_spare_is_needed():
+    size = estimated_bytes(LARGE)
+    assert costs.fits_within(LARGE, 1.21 * size)
+    assert not costs.fits_within(LARGE, 1.19 * size)
 
 
 # ------------------------------------------------------------------------------ measured peaks
 
+ERROR = 1 / 3  # of the estimate
 MEASURE = """
 import sys, Synthesis
 assert Synthesis.main(sys.argv[1:]) == 0
@@ -324,10 +270,10 @@ def peaks(folder: Path, side: int, *options: str) -> tuple[float, float]:
     command = [sys.executable, "-c", MEASURE, *arguments]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     # The kernel's own high-water mark: that of getrusage begins with the parent's.
-    run = Workload.of(job, "vgg16-caffe")
+    work = workloads_of(job, "vgg16-caffe")[-1]
     if request.max_memory is not None:
-        run = tiled_to_fit(run, request.max_memory)
-    return estimated_bytes(run), 1024 * int(said.splitlines()[-1])
+        work = tiled_to_fit(work, request.max_memory)
+    return estimated_bytes(work), 1024 * int(said.splitlines()[-1])
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are of Linux")
@@ -346,9 +292,9 @@ def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
         options = ["--optimizer", optimizer, "--epoch", str(count)]
         found.append(peaks(tmp_path, side, *options))
     for estimated, measured in found:
-        assert estimated == pytest.approx(measured, rel=0.25)
+        assert estimated == pytest.approx(measured, rel=ERROR)
     (small, small_measured), _, (large, large_measured) = found
-    assert large - small == pytest.approx(large_measured - small_measured, rel=0.3)
+    assert large - small == pytest.approx(large_measured - small_measured, rel=0.4)
     assert small > PROGRAM_BYTES
 
 
@@ -357,14 +303,14 @@ def test_estimates_are_near_measured_peaks(optimizer, steps, tmp_path):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "gram"])
 def test_estimates_of_other_methods_are_near_measured_peaks(method, tmp_path):
     estimated, measured = peaks(tmp_path, 192, "--method", method, "--epoch", "2")
-    assert estimated == pytest.approx(measured, rel=0.25)
+    assert estimated == pytest.approx(measured, rel=ERROR)
 
 
 @linux
 @pytest.mark.slow
 def test_the_estimate_of_a_large_exemplar_is_near_its_measured_peak(tmp_path):
     estimated, measured = peaks(tmp_path, 640, "--size", "64", "--epoch", "1")
-    assert estimated == pytest.approx(measured, rel=0.25)
+    assert estimated == pytest.approx(measured, rel=ERROR)
 
 
 @linux
@@ -376,4 +322,4 @@ def test_a_large_picture_keeps_to_what_is_allowed(tmp_path):
     options += ["--crosscorrelation", "0"]
     estimated, measured = peaks(tmp_path, 128, *options)
     assert estimated <= 1.6e9 and measured <= 1.6e9
-    assert estimated == pytest.approx(measured, rel=0.25)
+    assert estimated == pytest.approx(measured, rel=ERROR)

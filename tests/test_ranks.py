@@ -162,7 +162,7 @@ def test_of_a_team_the_first_alone_tells_of_pictures(rank, told, monkeypatch, tm
 def test_of_a_team_the_first_alone_writes_snapshots_and_the_preview(rank, written, tmp_path):
     flags = "--gt_path pebbles.png --size 32 --save_every 2 --preview --save_path".split()
     request = parse([*flags, str(tmp_path / "new.png")])
-    job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
+    job, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
     assert (job.save_every, job.preview) == written
 
 
@@ -170,7 +170,7 @@ def test_an_interrupted_picture_of_a_group_waits_for_no_other_process(tmp_path, 
     """Which may have ended: there is no group here that would answer."""
     flags = ["--gt_path", "pebbles.png", "--size", "32", "--model", "vgg16-caffe", "--save_path"]
     request = parse([*flags, str(tmp_path / "new.png")])
-    job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(0, 2))
+    job, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(0, 2))
     net, _ = net_of(request, torch.device("cpu"), "fp32", True)
     frame = Frame(3, 1, 1, 0.5, torch.rand(1, 3, 32, 32), job.spec.canvas, 0.5)
     course = RunStats({}, [], 0.0)
@@ -185,7 +185,7 @@ def test_every_process_of_a_group_returns_the_picture_that_is_saved(tmp_path, na
     net, _ = net_of(request, torch.device("cpu"), "fp32", True)
     pixels, images = torch.rand(1, 3, 32, 32), []
     for rank in (0, 1):
-        job, _, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
+        job, _ = planned(request, work_items(request)[0][0], 1e12, ProcessGroup(rank, 2))
         frame = Frame(3, 1, 1, 0.5, pixels, job.spec.canvas, 0.5)
         course, record = RunStats({}, [], 0.0), record_of(job, net)
         images.append(saved_result(job, frame, record, net, course, finished=False).image)
