@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -36,27 +35,9 @@ from command.deep import (
     values_of,
 )
 from command.files import TEXTURES, check_writable, open_regular, save_bytes
-from command.profiles import (
-    LINEAR,
-    Space,
-    converted,
-    space_in_avif,
-    space_in_exif,
-    space_in_png,
-    space_of_icc,
-    srgb_curve,
-)
+from command.profiles import LINEAR, Space, converted, space_in, space_of_icc, srgb_curve
 from command.streams import copy_of_stderr
-from utils import (
-    COLOUR,
-    LEVELS,
-    LEVELS_16_BIT,
-    Size,
-    UserError,
-    available_bytes,
-    reason_of,
-    size_text,
-)
+from utils import COLOUR, LEVELS, Size, UserError, available_bytes, reason_of, size_text
 
 ROWS = 256  # rows quantised at a time, which bounds memory
 # Suffixes -> formats and options of Pillow, which has no EXR. JPEG keeps full chroma, since
@@ -93,7 +74,6 @@ MOST_BYTES = 2**30  # maximum size of a file, except for formats in _ANY_SIZE
 # Bytes per pixel at the peak of reading, with Pillow and with OpenImageIO.
 READ_BYTES, DEEP_READ_BYTES = 24, 64
 JPEG_END = b"\xff\xd9"
-AVIF_HEAD = 2**16  # bytes read to find the boxes that precede the pixels
 _UNUSABLE = "unusable colour profile, ignored"
 _NOT_FINITE = "holds values that are not finite"
 
@@ -141,13 +121,10 @@ def find_pictures(name: str | Path) -> tuple[list[Path], list[str]]:
         # Only the part below an existing folder is a pattern; the folder's name may contain a [.
         there = next(one for one in path.parents if os.path.isdir(one))
         pattern = str(path.relative_to(there))
-        try:
-            found = sorted(
-                there / one for one in glob.glob(pattern, root_dir=there, recursive=True)
-            )
-        except ValueError:  # a null character in the pattern
-            found = []
-        found = [one for one in found if not one.is_dir()]
+        names: list[str] = []
+        with suppress(ValueError):  # a null character in the pattern
+            names = glob.glob(pattern, root_dir=there, recursive=True)
+        found = sorted(one for one in map(there.joinpath, names) if not one.is_dir())
     else:
         return [find_picture(name)], []
     pictures = [one for one in found if one.suffix.lower() in _read_suffixes() and one.is_file()]
@@ -245,11 +222,10 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
             raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with _libraries_silent():
             if deep:
-                read = _deep_values(path, deep, picture, kind, notes)
+                values, alpha, bits = _deep_values(path, deep, picture, kind, notes)
             else:
                 assert picture is not None  # files that Pillow does not read are deep
-                read = _shallow_values(path, picture, kind, notes)
-        values, alpha, bits = read
+                values, alpha, bits = _shallow_values(path, picture, kind, notes)
         if not np.isfinite(values).all():
             raise ValueError(_NOT_FINITE)
     if kind == COLOUR and alpha is not None and alpha.max() == 0:
@@ -418,7 +394,7 @@ def _deep_values(
     if format == "openexr":
         space = deep.space or LINEAR  # EXR holds linear light
     elif picture is not None:
-        space = _space_in(picture, path, bits, notes)
+        space = space_in(picture, path, bits, notes)
     # Taken from Pillow if it opened the file, as libpng drops profiles that it considers invalid.
     profile = picture.info.get("icc_profile") if picture else deep.profile
     if space is None and profile:
@@ -458,8 +434,8 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
     picture = _loaded(path, picture, notes)
     if getattr(picture, "is_animated", False):
         notes.append("several frames, only the first is used")
-    upright = _upright(picture, notes)  # before _space_in, so that unreadable EXIF is noted first
-    space = _space_in(picture, path, 8, notes) if kind == COLOUR else None
+    upright = _upright(picture, notes)  # before space_in, so that unreadable EXIF is noted first
+    space = space_in(picture, path, 8, notes) if kind == COLOUR else None
     if _bits_of_tiff(picture) > 8:
         notes.append(f"{picture.mode} of more than 8 bits a channel, read with 8")
     picture = upright
@@ -515,39 +491,11 @@ def _may_end_early(picture: Image.Image) -> bool:
     return abs(last.tobytes()[0] - 128) <= 2
 
 
-def _space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
-    """Return the colour space that a file names by other means than an ICC profile, or None. With
-    an ICC profile, only cICP counts."""
-    if picture.format == "PNG":
-        space = space_in_png(picture.info, _cicp(path), bits, notes)
-        if space is not None or {"srgb", "gamma", "chromaticity"} & picture.info.keys():
-            return space
-    if picture.info.get("icc_profile"):
-        return None
-    if picture.format == "AVIF":
-        with open_regular(path) as file:
-            return space_in_avif(file.read(AVIF_HEAD), notes)
-    return space_in_exif(picture, notes)
-
-
-def _cicp(path: Path) -> bytes | None:
-    """Return the content of the cICP chunk of a PNG, which Pillow does not read, or None."""
-    with open_regular(path) as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
-            (length,) = struct.unpack(">I", head[:4])
-            if head[4:] == b"cICP":
-                return file.read(length)
-            file.seek(length + 4, os.SEEK_CUR)
-    return None
-
-
 def _srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
     """Convert an 8-bit picture to RGB in sRGB, by its colour profile if it has one."""
     profile = picture.info.get("icc_profile")
     if picture.mode == "LAB":  # an embedded profile describes the printer
-        lab = ImageCms.createProfile("LAB")
-        return _through(picture, lab)
+        return _through(picture, ImageCms.createProfile("LAB"))
     if picture.mode not in ("L", "RGB", "CMYK"):
         picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
     plain = picture.convert("RGB")
@@ -680,13 +628,15 @@ def _levels_of(image: Tensor, bits: int) -> np.ndarray:
     """Quantise (1, C, H, W) in [0, 1] to (H, W, C) of uint8 or uint16, or of float32 for 32
     bits."""
     pixels = image.detach()[0].movedim(0, 2)
-    kind, most = {8: (np.uint8, LEVELS), 16: (np.uint16, LEVELS_16_BIT)}.get(bits, (np.float32, 0))
-    levels = np.empty(pixels.shape, kind)
+    levels = np.empty(pixels.shape, {8: np.uint8, 16: np.uint16}.get(bits, np.float32))
     for top in range(0, len(levels), ROWS):
         rows = slice(top, top + ROWS)
         found = pixels[rows].cpu().double()
-        # The clamp keeps values like 1.0000001 from wrapping around to 0.
-        levels[rows] = (found.mul(most).round().clamp(0, most) if most else found).numpy()
+        if bits < FLOAT_BITS:
+            most = 2**bits - 1
+            # The clamp keeps values like 1.0000001 from wrapping around to 0.
+            found = found.mul(most).round().clamp(0, most)
+        levels[rows] = found.numpy()
     return levels
 
 

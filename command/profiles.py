@@ -6,13 +6,17 @@ made of tables, such as those of CMYK, are left to Little CMS, which Pillow appl
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from command.files import open_regular
 
 Curve = Callable[[np.ndarray], np.ndarray]  # values -> linear light, both in [0, 1]
 Chromaticities = tuple[float, ...]  # x and y of white, red, green and blue
@@ -41,6 +45,7 @@ GAMMAS = (0.05, 20)
 EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
 ADOBE_RGB, UNCALIBRATED = 2, 0xFFFF
 PRIMARY_CHROMATICITIES = 0x013F  # also a TIFF tag
+AVIF_HEAD = 2**16  # bytes read to find the boxes that precede the pixels
 
 
 class Space(NamedTuple):
@@ -138,28 +143,47 @@ LINEAR = SRGB._replace(curves=(gamma_curve(1),))
 # --------------------------------------------------------------------------------- spaces of files
 
 
-def space_in_png(
-    info: Mapping[Any, Any], cicp: bytes | None, bits: int, notes: list[str]
-) -> Space | None:
-    """Return the space of a PNG by its cICP chunk, or else by gAMA and cHRM; None without these.
+def space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
+    """Return the space that a file names by other means than an ICC profile, or None.
 
-    An ICC profile or sRGB chunk has priority over gAMA and cHRM but not over cICP.
+    An ICC profile or sRGB chunk has priority over gAMA and cHRM, and an ICC profile over EXIF, but
+    neither over cICP.
 
     Args:
-        info: `Image.info` of Pillow.
-        cicp: Content of the cICP chunk, or None.
+        picture: The file as opened by Pillow.
         bits: Bits per channel.
         notes: Lines for the user are appended.
     """
-    if cicp is not None:
-        space = _space_of_cicp(cicp, bits, notes)
-        if space is not None:
-            return space
-    if "icc_profile" in info or "srgb" in info:
+    info, is_png = picture.info, picture.format == "PNG"
+    chunk = _cicp(path) if is_png else None
+    if chunk is not None and (space := _space_of_cicp(chunk, bits, notes)):
+        return space
+    if info.get("icc_profile"):
         return None
-    gamma, primaries = info.get("gamma"), info.get("chromaticity")
-    if gamma is None and primaries is None:
-        return None
+    if is_png and {"srgb", "gamma", "chromaticity"} & info.keys():
+        # The value of an ICC profile that cannot be decompressed is None.
+        return None if {"srgb", "icc_profile"} & info.keys() else _space_of_gama(info, notes)
+    if picture.format == "AVIF":
+        with open_regular(path) as file:
+            return space_in_avif(file.read(AVIF_HEAD), notes)
+    return _space_in_exif(picture, notes)
+
+
+def _cicp(path: Path) -> bytes | None:
+    """Return the content of the cICP chunk of a PNG, which Pillow does not read, or None."""
+    with open_regular(path) as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+            (length,) = struct.unpack(">I", head[:4])
+            if head[4:] == b"cICP":
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _space_of_gama(info: Mapping[Any, Any], notes: list[str]) -> Space | None:
+    """Return the space of the gAMA and cHRM chunks in `Image.info`; None if gAMA is unusable."""
+    gamma = info.get("gamma")
     curve: Curve = srgb_curve
     if gamma is not None and not SRGB_GAMMAS[0] <= gamma <= SRGB_GAMMAS[1]:
         if not GAMMAS[0] <= gamma <= GAMMAS[1]:
@@ -167,7 +191,7 @@ def space_in_png(
             return None
         curve = gamma_curve(1 / gamma)
     try:
-        return space_of(primaries or SRGB_PRIMARIES, curve)
+        return space_of(info.get("chromaticity") or SRGB_PRIMARIES, curve)
     except ValueError as error:
         notes.append(f"unusable cHRM ({error}), ignored")
         return space_of(SRGB_PRIMARIES, curve)
@@ -219,7 +243,7 @@ def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
     return space
 
 
-def space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
+def _space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
     """Return Adobe RGB if EXIF names it (DCF 2.0), else None, which means sRGB. A line is appended
     to `notes` if EXIF names another space."""
     with suppress(Exception):  # malformed EXIF raises errors of many types
