@@ -25,9 +25,11 @@ def result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
     Args:
         several: whether there are several exemplars.
     """
-    given, added = request.save_path, several
+    given = request.save_path
     # os.path.isdir returns False for an invalid name as well.
-    is_folder = os.path.isdir(given) or _names_a_folder(given, several or request.count > 1)
+    is_folder = os.path.isdir(given) or (
+        (several or request.count > 1) and not given.suffix and "{" not in given.name
+    )
     if is_folder:
         folder, pattern = given, "{stem}.png"
     else:
@@ -35,15 +37,12 @@ def result_names(request: Request, several: bool) -> Callable[[str, int], Path]:
         pattern = str(given.relative_to(folder))
     if "{" not in pattern:
         pattern = pattern.replace("}", "}}")
-        pattern = str(Path(pattern).with_stem(Path(pattern).stem + "_{stem}" * added))
-    _check_fields(request.save_path, pattern)
+        pattern = str(Path(pattern).with_stem(Path(pattern).stem + "_{stem}" * several))
+    _check_fields(given, pattern)
     counted = request.count > 1 and "{seed" not in pattern
 
     def name_of(stem: str, seed: int) -> Path:
-        try:
-            found = folder / pattern.format(stem=stem, seed=seed)
-        except ValueError as error:
-            raise _not_a_pattern(given) from error
+        found = folder / pattern.format(stem=stem, seed=seed)
         return found.with_stem(f"{found.stem}_{seed}") if counted else found
 
     return name_of
@@ -74,10 +73,6 @@ def _longer_names(path: Path) -> Iterator[str]:
         yield f"{stem}_{suffix}"
 
 
-def _names_a_folder(path: Path, several: bool) -> bool:
-    return several and not path.suffix and "{" not in path.name
-
-
 def _check_fields(path: Path, pattern: str) -> None:
     """Raise UserError for fields other than stem and seed, and for field widths of more than two
     digits: a wider name could take gigabytes of memory."""
@@ -86,12 +81,10 @@ def _check_fields(path: Path, pattern: str) -> None:
             if name is not None and (
                 name not in ("stem", "seed") or conversion or not FORMAT.fullmatch(spec or "")
             ):
-                raise _not_a_pattern(path)
-    except ValueError as error:  # a single brace
-        raise _not_a_pattern(path) from error
-
-
-def _not_a_pattern(path: Path) -> UserError:
-    return UserError(
-        f"--save_path {path}: allowed in braces are stem and seed, as in {{stem}}_{{seed:03d}}.png"
-    )
+                raise ValueError(f"the field {name}")
+        pattern.format(stem="", seed=0)
+    except ValueError as error:  # also for a single brace, or a number format for the stem
+        raise UserError(
+            f"--save_path {path}: allowed in braces are stem and seed, as in "
+            "{stem}_{seed:03d}.png"
+        ) from error

@@ -12,14 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from command.files import check_writable, save_bytes
 from command.outputs import step_of
-from command.pictures import (
-    check_save_path,
-    read_levels,
-    read_record,
-    record_at,
-    record_options,
-    save_picture,
-)
+from command.pictures import check_save_path, read_levels, record_at, record_options, save_picture
 from command.settings import exemplar_of
 from utils import LEVELS, UserError, in_one_line
 
@@ -42,7 +35,7 @@ def write_sheet(results: list[Path], path: Path) -> None:
     shown: list[tuple[str, Path]] = []
     seen: set[Path] = set()
     for result in results:
-        exemplar = exemplar_of(result, read_record(result))
+        exemplar = exemplar_of(result, record_at(result))
         if exemplar is not None and exemplar not in seen:
             seen.add(exemplar)
             shown.append((f"exemplar {exemplar.name}", exemplar))
@@ -58,7 +51,7 @@ def write_sheet(results: list[Path], path: Path) -> None:
     for i, (title, file) in enumerate(shown):  # one in memory at a time
         picture = read_levels(file)
         if title == REPEAT:
-            picture = _repeated(picture)
+            picture = Image.fromarray(np.tile(np.asarray(picture), (2, 2, 1)))
         x, y = GAP + i % columns * (SIDE + GAP), GAP + i // columns * (SIDE + CAPTION + GAP)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(picture, (x, y + CAPTION))
@@ -88,7 +81,7 @@ def snapshots_of(result: Path) -> list[tuple[int, Path]]:
     have other records, are left out."""
     beside = result.parent.glob(f"{glob.escape(result.stem)}_*{glob.escape(result.suffix)}")
     found = [(step, one) for one in beside if (step := step_of(one, result)) is not None]
-    made = read_record(result)
+    made = record_at(result)
     return sorted((step, one) for step, one in found if _is_of(record_at(one), made))
 
 
@@ -122,12 +115,3 @@ def check_animation(path: Path, several: bool, snapshots: int) -> None:
             "larger --save_every"
         )
     check_writable(path)
-
-
-def _repeated(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
-    found = Image.new("RGB", (2 * width, 2 * height))
-    for x in (0, width):
-        for y in (0, height):
-            found.paste(picture, (x, y))
-    return found
