@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from command.deep import FLOAT_BITS
 from command.pictures import Picture, find_picture, read_picture
-from utils import LEVELS, LEVELS_16_BIT, UserError
+from utils import LEVELS, LEVELS_16_BIT, UserError, prefixed
 
 ARRAY = "array@"  # prefix of names of pictures in memory, before digits of the SHA-256
 PICTURE_FLAGS = {"gt_path", "image_path", "style_image", "init", "mask", "guide", "mix", "maps"}
 PICTURE_FLAGS |= {"edges_of"}
-WHITE = {"uint8": LEVELS, "uint16": LEVELS_16_BIT, "bool": 1}  # by dtype; 1 for floats
-BITS = {"uint8": 8, "uint16": 16, "bool": 8}  # by dtype; FLOAT_BITS for floats
+# Names of integer dtypes -> value of white, and bits of the picture.
+INTEGERS = {"uint8": (LEVELS, 8), "uint16": (LEVELS_16_BIT, 16), "bool": (1, 8)}
 AS_PNG = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16")  # PIL modes that PNG holds
 AS_TIFF = ("I", "F", "CMYK")  # PIL modes that TIFF holds
 
@@ -54,10 +55,8 @@ def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
             return value
         if flag not in PICTURE_FLAGS:
             raise UserError(f"--{flag}: takes no picture, only text and numbers")
-        try:
+        with prefixed(f"--{flag}: "):
             one = held(value)
-        except UserError as error:
-            raise UserError(f"--{flag}: {error}") from error
         found[one.name] = one
         return one.name
 
@@ -67,12 +66,9 @@ def in_memory(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Held]]:
 
 def names_one(name: str, pictures: Mapping[str, Held]) -> bool:
     """Return whether a name stands for one picture, in memory or a file, not a folder."""
-    if name in pictures:
-        return True
-    try:
-        return bool(find_picture(name))
-    except UserError:
-        return False
+    with suppress(UserError):
+        return name in pictures or bool(find_picture(name))
+    return False
 
 
 def held(value: np.ndarray | Tensor | Image.Image) -> Held:
@@ -108,15 +104,16 @@ def _of_numbers(value: np.ndarray | Tensor) -> Picture:
     if value.ndim != 3 or value.shape[2] not in (1, 3) or not value.size:
         raise UserError(f"a picture of shape {shape}, allowed are {allowed}")
     kind = str(value.dtype)
-    if kind not in WHITE and value.dtype.kind != "f":
+    if kind not in INTEGERS and value.dtype.kind != "f":
         raise UserError(f"a picture of {kind}, allowed are uint8, uint16, bool and floats")
-    pixels = value.astype(np.float32) / np.float32(WHITE.get(kind, 1))
+    white, bits = INTEGERS.get(kind, (1, FLOAT_BITS))
+    pixels = value.astype(np.float32) / np.float32(white)
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # written so that NaN is refused
         raise UserError(
             f"a picture of floats from {pixels.min():g} to {pixels.max():g}, allowed are 0 to 1"
         )
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].expand(-1, 3, -1, -1).contiguous()
-    return Picture(image, None, BITS.get(kind, FLOAT_BITS), value.shape[2] == 1, [])
+    return Picture(image, None, bits, value.shape[2] == 1, [])
 
 
 def _of_pil(image: Image.Image) -> Picture:
