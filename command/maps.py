@@ -1,9 +1,7 @@
 """Further maps of an exemplar's material (--maps, --alpha): their kinds, reading and saving."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from command.deep import FLOAT_BITS
 from command.flags import Request
 from command.kinds import GIVEN, green_up_by_name, kind_and_name, kind_by_name
 from command.outputs import map_path
-from command.pictures import Picture, check_save_path, holds_alpha, save_picture
+from command.pictures import Picture, check_save_path, holds_alpha
 from engine import maps
 from engine.guides import MOST_REGIONS
 from terms.base import Exemplar
@@ -43,31 +41,23 @@ class CarriedMap:
 
     def of_file(self, channels: Tensor) -> Tensor:
         """Convert channels of the file, (1, C, H, W), to those of `copies`."""
+        channels = channels.clone()
         if self.signed:
-            channels = _changed(channels, slice(0, 3), lambda x: (x + 1) / 2)
+            channels[:, :3] = (channels[:, :3] + 1) / 2
         if self.green_down:
-            channels = _changed(channels, slice(1, 2), lambda x: 1 - x)
+            channels[:, 1] = 1 - channels[:, 1]
         return channels if self.blue is None else maps.with_blue(channels)
 
     def as_file(self, channels: Tensor) -> Tensor:
         """Convert channels as in `copies`, (1, C, H, W), to those of the file."""
+        channels = channels.clone()
         if self.blue is not None:
-            blue = self.blue
-            channels = _changed(channels, slice(2, 3), lambda x: torch.full_like(x, blue))
+            channels[:, 2] = self.blue
         if self.green_down:
-            channels = _changed(channels, slice(1, 2), lambda x: 1 - x)
-        return _changed(channels, slice(0, 3), lambda x: 2 * x - 1) if self.signed else channels
-
-    def save(self, channels: Tensor, record: dict[str, Any]) -> None:
-        """Save channels as in `copies`, (1, C, H, W), in the encoding of the exemplar's file."""
-        save_picture(self.as_file(channels), self.path, record, self.bits, self.kind)
-
-
-def _changed(channels: Tensor, some: slice, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return a copy of (1, C, H, W) with some of its channels changed."""
-    found = channels.clone()
-    found[:, some] = change(channels[:, some])
-    return found
+            channels[:, 1] = 1 - channels[:, 1]
+        if self.signed:
+            channels[:, :3] = 2 * channels[:, :3] - 1
+        return channels
 
 
 def read_map(
@@ -173,12 +163,11 @@ def alpha_map(
     if not holds_alpha(save_path):
         raise UserError(f"--alpha: {save_path} holds no alpha; .png, .tif and .webp do")
     copies = maps.rotated(picture.alpha, exemplar.rotations, exemplar.factors, DATA)
-    found = CarriedMap(save_path, DATA, [picture.alpha, *copies], picture.bits)
-    if request.edges_of is None:
-        return found
-    tile = pictures.read(request.edges_of)
-    opaque = torch.ones_like(tile.pixels[:, :1])
-    return replace(found, edges=opaque if tile.alpha is None else tile.alpha)
+    edges = None
+    if request.edges_of:
+        tile = pictures.read(request.edges_of)
+        edges = torch.ones_like(tile.pixels[:, :1]) if tile.alpha is None else tile.alpha
+    return CarriedMap(save_path, DATA, [picture.alpha, *copies], picture.bits, edges=edges)
 
 
 def _kind_of(word: str | None, name: str, pictures: Pictures) -> tuple[str, str]:

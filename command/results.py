@@ -9,8 +9,8 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from command.maps import CarriedMap
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
 from command.plan import Job, file_state
 from command.settings import ASKED
-from command.weights import LAYOUTS, TORCHVISION
+from command.weights import LAYOUTS
 from engine import maps
 from engine.stretching import stretch, stretch_mask, stretch_seed
 from engine.synthesis import Made
@@ -34,7 +34,7 @@ from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, TermInputs, View, equal_weights
 from terms.gram import FIRST_LAYERS
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
-from utils import LABELS, UserError
+from utils import COLOUR, LABELS, UserError
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Net:
     label: str  # name in records and printed lines, with the file of --weights if given
     device: torch.device
     precision: str  # in `engine.precision.PRECISIONS`
-    layout: str = TORCHVISION  # of the weights file, a key of `command.weights.LAYOUTS`
+    layout: str  # of the weights file, a key of `command.weights.LAYOUTS`
 
 
 INTERRUPTED, CURVE = "interrupted at step", "curve"
@@ -172,15 +172,11 @@ def is_finished(job: Job, record: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _matches(found: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Return whether two records are equal but for `FINAL_KEYS` and the flags as given."""
+    """Return whether two records are equal but for `FINAL_KEYS` and the flags as given: different
+    flags may result in the same settings."""
     wanted = json.loads(json.dumps(record, default=str, skipkeys=True))
-    return _without_ignored(found) == _without_ignored(wanted)
-
-
-def _without_ignored(record: dict[str, Any]) -> dict[str, Any]:
-    # `ASKED` too: different flags may result in the same settings.
-    ignored = FINAL_KEYS | {ASKED}
-    return {name: value for name, value in record.items() if name not in ignored}
+    ignored = dict.fromkeys((*FINAL_KEYS, ASKED))
+    return found | ignored == wanted | ignored
 
 
 def finite(value: Any) -> float | None:
@@ -246,9 +242,10 @@ def save(
     finally:  # if memory runs out, the picture is saved without its error or alpha
         path = _saved(image, path, record, job.bits)
     write_errors = []
-    for file, write in _further_files(job, image, transfer, record):
+    for channels, to, kept, bits, kind in _further_files(job, image, transfer, record):
         try:
-            write(file if path == job.save_path else path.with_name(file.name))
+            to = to if path == job.save_path else path.with_name(to.name)
+            save_picture(channels, to, kept, bits, kind)
         except UserError as error:
             write_errors.append(str(error))
     return Saved(path, record, tuple(write_errors))
@@ -322,24 +319,24 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
     return criterion(extractor(saved)).item()
 
 
-FurtherFile = tuple[Path, Callable[[Path], None]]  # path, function that saves it
 MapTransfer = Callable[[CarriedMap], Tensor]  # map of the exemplar -> map of the output
 
 
 def _further_files(
     job: Job, image: Tensor, transfer: MapTransfer, record: dict[str, Any]
-) -> Iterator[FurtherFile]:
-    """Yield the files of a job other than the picture: the repeat and the maps.
+) -> Iterator[tuple[Tensor, Path, dict[str, Any], int, str]]:
+    """Yield the arguments of `save_picture` for the files of a job other than the picture: the
+    repeat and the maps.
 
     Args:
         image: (1, C, H, W), as saved.
     """
     if job.repeat:
         down, across = (2 if axis in job.repeat else 1 for axis in "yx")
-        repeat = image.repeat(1, 1, down, across)
-        yield job.tiled_path, lambda to: save_picture(repeat, to, record, job.bits)
+        yield image.repeat(1, 1, down, across), job.tiled_path, record, job.bits, COLOUR
     for one in job.maps:
-        yield one.path, partial(_save_map, one, transfer(one), record)
+        kept = {name: record[name] for name in ("version", "exemplar")}
+        yield one.as_file(transfer(one)), one.path, kept, one.bits, one.kind
 
 
 def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
@@ -355,26 +352,27 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
     seed = stretch_seed(spec.kind, spec.seed)
 
     @cache
-    def valid() -> list[Tensor] | None:
-        found = [view.valid for view in views if view.valid is not None] or None
-        if made.painting is None or found is None:
-            return found
-        return [stretch_mask(one, seed) for one in found]
-
-    @cache
-    def sources() -> list[tuple[Tensor, Tensor]]:
+    def sources() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor] | None]:
+        """Return the correspondence with each view, and the masks of their valid pixels."""
+        valid = [view.valid for view in views if view.valid is not None]
         if made.painting is not None:
-            return maps.painted_correspondence(made.painting, spec.exemplars)
-        trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
-        output = trunk(made.image, tile)
-        return [maps.correspondence(output, trunk(one.image), tile, one.valid) for one in views]
+            found = maps.painted_correspondence(made.painting, spec.exemplars)
+            valid = [stretch_mask(one, seed) for one in valid]
+        else:
+            trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
+            output = trunk(made.image, tile)
+            found = [
+                maps.correspondence(output, trunk(one.image), tile, one.valid) for one in views
+            ]
+        return found, valid or None
 
     @torch.no_grad()
     def transfer(one: CarriedMap) -> Tensor:
         copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
         if made.painting is not None:
             copies = [stretch(copy, seed, labels) for copy in copies]
-        carried = maps.carried(copies, sources(), one.kind, tile, valid())
+        found, valid = sources()
+        carried = maps.carried(copies, found, one.kind, tile, valid)
         size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
         if made.inside is not None:
@@ -383,8 +381,3 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
         return maps.with_kept(carried, one.copies[0].to(device), views[0], canvas)
 
     return transfer
-
-
-def _save_map(one: CarriedMap, carried: Tensor, record: dict[str, Any], to: Path) -> None:
-    kept = {name: record[name] for name in ("version", "exemplar")}
-    replace(one, path=to).save(carried, kept)
