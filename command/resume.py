@@ -62,9 +62,8 @@ class Checkpoints:
         path = self.job.checkpoint_path
         try:
             with open_regular(path) as file:
-                found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                found: dict[str, Any] = torch.load(file, weights_only=True)
             same = found["format"] == FORMAT and found["settings"] == self.settings
-            state = found["state"]
         except FileNotFoundError:
             return None
         except Exception as error:  # torch.load raises many classes for damaged files
@@ -74,16 +73,4 @@ class Checkpoints:
                 f"--resume: {path} is of other settings or another version, remove it or give "
                 "another --save_path"
             )
-        return found | {"state": _on(self.job.spec.exemplars[0].image.device, state)}
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    """Return a state with its tensors on a device. Tensors of uint8 stay on the CPU: they are the
-    states of random generators."""
-    if isinstance(value, torch.Tensor):
-        return value if value.dtype == torch.uint8 else value.to(device)
-    if isinstance(value, list | tuple):
-        return [_on(device, one) for one in value]
-    if isinstance(value, dict):
-        return {name: _on(device, one) for name, one in value.items()}
-    return value
+        return found
