@@ -2,9 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from command.files import check_writable, open_regular
@@ -17,7 +16,6 @@ PAGE = "report.html"  # name of the page in a folder of results
 LOG_LINE = b'{"time": '  # beginning of each line of a log
 PAGE_TITLE = b"<title>Textures</title>"  # in the head of each page
 HEAD = 4096  # bytes read to recognise a file
-Identity = tuple[object, object]  # device and inode, or folder and name of a missing file
 
 
 def tiled_path(result: Path) -> Path:
@@ -100,24 +98,23 @@ def check_outputs(
         UserError: an output is the same file as an input or another output, or the folder of
             an output has the path of another output.
     """
-    identity = _identities()
-    read = {identity(path): (flag, path) for flag, path in _read(request, exemplars)}
-    written: dict[Identity, tuple[str, Path]] = {}
+    read = {_identity(path): (flag, path) for flag, path in _read(request, exemplars)}
+    written: dict[object, tuple[str, Path]] = {}
     folders: set[Path] = set()
     laid = (("--tile_set", path) for path in floors)
     for flag, path in (*_written(request, results), *laid):
-        key = identity(path)
+        key = _identity(path)
         if other := read.get(key) or written.get(key):
             raise UserError(f"{flag} {path}: the same file as {_told(other)}, give another name")
         written[key] = flag, path
         folders.add(path.parent)
     for above in {one for folder in folders for one in (folder, *folder.parents)}:
-        if other := written.get(identity(above)):
+        if other := written.get(_identity(above)):
             raise UserError(f"{_told(other)}: other files are to be saved in a folder of that name")
-    pictures = {identity(path) for path in results} if request.save_every else ()
+    pictures = {_identity(path) for path in results} if request.save_every else ()
     for other in (*read.values(), *written.values()) if pictures else ():
         result = snapshot_of(other[1], request)
-        if result is not None and identity(result) in pictures:
+        if result is not None and _identity(result) in pictures:
             raise UserError(f"--save_every: a snapshot would replace {_told(other)}")
 
 
@@ -155,21 +152,17 @@ def _read(request: Request, exemplars: Iterable[Path]) -> Iterator[tuple[str, Pa
     """Yield each file that a run reads, with the flag that names it, except the picture of --from,
     which the run may replace."""
     yield from (("--gt_path", path) for path in exemplars)
+    single = ("style_image", "init", "mask", "orientation", "edges_of", "weights", "config")
     named = [
-        *(("--style_image", request.style_image), ("--init", request.init)),
-        *(("--mask", request.mask), ("--orientation", request.orientation)),
-        ("--edges_of", request.edges_of),
-        *(("--weights", request.weights), ("--config", request.config)),
+        *((f"--{flag}", getattr(request, flag)) for flag in single),
         *(("--guide", name) for pair in request.guide for name in pair),
         *(("--mix", name) for name, _ in request.mix),
         *(("--maps", kind_and_name(name)[1]) for name in request.maps),
     ]
     for flag, name in named:
-        try:
+        with suppress(UserError):  # not a file, such as `noise`, or missing: reading it raises
             if name is not None and name not in request.pictures:
                 yield flag, find_picture(name)
-        except UserError:  # not a file, such as `noise`, or missing: reading it raises
-            continue
 
 
 def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, Path]]:
@@ -190,17 +183,11 @@ def _written(request: Request, results: Iterable[Path]) -> Iterator[tuple[str, P
             yield flag, path
 
 
-def _identities() -> Callable[[Path], Identity]:
-    """Return a function from any path of a file to the identity of the file."""
-    real = cache(os.path.realpath)  # of folders, which many paths share
-
-    def identity(path: Path) -> Identity:
-        with suppress(OSError, ValueError):  # missing, or not a valid name
-            known = os.stat(path)
-            return known.st_dev, known.st_ino
-        with suppress(ValueError):
-            link = os.path.islink(path)
-            return os.path.split(os.path.realpath(path)) if link else (real(path.parent), path.name)
-        return path.parent, path.name
-
-    return identity
+def _identity(path: Path) -> object:
+    """Return a value that is the same for all paths of a file, which may be missing."""
+    with suppress(OSError, ValueError):  # missing, or not a valid name
+        known = os.stat(path)
+        return known.st_dev, known.st_ino
+    with suppress(ValueError):
+        return os.path.realpath(path)
+    return path
