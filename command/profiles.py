@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from command.files import open_regular
 
@@ -37,14 +37,11 @@ H273_PRIMARIES: dict[int, Chromaticities] = {
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
     12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
 }
-H273_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
-H273_SRGB, H273_UNSPECIFIED, H273_VIDEO = 13, 2, (1, 6, 14, 15)
+H273_UNSPECIFIED, H273_VIDEO = 2, (1, 6, 14, 15)
 # Ranges of gAMA: values that libpng treats as sRGB, and values that are used.
 SRGB_GAMMAS = (0.45, 0.46)
 GAMMAS = (0.05, 20)
-EXIF_IFD, COLOR_SPACE, INTEROP_IFD, INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
 ADOBE_RGB, UNCALIBRATED = 2, 0xFFFF
-PRIMARY_CHROMATICITIES = 0x013F  # also a TIFF tag
 AVIF_HEAD = 2**16  # bytes read to find the boxes that precede the pixels
 
 
@@ -138,6 +135,8 @@ def _adapted_to_d50(white: np.ndarray) -> np.ndarray:
 
 SRGB = space_of(SRGB_PRIMARIES, srgb_curve)
 LINEAR = SRGB._replace(curves=(gamma_curve(1),))
+H273_CURVES: dict[int, Curve] = {4: gamma_curve(2.2), 5: gamma_curve(2.8), 8: gamma_curve(1)}
+H273_CURVES |= dict.fromkeys((13, *H273_VIDEO), srgb_curve)
 
 
 # --------------------------------------------------------------------------------- spaces of files
@@ -211,13 +210,11 @@ def _space_of_cicp(chunk: bytes, bits: int, notes: list[str]) -> Space | None:
 
 def _space_of_h273(primaries: int, transfer: int, notes: list[str]) -> Space | None:
     """Return the space of code points of ITU-T H.273; None if they are not supported."""
-    known = transfer in (H273_SRGB, *H273_VIDEO, *H273_GAMMAS)
-    if primaries not in H273_PRIMARIES or not known:
+    if primaries not in H273_PRIMARIES or transfer not in H273_CURVES:
         return None
     if transfer in H273_VIDEO:
         notes.append(f"transfer function {transfer} of H.273 (video), read as sRGB's")
-    gamma = H273_GAMMAS.get(transfer)
-    return space_of(H273_PRIMARIES[primaries], gamma_curve(gamma) if gamma else srgb_curve)
+    return space_of(H273_PRIMARIES[primaries], H273_CURVES[transfer])
 
 
 def space_in_avif(head: bytes, notes: list[str]) -> Space | None:
@@ -248,11 +245,11 @@ def _space_in_exif(picture: Image.Image, notes: list[str]) -> Space | None:
     to `notes` if EXIF names another space."""
     with suppress(Exception):  # malformed EXIF raises errors of many types
         exif = picture.getexif()
-        colour_space = exif.get_ifd(EXIF_IFD).get(COLOR_SPACE)
-        index = str(exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")).strip("\0 ")
-        if index == "R03" or colour_space == ADOBE_RGB:
+        colour_space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = str(exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, ""))
+        if index.strip("\0 ") == "R03" or colour_space == ADOBE_RGB:
             return space_of(ADOBE_RGB_PRIMARIES, gamma_curve(ADOBE_RGB_GAMMA))
-        told = tuple(map(float, exif.get(PRIMARY_CHROMATICITIES, SRGB_PRIMARIES[2:])))
+        told = tuple(map(float, exif.get(ExifTags.Base.PrimaryChromaticities, SRGB_PRIMARIES[2:])))
         foreign = not np.allclose(told, SRGB_PRIMARIES[2:], rtol=0, atol=0.01)
         if colour_space == UNCALIBRATED or foreign:
             notes.append(

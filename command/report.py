@@ -82,18 +82,18 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
     return page
 
 
-def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any] | UserError]]:
-    """Return the results in a folder with their records, and the unreadable pictures with their
-    errors; snapshots, maps, repeats and sheets are left out."""
-    found: list[tuple[Path, dict[str, Any] | UserError]] = []
+def _results_in(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the results in a folder with their records, and the unreadable pictures with {};
+    snapshots, maps, repeats and sheets are left out."""
+    found: list[tuple[Path, dict[str, Any]]] = []
     for path in files_in(folder):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             try:
                 record = read_record(path)
                 if "error" in record and not _is_repeat(record, read_size(path)):
                     found.append((path, record))
-            except UserError as error:
-                found.append((path, error))
+            except UserError:  # the same error when the picture is read
+                found.append((path, {}))
     return found
 
 
@@ -107,11 +107,9 @@ def _is_repeat(record: dict[str, Any], size: Size) -> bool:
 
 
 def _entry_or_failure(
-    path: Path, record: dict[str, Any] | UserError, exemplars: dict[Path, str | None]
+    path: Path, record: dict[str, Any], exemplars: dict[Path, str | None]
 ) -> dict[str, Any]:
     """Return the entry of a result, or one with the error if that fails."""
-    if isinstance(record, UserError):
-        return _failure(path, str(record))
     try:
         return _entry(path, record, exemplars)
     except UserError as error:
