@@ -301,17 +301,15 @@ def saved_error(saved: Tensor, job: Job, net: Net, group: ProcessGroup = SINGLE_
             processes, rank 0 supplies the values, the others the shape.
         group: the processes that share the evaluation; all must call this.
     """
-    exemplar = job.spec.exemplars[0].image.to(net.device)
-    saved = saved.to(exemplar) if group.rank == 0 else torch.zeros_like(saved, device=net.device)
+    original = job.spec.exemplars[0].views[0].to(net.device)
+    saved = saved.to(net.device) if group.rank == 0 else torch.zeros_like(saved, device=net.device)
     group.all_reduce([saved])
-    least = min(*saved.shape[-2:], *exemplar.shape[-2:])
+    least = min(*saved.shape[-2:], *original.image.shape[-2:])
     layers = [
         layer for layer in resolve_layers(FIRST_LAYERS, net.name) if least_side([layer]) <= least
     ]
     trunk = Extractor(net.weights, net.name, layers).to(net.device)
-    valid = job.spec.exemplars[0].valid
-    valid = None if valid is None else valid.to(net.device)
-    inputs = TermInputs((Exemplar((View(trunk(exemplar), valid=valid),)),))
+    inputs = TermInputs((Exemplar((View(trunk(original.image), valid=original.valid),)),))
     criterion = Criterion(inputs, equal_weights(layers), weights={})
     tiling = job.spec.finest_tiling
     tiled = tiling.side is not None or group.size > 1
