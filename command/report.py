@@ -6,7 +6,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from command.scores import LEAST_SIDE, SCORES
 from command.settings import ASKED, exemplar_of, flags_of
 from command.sheet import snapshots_of
 from command.streams import write_stdout
-from command.verdict import faults, verdict
+from command.verdict import verdict
 from utils import Size, UserError, in_one_line, size_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -66,7 +67,7 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
     if not results:
         raise UserError(f"--report {folder}: holds no picture made by this program")
     entries = [_failure(one.exemplar, one.line) for one in failed]
-    exemplars: dict[Path, str | None] = {}
+    picture_of = cache(partial(_thumbnail_or_none, side=SIDE))  # results share exemplars
     lines = not sys.stderr.isatty()
     print_stderr([f"report: scoring pictures, {len(results)} in all"] * lines, quiet)
     said = time.monotonic()
@@ -74,7 +75,7 @@ def write_report(folder: Path, quiet: bool, failed: Sequence[Failed] = ()) -> Pa
         if lines and time.monotonic() - said >= LINE_INTERVAL:
             said = time.monotonic()
             print_stderr([f"report: {i} of {len(results)} pictures scored"], quiet)
-        entries.append(_entry_or_failure(path, record, exemplars))
+        entries.append(_entry_or_failure(path, record, picture_of))
     # JSON within a script element must not contain "</script>".
     data = json.dumps(entries, allow_nan=False).replace("<", "\\u003c")
     page = folder / PAGE
@@ -107,11 +108,15 @@ def _is_repeat(record: dict[str, Any], size: Size) -> bool:
 
 
 def _entry_or_failure(
-    path: Path, record: dict[str, Any], exemplars: dict[Path, str | None]
+    path: Path, record: dict[str, Any], picture_of: Callable[[Path], str | None]
 ) -> dict[str, Any]:
-    """Return the entry of a result, or one with the error if that fails."""
+    """Return the entry of a result, or one with the error if that fails.
+
+    Args:
+        picture_of: Returns the picture of an exemplar as a data URL.
+    """
     try:
-        return _entry(path, record, exemplars)
+        return _entry(path, record, picture_of)
     except UserError as error:
         return _failure(path, str(error))
     except Exception as error:  # an altered record raises errors of many types
@@ -122,16 +127,12 @@ def _failure(path: Path, why: str) -> dict[str, Any]:
     return EMPTY | {"name": path.name, "failed": why}
 
 
-def _entry(path: Path, record: dict[str, Any], exemplars: dict[Path, str | None]) -> dict[str, Any]:
+def _entry(
+    path: Path, record: dict[str, Any], picture_of: Callable[[Path], str | None]
+) -> dict[str, Any]:
     exemplar = exemplar_of(path, record)
-    scores: dict[str, float] = {}
-    total, words = None, ""
-    if exemplar is not None:
-        scores = _scores(path, exemplar)
-        if scores:
-            total, words = round(sum(faults(scores)), 2), verdict(scores)[1]
-        if exemplar not in exemplars:
-            exemplars[exemplar] = _thumbnail_or_none(exemplar, SIDE)
+    scores = {} if exemplar is None else _scores(path, exemplar)
+    total, words = verdict(scores) if scores else (math.nan, "")
     snapshots = snapshots_of(path)
     every = max(1, math.ceil(len(snapshots) / MOST_SNAPSHOTS))
     shown = snapshots[(len(snapshots) - 1) % every :: every]
@@ -139,11 +140,11 @@ def _entry(path: Path, record: dict[str, Any], exemplars: dict[Path, str | None]
     return EMPTY | {
         "name": path.name,
         "exemplar": str(record.get("exemplar", "")),
-        "exemplar_picture": None if exemplar is None else exemplars[exemplar],
+        "exemplar_picture": None if exemplar is None else picture_of(exemplar),
         "picture": _thumbnail(path, SIDE),
         "size": str(record.get("size", "")),
         "error": finite(record.get("error")),
-        "faults": total,
+        "faults": finite(round(total, 2)),
         "verdict": words,
         "scores": {name: finite(value) for name, value in scores.items()},
         "snapshots": [[step, picture] for step, picture in small if picture],
