@@ -97,7 +97,7 @@ def opened(path: Path, format: str) -> Iterator[tuple[ImageInput, ImageSpec]]:
         file.close()
 
 
-def read_deep(path: Path, format: str, notes: list[str], straight: bool) -> Deep:
+def read(path: Path, format: str, notes: list[str], straight: bool) -> Deep:
     """Read a picture.
 
     Args:
@@ -150,7 +150,7 @@ def _light(spec: ImageSpec, notes: list[str]) -> Space | None:
         return None
 
 
-def deep_size(path: Path, format: str) -> tuple[int, int]:
+def size(path: Path, format: str) -> tuple[int, int]:
     """Return (width, height) of a picture; raise OSError if the file cannot be read."""
     with opened(path, format) as (_, spec):
         return spec.width, spec.height
@@ -163,7 +163,7 @@ def has_more_than_8_bits(path: Path, format: str) -> bool:
     return False
 
 
-def deep_record(path: Path, format: str) -> tuple[str, str]:
+def record(path: Path, format: str) -> tuple[str, str]:
     """Return (Software, ImageDescription) of a file; raise OSError if it cannot be read."""
     with opened(path, format) as (_, spec):
         return spec.get_string_attribute("Software"), spec.get_string_attribute("ImageDescription")
@@ -231,7 +231,7 @@ def values_of(levels: np.ndarray, photometric: int = 1) -> tuple[np.ndarray, int
     return 1 - values if inverted else values, 16
 
 
-def encoded_deep(levels: np.ndarray, format: str, texts: dict[str, str]) -> memoryview:
+def encoded(levels: np.ndarray, format: str, texts: dict[str, str]) -> memoryview:
     """Return the bytes of a picture file.
 
     Args:

@@ -22,18 +22,7 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from command.deep import (
-    FLOAT_BITS,
-    FORMATS,
-    deep_record,
-    deep_size,
-    encoded_deep,
-    format_of,
-    has_more_than_8_bits,
-    lacks_data,
-    read_deep,
-    values_of,
-)
+from command import deep
 from command.files import TEXTURES, check_writable, open_regular, save_bytes
 from command.profiles import LINEAR, Space, converted, space_in, space_of_icc, srgb_curve
 from command.streams import copy_of_stderr
@@ -57,7 +46,7 @@ SUFFIXES = tuple(_FORMATS)
 FLOAT_SUFFIXES = (".tif", ".tiff", ".exr")
 _RECORDED = {*SUFFIXES, ".gif"}  # suffixes of files that may hold a record
 # Bits per channel by format; the others hold 8.
-_BITS = {"PNG": (8, 16), "TIFF": (8, 16, FLOAT_BITS), "EXR": (FLOAT_BITS,)}
+_BITS = {"PNG": (8, 16), "TIFF": (8, 16, deep.FLOAT_BITS), "EXR": (deep.FLOAT_BITS,)}
 # Longest side by format, in px; PNG itself allows longer ones.
 MAX_SIDES = {"JPEG": 65500, "PNG": 65500, "WEBP": 16383, "TIFF": 65500, "EXR": 65500}
 _ANY_SIZE = ("JPEG", "PNG")  # for others Pillow checks its limit on pixels again when decoding
@@ -214,15 +203,15 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
     """
     notes: list[str] = []
     with _opened(path) as picture:
-        deep = _format_of_deep(picture, path)
-        size = deep_size(path, deep) if picture is None else picture.size
-        needed = (DEEP_READ_BYTES if deep else READ_BYTES) * math.prod(size)
+        format = _format_of_deep(picture, path)
+        size = deep.size(path, format) if picture is None else picture.size
+        needed = (DEEP_READ_BYTES if format else READ_BYTES) * math.prod(size)
         free = available_bytes(torch.device("cpu"))
         if needed > free:
             raise OSError(f"reading it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with _libraries_silent():
-            if deep:
-                values, alpha, bits = _deep_values(path, deep, picture, kind, notes)
+            if format:
+                values, alpha, bits = _deep_values(path, format, picture, kind, notes)
             else:
                 assert picture is not None  # files that Pillow does not read are deep
                 values, alpha, bits = _shallow_values(path, picture, kind, notes)
@@ -323,11 +312,11 @@ def _open_picture(path: Path) -> Image.Image | None:
         with _libraries_silent():
             return Image.open(path)
     except UnidentifiedImageError:
-        deep = format_of(path)
-        if deep is None:
+        format = deep.format_of(path)
+        if format is None:
             raise
         limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and math.prod(deep_size(path, deep)) > limit:
+        if limit is not None and math.prod(deep.size(path, format)) > limit:
             raise Image.DecompressionBombError from None
         return None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -355,7 +344,7 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
     """Return OpenImageIO's name of the format of a file that Pillow cannot read or would reduce to
     8 bits; "" for other files."""
     if picture is None:
-        return format_of(path) or ""
+        return deep.format_of(path) or ""
     tiles: Any = getattr(picture, "tile", [])
     raw = str(tiles[0].args) if tiles else ""  # 'RGB;16B' of a PNG, ('RGB', 65535) of a PPM
     is_deep = {
@@ -365,8 +354,8 @@ def _format_of_deep(picture: Image.Image | None, path: Path) -> str:
     }
     name = picture.format or ""
     if name == "JPEG2000":  # Pillow does not expose its bits
-        is_deep[name] = has_more_than_8_bits(path, FORMATS[name])
-    return FORMATS[name] if is_deep.get(name) else ""
+        is_deep[name] = deep.has_more_than_8_bits(path, deep.FORMATS[name])
+    return deep.FORMATS[name] if is_deep.get(name) else ""
 
 
 def _bits_of_tiff(picture: Image.Image) -> int:
@@ -383,20 +372,20 @@ def _deep_values(
     path: Path, format: str, picture: Image.Image | None, kind: str, notes: list[str]
 ) -> Values:
     """Read values with OpenImageIO: those of the file or, for COLOUR, converted to sRGB."""
-    deep = read_deep(path, format, notes, straight=kind == COLOUR)
-    values, bits = deep.values, deep.bits
+    found = deep.read(path, format, notes, straight=kind == COLOUR)
+    values, bits = found.values, found.bits
     if kind != COLOUR:
-        return values, deep.alpha, bits
-    if bits < FLOAT_BITS:
+        return values, found.alpha, bits
+    if bits < deep.FLOAT_BITS:
         values = values.clip(0, 1)  # division by alpha may exceed 1
     _check_floats_of_colours(values)
     space: Space | None = None
     if format == "openexr":
-        space = deep.space or LINEAR  # EXR holds linear light
+        space = found.space or LINEAR  # EXR holds linear light
     elif picture is not None:
         space = space_in(picture, path, bits, notes)
     # Taken from Pillow if it opened the file, as libpng drops profiles that it considers invalid.
-    profile = picture.info.get("icc_profile") if picture else deep.profile
+    profile = picture.info.get("icc_profile") if picture else found.profile
     if space is None and profile:
         try:
             space = space_of_icc(profile, values.shape[2])
@@ -405,10 +394,10 @@ def _deep_values(
         else:
             if space is None:
                 notes.append("its colour profile consists of tables and is applied at 8 bits")
-                return _by_tables(values, profile, notes), deep.alpha, 8
-    elif space is None and bits == FLOAT_BITS:
+                return _by_tables(values, profile, notes), found.alpha, 8
+    elif space is None and bits == deep.FLOAT_BITS:
         notes.append("floats without a colour profile, read as sRGB")
-    return values if space is None else converted(values, space), deep.alpha, bits
+    return values if space is None else converted(values, space), found.alpha, bits
 
 
 def _check_floats_of_colours(values: np.ndarray) -> None:
@@ -440,7 +429,7 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
         notes.append(f"{picture.mode} of more than 8 bits a channel, read with 8")
     picture = upright
     if picture.mode[0] in "IF":
-        values, bits = values_of(np.asarray(picture)[..., None])
+        values, bits = deep.values_of(np.asarray(picture)[..., None])
         if kind == COLOUR:
             _check_floats_of_colours(values)
         return values, None, bits
@@ -469,12 +458,12 @@ def _loaded(path: Path, picture: Image.Image, notes: list[str]) -> Image.Image:
         with TemporaryDirectory(prefix="synthesis-") as folder:
             repaired = Path(folder) / "picture.jpg"
             repaired.write_bytes(whole)
-            if lacks_data(repaired):
+            if deep.lacks_data(repaired):
                 raise
         picture = Image.open(BytesIO(whole))
         picture.load()
     else:
-        if picture.format == "JPEG" and _may_end_early(picture) and lacks_data(path):
+        if picture.format == "JPEG" and _may_end_early(picture) and deep.lacks_data(path):
             notes.append("damaged: data are missing at the end, where the picture is grey")
     return picture
 
@@ -598,7 +587,7 @@ def encoded(
         in_exif = {"Software": _RECORD_KEY, "ImageDescription": text}
         texts = {_RECORD_KEY: text} if format == "PNG" else in_exif
         with _libraries_silent():
-            return encoded_deep(levels, FORMATS[format], texts)
+            return deep.encoded(levels, deep.FORMATS[format], texts)
     except (OSError, ValueError) as error:  # ValueError: a side is too long for the format
         raise UserError(f"{path}: cannot be saved ({reason_of(error)})") from error
 
@@ -632,7 +621,7 @@ def _levels_of(image: Tensor, bits: int) -> np.ndarray:
     for top in range(0, len(levels), ROWS):
         rows = slice(top, top + ROWS)
         found = pixels[rows].cpu().double()
-        if bits < FLOAT_BITS:
+        if bits < deep.FLOAT_BITS:
             most = 2**bits - 1
             # The clamp keeps values like 1.0000001 from wrapping around to 0.
             found = found.mul(most).round().clamp(0, most)
@@ -670,7 +659,7 @@ def read_record(path: Path) -> dict[str, Any]:
     with _opened(path) as picture:
         if picture is not None:
             return _record_of(picture)
-        software, text = deep_record(path, _format_of_deep(None, path))
+        software, text = deep.record(path, _format_of_deep(None, path))
         return _parsed(text) if software == _RECORD_KEY else {}
 
 
@@ -679,7 +668,7 @@ def read_size(path: Path) -> Size:
     with _opened(path) as picture:
         if picture is not None:
             return picture.height, picture.width
-        width, height = deep_size(path, _format_of_deep(None, path))
+        width, height = deep.size(path, _format_of_deep(None, path))
         return height, width
 
 

@@ -491,7 +491,7 @@ def test_missing_data_of_any_jpeg_are_told(tmp_path, mode, options):
 
 
 def test_a_whole_jpeg_is_decoded_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "lacks_data", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(pictures.deep, "lacks_data", lambda path: pytest.fail("decoded again"))
     pictures.save_picture(torch.full((1, 3, 40, 40), 0.3), tmp_path / "a.jpg", {})
     assert not pictures.read_picture(tmp_path / "a.jpg").notes
 
