@@ -64,7 +64,6 @@ MOST_BYTES = 2**30  # maximum size of a file, except for formats in _ANY_SIZE
 READ_BYTES, DEEP_READ_BYTES = 24, 64
 JPEG_END = b"\xff\xd9"
 _UNUSABLE = "unusable colour profile, ignored"
-_NOT_FINITE = "holds values that are not finite"
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -215,8 +214,6 @@ def read_picture(path: Path, kind: str = COLOUR) -> Picture:
             else:
                 assert picture is not None  # files that Pillow does not read are deep
                 values, alpha, bits = _shallow_values(path, picture, kind, notes)
-        if not np.isfinite(values).all():
-            raise ValueError(_NOT_FINITE)
     if kind == COLOUR and alpha is not None and alpha.max() == 0:
         raise UserError(f"{path}: every pixel is transparent")
     image = torch.from_numpy(values).permute(2, 0, 1)[None].expand(1, 3, -1, -1).contiguous()
@@ -374,11 +371,11 @@ def _deep_values(
     """Read values with OpenImageIO: those of the file or, for COLOUR, converted to sRGB."""
     found = deep.read(path, format, notes, straight=kind == COLOUR)
     values, bits = found.values, found.bits
+    if kind == COLOUR and bits < deep.FLOAT_BITS:
+        values = values.clip(0, 1)  # division by alpha may exceed 1
+    _check_values(values, kind)
     if kind != COLOUR:
         return values, found.alpha, bits
-    if bits < deep.FLOAT_BITS:
-        values = values.clip(0, 1)  # division by alpha may exceed 1
-    _check_floats_of_colours(values)
     space: Space | None = None
     if format == "openexr":
         space = found.space or LINEAR  # EXR holds linear light
@@ -400,11 +397,12 @@ def _deep_values(
     return values if space is None else converted(values, space), found.alpha, bits
 
 
-def _check_floats_of_colours(values: np.ndarray) -> None:
+def _check_values(values: np.ndarray, kind: str) -> None:
+    """Raise ValueError if values are not finite, or for COLOUR, outside [0, 1]."""
     least, most = values.min(), values.max()
     if not np.isfinite((least, most)).all():
-        raise ValueError(_NOT_FINITE)
-    if least < 0 or most > 1:
+        raise ValueError("holds values that are not finite")
+    if kind == COLOUR and (least < 0 or most > 1):
         raise ValueError(
             f"floats from {least:.3g} to {most:.3g}, colours are from 0 to 1: scale them first; "
             "only --maps takes other values"
@@ -430,8 +428,7 @@ def _shallow_values(path: Path, picture: Image.Image, kind: str, notes: list[str
     picture = upright
     if picture.mode[0] in "IF":
         values, bits = deep.values_of(np.asarray(picture)[..., None])
-        if kind == COLOUR:
-            _check_floats_of_colours(values)
+        _check_values(values, kind)
         return values, None, bits
     alpha = None
     if picture.has_transparency_data:
