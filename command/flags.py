@@ -237,8 +237,11 @@ def parse_layer(text: str) -> tuple[str, float]:
     return name, value
 
 
-def parse_bool(text: str) -> bool:
+def parse_bool(text: str, allowed: str) -> bool:
     """Return a boolean; `type=bool` would read 'False' as true.
+
+    Args:
+        allowed: Values of the flag, for the error message.
 
     Raises:
         argparse.ArgumentTypeError: The text is not true, yes, on, 1, false, no, off or 0.
@@ -248,7 +251,7 @@ def parse_bool(text: str) -> bool:
         return True
     if word in ("false", "no", "off", "0"):
         return False
-    raise argparse.ArgumentTypeError(f"{text!r}: give True (yes, on, 1) or False (no, off, 0)")
+    raise argparse.ArgumentTypeError(f"{text!r}: give {allowed}")
 
 
 def parse_rescale(text: str) -> bool | str:
@@ -257,12 +260,8 @@ def parse_rescale(text: str) -> bool | str:
     Raises:
         argparse.ArgumentTypeError: The text is none of these.
     """
-    if text.strip().lower() == FILTER:
-        return FILTER
-    try:
-        return parse_bool(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: give True, False or {FILTER}") from error
+    is_filter = text.strip().lower() == FILTER
+    return FILTER if is_filter else parse_bool(text, f"True, False or {FILTER}")
 
 
 def parse_exact_histogram(text: str) -> str | None:
@@ -274,10 +273,7 @@ def parse_exact_histogram(text: str) -> str | None:
     word = text.strip().lower().replace("colour", "color")
     if word in MATCHED:
         return word
-    try:
-        return LUMINANCE if parse_bool(word) else None
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: give {', '.join(MATCHED)} or off") from error
+    return LUMINANCE if parse_bool(text, f"{', '.join(MATCHED)} or off") else None
 
 
 # ------------------------------------------------------------------------------------- the table
@@ -307,10 +303,9 @@ def switch(help: str) -> Flag:
     return Flag(help, (), "", {"action": "store_true"})
 
 
-def _steps(help: str, default: str = "") -> Flag:
-    return flag(
-        help, default=default, type=number(int, 1, "a whole number", MOST_STEPS), metavar="N"
-    )
+def _count(help: str, most: int | None = None, *, least: int = 1, default: str = "") -> Flag:
+    kind = number(int, least, "a whole number", most)
+    return flag(help, default=default, type=kind, metavar="N")
 
 
 def _file(help: str, *names: str, default: str = "", metavar: str = "FILE") -> Flag:
@@ -321,19 +316,10 @@ def _spelled(flags: Mapping[str, Any]) -> str:
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
-PICTURES, CONTROL, MODEL, TERM, MATCHING, NET, OPTIMISATION, OUTPUT, INSTEAD = (
-    "pictures",
-    "control",
-    "texture model",
-    "terms added to the texture model",
-    "matching",
-    "net",
-    "optimisation",
-    "output",
-    "instead of a synthesis",
-)
+# Headings of --help to which `command.arguments` adds flags.
+MODEL, TERM = "texture model", "terms added to the texture model"
 FLAGS: dict[str, dict[str, Flag]] = {}  # heading of --help -> name of a field -> its flag
-FLAGS[PICTURES] = {
+FLAGS["pictures"] = {
     "gt_path": several(
         "exemplars: files (searched at the path given, then in textures/), folders or patterns "
         "such as photos/*.png",
@@ -359,7 +345,7 @@ FLAGS[PICTURES] = {
         type=parse_save_path,
         metavar="FILE",
     ),
-    "save_every": _steps("also save a snapshot every N steps, beside the result"),
+    "save_every": _count("also save a snapshot every N steps, beside the result", MOST_STEPS),
     "size": flag(
         "size of the output in pixels; auto:N, auto:WxH: the nearest one that holds whole repeats "
         "of a periodic exemplar",
@@ -368,17 +354,17 @@ FLAGS[PICTURES] = {
         metavar="N|WxH|auto:N",
     ),
 }
-FLAGS[CONTROL] = {
+FLAGS["control"] = {
     "tile": flag(
         "make the output seamless horizontally (x), vertically (y) or both (xy); also saves the "
         "output repeated as NAME_tiled",
         choices=("x", "y", "xy"),
     ),
-    "tile_set": flag(
+    "tile_set": _count(
         "make N tiles that fit each other along every edge, NAME_1 to NAME_N, and NAME_floor, a "
         "floor of them in random order; implies --tile xy",
-        type=number(int, 2, "a whole number", MOST_TILES),
-        metavar="N",
+        MOST_TILES,
+        least=2,
     ),
     "edges_of": flag(
         "with --tile xy: give the output the edges of this seamless tile, so that both fit each "
@@ -489,10 +475,11 @@ FLAGS[MODEL] = {
     ),
 }
 FLAGS[TERM] = {}  # those of `losses.TERMS`, which may grow, are added by `command.arguments`
-FLAGS[MATCHING] = {
-    "match_every": _steps(
+FLAGS["matching"] = {
+    "match_every": _count(
         "steps between two searches for matches (swd: draws of directions; guided: draws of "
         "samples)",
+        MOST_STEPS,
         default=str(MATCH_EVERY),
     ),
     "patch_rotations": several(
@@ -507,15 +494,13 @@ FLAGS[MATCHING] = {
         type=number(float, 0.1, "a factor", 10),
         metavar="FACTOR",
     ),
-    "max_patches": flag(
+    "max_patches": _count(
         "for guided: maximum number of patches per layer that are compared, of the exemplar and of "
         "the output each",
         default=str(MAX_PATCHES),
-        type=number(int, 1, "a whole number"),
-        metavar="N",
     ),
 }
-FLAGS[NET] = {
+FLAGS["net"] = {
     "model": flag(
         "",
         default=f"{DEFAULT_NET}, or the bundled {BUNDLED_NET} where {DEFAULT_NET} is neither "
@@ -546,9 +531,9 @@ FLAGS[NET] = {
         type=str.lower,
     ),
 }
-FLAGS[OPTIMISATION] = {
+FLAGS["optimisation"] = {
     "optimizer": flag("", choices=tuple(OPTIMIZERS), type=parse_optimizer),
-    "epoch": _steps("steps (evaluations of loss and gradient) over all scales"),
+    "epoch": _count("steps (evaluations of loss and gradient) over all scales", MOST_STEPS),
     "tolerance": flag(
         f"end a scale when {CONVERGENCE_WINDOW} steps lower its error by less than this share, "
         "e.g. 0.1; with 0 all steps are taken",
@@ -581,25 +566,22 @@ FLAGS[OPTIMISATION] = {
         "divide each picture, instead of the list of pictures, among the processes started by "
         "torchrun or srun"
     ),
-    "workers": flag(
+    "workers": _count(
         "number of pictures made at the same time, each by its own process; fewer if memory is "
         "short",
+        MOST_WORKERS,
         default="2 for many small pictures on a CPU, else 1",
-        type=number(int, 1, "a whole number", MOST_WORKERS),
-        metavar="N",
     ),
-    "seed": flag("seed of the initial noise", type=number(int, 0, "a whole number"), metavar="N"),
+    "seed": _count("seed of the initial noise", least=0),
 }
-FLAGS[OUTPUT] = {
+FLAGS["output"] = {
     "bits": flag(
         "bits per channel of the result; .png and .tif hold 8 or 16, .exr only floats",
         default="those of the exemplar, where the format holds them",
         choices=("8", "16"),
     ),
-    "count": flag(
-        "number of pictures for each exemplar; seeds count up from --seed",
-        type=number(int, 1, "a whole number", MOST_PICTURES),
-        metavar="N",
+    "count": _count(
+        "number of pictures for each exemplar; seeds count up from --seed", MOST_PICTURES
     ),
     "resume": switch(
         "save a checkpoint beside the result every 30 s; the same command continues from it"
@@ -624,7 +606,7 @@ FLAGS[OUTPUT] = {
         "append a line of JSON for each picture: record, seconds, loss curve, peak memory"
     ),
 }
-FLAGS[INSTEAD] = {
+FLAGS["instead of a synthesis"] = {
     "score": flag(
         "print scores of this picture against --gt_path, the same scores of one half of the "
         "exemplar against the other, and a verdict in words",

@@ -28,11 +28,11 @@ def test_parse_size_refuses(text):
 
 
 def test_parse_bool():
-    assert [flags.parse_bool(word) for word in ("True", "YES", "1", "on")] == [True] * 4
-    assert [flags.parse_bool(word) for word in ("False", "no", "0", "OFF")] == [False] * 4
+    assert [flags.parse_bool(word, "") for word in ("True", "YES", "1", "on")] == [True] * 4
+    assert [flags.parse_bool(word, "") for word in ("False", "no", "0", "OFF")] == [False] * 4
     for word in ("", "maybe", "2", "None"):
-        with pytest.raises(argparse.ArgumentTypeError, match=repr(word)):
-            flags.parse_bool(word)
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{word!r}: give True or False"):
+            flags.parse_bool(word, "True or False")
 
 
 def test_a_preset_gives_way_to_what_is_said(monkeypatch):
@@ -149,7 +149,7 @@ def test_help_has_three_lengths(capsys):
 
 
 def test_every_example_parses_and_every_control_has_one():
-    controls = flags.FLAGS[flags.CONTROL] | flags.FLAGS[flags.PICTURES]
+    controls = flags.FLAGS["control"] | flags.FLAGS["pictures"]
     assert controls.keys() - {"save_every"} <= flags.EXAMPLES.keys()
     known = set(build_parser().flags())
     for name, example in flags.EXAMPLES.items():
