@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import torch
@@ -18,19 +18,17 @@ from losses import LONG_RANGE_WEIGHT, METHODS, PRESETS, TERMS
 from models import NETS
 from utils import UserError
 
-# Flags that are not recorded in pictures: paths of outputs, flags that do not change the picture,
-# and sources of other flags.
+# Fields that are not recorded in pictures: paths of outputs, flags that do not change the picture,
+# sources of other flags, and `terms`, whose weights are recorded by name.
 NOT_RECORDED = {
     *("save_path", "save_every", "quiet", "max_memory", "split", "workers"),
     *("score", "report", "page_alone", "json"),
     *("count", "tile_set", "overwrite", "config", "from_picture", "progress", "log", "resume"),
-    *("sheet", "animate", "preview", "asked", "typed", "pictures"),
+    *("sheet", "animate", "preview", "asked", "typed", "pictures", "terms"),
 }
-NOT_REPEATED = NOT_RECORDED | {"terms", "device"}  # flags that --from does not take from a record
 VERSION = "0.7.0"
-BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config", "terms"}  # flags that --score allows
+BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config"}  # flags that --score allows
 MOVED = {"--benchmark": "run python docs/benchmark.py"}  # removed flags -> replacements
-DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
 
 FIRST = """Synthesise new texture of any size from a picture of a texture.
 
@@ -107,14 +105,6 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-class _Weight(argparse.Action):
-    """Store the weight of a term in `terms`, under the name of the term."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        given = getattr(namespace, "terms", {})
-        namespace.terms = given | {self.dest: values}
-
-
 def build_parser() -> Parser:
     """Return the parser of `Synthesis.py`; its namespace holds only the flags that are given."""
     parser = Parser(
@@ -157,7 +147,7 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, one: Flag) -> None:
         help = "; ".join(f"{name}: {method.help}" for name, method in METHODS.items())
     elif "choices" in options:
         help = "; ".join(filter(None, (help, "one of " + ", ".join(options["choices"]))))
-    help = f"{help}; default {one.default or _shown(DEFAULTS[name])}".removeprefix("; ")
+    help = f"{help}; default {one.default or _shown(getattr(Request, name))}".removeprefix("; ")
     names = one.names or (spelled(name),)
     group.add_argument(*names, dest=name, help=help.replace("%", "%%"), **options)
 
@@ -179,7 +169,7 @@ def _add_terms(group: argparse._ArgumentGroup) -> None:
             default += f", {LONG_RANGE_WEIGHT:g} for exemplars with long-range order"
         group.add_argument(
             spelled(name),
-            action=_Weight,
+            dest=name,
             type=number(float, 0, "a weight"),
             metavar="WEIGHT",
             help=f"{term.help}; default {default}",
@@ -205,16 +195,15 @@ def parse(argv: list[str] | None = None) -> Request:
     """
     given = _namespace(argv)
     if "config" in given:
-        given = _over(given, _checked(of_file(given["config"]), f"--config {given['config']}"))
+        given = _checked(of_file(given["config"]), f"--config {given['config']}") | given
     if "score" in given:
-        for name in sorted((given | given["terms"]).keys() - BESIDE_SCORE):
+        for name in sorted(given.keys() - BESIDE_SCORE):
             raise UserError(f"{spelled(name)}: no effect with --score, which makes no picture")
         if (count := len(given.get("gt_path", ()))) > 1:
             raise UserError(f"--score: takes one exemplar, --gt_path names {count}")
     if "report" in given:
-        alone = not given["terms"] and given.keys() <= {"report", "quiet", "terms", "config"}
-        given = given | {"page_alone": alone}
-    typed = frozenset(_values(given))
+        given["page_alone"] = given.keys() <= {"report", "quiet", "config"}
+    typed = frozenset(given)
     if "from_picture" in given:
         path = given["from_picture"]
         asked = of_picture(path, recorded_flags(), typed)
@@ -223,25 +212,22 @@ def parse(argv: list[str] | None = None) -> Request:
                 f"--from {path}: its net, {asked['model']}, is no longer supported; --model "
                 f"{BUNDLED_NET} makes a different picture with the same settings"
             )
-        given = _over(given, _checked(asked, f"--from {path}"))
+        given = _checked(asked, f"--from {path}") | given
     if "tile_set" in given:
         given = {"tile": "xy"} | given
     preset = _checked(PRESETS.get(given.get("preset", ""), {}), "--preset")
-    return Request(**_over(given, preset), asked=_values(given), typed=typed)
-
-
-def _values(given: dict[str, Any]) -> dict[str, Any]:
-    """Return flags by name, those of terms included."""
-    return {name: value for name, value in given.items() if name != "terms"} | given["terms"]
+    values = preset | given
+    terms = {name: values.pop(name) for name in TERMS if name in values}
+    return Request(**values, terms=terms, asked=given, typed=typed)
 
 
 def recorded_flags() -> set[str]:
     """Return the names of the flags that --from takes from a record."""
-    return {one.name for one in fields(Request)} - NOT_REPEATED | TERMS.keys()
+    return {one.name for one in fields(Request)} - NOT_RECORDED - {"device"} | TERMS.keys()
 
 
 def _namespace(argv: list[str] | None) -> dict[str, Any]:
-    """Return the flags of a command line by name, without defaults; those of terms under "terms".
+    """Return the flags of a command line by name, without defaults.
 
     Raises:
         UserError: As `parse`; also for an empty value, to which a shell expands an unset variable.
@@ -251,12 +237,7 @@ def _namespace(argv: list[str] | None) -> dict[str, Any]:
         flag = word.partition("=")[0] if word.startswith("--") else flag
         if word in ("", f"{flag}="):
             raise UserError(f"{flag or 'an argument'}: an empty value")
-    return {"terms": {}} | vars(build_parser().parse_args(argv))
-
-
-def _over(given: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of `below`, overridden by those given."""
-    return below | given | {"terms": below["terms"] | given["terms"]}
+    return vars(build_parser().parse_args(argv))
 
 
 def _checked(flags: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -626,7 +626,7 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
     """Return the record that is embedded in the file: the flags as given, from which `--from`
     repeats the picture, and the settings that were derived from them."""
     record: dict[str, Any] = {"version": VERSION, "exemplar": exemplar}
-    decided = [one.name for one in fields(request) if one.name not in NOT_RECORDED | {"terms"}]
+    decided = [one.name for one in fields(request) if one.name not in NOT_RECORDED]
     record |= {name: getattr(request, name) for name in decided}
     asked = {k: v for k, v in request.asked.items() if k in recorded_flags()}
     record[ASKED] = asked | {"gt_path": named(path), "seed": request.seed}
