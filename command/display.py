@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from command.outputs import preview_path, snapshot_path
 from command.pictures import save_picture
 from command.plan import PREVIEW, Job
 from command.streams import write
@@ -96,7 +97,7 @@ class Display:
         self.bar.close()
         if self.job.preview:
             with suppress(OSError):
-                self.job.preview_path.unlink(missing_ok=True)
+                preview_path(self.job.save_path).unlink(missing_ok=True)
 
     def resume_from(self, progress: dict[str, Any]) -> None:
         """Restore the property `progress` of an earlier run, from its checkpoint."""
@@ -141,14 +142,15 @@ class Display:
         if every := self.job.save_every:
             for step in range(since + every - since % every, frame.step + 1, every):
                 try:
-                    path = self.job.snapshot_path(step)
+                    path = snapshot_path(self.job.save_path, step)
                     save_picture(frame.made.image, path, self.record | {"step": step})
                 except UserError as error:  # the picture can be made without a snapshot
                     print_stderr([str(error)])
         if self.job.preview and now - self.preview_at >= PREVIEW_INTERVAL:
             self.preview_at = now
             with suppress(UserError):
-                save_picture(frame.made.image, self.job.preview_path, {PREVIEW: self.job.name})
+                path = preview_path(self.job.save_path)
+                save_picture(frame.made.image, path, {PREVIEW: self.job.name})
 
     def _show_text(self, frame: Frame, scale: str, new: bool, now: float) -> None:
         step = f"step {frame.step}/{self.job.spec.steps}"

@@ -17,6 +17,7 @@ TEXTURES = ROOT / "textures"
 PROCESSES = "/proc"
 _TEMPORARY = ".synthesis-"  # prefix of the names of temporary files
 ROOM = 2**16  # bytes that `check_writable` writes
+FileState = tuple[int, int, int, int]  # device, inode, modification time in ns, size in bytes
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe would block
 
 
@@ -39,6 +40,15 @@ def open_regular(path: Path) -> BufferedReader:
         file.close()
         raise OSError(reason)
     return file
+
+
+def file_state(path: Path) -> FileState | None:
+    """Return the state of the file at a path; None if there is no file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check_writable(path: Path) -> None:

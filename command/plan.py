@@ -28,6 +28,7 @@ from command.canvas import (
     output_size,
 )
 from command.effects import OF_STEPS, check_effects
+from command.files import FileState, file_state
 from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
 from command.floor import FLOOR, floor_size
 from command.maps import CarriedMap, alpha_map, read_map
@@ -84,24 +85,6 @@ class Layers(NamedTuple):
     trunk: list[str]  # all layers to compute: of model, content and terms
 
 
-class FileState(NamedTuple):
-    """Identity and modification time of a file."""
-
-    device: int
-    inode: int
-    changed: int  # ns
-    size: int  # bytes
-
-
-def file_state(path: Path) -> FileState | None:
-    """Return the state of the file at a path; None if there is no file."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return FileState(found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-
-
 @dataclass(frozen=True)
 class Job:
     """One picture to make: the paths of its files, and all that determines it but the net."""
@@ -130,25 +113,6 @@ class Job:
         """Name of the job in messages."""
         return self.exemplar.name
 
-    @property
-    def tiled_path(self) -> Path:
-        """Path of the repeat of a seamless picture."""
-        return outputs.tiled_path(self.save_path)
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """Path of the checkpoint."""
-        return outputs.checkpoint_path(self.save_path)
-
-    @property
-    def preview_path(self) -> Path:
-        """Path of the preview."""
-        return outputs.preview_path(self.save_path)
-
-    def snapshot_path(self, step: int) -> Path:
-        """Path of the snapshot after a step."""
-        return outputs.snapshot_path(self.save_path, step)
-
     def saved_as(self, path: Path) -> "Job":
         """Return the job with another save_path in the same folder; maps are renamed with it."""
         old = len(self.save_path.stem)
@@ -162,7 +126,7 @@ class Job:
         """Return the path and size of every picture that the job leaves, except for snapshots."""
         height, width = size = self.spec.canvas.size
         repeated = height * (1 + ("y" in self.repeat)), width * (1 + ("x" in self.repeat))
-        tiled = [(self.tiled_path, repeated)] if self.repeat else []
+        tiled = [(outputs.tiled_path(self.save_path), repeated)] if self.repeat else []
         return [(self.save_path, size), *tiled, *((one.path, size) for one in self.maps)]
 
 
@@ -328,7 +292,7 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
             if snapshot_of(path, request) == job.save_path:
                 _check_own_file(path, "step", request.overwrite)
     if request.preview:
-        _check_own_file(job.preview_path, PREVIEW, request.overwrite)
+        _check_own_file(outputs.preview_path(job.save_path), PREVIEW, request.overwrite)
     for path, size in job.output_files():
         check_format(path, size)
     if item.tile_set is not None:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from command.display import print_stderr
+from command.files import file_state
 from command.histogram import LUMINANCE, luminance_of
 from command.maps import CarriedMap
+from command.outputs import tiled_path
 from command.pictures import as_saved, read_picture, read_record, record_at, save_picture
-from command.plan import Job, file_state
+from command.plan import Job
 from command.settings import ASKED
 from command.weights import LAYOUTS
 from engine import maps
@@ -331,7 +333,7 @@ def _further_files(
     """
     if job.repeat:
         down, across = (2 if axis in job.repeat else 1 for axis in "yx")
-        yield image.repeat(1, 1, down, across), job.tiled_path, record, job.bits, COLOUR
+        yield image.repeat(1, 1, down, across), tiled_path(job.save_path), record, job.bits, COLOUR
     for one in job.maps:
         kept = {name: record[name] for name in ("version", "exemplar")}
         yield one.as_file(transfer(one)), one.path, kept, one.bits, one.kind

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from command.files import TEXTURES, open_regular
+from command.files import TEXTURES, FileState, file_state, open_regular
 from command.kinds import kind_and_name
 from command.memory import ARRAY
 from command.pictures import find_picture, read_record, record_at
@@ -52,14 +52,13 @@ def digest(path: Path) -> str:
         UserError: The file cannot be read.
     """
     try:
-        known = path.stat()
-        return _digest(path, known.st_mtime_ns, known.st_size)
+        return _digest(path, file_state(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 @cache
-def _digest(path: Path, changed: int, size: int) -> str:
+def _digest(path: Path, state: FileState | None) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

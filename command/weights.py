@@ -4,8 +4,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command.files import ROOT, open_regular, sweep, temporary_of
+from command.files import ROOT, FileState, file_state, open_regular, sweep, temporary_of
 from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, resolve_layers
-from utils import UserError
+from utils import UserError, reason_of
 
 DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
 BUNDLE = ROOT / "weights" / "vgg16_caffe.pth"
@@ -71,7 +71,7 @@ def load_weights(
             of `model` are neither cached nor can be downloaded.
     """
     if path is not None:
-        found = _read_file(path, layout)
+        found = _read_file(path, layout, file_state(path))
         net_name = model or found.net
         _check(found.weights, net_name, layers, path)
         return found._replace(net=net_name)
@@ -100,7 +100,7 @@ def likely_net(model: str | None, path: Path | None, layout: str | None = None) 
     if model is not None:
         return model
     if path is not None:
-        return _read_file(path, layout).net
+        return _read_file(path, layout, file_state(path)).net
     cached = any(os.path.exists(file) for file in _cache_paths(DEFAULT_NET))
     return DEFAULT_NET if cached else BUNDLED_NET
 
@@ -159,9 +159,13 @@ def _download(url: str, cache: Path, progress: bool) -> None:
         with suppress(OSError):
             if time.time() - half.stat().st_mtime > STALE:
                 half.unlink()
-    with _network_timeout():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
         # Checks the hash in the name; a partial download has another name.
         torch.hub.download_url_to_file(url, str(cache), cache.stem.split("-")[1], progress)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _write_copy(weights: Weights, copy: Path) -> None:
@@ -176,39 +180,25 @@ def _write_copy(weights: Weights, copy: Path) -> None:
         temporary.unlink()
 
 
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _read_layers(path: Path, net_name: str, layers: list[str]) -> LoadedWeights:
-    weights, layout, notes = _read_weights(path)
-    _check(weights, net_name, layers, path)
-    return LoadedWeights(weights, net_name, layout, notes)
-
-
-def _read_file(path: Path, layout: str | None) -> LoadedWeights:
-    """Return the weights of a file given by the user."""
-    with suppress(OSError, ValueError):
-        status = os.stat(path)
-        return _read_version(path, layout, status.st_mtime_ns, status.st_size)
-    return _read_version(path, layout, 0, 0)  # raises
+    found = _read_weights(path, None, net_name)
+    _check(found.weights, net_name, layers, path)
+    return found
 
 
 @lru_cache(maxsize=1)  # for `likely_net`, then for `load_weights`
-def _read_version(path: Path, layout: str | None, changed: int, size: int) -> LoadedWeights:
-    weights, layout, notes = _read_weights(path, layout)
-    return LoadedWeights(weights, _guess_net(weights, path), layout, notes)
+def _read_file(path: Path, layout: str | None, state: FileState | None) -> LoadedWeights:
+    """Return the weights of a file given by the user, whose state tells its versions apart."""
+    return _read_weights(path, layout, None)
 
 
-def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, list[str]]:
-    """Return the convolutions of a file in torchvision's layout, the layout of the file, and notes
-    for the user."""
+def _read_weights(path: Path, layout: str | None, net_name: str | None) -> LoadedWeights:
+    """Return the convolutions of a file.
+
+    Args:
+        layout: as for `load_weights`.
+        net_name: Key of `NETS`. None recognises it.
+    """
     weights, renamed = _read_state(path)
     notes: list[str] = []
     if layout is None:
@@ -219,7 +209,10 @@ def _read_weights(path: Path, layout: str | None = None) -> tuple[Weights, str, 
             notes = [f"weights {path}: {note}"]
         elif layout == CAFFE:
             notes = [f"weights {path}: Caffe's layout (BGR, 0 to 255 less the mean), converted"]
-    return (_from_caffe(weights) if layout == CAFFE else weights), layout, notes
+    net_name = net_name or _guess_net(weights, path)
+    return LoadedWeights(
+        _from_caffe(weights) if layout == CAFFE else weights, net_name, layout, notes
+    )
 
 
 def _read_state(path: Path) -> tuple[Weights, bool]:
@@ -237,9 +230,8 @@ def _read_state(path: Path) -> tuple[Weights, bool]:
         names = {name: key for key in state if (name := _torchvision_name(key, state))}
         weights = {name: state[key].clone() for name, key in names.items()}
     except Exception as error:  # damaged files raise many types
-        reason = getattr(error, "strerror", None) or "not a state dict, or incomplete"
-        if isinstance(error, OSError) and error.strerror is None:
-            reason = str(error)
+        known = isinstance(error, OSError)
+        reason = reason_of(error) if known else "not a state dict, or incomplete"
         raise UserError(f"weights {path}: {reason}") from error
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
