@@ -18,7 +18,8 @@ from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, prefixed, resize,
 
 
 class Pictures:
-    """Reads each picture once, and collects notes on pictures for the user."""
+    """Reads each picture once, and collects notes on pictures for the user, some more than
+    once."""
 
     def __init__(self, given: Mapping[str, Held] | None = None) -> None:
         """
@@ -54,8 +55,7 @@ class Pictures:
         if (path, kind) not in self.seen:
             held = self.given.get(str(path))
             self.seen[path, kind] = read_picture(path, kind) if held is None else held.picture
-            for note in self.seen[path, kind].notes:
-                self._note(note)
+            self.notes += self.seen[path, kind].notes
         return self.seen[path, kind]
 
     def over_mean(self, name: str | Path) -> Tensor:
@@ -63,12 +63,8 @@ class Pictures:
         the mean colour."""
         picture = self.read(name)
         if not picture.opaque:
-            self._note(f"{self.find(name).name}: transparent pixels get the mean colour")
+            self.notes.append(f"{self.find(name).name}: transparent pixels get the mean colour")
         return picture.over_mean
-
-    def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
 
     def opaque(self, name: str | Path) -> Tensor | None:
         """Return the mask of the opaque pixels of a picture, (1, 1, H, W), bool; None if all are
@@ -83,7 +79,7 @@ class Pictures:
         opaque = picture.alpha == 1
         if not opaque.any():
             raise UserError(f"{name}: no pixel is opaque, so nothing of it can be used")
-        self._note(f"{self.find(name).name}: transparent pixels are not used as texture")
+        self.notes.append(f"{self.find(name).name}: transparent pixels are not used as texture")
         return opaque
 
 
@@ -158,7 +154,13 @@ def canvas_of(
         if not mask.any():
             raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
     if mask is not None and size_of(mask) != size:
-        raise _size_error(request, size, size_of(mask))
+        flag = f"--init {request.init}, which is partly transparent,"
+        if request.mask or request.expand:
+            flag = f"--mask {request.mask}" if request.mask else "--expand"
+        raise UserError(
+            f"--size {size_text(size)}: {flag} keeps pixels of {size_text(size_of(mask))} exactly, "
+            "give that size or none"
+        )
     return Canvas(
         size,
         wrap=request.tile,
@@ -186,16 +188,6 @@ def _edges(request: Request, size: Size, pictures: Pictures) -> Tensor | None:
     return edges
 
 
-def _size_error(request: Request, size: Size, kept: Size) -> UserError:
-    flag = "--expand" if request.expand else f"--mask {request.mask}"
-    if not request.mask and not request.expand:
-        flag = f"--init {request.init}, which is partly transparent,"
-    return UserError(
-        f"--size {size_text(size)}: {flag} keeps pixels of {size_text(kept)} exactly, "
-        "give that size or none"
-    )
-
-
 def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
     given = request.init_picture
     return None if given is None else pictures.over_mean(given)
@@ -204,11 +196,10 @@ def _init_picture(request: Request, pictures: Pictures) -> Tensor | None:
 def _hole(request: Request, pictures: Pictures) -> Tensor | None:
     """Return the mask of the pixels of --init that are not opaque, (1, 1, H, W), bool. None if
     there are none, or if --mask, --expand or --style_image determines what is synthesised."""
-    if request.mask or request.expand or request.style_image:
+    name = request.init_picture
+    if name is None or request.mask or request.expand or request.style_image:
         return None
-    if request.init_picture is None:
-        return None
-    opaque = pictures.opaque(request.init_picture)
+    opaque = pictures.opaque(name)
     return None if opaque is None else ~opaque
 
 
@@ -250,9 +241,8 @@ def expanded(image: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     pixels, (1, 1, H, W), bool."""
     spare = [new - old for new, old in zip(size, size_of(image), strict=True)]
     pads = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
-    mask = torch.ones(1, 1, *size, dtype=torch.bool)
-    mask[..., pads[2] : size[0] - pads[3], pads[0] : size[1] - pads[1]] = False
-    return F.pad(image, pads), mask
+    old = torch.zeros_like(image[:, :1], dtype=torch.bool)
+    return F.pad(image, pads), F.pad(old, pads, value=True)
 
 
 def drawn_axes(spec: str | None, pictures: Pictures) -> Tensor | None:

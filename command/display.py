@@ -42,7 +42,7 @@ class Notes:
 
     def print(self, *notes: str | None) -> None:
         """Print those notes that have not been printed."""
-        new = [note for note in notes if note and note not in self.printed]
+        new = [note for note in dict.fromkeys(notes) if note and note not in self.printed]
         self.printed.update(new)
         print_stderr(new, self.quiet)
 

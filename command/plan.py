@@ -283,7 +283,10 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
     pictures = Pictures(request.pictures)
     check_save_path(item.save_path)
     layers = layers_of(request)
-    request = _request_of(request, item)
+    request = replace(request, seed=item.seed)
+    if item.first_tile is not None:
+        edges = str(item.first_tile)
+        request = replace(request, edges_of=edges, asked=request.asked | {"edges_of": edges})
     existing = file_state(item.save_path)
     job = _job(request, layers, item, pictures, max_pixels)
     if request.save_every:
@@ -300,15 +303,6 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
     inputs = pictures.inputs | ({str(request.weights): request.weights} if request.weights else {})
     hashes = {name: pictures.sha256(path) for name, path in inputs.items()}
     return replace(job, existing=existing, record=job.record | {"inputs": hashes}), pictures.notes
-
-
-def _request_of(request: Request, item: WorkItem) -> Request:
-    """Return the request of one item: with its seed and the edges that its tile gets."""
-    request = replace(request, seed=item.seed)
-    if item.first_tile is None:
-        return request
-    edges = str(item.first_tile)
-    return replace(request, edges_of=edges, asked=request.asked | {"edges_of": edges})
 
 
 def _job(
@@ -426,8 +420,8 @@ def _depth(request: Request, path: Path, save_path: Path, pictures: Pictures) ->
     """Return the bits per channel of the result, by default those of its deepest input, and whether
     it is grey, which it is if all inputs are grey."""
     names: list[str | Path] = [path, *(name for name, _ in request.mix)]
-    names += [request.style_image] if request.style_image else []
-    names += [name for name in (request.init_picture, request.edges_of) if name]
+    others = request.style_image, request.init_picture, request.edges_of
+    names += [name for name in others if name]
     found = {name: pictures.read(name) for name in names}
     deepest = max(found, key=lambda name: found[name].bits)
     wanted = int(request.bits or min(16, found[deepest].bits))
@@ -595,25 +589,18 @@ def _record(request: Request, spec: Spec, exemplar: str, path: Path) -> dict[str
     asked = {k: v for k, v in request.asked.items() if k in recorded_flags()}
     record[ASKED] = asked | {"gt_path": named(path), "seed": request.seed}
     if request.style_image:
-        record |= {
-            "content": path.name,
-            "content_layers": spec.content_layers,
-            "content_weight": spec.content_weight,
-        }
-    return (
-        record
-        | (spec.weights or {})
-        | {
-            "gt_path": named(path),
-            "exemplar_size": size_text(size_of(spec.exemplars[0].image)),
-            "size": size_text(spec.canvas.size),
-            "layers": [
-                paired(layer, None if weight == 1 else weight)
-                for layer, weight in (spec.layers or {}).items()
-            ],
-            "lr": spec.lr or LEARNING_RATES[spec.optimizer],
-        }
-    )
+        record["content"] = path.name
+        record["content_layers"] = spec.content_layers
+        record["content_weight"] = spec.content_weight
+    record |= spec.weights or {}
+    layers = (spec.layers or {}).items()
+    return record | {
+        "gt_path": named(path),
+        "exemplar_size": size_text(size_of(spec.exemplars[0].image)),
+        "size": size_text(spec.canvas.size),
+        "layers": [paired(layer, None if weight == 1 else weight) for layer, weight in layers],
+        "lr": spec.lr or LEARNING_RATES[spec.optimizer],
+    }
 
 
 def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
@@ -632,11 +619,11 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
     first, *others = spec.exemplars
     factor = coarsest[0] / first.image.shape[2]
     copies = f"--patch_rotations, --patch_scales: a copy of {names[0]}"
-    named = [(copies, view) for view in first.views[1:]]
-    for name, other in zip(names[1:], others, strict=True):
-        named += [(f"--mix {name}: it", view) for view in other.views]
-    for name, view in named:
-        whole, size = size_of(view.image), scaled_size(view.image, factor)
+    checked = [(copies, view.image) for view in first.views[1:]]
+    mixed = zip(names[1:], others, strict=True)
+    checked += [(f"--mix {name}: it", other.image) for name, other in mixed]
+    for name, image in checked:
+        whole, size = size_of(image), scaled_size(image, factor)
         if min(size) < least:
             helps = factor < 1 and min(whole) >= least
             then = f"--scales 1, where it has {size_text(whole)}" if helps else "a larger picture"
@@ -680,8 +667,7 @@ def term_weights(
         weights["crosscorrelation"] = 0.0  # the content has an arrangement of its own
     # Painting reproduces long-range order by itself.
     if "spectrum" not in request.terms and not request.repaint:
-        order = _long_range_order(kind, canvas)
-        if order:
+        if order := _long_range_order(kind, canvas):
             weights["spectrum"] = LONG_RANGE_WEIGHT
             on = f"--spectrum {LONG_RANGE_WEIGHT} is on, --spectrum 0 turns it off"
             notes = [f"{name} {order}: {on}"]
