@@ -155,9 +155,8 @@ class Display:
     def _show_text(self, frame: Frame, scale: str, new: bool, now: float) -> None:
         step = f"step {frame.step}/{self.job.spec.steps}"
         # Errors of different scales are not comparable: finer scales have larger ones.
-        of_scale = " at this scale" if frame.scales > 1 else ""
-        error = f"error {frame.loss:.2g}{of_scale}"
-        step += ", painting" if math.isnan(frame.loss) else f", {error}"
+        error = f", error {frame.loss:.2g}" + " at this scale" * (frame.scales > 1)
+        step += ", painting" if math.isnan(frame.loss) else error
         if new:
             self.bar.set_description(scale, refresh=False)
         self.bar.set_postfix_str(step, refresh=False)

@@ -323,8 +323,7 @@ FLAGS["pictures"] = {
     "gt_path": several(
         "exemplars: files (searched at the path given, then in textures/), folders or patterns "
         "such as photos/*.png",
-        "--gt_path",
-        "--image_path",
+        *("--gt_path", "--image_path"),
         metavar="PICTURE",
     ),
     "style_image": flag(

@@ -34,8 +34,8 @@ def images_of(gt_path: Any, flags: dict[str, Any]) -> Tensor | list[Tensor]:
     """
     named, pictures = in_memory({"gt_path": gt_path, **flags})
     request = replace(request_of(**named), pictures=pictures)
-    instead = {"score": request.score, "json": request.json}
-    for flag, given in (instead | {"report": request.page_alone}).items():
+    instead = {"score": request.score, "json": request.json, "report": request.page_alone}
+    for flag, given in instead.items():
         if given:
             raise UserError(f"--{flag}: makes no picture, use the command line")
     if "save_path" in request.typed:

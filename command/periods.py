@@ -31,7 +31,7 @@ def with_size(
     if not isinstance(request.size, str):
         return request, []
     piece = crop_to_valid(exemplar, valid)
-    periods = periods_of(piece, kind_of(piece))
+    periods = repeats(piece) if kind_of(piece).period != (0, 0) else (0.0, 0.0)
     near = parse_size(request.size.removeprefix(AUTO_SIZE))
     height, width = (
         nearest_side(side, period, stride if axis in request.tile else 1)
@@ -40,11 +40,6 @@ def with_size(
     why = "" if any(periods) else ", as the exemplar has no period"
     note = f"--size {request.size}: {size_text((height, width))}{why}"
     return replace(request, size=(height, width)), [note]
-
-
-def periods_of(exemplar: Tensor, kind: Kind) -> Periods:
-    """Return the periods of (1, 3, h, w) along its axes; zeros if it is not periodic."""
-    return repeats(exemplar) if kind.period != (0, 0) else (0.0, 0.0)
 
 
 def nearest_side(near: int, period: float, multiple: int = 1) -> int:
@@ -68,7 +63,7 @@ def period_notes(name: str, exemplar: Tensor, kind: Kind, canvas: Canvas, stride
     whole repeats; `stride` as for `with_size`."""
     if kind.period == (0, 0):
         return []
-    down, across = periods_of(exemplar, kind)
+    down, across = repeats(exemplar)
     if not (down or across):  # the lattice is oblique
         y, x = kind.period
         return [f"{name} repeats after {abs(x)} px across and {abs(y)} px down"]

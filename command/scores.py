@@ -99,17 +99,13 @@ def rim(output: Tensor, source: Tensor) -> float:
     return _log_ratio(*strengths)
 
 
-def _reach(output: Tensor, source: Tensor) -> int:
-    return min(*output.shape[-2:], *source.shape[-2:]) // 2
-
-
 def peak(output: Tensor, source: Tensor) -> float:
     """Autocorrelation of the output at the source's period, over that of the source.
 
     Low frequencies (shading) are removed. The maximum within 2 px of the period is used. NaN if the
     source is not periodic.
     """
-    clear, y, x = period(source, _reach(output, source))
+    clear, y, x = period(source, min(*output.shape[-2:], *source.shape[-2:]) // 2)
     if clear < PERIODIC:
         return math.nan
     reach = max(abs(y), abs(x)) + 2
@@ -171,12 +167,9 @@ def _mean_distance(image: Tensor, searched: Tensor) -> float:
     places = _nearest_places(image, searched, OBJECT)
     there = gather_patches(searched, (places[0] * searched.shape[3] + places[1]).flatten(), OBJECT)
     here = F.unfold(image, OBJECT, stride=STRIDE)[0]
-    return ((here - there).square().mean() / _variance(searched)).item()
-
-
-def _variance(image: Tensor) -> Tensor:
-    """Return the variance of the pixels, mean over channels, at least one squared grey level."""
-    return image.var((2, 3), correction=0).mean().clamp(min=1 / LEVELS**2)
+    # The variance of the pixels, mean over channels, is at least one squared grey level.
+    variance = searched.var((2, 3), correction=0).mean().clamp(min=1 / LEVELS**2)
+    return ((here - there).square().mean() / variance).item()
 
 
 def _nearest_places(output: Tensor, source: Tensor, patch: int) -> Tensor:

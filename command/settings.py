@@ -6,7 +6,7 @@ Neither is trusted: the parser of the command line checks them like typed flags.
 import hashlib
 import os
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -130,8 +130,9 @@ def _located(value: Any, inputs: dict[str, Any], picture: Path) -> Any:
 def found_input(name: str, sha256: Any, picture: Path) -> Path | None:
     """Return the present path of a file that a picture was made from, None if it is missing or has
     changed. Searched are its old path, `textures/` and the folder of the picture."""
-    for path in _candidates(name, picture):
-        with suppress(UserError):  # reading may fail although opening succeeded
+    for place in (name, picture.parent / name, picture.parent / Path(name).name, Path(name).name):
+        with suppress(UserError):  # there is no such file, or it cannot be read
+            path = find_picture(place)
             if digest(path) == sha256:
                 return path
     return None
@@ -143,14 +144,6 @@ def exemplar_of(picture: Path, record: Flags) -> Path | None:
     if not isinstance(name, str) or not isinstance(inputs, dict):
         return None
     return found_input(name, inputs.get(name), picture)
-
-
-def _candidates(name: str, picture: Path) -> Iterable[Path]:
-    for place in (name, picture.parent / name, picture.parent / Path(name).name, Path(name).name):
-        try:
-            yield find_picture(place)
-        except UserError:
-            continue
 
 
 def of_file(path: Path) -> Flags:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from command.files import ROOT, FileState, file_state, open_regular, sweep, temporary_of
 from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, resolve_layers
-from utils import UserError, reason_of
+from utils import UserError, prefixed, reason_of
 
 DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
 BUNDLE = ROOT / "weights" / "vgg16_caffe.pth"
@@ -84,10 +84,8 @@ def load_weights(
                 f"{error}: connect to the network once, or give --weights PATH, "
                 f"or --model {BUNDLED_NET}, which is bundled"
             ) from error
-        try:
+        with prefixed(f"{error}; bundled "):
             found = _find_weights(BUNDLED_NET, layers, progress)
-        except UserError as missing:
-            raise UserError(f"{error}; bundled {missing}") from error
         return found._replace(notes=[f"{error}: using the bundled {BUNDLED_NET}"])
 
 
