@@ -109,7 +109,7 @@ def halos(layers: list[str], net_name: str, exchanged_after: str = "") -> dict[s
             do not have to cover it. Default: none.
     """
     halo, found = 0, {}
-    for layer, index in reversed(_until(layers, net_name)):
+    for layer, index in reversed(layers_until(layers, net_name)):
         found[layer] = halo
         if layer == exchanged_after:
             halo = 0
@@ -122,11 +122,11 @@ def middle_pooling(layers: list[str], net_name: str) -> str:
 
     With a single exchange of halos, after this layer, the halo of the image is the smallest.
     """
-    before = [layer for layer, index in _until(layers, net_name)[:-1] if index is None]
+    before = [layer for layer, index in layers_until(layers, net_name)[:-1] if index is None]
     return before[len(before) // 2] if before else ""
 
 
-def _until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
+def layers_until(layers: list[str], net_name: str) -> list[tuple[str, int | None]]:
     """Return the items of `layer_table` up to the deepest of `layers`."""
     table = list(layer_table(NETS[net_name]).items())
     deepest = resolve_layers(layers, net_name)[-1]
@@ -428,7 +428,7 @@ class Extractor(nn.Module):
         self.exchanged_after = middle_pooling(layers, net_name)
         self.halos_exchanged = halos(layers, net_name, self.exchanged_after)
         self.trunk = Trunk()
-        for layer, index in _until(layers, net_name):
+        for layer, index in layers_until(layers, net_name):
             if index is None:
                 self.trunk[layer] = POOLS[pool]()
             else:

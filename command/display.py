@@ -72,10 +72,8 @@ class Display:
         self.curve: list[tuple[int, int, float]] = []  # (step, scale, loss after the step)
         self.phases: dict[str, float] = {}  # phase -> s; phases are painting and each scale
         self.went_back = False
-        self.as_json = progress == "json" and not quiet
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        lines = progress == "lines" or not terminal
-        self.lines = lines and not quiet and not self.as_json
+        self.as_json = progress == "json"
+        self.lines = progress == "lines" or sys.stderr is None or not sys.stderr.isatty()
         self.started = self.shown_at = self.line_at = self.preview_at = time.monotonic()
         self.bar = tqdm(
             total=1,
@@ -162,10 +160,10 @@ class Display:
         self.bar.set_postfix_str(step, refresh=False)
         self.bar.update(frame.work - self.bar.n)
         if self.lines and new:
-            print_stderr([f"{self.job.name}: {scale} from step {frame.step}"])
+            print_stderr([f"{self.job.name}: {scale} from step {frame.step}"], self.quiet)
         elif self.lines and now - self.line_at >= LINE_INTERVAL:
             left = duration(self._left(frame, now))
-            print_stderr([f"{self.job.name}: {step}, {frame.work:.0%}, {left} left"])
+            print_stderr([f"{self.job.name}: {step}, {frame.work:.0%}, {left} left"], self.quiet)
             self.line_at = now
 
     def _show_json(self, frame: Frame, now: float) -> None:
@@ -181,7 +179,7 @@ class Display:
             "seconds": round(now - self.started, 2),
             "left": round(self._left(frame, now), 1),
         }
-        print_stderr([json.dumps(found)])
+        print_stderr([json.dumps(found)], self.quiet)
 
     def _left(self, frame: Frame, now: float) -> float:
         """Return the remaining time in s, at the mean rate of this run."""

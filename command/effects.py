@@ -62,7 +62,9 @@ def check_effects(request: Request) -> None:
         if name in refused:
             raise UserError(f"--{name}: {why}")
     _check_combinations(request)
-    _check_exact_histogram(request)
+    for flag, why in EXCLUDED_BY_EXACT_HISTOGRAM.items():
+        if request.exact_histogram and getattr(request, flag):
+            raise UserError(f"--exact_histogram: not allowed with --{flag}, {why}")
 
 
 def effect_notes(request: Request, count: int) -> list[str]:
@@ -132,13 +134,6 @@ def _check_combinations(request: Request) -> None:
         )
     if request.style_image and (request.mask or request.expand):
         raise UserError("--style_image: changes the whole picture, leave out --mask and --expand")
-
-
-def _check_exact_histogram(request: Request) -> None:
-    """Raise UserError for a flag that --exact_histogram excludes."""
-    for flag, why in EXCLUDED_BY_EXACT_HISTOGRAM.items():
-        if request.exact_histogram and getattr(request, flag):
-            raise UserError(f"--exact_histogram: not allowed with --{flag}, {why}")
 
 
 def _check_tiles(request: Request) -> None:

@@ -260,17 +260,6 @@ def _check_own_file(path: Path, mark: str, overwrite: bool) -> None:
         raise UserError(f"{path}: another file is there, give --overwrite or another name")
 
 
-def plan(request: Request) -> tuple[list[Job], list[str]]:
-    """Return all jobs of a request at once, and notes for the user.
-
-    Raises:
-        UserError: as `work_items` and `job_of` do.
-    """
-    items, notes = work_items(request)
-    found = [job_of(request, item) for item in items]
-    return [job for job, _ in found], notes + [note for _, more in found for note in more]
-
-
 def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tuple[Job, list[str]]:
     """Read every picture, check every path and size, and return the job with notes for the user.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from command.files import ROOT, FileState, file_state, open_regular, sweep, temporary_of
-from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, resolve_layers
+from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, layers_until
 from utils import UserError, prefixed, reason_of
 
 DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
@@ -301,9 +301,8 @@ def _guess_net(weights: Weights, path: Path) -> str:
 
 
 def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> None:
-    deepest = resolve_layers(layers, net_name)[-1]
     channels = 3
-    for layer, index in layer_table(NETS[net_name]).items():
+    for layer, index in layers_until(layers, net_name):
         if index is not None:
             wide = WIDTHS[int(layer[4]) - 1]
             for kind, shape in (("weight", (wide, channels, 3, 3)), ("bias", (wide,))):
@@ -315,5 +314,3 @@ def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> No
                         f"{net_name} needs {shape} for {layer}"
                     )
             channels = wide
-        if layer == deepest:
-            return

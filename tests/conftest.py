@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from command.plan import job_of, work_items
 from command.weights import LoadedWeights
 from engine import layouts, painting, patchmatch
 from engine.kinds import STOCHASTIC
@@ -228,6 +229,13 @@ def in_threads(count, work):
     group = threading.Barrier(count), [None] * count
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, [Threads(rank, count, group) for rank in range(count)]))
+
+
+def plan(request):
+    """All jobs of a request at once, and the notes for the user."""
+    items, notes = work_items(request)
+    found = [job_of(request, item) for item in items]
+    return [job for job, _ in found], notes + [note for _, more in found for note in more]
 
 
 @pytest.fixture

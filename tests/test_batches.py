@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fast_first
+from conftest import fast_first, plan
 from PIL import Image
 
 from command import display, pictures, results, sheet
@@ -19,7 +19,7 @@ from command.files import TEXTURES
 from command.names import distinct_names
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
-from command.plan import plan, work_items
+from command.plan import work_items
 from command.run import run, run_one
 from engine.synthesis import frames
 from Synthesis import main

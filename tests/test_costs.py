@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import plan
 
 import Synthesis
 from command import costs
@@ -23,7 +24,7 @@ from command.costs import (
 )
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record, save_picture
-from command.plan import can_crop, job_of, plan, work_items
+from command.plan import can_crop, job_of, work_items
 from command.weights import load_weights
 from losses import METHODS
 from models import Extractor, halos, resolve_layers

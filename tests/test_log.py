@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import plan
 from PIL import Image
 
 from command import display
@@ -13,7 +14,6 @@ from command.arguments import parse
 from command.display import Display, duration
 from command.files import TEXTURES
 from command.pictures import read_record
-from command.plan import plan
 from command.results import RunStats
 from engine.synthesis import Frame
 from Synthesis import main

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import plan
 from PIL import Image
 
 from command.arguments import parse
 from command.files import TEXTURES
 from command.periods import nearest_side
 from command.pictures import read_picture, read_record
-from command.plan import plan
 from Synthesis import main
 from terms.autocorrelation import repeats
 from utils import UserError

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import made
+from conftest import made, plan
 from PIL import Image
 
 from command import plan as planning
@@ -13,7 +13,7 @@ from command.arguments import parse
 from command.effects import OF_STEPS, effect_notes
 from command.files import TEXTURES
 from command.pictures import save_picture
-from command.plan import plan, work_items
+from command.plan import work_items
 from losses import PRESETS, TERMS
 from utils import UserError
 

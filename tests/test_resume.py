@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fast_first, made
+from conftest import fast_first, made, plan
 from PIL import Image
 
 from command import resume
@@ -18,7 +18,6 @@ from command.arguments import parse
 from command.display import Display
 from command.files import TEXTURES
 from command.pictures import read_picture, read_record
-from command.plan import plan
 from engine.spec import Spec, exemplar_of
 from engine.synthesis import Frame, frames
 from losses import METHODS

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import fast_first
+from conftest import fast_first, plan
 from PIL import Image
 
 from command.arguments import argv_of, parse, request_of
 from command.files import TEXTURES
 from command.pictures import read_record, save_picture
-from command.plan import plan
 from command.settings import digest
 from command.weights import BUNDLE
 from losses import LONG_RANGE_WEIGHT

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fast_first
+from conftest import fast_first, plan
 from PIL import Image
 
 import Synthesis
@@ -19,7 +19,6 @@ from command import workers
 from command.arguments import parse
 from command.files import TEXTURES
 from command.interrupts import Stopped
-from command.plan import plan
 from command.ranks import ProcessRank
 from command.results import Failed, Result
 from command.run import run, workers_at_best
