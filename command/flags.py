@@ -521,7 +521,6 @@ FLAGS["net"] = {
     "device": flag(
         "cuda:0, cuda:1, ..., mps (Apple's GPU) or cpu",
         default="cuda:0, or the CPU where there is no GPU",
-        metavar="DEVICE",
     ),
     "precision": flag(
         "arithmetic of the net; with bf16 the last steps of each scale use fp32, and everything "

@@ -18,19 +18,15 @@ def with_histogram(job: Job, made: Made) -> Made:
     exemplar, rounded to whole levels of the file."""
     if job.exact_histogram is None:
         return made
-    canvas, levels = job.spec.canvas, LEVELS if job.bits == 8 else LEVELS_16_BIT
-    source, how = _valid_pixels(job), job.exact_histogram
+    canvas, exemplar = job.spec.canvas, job.spec.exemplars[0]
+    source, how = exemplar.image, job.exact_histogram
+    if exemplar.valid is not None:
+        source = source[..., exemplar.valid[0, 0]][..., None]
+    levels = LEVELS if job.bits == 8 else LEVELS_16_BIT
     image = with_exact_histogram(
         made.image, source, how, levels, mask=canvas.mask, wrap=canvas.wrap
     )
     return replace(made, image=image)
-
-
-def _valid_pixels(job: Job) -> Tensor:
-    """Return the valid pixels of the exemplar, (1, 3, n, 1)."""
-    exemplar = job.spec.exemplars[0]
-    image, valid = exemplar.image, exemplar.valid
-    return image.flatten(2)[..., None] if valid is None else image[..., valid[0, 0]][..., None]
 
 
 def luminance_of(job: Job, saved: Tensor) -> dict[str, Any]:
@@ -42,8 +38,9 @@ def luminance_of(job: Job, saved: Tensor) -> dict[str, Any]:
     """
     if job.exact_histogram is None:
         return {}
+    exemplar = job.spec.exemplars[0]
     both = {
-        "exemplar": luminance(_valid_pixels(job)),
+        "exemplar": luminance(exemplar.image, exemplar.valid),
         "result": luminance(saved, job.spec.canvas.mask),
     }
     rounded = {name: [round(LEVELS * x, 3) for x in found] for name, found in both.items()}

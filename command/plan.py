@@ -48,7 +48,7 @@ from command.settings import ASKED, named
 from command.sheet import ANIMATION, SHEET, check_animation, check_sheet
 from command.weights import DEFAULT_NET, likely_net
 from engine.colours import matched_colours
-from engine.kinds import IN_COURSES, STOCHASTIC, Kind, is_uneven, kind_of
+from engine.kinds import IN_COURSES, Kind, is_uneven, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.painting import check_sides
@@ -279,8 +279,7 @@ def job_of(request: Request, item: WorkItem, max_pixels: float = math.inf) -> tu
     existing = file_state(item.save_path)
     job = _job(request, layers, item, pictures, max_pixels)
     if request.save_every:
-        folder = job.save_path.parent
-        for path in folder.iterdir() if folder.is_dir() else ():
+        for path in job.save_path.parent.glob("*"):  # nothing if the folder is missing
             if snapshot_of(path, request) == job.save_path:
                 _check_own_file(path, "step", request.overwrite)
     if request.preview:
@@ -467,7 +466,7 @@ def _spec(
         tolerance=request.tolerance,
         seed=request.seed,
         repaint=request.repaint,
-        kind=kind if request.repaint else STOCHASTIC,
+        kind=kind,
     )
 
 

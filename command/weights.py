@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command.files import ROOT, FileState, file_state, open_regular, sweep, temporary_of
+from command.files import ROOT, FileState, file_state, open_regular, save_bytes, sweep
 from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, layers_until
 from utils import UserError, prefixed, reason_of
 
@@ -169,13 +170,11 @@ def _download(url: str, cache: Path, progress: bool) -> None:
 def _write_copy(weights: Weights, copy: Path) -> None:
     """Save the convolutions beside torchvision's file, whose 548 MB take longer to read. Does
     nothing if the folder is not writable."""
-    temporary = temporary_of(copy)
-    with suppress(OSError, RuntimeError):
-        sweep(copy.parent)
-        torch.save(weights, temporary)
-        os.replace(temporary, copy)
-    with suppress(OSError):
-        temporary.unlink()
+    sweep(copy.parent)
+    file = BytesIO()
+    torch.save(weights, file)
+    with suppress(UserError):
+        save_bytes(file.getbuffer(), copy)
 
 
 def _read_layers(path: Path, net_name: str, layers: list[str]) -> LoadedWeights:

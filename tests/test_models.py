@@ -411,7 +411,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_copy(cache, monkeypatch):
     def full_disk(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(models.torch, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     assert load_weights("vgg19", None, ["relu1_1"]).net == "vgg19"
 
 
