@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from command.flags import EXAMPLES, FLAG_OF, FLAGS, MODEL, TERM, Flag, Request, number, spelled
+from command.flags import EXAMPLES, FLAG_OF, FLAGS, MODEL, TERM, Flag, Request, spelled, weight
 from command.settings import of_file, of_picture
 from command.streams import write_stdout
 from command.weights import BUNDLED_NET
@@ -164,16 +164,10 @@ def _shown(default: Any) -> str:
 def _add_terms(group: argparse._ArgumentGroup) -> None:
     for name, term in TERMS.items():
         defaults = {m: method.weights.get(name, 0) for m, method in METHODS.items()}
-        default = ", ".join(f"{m} {weight:g}" for m, weight in defaults.items() if weight) or "0"
+        default = ", ".join(f"{m} {value:g}" for m, value in defaults.items() if value) or "0"
         if name == "spectrum":
             default += f", {LONG_RANGE_WEIGHT:g} for exemplars with long-range order"
-        group.add_argument(
-            spelled(name),
-            dest=name,
-            type=number(float, 0, "a weight"),
-            metavar="WEIGHT",
-            help=f"{term.help}; default {default}",
-        )
+        _add_flag(group, name, weight(term.help, default))
 
 
 def parse(argv: list[str] | None = None) -> Request:

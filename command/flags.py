@@ -303,6 +303,11 @@ def switch(help: str) -> Flag:
     return Flag(help, (), "", {"action": "store_true"})
 
 
+def weight(help: str, default: str) -> Flag:
+    """Return the entry of a weight of the loss."""
+    return flag(help, default=default, type=number(float, 0, "a weight"), metavar="WEIGHT")
+
+
 def _count(help: str, most: int | None = None, *, least: int = 1, default: str = "") -> Flag:
     kind = number(int, least, "a whole number", most)
     return flag(help, default=default, type=kind, metavar="N")
@@ -422,12 +427,10 @@ FLAGS["control"] = {
         default=" ".join(CONTENT_LAYERS),
         metavar="LAYER",
     ),
-    "content_weight": flag(
+    "content_weight": weight(
         "with --style_image: weight of the content loss relative to the sum of all others, the "
         "same for all sizes",
-        default=f"{CONTENT_WEIGHT:g}",
-        type=number(float, 0, "a weight"),
-        metavar="WEIGHT",
+        f"{CONTENT_WEIGHT:g}",
     ),
     "keep_color": switch("with --style_image: keep the colours of the content"),
     "exact_histogram": flag(

@@ -206,10 +206,9 @@ def _read_weights(path: Path, layout: str | None, net_name: str | None) -> Loade
             notes = [f"weights {path}: {note}"]
         elif layout == CAFFE:
             notes = [f"weights {path}: Caffe's layout (BGR, 0 to 255 less the mean), converted"]
-    net_name = net_name or _guess_net(weights, path)
-    return LoadedWeights(
-        _from_caffe(weights) if layout == CAFFE else weights, net_name, layout, notes
-    )
+    if layout == CAFFE:
+        weights = _from_caffe(weights)
+    return LoadedWeights(weights, net_name or _guess_net(weights, path), layout, notes)
 
 
 def _read_state(path: Path) -> tuple[Weights, bool]:
