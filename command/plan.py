@@ -393,13 +393,13 @@ def _notes_on_canvas(request: Request, spec: Spec, layers: Layers, item: WorkIte
         notes.append(
             f"{item.exemplar.name}: made at {size_text(size)}, then resized to tile exactly"
         )
-    keeps = spec.canvas.mask is not None or spec.canvas.edges is not None
-    exact = {
-        "the pixels that are kept": keeps,
-        "the values of --exact_histogram": request.exact_histogram is not None,
-    }
-    if any(exact.values()) and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
-        changed = " and ".join(what for what, given in exact.items() if given)
+    exact = []
+    if spec.canvas.mask is not None or spec.canvas.edges is not None:
+        exact.append("the pixels that are kept")
+    if request.exact_histogram:
+        exact.append("the values of --exact_histogram")
+    if exact and item.save_path.suffix.lower() in (".jpg", ".jpeg"):
+        changed = " and ".join(exact)
         notes.append(f"{item.save_path}: JPEG changes {changed}, .png does not")
     return notes
 

@@ -76,9 +76,8 @@ def load_weights(
         net_name = model or found.net
         _check(found.weights, net_name, layers, path)
         return found._replace(net=net_name)
-    net_name = model or DEFAULT_NET
     try:
-        return _find_weights(net_name, layers, progress)
+        return _find_weights(model or DEFAULT_NET, layers, progress)
     except _Unreachable as error:
         if model is not None:
             raise UserError(

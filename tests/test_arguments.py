@@ -74,11 +74,8 @@ def test_help_shows_every_default():
     ],
 )
 def test_a_flag_of_several_values_may_be_given_again(flag, one, two):
-    def spelled(value):
-        return value if isinstance(value, str) else f"{value}"
-
     pairs = {"mix": ["a.png", "b.png:0.3"], "layers": ["conv1_1", "conv2_1:2"]}
-    words = pairs.get(flag, [spelled(one), spelled(two)])
+    words = pairs.get(flag, [str(one), str(two)])
     assert getattr(arguments.parse([f"--{flag}", *words]), flag) == [one, two]
     again = [word for value in words for word in (f"--{flag}", value)]
     assert getattr(arguments.parse(again), flag) == [one, two]
