@@ -16,7 +16,7 @@ from engine.optimizers import LBFGS_MEMORY
 from engine.schedule import sizes_of
 from engine.searching import MAX_DESCRIPTORS
 from losses import METHODS, at_finest_scale, whole_layers_of
-from models import NETS, WIDTHS, halos, layer_table, resolve_layers, stride
+from models import WIDTHS, halos, layers_until, stride
 from terms.base import equal_weights
 from terms.cnnmrf import CNNMRF
 from terms.guided import Guided
@@ -127,11 +127,9 @@ def workloads_of(job: Job, net: str) -> list[Workload]:
     return [*(coarse._replace(exemplar=one, output=out) for one, out in sizes[:-1]), finest]
 
 
-def features_per_pixel(net: str, layers: Iterable[str]) -> dict[str, float]:
+def features_per_pixel(net: str, layers: list[str]) -> dict[str, float]:
     """Return the floats per pixel of each layer of the net, up to the deepest of `layers`."""
-    table, deepest = list(layer_table(NETS[net])), resolve_layers(layers, net)[-1]
-    until = table[: table.index(deepest) + 1]
-    return {layer: _width(layer) / stride([layer]) ** 2 for layer in until}
+    return {layer: _width(layer) / stride([layer]) ** 2 for layer, _ in layers_until(layers, net)}
 
 
 def _width(layer: str) -> int:

@@ -48,7 +48,7 @@ from command.settings import ASKED, named
 from command.sheet import ANIMATION, SHEET, check_animation, check_sheet
 from command.weights import DEFAULT_NET, likely_net
 from engine.colours import matched_colours
-from engine.kinds import IN_COURSES, Kind, is_uneven, kind_of
+from engine.kinds import IN_COURSES, STOCHASTIC, Kind, is_uneven, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
 from engine.painting import check_sides
@@ -466,7 +466,7 @@ def _spec(
         tolerance=request.tolerance,
         seed=request.seed,
         repaint=request.repaint,
-        kind=kind,
+        kind=kind if request.repaint else STOCHASTIC,
     )
 
 

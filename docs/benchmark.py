@@ -100,7 +100,7 @@ def seconds_to_errors(flags: list[str], log: Path) -> dict[float, float | None]:
     return reached
 
 
-def trunk_flops(net: str, layers: Iterable[str]) -> float:
+def trunk_flops(net: str, layers: list[str]) -> float:
     """Return the floating-point operations per pixel of a forward pass; a backward pass to the
     picture takes as many."""
     total, channels = 0.0, 3
