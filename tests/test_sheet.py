@@ -193,13 +193,11 @@ def test_where_memory_runs_out_at_a_coarse_scale_it_gets_the_blocks_of_the_fines
         tried.append(spec.tilings)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def ways(run, allowed):
-        return [
-            run._replace(tile_side=side, graphs=graphs) for side, graphs in ((None, 1), (24, 2))
-        ]
+    def tiled(work, allowed):
+        return work._replace(tile_side=24, graphs=2) if work.output == (32, 32) else work
 
     monkeypatch.setattr("command.make.TILE_SIDES", (48, 24, 16))
-    monkeypatch.setattr("command.run.workloads_at_scales", ways)
+    monkeypatch.setattr("command.run.tiled_to_fit", tiled)
     monkeypatch.setattr("command.make.frames", full)
     command = "--gt_path a.png --save_path r.png --size 32 --scales 2 --device cpu --quiet"
     assert main(command.split()) == 2
