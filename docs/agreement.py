@@ -22,14 +22,13 @@ def _judgements(path: Path) -> list[tuple[str, Scores, Scores, int]]:
     """Return (half, scores of A, scores of B, answers for A minus answers for B) of each pair;
     `half` is "tuning" or "held out"."""
     found = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            a, b = (
-                {name: float(row[f"{name} {side}"]) for name in SCORES if f"{name} {side}" in row}
-                for side in "AB"
-            )
-            answers = row["answers"].split()
-            found.append((row["half"], a, b, answers.count("A") - answers.count("B")))
+    for row in csv.DictReader(path.read_text().splitlines()):
+        a, b = (
+            {name: float(row[f"{name} {side}"]) for name in SCORES if f"{name} {side}" in row}
+            for side in "AB"
+        )
+        answers = row["answers"].split()
+        found.append((row["half"], a, b, answers.count("A") - answers.count("B")))
     return found
 
 
@@ -42,8 +41,8 @@ def agreement(path: Path = JUDGED) -> list[str]:
     pairs = [pair for pair in _judgements(path) if pair[3]]
     measures = {name: _badness_of(name) for name in pairs[0][1]}
     measures["**verdict**"] = lambda values: sum(faults(values))
-    halves = {"tuning": ("tuning",), "held out": ("held out",), "all": ("tuning", "held out")}
-    chosen = {title: [pair for pair in pairs if pair[0] in of] for title, of in halves.items()}
+    chosen = {half: [pair for pair in pairs if pair[0] == half] for half in ("tuning", "held out")}
+    chosen["all"] = pairs
     titles = [f"{title} ({len(found)} pairs)" for title, found in chosen.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * 4 + "|"]
     for name, badness in measures.items():
@@ -67,16 +66,11 @@ def preferences(path: Path = JUDGED) -> list[str]:
     """Return a Markdown table: for each pair of programs and half of the exemplars, the numbers of
     answers for the first, for neither and for the second. A tie counts half in the share."""
     answers: dict[tuple[str, str, str], list[str]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            answers.setdefault((row["half"], row["A"], row["B"]), []).extend(row["answers"].split())
+    for row in csv.DictReader(path.read_text().splitlines()):
+        answers.setdefault((row["half"], row["A"], row["B"]), []).extend(row["answers"].split())
     lines = ["| | against | exemplars | won | tie | lost | share |", "|---" * 7 + "|"]
     for (half, a, b), found in sorted(answers.items()):
         won, tie, lost = (found.count(answer) for answer in ("A", "tie", "B"))
         share = (won + tie / 2) / len(found)
         lines.append(f"| {a} | {b} | {half} | {won} | {tie} | {lost} | {share:.0%} |")
     return lines
-
-
-if __name__ == "__main__":
-    print("\n".join([*preferences(), "", *agreement()]))

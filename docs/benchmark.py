@@ -54,8 +54,8 @@ def steps_of(flags: Iterable[str]) -> Generator[tuple[float, dict[str, Any]], No
         UserError: the command fails; the message is its last line on stderr.
     """
     command = [sys.executable, str(ROOT / "Synthesis.py"), *flags, "--progress", "json"]
-    started, last = time.perf_counter(), ""
     command += ["--overwrite"]
+    started, last = time.perf_counter(), ""
     null, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(command, text=True, stdout=null, stderr=pipe) as process:
         try:
