@@ -207,12 +207,11 @@ class TermInputs:
         If the statistics are means over positions, the result is that of a picture in which each
         exemplar has its share of the positions.
         """
-        found = [(share, statistics(view.features)) for share, view in self.weighted_views]
-        (first, one), *others = found
-        total = {name: first * value.detach() for name, value in one.items()}
-        for share, other in others:
-            total = {name: value + share * other[name].detach() for name, value in total.items()}
-        return total
+        parts = [(share, statistics(view.features)) for share, view in self.weighted_views]
+        return {
+            name: sum((share * part[name].detach() for share, part in parts), torch.zeros(()))
+            for name in parts[0][1]
+        }
 
     @property
     def views(self) -> list[View]:
@@ -250,32 +249,27 @@ class Sums:
 
 
 LayerWeights = Mapping[str, float]  # layer -> weight above 0, relative to the others
-Statistics = dict[str, Any]  # nested `Sums`; anything if the term needs the whole picture
+Statistics = dict[str, Any]  # `Sums`; anything if the term needs the whole picture
 
 
 def add_statistics(one: Any, other: Any) -> Any:
-    """Add the statistics of two parts of a picture: `Sums`, nested in dictionaries and lists."""
-    if not isinstance(one, dict | list):
+    """Add the statistics of two parts of a picture: `Sums`, nested in dictionaries."""
+    if isinstance(one, Sums):
         return one + other
-    if isinstance(one, list):
-        return [add_statistics(a, b) for a, b in zip(one, other, strict=True)]
     return {name: add_statistics(a, other[name]) for name, a in one.items()}
 
 
 def flatten_statistics(statistics: Any) -> list[Sums]:
-    """Return all `Sums` nested in dictionaries and lists, in order."""
+    """Return all `Sums` nested in dictionaries, in order."""
     if isinstance(statistics, Sums):
         return [statistics]
-    parts = statistics.values() if isinstance(statistics, dict) else statistics
-    return [sums for part in parts for sums in flatten_statistics(part)]
+    return [sums for part in statistics.values() for sums in flatten_statistics(part)]
 
 
 def unflatten_statistics(statistics: Any, sums: Iterator[Sums]) -> Any:
     """Replace all `Sums` nested in `statistics` by others, in the order of `flatten_statistics`."""
     if isinstance(statistics, Sums):
         return next(sums)
-    if isinstance(statistics, list):
-        return [unflatten_statistics(part, sums) for part in statistics]
     return {name: unflatten_statistics(part, sums) for name, part in statistics.items()}
 
 

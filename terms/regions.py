@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import LayerWeights, Statistics, Sums, Term, TermInputs, View
+from terms.base import LayerWeights, Statistics, Term, TermInputs, View
 from terms.valid import drop_invalid, positions_of_regions, valid_at
 from utils import Size, size_of
 
@@ -60,10 +60,10 @@ class PerRegion(Term):
         ]
         # If no pixel is in any region, the loss is this 0, with gradient 0.
         nothing = 0 * next(iter(output.values())).flatten(1).sum(1)
-        return {"parts": measured, "nothing": Sums(nothing, 1)}
+        return {"parts": measured, "nothing": nothing}
 
     def distance(self, statistics: Statistics) -> Tensor:
-        distance = statistics["nothing"].total
+        distance = statistics["nothing"]
         for (share, part), measured in zip(self.parts, statistics["parts"], strict=True):
             distance = distance + share * part.distance(measured)
         return distance
