@@ -277,7 +277,8 @@ class Term:
     """Base class of texture models and of the terms added to them.
 
     Subclasses implement `__init__`, `measure` and `distance`. Those that hold matches, directions
-    or samples fixed for some steps also implement `rematch`, and `generators` if they draw them.
+    generator: torch.Generator | None = None  # that `rematch` draws from
+    or samples fixed for some steps also implement `rematch`, and set `generator` if they draw them.
     """
 
     # Why statistics of parts of a picture do not add up; "" if they do: `measure` returns `Sums`.
@@ -322,7 +323,7 @@ class Term:
     @property
     def generators(self) -> list[torch.Generator]:
         """Random generators that `rematch` draws from."""
-        return []
+        return [] if self.generator is None else [self.generator]
 
     def __call__(self, output: Features) -> Tensor:
         """Return the distance of an output's features, (B, C, h, w) each, from the exemplars',

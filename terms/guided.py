@@ -60,10 +60,6 @@ class Guided(Term):
         self.generator = torch.Generator().manual_seed(inputs.options.seed)
         self.held: dict[str, list[_Held]] = {}
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        return [self.generator]
-
     def rematch(self, output: Features) -> None:
         """Draw patches and count how often each source patch is the nearest one."""
         for layer, sources in self.sources.items():

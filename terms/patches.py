@@ -44,6 +44,7 @@ class Patches(Term):
     seven, would compensate the error of all others and become a line of dark and light dots.
     """
 
+    generator: torch.Generator
     needs_whole = "sorts the projections of all patches"
     uses_pixels = True
 
@@ -64,10 +65,6 @@ class Patches(Term):
         self.periodic = period(rectangle)[0] > PERIODIC
         self.generator = torch.Generator().manual_seed(1)  # not the directions of the scores
         self.rematch(inputs.exemplars[0].features)
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        return [self.generator]
 
     def rematch(self, output: Features) -> None:
         """Draw directions, and sort the projections of the source on them."""

@@ -43,10 +43,6 @@ class Sliced(Term):
         self.generator = torch.Generator().manual_seed(inputs.options.seed)
         self.slices: dict[str, tuple[Tensor, Tensor]] = {}
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        return [self.generator]
-
     def rematch(self, output: Features) -> None:
         """Draw directions, and sort the projections of the source."""
         for layer, sources in self.sources.items():
