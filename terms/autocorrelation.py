@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs, relative_error
-from terms.valid import crop_to_valid
+from terms.valid import weighted_sources
 from utils import Size, size_of, wrapped
 
 NEAREST_LAG = 8  # px; at shorter lags the autocorrelation measures smoothness, not a period
@@ -37,10 +37,7 @@ class Autocorrelation(Term):
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         (self.layer,) = self.layers_used(layers)
-        sources = [
-            (share, crop_to_valid(view.features[self.layer].detach(), view.valid))
-            for share, view in inputs.weighted_views
-        ]
+        sources = weighted_sources(inputs, self.layer)
         means = [share * maps.mean((2, 3), keepdim=True) for share, maps in sources]
         self.mean = torch.stack(means).sum(0)
         # About its own mean, as the difference from the mean of all exemplars is not periodic.
@@ -243,11 +240,9 @@ def _heights_and_clarities(top: Tensor, lags: Tensor) -> tuple[Tensor, Tensor]:
 def _along_lags(top: Tensor, lags: Tensor) -> Tensor:
     """Return the correlation, at least 0, at 97 points of the line from lag 0 to twice each lag:
     (n, n), (K, 2) -> (97, K); point 48 is the lag itself."""
-    points = []
-    for k in range(97):
-        y, x = ((k / 48 * lags).round().long() + top.shape[0] // 2).unbind(1)
-        points.append(top[y, x].clamp(min=0))
-    return torch.stack(points)
+    points = (torch.arange(97)[:, None, None] / 48 * lags).round().long() + top.shape[0] // 2
+    y, x = points.unbind(2)
+    return top[y, x].clamp(min=0)
 
 
 def _peaks(correlation: Tensor, top: Tensor, size: Size) -> Tensor:

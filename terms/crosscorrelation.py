@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models import Features, stride
 from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs, mean_over_layers
-from terms.valid import crop_to_valid
+from terms.valid import weighted_sources
 from utils import Size, size_of, wrapped
 
 LAGS = (8, 16, 32)  # px, down or across
@@ -46,13 +46,7 @@ class CrossCorrelation(Term):
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.layers = {layer: layers[layer] for layer in self.layers_used(layers)}
         self.wrap = inputs.canvas.wrap
-        self.sources = {}
-        for layer in self.layers:
-            parts = [
-                (share, crop_to_valid(view.features[layer].detach(), view.valid))
-                for share, view in inputs.weighted_views
-            ]
-            self.sources[layer] = _Source(parts)
+        self.sources = {layer: _Source(weighted_sources(inputs, layer)) for layer in self.layers}
 
     def measure(self, output: Features) -> Statistics:
         errors = {}

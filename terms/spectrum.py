@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from models import Features
 from terms.base import TINY, LayerWeights, Statistics, Term, TermInputs
-from terms.valid import crop_to_valid
+from terms.valid import weighted_sources
 from utils import Size, size_of, wrapped
 
 SPECTRUM_PADDING = 2  # times the size; at 1, lags wrap around and order is lost at the borders
@@ -40,8 +40,7 @@ class Spectrum(Term):
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         self.sources = [
-            (share, _Source(crop_to_valid(view.image.detach(), view.valid)))
-            for share, view in inputs.weighted_views
+            (share, _Source(image)) for share, image in weighted_sources(inputs, "image")
         ]
         self.wrap = inputs.canvas.wrap
         regions = inputs.canvas.output_regions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from terms.base import Exemplar, View
+from terms.base import Exemplar, TermInputs, View
 from utils import Size, size_of
 
 RECTANGLE_SIDE = 512  # px; longer sides are searched at a lower resolution
@@ -66,6 +66,15 @@ def crop_to_valid(maps: Tensor, valid: Tensor | None) -> Tensor:
         return maps
     (top, left), (height, width) = largest_rectangle(valid_at(valid, size_of(maps)))
     return maps[..., top : top + height, left : left + width] if height else maps
+
+
+def weighted_sources(inputs: TermInputs, layer: str) -> list[tuple[float, Tensor]]:
+    """Return the share of each exemplar, and the largest rectangle of its valid positions in a
+    layer, (1, C, h, w)."""
+    return [
+        (share, crop_to_valid(view.features[layer].detach(), view.valid))
+        for share, view in inputs.weighted_views
+    ]
 
 
 def largest_rectangle(inside: Tensor) -> tuple[Size, Size]:
