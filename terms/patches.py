@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,24 +42,26 @@ class Patches(Term):
     seven, would compensate the error of all others and become a line of dark and light dots.
     """
 
-    generator: torch.Generator
     needs_whole = "sorts the projections of all patches"
     uses_pixels = True
+    generator: torch.Generator
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         regions = inputs.canvas.output_regions
         self.wrap, self.group, self.count = inputs.canvas.wrap, inputs.options.group, 1
         self.output_map = None if regions is None else _RegionMap(regions)
-        views = [one.views[:1] for one in inputs.exemplars]
+        views = [one.views_for_statistics() for one in inputs.exemplars]
         if regions is not None:
-            views = [one.views_for_statistics() for one in inputs.exemplars]
             self.count = count_of_regions([view for some in views for view in some], regions)
         shares = [share for share, _ in inputs.weighted_views]
-        self.sources = list(zip(shares, map(self._with_maps, views), strict=True))
+        self.sources = [
+            (share, list(map(self._with_map, some)))
+            for share, some in zip(shares, views, strict=True)
+        ]
         self.image, _ = self.sources[0][1][0]
         self.side = min(self.image.shape[2:])
         # With many directions the layout of an exemplar is copied, but a periodic one has none.
-        rectangle = crop_to_valid(self.image, inputs.exemplars[0].views[0].valid)
+        rectangle = crop_to_valid(self.image, inputs.exemplars[0].valid)
         self.periodic = period(rectangle)[0] > PERIODIC
         self.generator = torch.Generator().manual_seed(1)  # not the directions of the scores
         self.rematch(inputs.exemplars[0].features)
@@ -84,18 +84,11 @@ class Patches(Term):
                 ]
                 self.levels.append((factor, directions, mixtures))
 
-    def _with_maps(self, views: Sequence[View]) -> list[tuple[Tensor, _RegionMap | None]]:
-        """Return picture and region map of each view; the map is None if all pixels are valid and
-        the output is a single region."""
-        return [
-            (
-                view.image.detach(),
-                None
-                if self.output_map is None and view.valid is None
-                else _RegionMap(regions_of(view), view.valid),
-            )
-            for view in views
-        ]
+    def _with_map(self, view: View) -> tuple[Tensor, _RegionMap | None]:
+        """Return picture and region map of a view; the map is None if all pixels are valid and the
+        output is a single region."""
+        whole = self.output_map is None and view.valid is None
+        return view.image.detach(), None if whole else _RegionMap(regions_of(view), view.valid)
 
     def _ascending(
         self, factor: int, directions: Tensor, views: list[tuple[Tensor, _RegionMap | None]]

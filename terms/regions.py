@@ -100,9 +100,9 @@ class PerRegion(Term):
 def per_region(kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> Term:
     """Build a term. A permutation-invariant one is built for each region, if there are regions, and
     from valid positions only."""
-    if inputs.canvas.output_regions is not None and kind.permutation_invariant:
-        return PerRegion(kind, inputs, layers)
-    if any(one.valid is not None for one in inputs.exemplars) and kind.permutation_invariant:
+    if kind.permutation_invariant:
+        if inputs.canvas.output_regions is not None:
+            return PerRegion(kind, inputs, layers)
         inputs = replace(inputs, exemplars=tuple(map(drop_invalid, inputs.exemplars)))
     return kind(inputs, layers)
 
@@ -125,10 +125,9 @@ def regions_of(view: View) -> Tensor:
     regions = view.regions
     if regions is None:
         regions = torch.zeros_like(view.image[:, :1], dtype=torch.int64)
-    return regions if view.valid is None else _exclude_invalid(regions, view.valid)
-
-
-def _exclude_invalid(regions: Tensor, valid: Tensor) -> Tensor:
+    valid = view.valid
+    if valid is None:
+        return regions
     if size_of(regions) != size_of(valid):  # the features are those of a reduced picture
         valid = F.adaptive_avg_pool2d(valid.float(), size_of(regions)) > 0.5
     return torch.where(valid, regions, -1)

@@ -198,12 +198,13 @@ def test_weights_of_layers_are_the_models_alone(tiny, checkerboard):
 
 
 def test_a_term_of_weight_0_is_not_built(monkeypatch, tiny, checkerboard):
-    def forbidden(*arguments):
-        raise AssertionError("built")
+    class Forbidden(Gram):
+        def __init__(self, *arguments):
+            raise AssertionError("built")
 
     source, output = tiny(checkerboard), tiny(checkerboard * 0.9)
     for name in TERMS:
-        monkeypatch.setitem(TERMS, name, TERMS[name]._replace(kind=forbidden))
+        monkeypatch.setitem(TERMS, name, TERMS[name]._replace(kind=Forbidden))
     criterion = criterion_of(source, tiny.layers, "gram", dict.fromkeys(TERMS, 0.0))
     assert len(criterion.terms) == 1  # the model
     torch.testing.assert_close(criterion(output), built(Gram, source, tiny.layers)(output))
