@@ -336,13 +336,7 @@ class Trunk(nn.ModuleDict):
         return dict(zip(layers, features, strict=True))
 
     def run(
-        self,
-        x: Tensor,
-        layers: Sequence[str],
-        wrap: str,
-        dtype: torch.dtype,
-        keep: bool,
-        cut: Cut = WHOLE,
+        self, x: Tensor, layers: Sequence[str], wrap: str, dtype: torch.dtype, keep: bool, cut: Cut
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return features in the order of the stages, and with `keep` the tensor that the backward
         pass of each stage needs."""

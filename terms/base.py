@@ -47,12 +47,8 @@ class View:
 
     def to(self, device: torch.device) -> View:
         """Return a copy on a device."""
-        return View(
-            {layer: maps.to(device) for layer, maps in self.features.items()},
-            _to(self.guide, device),
-            _to(self.regions, device),
-            _to(self.valid, device),
-        )
+        features = {layer: maps.to(device) for layer, maps in self.features.items()}
+        return View(features, *(_to(x, device) for x in (self.guide, self.regions, self.valid)))
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,7 @@ class Canvas:
     edges: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("init", "mask", "content", "guide", "regions", "edges"):
-            maps = getattr(self, name)
+        for name, maps in self._maps().items():
             if maps is not None and tuple(maps.shape[2:]) != tuple(self.size):
                 raise ValueError(f"{name} has the size {tuple(maps.shape[2:])}, not {self.size}")
 
@@ -152,15 +147,12 @@ class Canvas:
 
     def to(self, device: torch.device) -> Canvas:
         """Return a copy on a device."""
-        return replace(
-            self,
-            init=_to(self.init, device),
-            mask=_to(self.mask, device),
-            content=_to(self.content, device),
-            guide=_to(self.guide, device),
-            regions=_to(self.regions, device),
-            edges=_to(self.edges, device),
-        )
+        moved: dict[str, Any] = {name: _to(maps, device) for name, maps in self._maps().items()}
+        return replace(self, **moved)
+
+    def _maps(self) -> dict[str, Any]:
+        names = ("init", "mask", "content", "guide", "regions", "edges")
+        return {name: getattr(self, name) for name in names}
 
 
 def _to(maps: Tensor | None, device: torch.device) -> Tensor | None:
@@ -277,7 +269,6 @@ class Term:
     """Base class of texture models and of the terms added to them.
 
     Subclasses implement `__init__`, `measure` and `distance`. Those that hold matches, directions
-    generator: torch.Generator | None = None  # that `rematch` draws from
     or samples fixed for some steps also implement `rematch`, and set `generator` if they draw them.
     """
 
@@ -286,6 +277,7 @@ class Term:
     uses_pixels: ClassVar[bool] = False  # uses "image", no other layer
     permutation_invariant: ClassVar[bool] = False  # unchanged if positions are permuted
     coarse_only: ClassVar[bool] = False  # omitted at the finest of several scales
+    generator: torch.Generator | None = None  # that `rematch` draws from
 
     def __init__(self, inputs: TermInputs, layers: LayerWeights) -> None:
         """

@@ -54,15 +54,14 @@ class CNNMRF(Term):
             maps = select_valid(first.features[layer].detach(), first.valid)[0]
             self.energies[layer] = maps.square().sum(0).mean().clamp(min=TINY)
         # layer -> mean, count and spread from `overlap_patches`, stacked over the batch.
-        self.overlaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.overlaps: dict[str, tuple[Tensor, ...]] = {}
 
     def rematch(self, output: Features) -> None:
         """Match the patches of the output."""
         for layer, sources in self.sources.items():
             pictures = output[layer].detach()
             found = [self._match(picture.contiguous(), sources) for picture in pictures]
-            means, counts, spreads = (torch.stack(parts) for parts in zip(*found, strict=True))
-            self.overlaps[layer] = means, counts, spreads
+            self.overlaps[layer] = tuple(map(torch.stack, zip(*found, strict=True)))
 
     def _match(self, picture: Tensor, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Match the patches of features (C, H, W), and return `overlap_patches` of the matches."""

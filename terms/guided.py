@@ -126,17 +126,15 @@ class Guided(Term):
             (side - start - size) // self.stride + 1
             for side, start in zip(maps.shape[2:], origin, strict=True)
         )
-        chosen = None
-        if count > most or valid is not None:
-            chosen = torch.randperm(count, generator=self.generator).to(maps.device)
-        if chosen is not None and valid is not None:
+        if count <= most and valid is None:
+            return _Sample(size, self.stride, origin, None)
+        chosen = torch.randperm(count, generator=self.generator).to(maps.device)
+        if valid is not None:
             y, x = origin
             usable = usable_patches(valid, size_of(maps), size)
             on_grid = usable[y :: self.stride, x :: self.stride].flatten()[chosen]
             chosen = chosen[on_grid] if on_grid.any() else chosen
-        if chosen is not None:
-            chosen = chosen[:most]
-        return _Sample(size, self.stride, origin, chosen)
+        return _Sample(size, self.stride, origin, chosen[:most])
 
     def measure(self, output: Features) -> Statistics:
         scores = {}

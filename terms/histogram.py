@@ -38,9 +38,8 @@ class Histogram(Term):
                 for share, view in inputs.weighted_views
             ]
         )
-        mean = inputs.mix_statistics(lambda maps: {"mean": maps["image"].mean((2, 3))})[
-            "mean"
-        ]  # (1, 3)
+        # (1, 3)
+        mean = inputs.mix_statistics(lambda maps: {"mean": maps["image"].mean((2, 3))})["mean"]
 
         def spread(maps: Features) -> dict[str, Tensor]:
             """Return second moments about the mean of the mixture: those within an exemplar plus

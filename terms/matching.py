@@ -206,11 +206,6 @@ def eager_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return value.detach() + ((x - leaf.detach()) * gradient).sum()
 
 
-def guide_distance(output: Tensor, source: Tensor) -> Tensor:
-    """Return the weighted squared distances of guides: (n, G), (M, G) -> (n, M)."""
-    return GUIDE_WEIGHT * torch.cdist(output, source).square()
-
-
 class ExtraDistance(NamedTuple):
     """Terms that are added to the cosine distances of N output patches from M source patches."""
 
@@ -222,7 +217,8 @@ class ExtraDistance(NamedTuple):
         """Return the extra distance of n output patches, (n, M), or (M,) without guides."""
         if self.output_guide is None or self.source_guide is None:
             return self.penalty
-        return self.penalty + guide_distance(self.output_guide[rows], self.source_guide)
+        distance = torch.cdist(self.output_guide[rows], self.source_guide).square()
+        return self.penalty + GUIDE_WEIGHT * distance
 
 
 class ContextualScore(torch.autograd.Function):

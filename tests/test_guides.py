@@ -24,7 +24,7 @@ from terms.cnnmrf import CNNMRF
 from terms.gram import Gram
 from terms.guided import Guided
 from terms.histogram import Histogram
-from terms.matching import guide_distance, nearest_patches
+from terms.matching import ExtraDistance, nearest_patches
 from terms.regions import region_masks
 from terms.sliced import Sliced
 from utils import UserError, rotated_and_resized
@@ -377,7 +377,10 @@ def test_across_no_patch_fits_and_one_bin_off_the_features_decide():
         orientation_guide(stripes(0), field(d, (8, 8)), lambda image: []) for d in ("90", "22.5")
     ]
     middle = guides[0].sources[0][..., 28:36, 28:36].flatten(2)[0].T
-    across, beside = (guide_distance(guide.output.flatten(2)[0].T, middle) for guide in guides)
+    outputs = (guide.output.flatten(2)[0].T for guide in guides)
+    across, beside = (
+        ExtraDistance(torch.zeros(()), one, middle).of_rows(slice(None)) for one in outputs
+    )
     assert across.min() > 2 and 0.2 < beside.max() < 1
 
 

@@ -97,7 +97,7 @@ def test_another_layout_changes_nothing(wrap, monkeypatch):
     monkeypatch.setattr(models, "memory_format_for", lambda device: torch.contiguous_format)
     monkeypatch.setattr(models.Convolution, "_uses_winograd", lambda *_: False)  # as on a GPU
     net = small_trunk()
-    found, kept = net.run(x.detach(), STAGES, wrap, torch.float64, keep=True)
+    found, kept = net.run(x.detach(), STAGES, wrap, torch.float64, keep=True, cut=models.WHOLE)
     assert all(maps.is_contiguous() for maps in kept)
     for layer, maps in zip(STAGES, found, strict=True):
         torch.testing.assert_close(maps, wanted[layer])
