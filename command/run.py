@@ -58,17 +58,6 @@ def print_scores_or_report(request: Request) -> bool:
     return True
 
 
-def run_one(request: Request) -> Result:
-    """Run a request for one picture and return its result.
-
-    Raises:
-        UserError, KeyboardInterrupt: as `run` does.
-    """
-    (result,) = run(request)
-    assert isinstance(result, Result)  # the error of a single picture is raised
-    return result
-
-
 def run(
     request: Request, *, remake: bool = False, spawn: bool = False
 ) -> Iterator[Result | Failed]:

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import threading
 import tracemalloc
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from conftest import fast_first, plan
 from PIL import Image
 
 from command import display, pictures, results, sheet
-from command.arguments import parse, request_of
+from command.arguments import parse
 from command.files import TEXTURES
 from command.names import distinct_names
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
 from command.plan import work_items
-from command.run import run, run_one
+from command.run import run
 from engine.synthesis import frames
 from Synthesis import main
 from utils import UserError
@@ -630,18 +629,3 @@ def test_an_alphabet_without_the_names_letters(exemplar, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", log)
         assert run_main("--gt_path", exemplar, "--save_path", tmp_path / "ä.png") == 0
     assert "?.png" in (tmp_path / "log").read_text()
-
-
-def test_as_a_library_in_a_thread(exemplar, tmp_path):
-    """Where signals cannot be handled."""
-    found = []
-
-    def one():
-        flags = {"device": "cpu", "epoch": 2, "size": (32, 32), "quiet": True}
-        flags |= {"gt_path": str(exemplar), "save_path": str(tmp_path / "a.png")}
-        found.append(run_one(request_of(**flags)).image)
-
-    thread = threading.Thread(target=one)
-    thread.start()
-    thread.join()
-    assert isinstance(found[0], torch.Tensor)

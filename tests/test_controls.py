@@ -13,7 +13,7 @@ from engine.finish import cut_at, whole
 from engine.orientation import axis_bins
 from engine.start import with_given_pixels
 from terms.base import Canvas
-from utils import UserError, resize, scaled_size
+from utils import UserError, resize
 
 
 def noise(*shape, seed=0):
@@ -95,14 +95,6 @@ def test_what_the_mask_keeps_is_init_at_every_scale():
     assert canvas.mask_at((2, 2)).nonzero().tolist() == [[0, 0, 0, 1]]
     assert canvas.mask_at((8, 8)) is mask
     assert Canvas((8, 8)).mask_at((4, 4)) is None
-
-
-def test_mixed_exemplars_are_resized_as_the_exemplar_is():
-    board = torch.tensor([[0.0, 1], [1, 0]]).repeat(10, 15).expand(1, 3, 20, 30)
-    half = resize(board, scaled_size(board, 0.5))
-    assert half.shape == (1, 3, 10, 15)
-    assert (half[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.1  # antialiased
-    assert scaled_size(board, 0.01) == (1, 1)
 
 
 def test_finish_puts_back_what_is_kept():

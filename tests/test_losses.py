@@ -44,30 +44,36 @@ def every_patch(monkeypatch):
     monkeypatch.setattr(Guided, "stride", 1)
 
 
-# ----------------------------------------------------------------------------- all the methods
+# ------------------------------------------------------------------- all the methods and terms
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_zero_at_the_source_and_gradients_elsewhere(method, tiny, every_patch):
-    source = tiny(picture(1, 3, 16, 16))
-    criterion = criterion_of(source, tiny.layers, method, {})
-    criterion.rematch(source)
-    assert criterion(source).item() == pytest.approx(0, abs=1e-6)
-    output = picture(1, 3, 24, 20, seed=1).requires_grad_()
-    criterion.rematch(tiny(output))
-    value = criterion(tiny(output))
+KINDS = {name: entry.kind for name, entry in (TERMS | METHODS).items()}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_zero_at_the_source_and_gradients_elsewhere(name, tiny, every_patch):
+    source, output = picture(1, 3, 40, 40), picture(1, 3, 48, 44, seed=1).requires_grad_()
+    term = built(KINDS[name], tiny(source), tiny.layers)
+    term.rematch(tiny(source))
+    if name == "tv":
+        assert term(tiny(source)).item() > 0.3  # of noise: 1/3 down and 1/3 across
+    else:
+        assert term(tiny(source)).item() == pytest.approx(0, abs=1e-9 if name in TERMS else 1e-6)
+    term.rematch(tiny(output))
+    value = term(tiny(output))
     assert value.item() > 1e-3
     value.backward()
     assert output.grad.isfinite().all()
-    assert (output.grad != 0).float().mean() > 0.99
+    # The slopes of a pixel towards its neighbours often cancel in the total variation.
+    assert (output.grad != 0).float().mean() > (0.5 if name == "tv" else 0.99)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_batches_never_mix(method, tiny, checkerboard, every_patch):
+@pytest.mark.parametrize("name", KINDS)
+def test_batches_never_mix(name, tiny, checkerboard, every_patch):
     def fresh(images):
-        criterion = criterion_of(tiny(checkerboard), tiny.layers, method)
-        criterion.rematch(tiny(images))
-        return criterion
+        term = built(KINDS[name], tiny(checkerboard), tiny.layers)
+        term.rematch(tiny(images))
+        return term
 
     batch = picture(3, 3, 24, 20, seed=2).requires_grad_()
     values = fresh(batch)(tiny(batch))
@@ -81,16 +87,17 @@ def test_batches_never_mix(method, tiny, checkerboard, every_patch):
         torch.testing.assert_close(alone, together[i : i + 1])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_flat_pictures_are_finite(method, tiny, checkerboard):
-    flat = torch.full((1, 3, 16, 16), 0.5)
-    for source, output in ((flat, checkerboard), (checkerboard, flat), (flat, flat)):
-        output = output.clone().requires_grad_()
-        criterion = criterion_of(tiny(source), tiny.layers, method)
-        criterion.rematch(tiny(output))
-        value = criterion(tiny(output))
-        value.backward()
-        assert value.isfinite().all() and output.grad.isfinite().all()
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", [(12, 30), (16, 16), (40, 17)])
+def test_any_size_and_flat_pictures_are_finite(name, size, tiny, checkerboard):
+    for source in (checkerboard, torch.full((1, 3, 16, 16), 0.5)):
+        term = built(KINDS[name], tiny(source), tiny.layers)
+        for output in (picture(2, 3, *size), torch.full((1, 3, *size), 0.5)):
+            output.requires_grad_()
+            term.rematch(tiny(output))
+            value = term(tiny(output))
+            value.sum().backward()
+            assert value.isfinite().all() and output.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -264,15 +271,6 @@ def test_neither_gram_nor_slices_see_where_things_are(method):
 # -------------------------------------------------------------------------------------- sliced
 
 
-def test_sliced_by_hand():
-    # One channel has the directions 1 and -1, which see the same. Sorted, 0 1 and 0.5 1:
-    # (0.5^2 + 0) / 2 over the mean square of the source, 1 / 2.
-    model = built(Sliced, {"a": torch.tensor([[[[1.0, 0.0]]]])}, ["a"])
-    output = {"a": torch.tensor([[[[0.5, 1.0]]]])}
-    model.rematch(output)
-    assert model(output).item() == pytest.approx(0.25)
-
-
 def test_sliced_is_brute_force():
     source = {"a": noise(1, 3, 4, 5), "b": noise(1, 6, 2, 3, seed=1)}
     output = {"a": noise(1, 3, 5, 4, seed=2), "b": noise(1, 6, 3, 2, seed=3)}
@@ -311,19 +309,6 @@ def test_sliced_compares_other_sizes_by_quantiles():
     assert value(tiled, maps) == pytest.approx(0, abs=1e-10)
     assert value(maps, tiled) < 1e-3  # between two values, quantiles are interpolated
     assert value(maps, 0.8 * tiled) > 0.03
-
-
-def test_sliced_draws_new_directions():
-    source = {"a": noise(1, 4, 5, 5)}
-    drawn = []
-    for seed in (0, 0, 1):
-        model = built(Sliced, source, ["a"], seed=seed)
-        for _ in range(2):
-            model.rematch(source)
-            drawn.append(model.slices["a"][0])
-    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
-    for other in (1, 4, 5):
-        assert not torch.equal(drawn[0], drawn[other])
 
 
 # -------------------------------------------------------------------------------------- cnnmrf
@@ -622,12 +607,9 @@ def test_guided_takes_no_more_patches_than_it_may():
         assert model(output).isfinite().all()
         return model.held["a"][0]
 
-    few, again, other = held(0, 10), held(0, 10), held(1, 10)
+    few = held(0, 10)
     assert few.sample.chosen.unique().numel() == 10 and few.source.shape == (10, 2 * 49)
     assert few.sample.unit_patches(output["a"]).shape == (10, 2 * 49)
-    assert torch.equal(few.sample.chosen, again.sample.chosen)
-    assert torch.equal(few.source, again.source) and few.sample.origin == again.sample.origin
-    assert not torch.equal(few.sample.chosen, other.sample.chosen)
     assert held(0, 10_000).sample.chosen is None
 
 

@@ -60,15 +60,6 @@ def test_nearest_patches_is_brute_force(output, source, patch, chunk_bytes, monk
     torch.testing.assert_close(found[1], expected[1])
 
 
-def test_nearest_patches_by_hand():
-    source = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 9.0]]])
-    output = torch.tensor([[[0.0, 0.0], [0.0, 2.0]]])
-    # The 2x2 patch at x = 1 is [[0, 0], [0, 9]]: the same direction, at any length; it begins at
-    # 0 * 3 + 1. Correlation 1 times the norm of the output's patch, 2.
-    index, height = nearest_patches(output, source, 2)
-    assert index.tolist() == [[1]] and height.item() == pytest.approx(2)
-
-
 def test_nearest_patches_of_flat_features_is_finite():
     index, height = nearest_patches(torch.zeros(2, 4, 4), torch.zeros(2, 5, 5), 3)
     assert height.abs().max() == 0 and index.max() < 13  # the last patch begins at 2 * 5 + 2

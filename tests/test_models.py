@@ -162,17 +162,6 @@ def test_cut_after_the_deepest_layer_and_frozen(bundle):
     assert not any(p.requires_grad for p in extractor.parameters())
 
 
-def test_a_new_dict_each_call_that_later_layers_leave_alone(bundle, picture):
-    extractor = Extractor(bundle, "vgg16-caffe", LAYERS)
-    first = extractor(picture)
-    kept = {layer: tensor.clone() for layer, tensor in first.items()}
-    second = extractor(1 - picture)
-    assert first is not second
-    for layer, tensor in kept.items():
-        assert torch.equal(first[layer], tensor)
-        assert not torch.equal(first[layer], second[layer])
-
-
 def test_grey_is_three_equal_channels(bundle, picture):
     extractor = Extractor(bundle, "vgg16-caffe", ["relu2_1"])
     grey = picture[:, :1]

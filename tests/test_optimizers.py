@@ -153,19 +153,21 @@ def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboa
     assert losses[-1] < losses[0] / 2
 
 
+def looking(seen, name, shift=0.0):
+    """An extractor that notes its name, and makes each pixel too bright by a shift."""
+
+    def extractor(image):
+        seen.append(name)
+        return {"image": image + shift}
+
+    return extractor
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_last_steps_are_exact(optimizer, start):
-    """The rough extractor makes each pixel too bright by 0.02, and would lead to 0.28."""
+    """The rough extractor would lead to 0.28."""
     seen = []
-
-    def looking(name, shift):
-        def extractor(image):
-            seen.append(name)
-            return {"image": image + shift}
-
-        return extractor
-
-    exact, rough = looking("exact", 0.0), looking("rough", 0.02)
+    exact, rough = looking(seen, "exact"), looking(seen, "rough", 0.02)
     criterion = quadratic(torch.full_like(start, 0.3))
     found = optimize(start, exact, criterion, 60, optimizer, rough=rough, exact_steps=20)
     first = seen.index("exact")
@@ -194,16 +196,8 @@ class Falling:
 def losses_seen(losses, *arguments, match_every=None, **options):
     """How many steps Adam takes while the loss falls like that, and how many of them exactly."""
     seen, start = [], torch.full((1, 3, 2, 2), 0.5)
-
-    def looking(name):
-        def extractor(image):
-            seen.append(name)
-            return {"image": image}
-
-        return extractor
-
-    criterion = Falling(losses, match_every)
-    optimize(start, looking("exact"), criterion, *arguments, rough=looking("rough"), **options)
+    exact, rough = looking(seen, "exact"), looking(seen, "rough")
+    optimize(start, exact, Falling(losses, match_every), *arguments, rough=rough, **options)
     return len(seen), seen.count("exact")
 
 
