@@ -5,6 +5,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 
 # Several tests at a time, each on one thread: threads that wait for each other's processor cost
 # more than they do. Set before torch is imported, and for the processes that tests start.
@@ -13,8 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from command.files import TEXTURES
 from command.plan import job_of, work_items
 from command.weights import LoadedWeights
 from engine import layouts, painting, patchmatch
@@ -27,8 +30,10 @@ from engine.synthesis import frames
 from losses import MATCH_EVERY, Criterion
 from models import NETS, layer_table
 from terms.base import MAX_PATCHES, Canvas, Exemplar, Options, TermInputs, View, equal_weights
+from terms.guided import Guided
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from terms.regions import PerRegion
+from utils import UserError
 
 WIDTH = 4  # filters a layer of the narrow net
 
@@ -74,9 +79,29 @@ def seeded(seed=0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def noise(*shape, seed=0) -> Tensor:
+    """Uniform noise in [0, 1]."""
+    return torch.rand(shape, generator=seeded(seed))
+
+
 def noise_image(height, width, seed=0) -> Tensor:
     """(1, 3, height, width) of uniform noise in [0, 1]."""
-    return torch.rand(1, 3, height, width, generator=seeded(seed))
+    return noise(1, 3, height, width, seed=seed)
+
+
+def save_crops(width, height, *paths):
+    """Save parts of an exemplar that lie side by side."""
+    with Image.open(TEXTURES / "pebbles.png") as picture:
+        for i, path in enumerate(paths):
+            picture.crop((i * width, 0, (i + 1) * width, height)).save(path)
+
+
+def refusal(function, *arguments) -> str:
+    """The one line of the UserError that a function raises."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
 
 
 def level_of(exemplars, size, *, factor=1.0, kind=STOCHASTIC, group=SINGLE_PROCESS, **canvas):
@@ -123,18 +148,11 @@ def known(
         guide, regions: (maps of every view in order, map of the output).
     """
     pictures = [[features, *variants], *([other] for other in others)]
-    count = sum(map(len, pictures))
     guides, wanted = guide or ((), None)
     divided, asked = regions or ((), None)
-    maps = iter(
-        zip(
-            [*guides, *[None] * (count - len(guides))],
-            [*divided, *[None] * (count - len(divided))],
-            strict=True,
-        )
-    )
+    maps = zip_longest(guides, divided)
     exemplars = tuple(
-        Exemplar(tuple(View(picture, *next(maps)) for picture in views), share)
+        Exemplar(tuple(View(picture, *next(maps, ())) for picture in views), share)
         for views, share in zip(pictures, shares or [1.0] * len(pictures), strict=True)
     )
     size = next((tuple(x.shape[2:]) for x in (wanted, asked) if x is not None), (1, 1))
@@ -241,6 +259,12 @@ def plan(request):
 @pytest.fixture
 def tiny():
     return TinyExtractor()
+
+
+@pytest.fixture
+def every_patch(monkeypatch):
+    """Guided correspondence of all patches, where it otherwise draws a sixteenth of them."""
+    monkeypatch.setattr(Guided, "stride", 1)
 
 
 @pytest.fixture

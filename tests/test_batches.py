@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fast_first, plan
+from conftest import fast_first, plan, save_crops
 from PIL import Image
 
 from command import display, pictures, results, sheet
 from command.arguments import parse
-from command.files import TEXTURES
 from command.names import distinct_names
 from command.outputs import snapshot_of
 from command.pictures import check_save_path, find_pictures, read_record, save_picture
@@ -32,9 +31,7 @@ def folder(tmp_path, narrow_net):
     """Three exemplars, and a file that only looks like one."""
     found = tmp_path / "in"
     found.mkdir()
-    for i, name in enumerate(("a.png", "c.png", "d.jpg")):
-        box = (40 * i, 0, 40 * i + 40, 40)
-        Image.open(TEXTURES / "pebbles.png").crop(box).save(found / name)
+    save_crops(40, 40, *(found / name for name in ("a.png", "c.png", "d.jpg")))
     (found / "b.png").write_bytes((found / "a.png").read_bytes()[:300])
     (found / "notes.txt").write_text("no picture")
     return found

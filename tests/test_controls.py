@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import noise
 from PIL import Image
 from test_pictures import colour_profile
 
@@ -14,10 +15,6 @@ from engine.orientation import axis_bins
 from engine.start import with_given_pixels
 from terms.base import Canvas
 from utils import UserError, resize
-
-
-def noise(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def rolled(image, wrap):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import built, criterion_of, regional
+from conftest import built, criterion_of, noise, regional
 from torch.nn import functional as F
 
 from engine import guides
@@ -31,10 +31,6 @@ from utils import UserError, rotated_and_resized
 
 RED, BLUE, WHITE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)
 NAMES = ("source.png", "output.png")
-
-
-def noise(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def picture(*rows):
@@ -144,20 +140,6 @@ def halves(height, width):
     return right.long().expand(1, 1, height, width)
 
 
-def test_regional_is_the_model_of_each_region(tiny):
-    left, right, other = (noise(1, 3, 12, 8, seed=seed) ** (1 + seed) for seed in (0, 1, 2))
-    maps = {"a": torch.cat((left, right), 3)}
-    settings = dict(regions=((halves(12, 16),), halves(10, 4)))
-    output = {"a": torch.cat((noise(1, 3, 10, 2, seed=3), noise(1, 3, 10, 2, seed=4)), 3)}
-    found = regional(Gram, maps, ["a"], **settings)(output)
-    parts = [
-        built(Gram, {"a": source}, ["a"])({"a": drawn})
-        for source, drawn in zip((left, right), output["a"].split(2, 3), strict=True)
-    ]
-    torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
-    assert other.shape == left.shape
-
-
 def test_regions_weigh_as_much_as_they_have_of_the_output():
     """One region of a quarter of the places and one of three quarters."""
     source, output = {"a": noise(1, 3, 8, 8)}, {"a": noise(1, 3, 8, 8, seed=1) ** 3}
@@ -196,8 +178,7 @@ def test_what_is_in_its_region_is_met_and_elsewhere_not(kind):
         model = regional(kind, source, ["image"], **regions)
         values = []
         for features in (output, swapped if output is source else source):
-            if hasattr(model, "rematch"):
-                model.rematch(features)
+            model.rematch(features)
             values.append(model(features).item())
         assert values[0] < 1e-6 and values[1] > 0.1
 
@@ -246,8 +227,7 @@ def test_criterion_of_one_region_is_the_criterion(tiny):
         values = []
         for known in (dict(), settings):
             criterion = criterion_of(source, tiny.layers, method, None, **known)
-            if criterion.match_every:
-                criterion.rematch(output)
+            criterion.rematch(output)
             values.append(criterion(output))
         torch.testing.assert_close(*values)
 
@@ -271,8 +251,7 @@ def test_nearest_patches_of_the_same_guide_are_brute_force():
 
 
 @pytest.mark.parametrize("kind", [CNNMRF, Guided])
-def test_patches_match_within_their_region(kind, monkeypatch):
-    monkeypatch.setattr(Guided, "stride", 1)
+def test_patches_match_within_their_region(kind, every_patch):
     # The right half of the source is what all of the output looks like; the left is asked for.
     output = {"a": noise(1, 4, 9, 9)}
     source = {"a": torch.cat((noise(1, 4, 9, 9, seed=1), output["a"]), 3)}
@@ -286,8 +265,7 @@ def test_patches_match_within_their_region(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [CNNMRF, Guided])
-def test_guides_of_turned_exemplars_are_turned_with_them(kind, monkeypatch):
-    monkeypatch.setattr(Guided, "stride", 1)
+def test_guides_of_turned_exemplars_are_turned_with_them(kind, every_patch):
     source, other = {"a": noise(1, 4, 9, 9)}, {"a": noise(1, 4, 9, 9, seed=1)}
     ones = torch.ones(1, 1, 9, 9)
     settings = dict(variants=(other,), guide=((ones, ones * 0), ones * 0))
@@ -403,8 +381,7 @@ def test_a_flat_exemplar_is_one_region_whatever_axis_is_asked_for():
 
 
 @pytest.mark.parametrize("kind", [CNNMRF, Guided])
-def test_one_guide_is_that_of_every_picture_of_a_batch(kind, monkeypatch):
-    monkeypatch.setattr(Guided, "stride", 1)
+def test_one_guide_is_that_of_every_picture_of_a_batch(kind, every_patch):
     source, batch = {"a": noise(1, 4, 9, 12)}, noise(2, 4, 9, 9, seed=1)
     settings = dict(guide=((halves(9, 12).float(),), halves(9, 9).float()))
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 import losses
 import Synthesis
-from command.files import TEXTURES
 from command.pictures import read_picture, read_record
 from terms.base import Term
 
@@ -140,4 +139,3 @@ def test_the_library_makes_the_picture_of_the_command(tmp_path, narrow_net, monk
     assert Path("library.png").read_bytes() == Path("command.png").read_bytes()
     saved = read_picture(Path("library.png"))[0]
     torch.testing.assert_close(saved, image, atol=0.5 / 255 + 1e-6, rtol=0)
-    assert (TEXTURES / "leaf.jpg").is_file()

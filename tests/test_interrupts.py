@@ -4,11 +4,12 @@ import os
 import signal
 
 import pytest
+from conftest import save_crops
 from PIL import Image
 
 import Synthesis
 from command import interrupts, results, workers
-from command.files import ROOT, TEXTURES
+from command.files import ROOT
 from command.interrupts import Stopped, defer_signals, raise_on_signals
 from command.pictures import read_record
 from command.start import SIGNALS, exit_on_signals
@@ -30,7 +31,7 @@ def handlers():
 @pytest.fixture
 def exemplar(tmp_path, narrow_net):
     path = tmp_path / "a.png"
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 40, 40)).save(path)
+    save_crops(40, 40, path)
     return path
 
 

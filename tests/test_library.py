@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fast_first
+from conftest import fast_first, save_crops
 from PIL import Image
 
 import Synthesis
-from command.files import TEXTURES
 from command.memory import held
 from command.pictures import read_picture, read_record
 from engine.synthesis import Frame
@@ -23,9 +22,7 @@ QUICK = {"epoch": 2, "size": 32, "device": "cpu"}
 @pytest.fixture
 def folder(tmp_path, monkeypatch, narrow_net):
     """Where exemplars of 40x36 are, and we too."""
-    for i, name in enumerate("ab"):
-        box = (40 * i, 0, 40 * i + 40, 36)
-        Image.open(TEXTURES / "pebbles.png").crop(box).save(tmp_path / f"{name}.png")
+    save_crops(40, 36, tmp_path / "a.png", tmp_path / "b.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

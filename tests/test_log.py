@@ -5,14 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import plan
-from PIL import Image
+from conftest import plan, save_crops
 
 from command import display
 from command import log as log_of_runs
 from command.arguments import parse
 from command.display import Display, duration
-from command.files import TEXTURES
 from command.pictures import read_record
 from command.results import RunStats
 from engine.synthesis import Frame
@@ -22,7 +20,7 @@ from Synthesis import main
 @pytest.fixture
 def exemplar(tmp_path, narrow_net):
     path = tmp_path / "a.png"
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
+    save_crops(64, 64, path)
     return path
 
 

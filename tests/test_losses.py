@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import TinyExtractor, built, criterion_of
+from test_matching import columns, noise, plain_scores
 from torch.nn import functional as F
 
 import utils
@@ -25,23 +26,8 @@ from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 
 
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def picture(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def columns(maps, patch):
-    """(C, H, W) -> (N, C patch^2), patches in reading order."""
-    return F.unfold(maps[None], patch)[0].T
-
-
-@pytest.fixture
-def every_patch(monkeypatch):
-    """Guided correspondence of all patches, where it otherwise draws a ninth of them."""
-    monkeypatch.setattr(Guided, "stride", 1)
 
 
 # ------------------------------------------------------------------- all the methods and terms
@@ -464,13 +450,6 @@ def test_orders_of_exemplars_are_mixed():
 # -------------------------------------------------------------------------------------- guided
 
 
-def scores(distance):
-    """The mean of `-log softmax((1 - d / (d_min + epsilon)) / h)` at the nearest."""
-    least = distance.min(1, keepdim=True).values
-    similarity = (1 - distance / (least + EPSILON)) / BANDWIDTH
-    return -similarity.log_softmax(1).max(1).values.mean()
-
-
 def positions(*vectors):
     """Features of one row of positions, where patches are single positions."""
     return {"a": torch.tensor(vectors, dtype=torch.float32).T.view(1, -1, 1, len(vectors))}
@@ -516,7 +495,7 @@ def test_guided_is_brute_force(every_patch):
         cosine = drawn @ wanted.T
         used = [sum(int(row.argmax()) == j for row in cosine) for j in range(len(wanted))]
         penalty = 0.05 * torch.tensor(used) * len(wanted) / len(drawn)
-        expected += scores(1 - cosine + penalty) / 2  # the mean of two layers
+        expected += plain_scores(1 - cosine + penalty).mean() / 2  # the mean of two layers
     assert expected > 0.01
     torch.testing.assert_close(model(output)[0], expected)
 
@@ -536,7 +515,7 @@ def test_guided_prefers_what_has_the_same_guide(every_patch):
     )
     torch.testing.assert_close(extra, expected)
     distance = torch.tensor([2.0, 0, 2, 0]) + expected
-    torch.testing.assert_close(model(output)[0], scores(distance))
+    torch.testing.assert_close(model(output)[0], plain_scores(distance).mean())
     assert distance[:3].argmin(1).tolist() == [3, 1, 3]
 
 

@@ -3,9 +3,11 @@
 import errno
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
+import conftest
 import pytest
 import torch
 from torch import nn
@@ -57,11 +59,7 @@ def assert_same_features(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.max().item())
 
 
-def refusal(*arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        load_weights(*arguments)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+refusal = partial(conftest.refusal, load_weights)
 
 
 # --------------------------------------------------------------------------------------- layers

@@ -137,16 +137,9 @@ def test_steps_are_evaluations(method, optimizer, steps, tiny, checkerboard):
 def test_returns_the_best_and_leaves_the_start_alone(optimizer, tiny, checkerboard):
     criterion = criterion_of(tiny(checkerboard), tiny.layers)
     start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    before, losses = start.clone(), []
-    found = optimize(
-        start,
-        tiny,
-        criterion,
-        30,
-        optimizer,
-        lr=10 * optimizers.LEARNING_RATES[optimizer],
-        report=lambda step: losses.append(step.loss),
-    )
+    before, steps, lr = start.clone(), [], 10 * optimizers.LEARNING_RATES[optimizer]
+    found = optimize(start, tiny, criterion, 30, optimizer, steps.append, lr=lr)
+    losses = [step.loss for step in steps]
     assert torch.equal(start, before)
     assert losses == sorted(losses, reverse=True)
     assert criterion(tiny(found)).item() == pytest.approx(losses[-1])

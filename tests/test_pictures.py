@@ -15,6 +15,7 @@ import numpy as np
 import OpenImageIO
 import pytest
 import torch
+from conftest import refusal
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, features
 
 from command import files, pictures, profiles
@@ -106,13 +107,6 @@ def read(picture: Image.Image, path, **options) -> tuple[torch.Tensor, list[str]
 def levels(image: torch.Tensor) -> list:
     """The picture's pixels in reading order, as 8-bit levels."""
     return image[0].mul(255).flatten(1).T.round().int().tolist()
-
-
-def refusal(function, *arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 # ------------------------------------------------------------------------------------- finding

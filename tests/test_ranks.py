@@ -365,15 +365,8 @@ QUICK = "Synthesis.py --gt_path pebbles.png --size 128 --scales 1 --device cpu -
 
 @pytest.mark.slow
 def test_one_of_two_ranks_saves_the_picture_and_tells_of_it(tmp_path):
-    flags = [
-        *QUICK.split(),
-        *"--split --model vgg16-caffe".split(),
-        "--epoch",
-        "4",
-        "--save_path",
-        str(tmp_path / "two.png"),
-    ]
-    said = finished(ranks(2, *flags, "--save_every", "2"))
+    flags = f"{QUICK} --split --model vgg16-caffe --epoch 4 --save_every 2 --save_path".split()
+    said = finished(ranks(2, *flags, str(tmp_path / "two.png")))
     assert [len(lines) for lines in said] == [1, 0]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"two.png", "two_000002.png", "two_000004.png"}
@@ -382,16 +375,8 @@ def test_one_of_two_ranks_saves_the_picture_and_tells_of_it(tmp_path):
 @pytest.mark.slow
 def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path):
     (tmp_path / "two.png").write_bytes(b"old")
-    flags = [
-        *QUICK.split(),
-        *"--split --model vgg16-caffe".split(),
-        "--epoch",
-        "100000",
-        "--tolerance",
-        "0",
-        "--overwrite",
-    ]
-    both = ranks(2, *flags, "--save_path", str(tmp_path / "two.png"))
+    flags = f"{QUICK} --split --model vgg16-caffe --epoch 100000 --tolerance 0 --overwrite"
+    both = ranks(2, *flags.split(), "--save_path", str(tmp_path / "two.png"))
     try:
         both[1].wait(15)
     except subprocess.TimeoutExpired:

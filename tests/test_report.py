@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_crops
 from PIL import Image, PngImagePlugin
 
 from command import report
 from command.arguments import parse
-from command.files import TEXTURES
 from command.pictures import read_record, save_picture
 from command.results import CURVE
 from Synthesis import main
@@ -33,9 +33,7 @@ def folder(tmp_path, tmp_path_factory, monkeypatch, narrow_net):
 
 
 def _make_folder():
-    for i, name in enumerate(("a<b>.png", "gone.png")):
-        box = (70 * i, 0, 70 * i + 70, 66)
-        Image.open(TEXTURES / "pebbles.png").crop(box).save(name)
+    save_crops(70, 66, "a<b>.png", "gone.png")
     command = "--device cpu --quiet --epoch 4 --size 64 --seed 3 --save_every 2 --save_path out/"
     assert main(["--gt_path", "a<b>.png", "gone.png", "--tv", "0.5", *command.split()]) == 0
     Path("gone.png").unlink()
@@ -68,7 +66,7 @@ def test_a_page_of_a_folder(folder, capsys):
 
 def test_a_run_ends_with_its_page(tmp_path, unscored, monkeypatch, narrow_net, capfd):
     monkeypatch.chdir(tmp_path)
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
+    save_crops(70, 66, "a.png")
     command = "--gt_path a.png --device cpu --epoch 2 --size 32 --save_path out/b.png --report"
     assert main([*command.split(), "out"]) == 0
     assert [one["name"] for one in data_of(tmp_path / "out" / "report.html")] == ["b.png"]
@@ -175,7 +173,7 @@ def entries(folder):
 @pytest.mark.slow
 def test_repeats_and_maps_are_no_results(tmp_path, unscored, monkeypatch, narrow_net, capsys):
     monkeypatch.chdir(tmp_path)
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
+    save_crops(70, 66, "a.png")
     command = "--gt_path a.png --device cpu --quiet --epoch 2 --size 32 --maps a.png --count 2"
     flags = "--save_every 1 --sheet out/all.png --save_path"
     for tile in ("x", "xy"):
@@ -241,7 +239,7 @@ def test_a_record_nested_too_deep_is_none(folder, unscored, capsys):
 
 def test_what_failed_is_on_the_page_of_its_run(tmp_path, unscored, monkeypatch, narrow_net, capfd):
     monkeypatch.chdir(tmp_path)
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 70, 66)).save("a.png")
+    save_crops(70, 66, "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
     command = "--gt_path a.png b.png --device cpu --epoch 2 --size 32 --save_path out --report out"
     assert main(command.split()) == 1

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fast_first, made, plan
-from PIL import Image
+from conftest import fast_first, made, plan, save_crops
 
 from command import resume
 from command.arguments import parse
@@ -93,7 +92,7 @@ def test_at_any_moment(change, optimizer, moments, spec, tiny, narrow_net):
 @pytest.fixture
 def exemplar(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
+    save_crops(64, 64, path)
     monkeypatch.setattr(resume, "INTERVAL", 0.0)
     return path
 
@@ -205,13 +204,10 @@ def test_kill_9_at_random_moments(exemplar):
     """Until it is made; what there is of the result at any time is whole."""
     folder = exemplar.parent
     flags = "--size 64 --epoch 150 --device cpu --model vgg16-caffe --resume"
-    command = [
-        sys.executable,
-        "-c",
-        "import command.resume as r; r.INTERVAL = 0.2; import Synthesis;",
-    ]
-    command[-1] += "import sys; sys.exit(Synthesis.main(sys.argv[1:]))"
-    command += ["--gt_path", str(exemplar), *flags.split(), "--save_path"]
+    code = "import sys, Synthesis, command.resume as r; r.INTERVAL = 0.2; "
+    code += "sys.exit(Synthesis.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--gt_path", str(exemplar), *flags.split()]
+    command += ["--save_path"]
     subprocess.run([*command, str(folder / "whole.png")], cwd=ROOT, check=True)
     kills = 0
     for seconds in (1.0, 4.0, 5.0, 6.0, 60.0):

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import fast_first, plan
+from conftest import fast_first, plan, save_crops
 from PIL import Image
 
 from command.arguments import argv_of, parse, request_of
-from command.files import TEXTURES
 from command.pictures import read_record, save_picture
 from command.settings import digest
 from command.weights import BUNDLE
@@ -23,9 +22,7 @@ TINY = "--device cpu --quiet"
 @pytest.fixture
 def folder(tmp_path, monkeypatch, narrow_net):
     """Where exemplars of 40x36 and maps are, and we too."""
-    for i, name in enumerate(("a", "b", "c")):
-        box = (40 * i, 0, 40 * i + 40, 36)
-        Image.open(TEXTURES / "pebbles.png").crop(box).save(tmp_path / f"{name}.png")
+    save_crops(40, 36, *(tmp_path / f"{name}.png" for name in "abc"))
     half = np.repeat([[0] * 20 + [255] * 20], 36, 0).astype(np.uint8)
     Image.fromarray(half).save(tmp_path / "half.png")
     np.save(tmp_path / "v.npy", np.ones((2, 36, 40)))
@@ -192,11 +189,8 @@ def test_a_net_that_is_said_replaces_all_that_a_record_says_of_its_net(folder):
 
 def test_a_picture_of_another_version_is_told(folder, capfd):
     assert run("--gt_path a.png --epoch 2 --save_path one.png") == 0
-    save_picture(
-        torch.zeros(1, 3, 8, 8),
-        folder / "old.png",
-        read_record(folder / "one.png") | {"version": "0.1.0"},
-    )
+    old = read_record(folder / "one.png") | {"version": "0.1.0"}
+    save_picture(torch.zeros(1, 3, 8, 8), folder / "old.png", old)
     for name, told in (("one", False), ("old", True)):
         capfd.readouterr()
         said = f"--from {name}.png --save_path two_{name}.png --device cpu"

@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
-from conftest import fast_first
+from conftest import fast_first, save_crops
 from PIL import Image
 
 from command import display
 from command.arguments import parse
-from command.files import TEXTURES
 from command.pictures import read_record
 from command.plan import work_items
 from command.sheet import BACKGROUND, CAPTION, FRAME, GAP, LAST, SIDE, snapshots_of
@@ -22,8 +21,7 @@ from Synthesis import main
 @pytest.fixture
 def exemplar(tmp_path, monkeypatch, narrow_net):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "b.png"):
-        Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 48)).save(tmp_path / name)
+    save_crops(64, 48, tmp_path / "a.png", tmp_path / "b.png")
     return tmp_path / "a.png"
 
 

@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import fast_first
-from PIL import Image
+from conftest import fast_first, save_crops
 
 from command import verdict
 from command.display import print_stderr
-from command.files import TEXTURES
 from command.pictures import read_record
 from command.streams import write, write_stdout
 from Synthesis import main
@@ -34,10 +32,7 @@ def in_shell(arguments, stream, cwd=ROOT, program="Synthesis.py"):
 @pytest.fixture
 def exemplars(tmp_path):
     """Two, that scores can be computed of."""
-    for i, name in enumerate(("a.png", "b.png")):
-        Image.open(TEXTURES / "pebbles.png").crop((70 * i, 0, 70 * i + 64, 64)).save(
-            tmp_path / name
-        )
+    save_crops(64, 64, tmp_path / "a.png", tmp_path / "b.png")
     return tmp_path
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fast_first, made, synthesized
+from conftest import fast_first, made, save_crops, synthesized
 from PIL import Image
 
 import models
@@ -52,7 +52,7 @@ TINY = ["--model", "vgg16-caffe", "--device", "cpu", "--epoch", "6", "--size", "
 def pebbles(tmp_path):
     """A 64 px corner of a real exemplar."""
     path = tmp_path / "corner.png"
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 64, 64)).save(path)
+    save_crops(64, 64, path)
     return path
 
 
@@ -653,15 +653,11 @@ def test_mixed_exemplars_are_seen_at_every_scale_in_its_size(tiny):
 @pytest.mark.slow
 def test_noise_has_the_colours_of_the_mixture(tiny):
     """Of 64 pixels of 0.2 and 36 of 0.8, a quarter being the latter: 0.35."""
-    spec = Spec(
-        (
-            exemplar_of(torch.full((1, 3, 8, 8), 0.2), share=0.75),
-            exemplar_of(torch.full((1, 3, 6, 6), 0.8), share=0.25),
-        ),
-        Canvas((64, 64)),
-        steps=0,
-        scales=1,
+    mixed = (
+        exemplar_of(torch.full((1, 3, 8, 8), 0.2), share=0.75),
+        exemplar_of(torch.full((1, 3, 6, 6), 0.8), share=0.25),
     )
+    spec = Spec(mixed, Canvas((64, 64)), steps=0, scales=1)
     assert made(spec, tiny).image.mean().item() == pytest.approx(0.35, abs=0.01)
 
 

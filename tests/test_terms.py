@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyExtractor, built, fast_first, in_threads, regional
+from conftest import TinyExtractor, built, fast_first, in_threads, noise, regional
 from torch.nn import functional as F
 
 from command.files import TEXTURES
@@ -44,11 +44,6 @@ from terms.process_group import SINGLE_PROCESS
 from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
-
-
-def noise(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
 
 # ------------------------------------------------------------------------------- all the terms
 
@@ -804,11 +799,8 @@ def test_patches_beside_what_has_none():
 
 
 def test_an_exemplar_smaller_than_a_patch_has_no_share_of_patches():
-    source, small, output = (
-        noise(1, 3, 16, 16),
-        noise(1, 3, 6, 6, seed=2),
-        noise(1, 3, 16, 16, seed=1),
-    )
+    source, output = (noise(1, 3, 16, 16, seed=seed) for seed in (0, 1))
+    small = noise(1, 3, 6, 6, seed=2)
     others = ({"image": small},)
     both = built(Patches, {"image": source}, [], others=others, shares=(0.5, 0.5))
     assert both({"image": output}) == built(Patches, {"image": source}, [])({"image": output})

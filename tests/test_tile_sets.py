@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import fast_first, noise_image, seeded, synthesized
+from conftest import fast_first, noise_image, save_crops, seeded, synthesized
 from PIL import Image
 
 import engine.edges as edges
 from command.arguments import parse
 from command.canvas import channels_of
-from command.files import TEXTURES
 from command.floor import floor_size, random_order
 from command.pictures import read_levels, read_picture, read_record, save_picture
 from command.plan import work_items
@@ -119,7 +118,7 @@ def test_large_tiles_make_a_smaller_floor():
 @pytest.fixture
 def exemplar(tmp_path, narrow_net):
     path = tmp_path / "a.png"
-    Image.open(TEXTURES / "pebbles.png").crop((0, 0, 40, 36)).save(path)
+    save_crops(40, 36, path)
     return path
 
 

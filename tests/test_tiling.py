@@ -45,8 +45,7 @@ def both(trunk, spec, size, side, exemplar=SOURCE):
     """Loss and gradient of noise, the whole at once and by blocks."""
     criterion = criterion_at(spec, trunk, exemplar, size)
     image, wrap = noise(2, 3, *size, seed=1), spec.canvas.wrap
-    if criterion.match_every:
-        criterion.rematch(trunk(image, wrap))
+    criterion.rematch(trunk(image, wrap))
     looks = trunk, TiledExtractor(trunk, criterion, Tiling(side))
     return [judged(look, criterion, image, wrap) for look in looks]
 
@@ -159,8 +158,7 @@ def test_processes_that_exchange_rows_see_the_whole(method, pool, wrap, count):
     trunk = narrow("vgg16-caffe", [*LAYERS, "conv4_1"], pool)
     criterion = criterion_at(spec, trunk, SOURCE, size)
     image = noise(1, 3, *size, seed=1)
-    if criterion.match_every:
-        criterion.rematch(trunk(image, wrap))
+    criterion.rematch(trunk(image, wrap))
     whole, rows = judged(trunk, criterion, image, wrap), []
     trunk.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[2]))
 

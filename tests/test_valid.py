@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import made
+from conftest import made, noise
 
 from engine.painting import paint, value_of
 from engine.spec import Spec, exemplar_of
@@ -16,10 +16,6 @@ from terms.valid import fill_invalid, largest_rectangle, usable_patches, valid_a
 from utils import UserError
 
 HALF = torch.full((1, 3, 32, 32), 0.5)
-
-
-def noise(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def marks(*rows):

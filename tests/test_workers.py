@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fast_first, plan
-from PIL import Image
+from conftest import fast_first, plan, save_crops
 
 import Synthesis
 from command import workers
 from command.arguments import parse
-from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.ranks import ProcessRank
 from command.results import Failed, Result
@@ -35,8 +33,7 @@ TINY = ["--device", "cpu", "--epoch", "3", "--size", "32", "--quiet"]
 def test_pictures_failures_and_exit_code_are_those_of_one_process(tmp_path, narrow_weights, capfd):
     folder = tmp_path / "in"
     folder.mkdir()
-    for i, name in enumerate(("a.png", "c.png", "d.png")):
-        Image.open(TEXTURES / "pebbles.png").crop((40 * i, 0, 40 * i + 40, 40)).save(folder / name)
+    save_crops(40, 40, *(folder / f"{name}.png" for name in "acd"))
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:300])
     said = {}
     for count in "12":
