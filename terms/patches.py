@@ -50,13 +50,12 @@ class Patches(Term):
         regions = inputs.canvas.output_regions
         self.wrap, self.group, self.count = inputs.canvas.wrap, inputs.options.group, 1
         self.output_map = None if regions is None else _RegionMap(regions)
-        views = [one.views_for_statistics() for one in inputs.exemplars]
         if regions is not None:
-            self.count = count_of_regions([view for some in views for view in some], regions)
+            self.count = count_of_regions(inputs.exemplars, regions)
         shares = [share for share, _ in inputs.weighted_views]
         self.sources = [
-            (share, list(map(self._with_map, some)))
-            for share, some in zip(shares, views, strict=True)
+            (share, list(map(self._with_map, one.views_for_statistics())))
+            for share, one in zip(shares, inputs.exemplars, strict=True)
         ]
         self.image, _ = self.sources[0][1][0]
         self.side = min(self.image.shape[2:])

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import Features
-from terms.base import LayerWeights, Statistics, Term, TermInputs, View
+from terms.base import Exemplar, LayerWeights, Statistics, Term, TermInputs, View
 from terms.valid import drop_invalid, positions_of_regions, valid_at
 from utils import Size, size_of
 
@@ -28,8 +28,7 @@ class PerRegion(Term):
         regions = inputs.canvas.output_regions
         assert regions is not None  # `per_region` builds this term only if there are regions
         self.regions = regions
-        views = [view for one in inputs.exemplars for view in one.views_for_statistics()]
-        self.count = count_of_regions(views, regions)
+        self.count = count_of_regions(inputs.exemplars, regions)
         self.positions: RegionPositions = {}
         pictures = [(one, self._located(one.views_for_statistics())) for one in inputs.exemplars]
         areas = [int(n) for n in regions[regions >= 0].bincount(minlength=self.count)]
@@ -133,9 +132,10 @@ def regions_of(view: View) -> Tensor:
     return torch.where(valid, regions, -1)
 
 
-def count_of_regions(views: list[View], output_regions: Tensor) -> int:
-    """Return the number of regions of views and output, 1 + the highest index."""
-    return 1 + int(max(x.max() for x in (output_regions, *(regions_of(view) for view in views))))
+def count_of_regions(exemplars: Iterable[Exemplar], output_regions: Tensor) -> int:
+    """Return the number of regions of exemplars and output, 1 + the highest index."""
+    views = (view for one in exemplars for view in one.views_for_statistics())
+    return 1 + int(max(x.max() for x in (output_regions, *map(regions_of, views))))
 
 
 def one_hot(regions: Tensor, count: int) -> Tensor:

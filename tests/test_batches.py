@@ -619,10 +619,3 @@ def test_broken_outputs_cost_no_picture(error, exemplar, tmp_path, monkeypatch):
         patched.setattr(sys, "stderr", Broken())
         assert main([*command, *TINY[:-1]]) == 0
     assert (tmp_path / "ä.png").exists()
-
-
-def test_an_alphabet_without_the_names_letters(exemplar, tmp_path, monkeypatch):
-    with open(tmp_path / "log", "w", encoding="ascii") as log:
-        monkeypatch.setattr(sys, "stdout", log)
-        assert run_main("--gt_path", exemplar, "--save_path", tmp_path / "ä.png") == 0
-    assert "?.png" in (tmp_path / "log").read_text()

@@ -80,7 +80,6 @@ def test_pixels_outside_a_mask_are_kept_and_have_no_rank(how):
     image, mask = noise_image(8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:4, 2:4] = True
     found = with_exact_histogram(image, grey(10, 20, 30, 40), how, 255, mask=mask)
-    assert torch.equal(found.where(mask, 0), found - image.where(~mask, 0))
     assert torch.equal(found.where(~mask, 0), image.where(~mask, 0))
     new = found[..., 2:4, 2:4]
     for plane in new.split(1, 1) if how == "color" else [luma(new)]:

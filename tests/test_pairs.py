@@ -55,7 +55,7 @@ REFUSED = [
     ({"grey"}, {"hue", "vectors"}),  # no place of this exemplar has such a grey and such an axis
 ]
 # The same flag cannot be said twice with two values, except for --guide.
-SAME_FLAG = [{"tile x", "tile xy"}, {"mask", "init"}, {"degrees", "hue", "vectors"}, MIXES]
+SAME_FLAG = [{"mask", "init"}, {"degrees", "hue", "vectors"}, MIXES]
 PATCHES_ONLY = {"turned", "resized"}
 
 

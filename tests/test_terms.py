@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyExtractor, built, fast_first, in_threads, noise, regional
+from conftest import built, fast_first, in_threads, noise, regional
 from torch.nn import functional as F
 
 from command.files import TEXTURES
@@ -56,16 +56,6 @@ def test_term_keeps_nothing_of_one_size_for_another(name, tiny):
         output = tiny(noise(1, 3, *size, seed=1))
         expected = built(TERMS[name].kind, source, tiny.layers)(output)
         torch.testing.assert_close(term(output), expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("name", sorted(TERMS.keys() - {"spectrum", "autocorrelation"}))
-def test_term_sees_no_seam_where_there_is_none(name, tiny):
-    # Blocks of 4 px keep patches of halves and quarters in step.
-    term = built(TERMS[name].kind, tiny(noise(1, 3, 20, 24)), tiny.layers, wrap="xy")
-    tiled = TinyExtractor("circular")
-    image = noise(1, 3, 28, 32, seed=1)
-    moved = term(tiled(image.roll((8, 12), (2, 3))))
-    torch.testing.assert_close(moved, term(tiled(image)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
