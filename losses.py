@@ -20,7 +20,7 @@ from terms.guided import Guided
 from terms.histogram import Histogram
 from terms.moments import Moments
 from terms.patches import Patches
-from terms.regions import layers_needed_whole, per_region
+from terms.regions import per_region
 from terms.sliced import Sliced
 from terms.spectrum import Spectrum
 from terms.variation import TotalVariation
@@ -191,8 +191,11 @@ def whole_layers_of(
         method, weights, layers, every: as in `weighted_kinds`.
         divided: whether the output may be divided into regions.
     """
-    kinds = weighted_kinds(method, weights, layers, every)
-    return {layer for _, kind, used in kinds for layer in layers_needed_whole(kind, used, divided)}
+    needed: set[str] = set()
+    for _, kind, used in weighted_kinds(method, weights, layers, every):
+        if kind.needs_whole or (divided and kind.permutation_invariant):
+            needed.update(kind.layers_used(used))
+    return needed
 
 
 class MeasuredFeatures(Features):

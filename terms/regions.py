@@ -106,18 +106,6 @@ def per_region(kind: type[Term], inputs: TermInputs, layers: LayerWeights) -> Te
     return kind(inputs, layers)
 
 
-def layers_needed_whole(kind: type[Term], layers: LayerWeights, divided: bool) -> list[str]:
-    """Return the layers, or ["image"], that a term cannot evaluate block by block.
-
-    Args:
-        kind: class of the term.
-        layers: layers that the term may use.
-        divided: whether the output may be divided into regions.
-    """
-    needed = kind.needs_whole or (divided and kind.permutation_invariant)
-    return kind.layers_used(layers) if needed else []
-
-
 def regions_of(view: View) -> Tensor:
     """Return the region of each pixel of a view, (1, 1, h, w) of int64: 0 if the view has no
     regions, -1 for invalid pixels."""

@@ -148,12 +148,6 @@ def test_features_are_those_of_plain_operations(bundle, picture):
         assert_same_features(features[layer], expected[position])
 
 
-def test_pooling_by_hand(bundle, picture):
-    for pool, function in (("avg", nn.functional.avg_pool2d), ("max", nn.functional.max_pool2d)):
-        features = Extractor(bundle, "vgg16-caffe", ["relu1_2", "pool1"], pool)(picture)
-        torch.testing.assert_close(features["pool1"], function(features["relu1_2"], 2))
-
-
 def test_cut_after_the_deepest_layer_and_frozen(bundle):
     extractor = Extractor(bundle, "vgg16-caffe", ["relu1_1", "relu2_1"])
     assert list(extractor.trunk) == ["relu1_1", "relu1_2", "pool1", "relu2_1"]

@@ -305,14 +305,6 @@ def spectrum(source):
     return lambda image: term({"image": image}).item()
 
 
-def test_spectrum_by_hand(wrapped):
-    # About the mean 0.5, the source is [-0.5, 0.5]: nothing at frequency 0, -1 at frequency 1.
-    source = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
-    # The output is [-0.5, 0] about it: -0.5 at both. Nearest to it is the source itself, at
-    # 0.5^2 in one of two pixels, relative to 0.5^2 in both.
-    assert spectrum(source)(torch.tensor([0.0, 0.5]).expand(1, 3, 1, 2)) == pytest.approx(0.5)
-
-
 def test_spectrum_sees_no_circular_shift(wrapped):
     source = noise(1, 3, 15, 18)
     assert spectrum(source)(source.roll((4, 7), (2, 3))) == pytest.approx(0, abs=1e-9)
