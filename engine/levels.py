@@ -23,37 +23,31 @@ GPU_PIXELS = 2**16  # px of the output; up to this many, a CPU takes less time t
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
 class Atlas:
-    """All views of all exemplars at one size, stacked vertically; narrow ones are padded."""
+    """All views of all exemplars at one size, stacked vertically; narrow ones are padded.
 
-    image: Tensor  # (1, 3, h, w)
-    guide: Tensor | None  # (1, G, h, w)
-    views: Tensor  # (h, w) of int64: index of the view of each pixel, or NO_LABEL
-    exemplars: Tensor  # (h, w) of int64: index of the exemplar of each pixel, or NO_LABEL
-    sizes: list[Size]  # of the views
+    Args:
+        exemplars: Exemplars at full size.
+        factor: Factor by which they are resized.
+    """
 
-    @classmethod
-    def of(cls, exemplars: tuple[Exemplar, ...], factor: float) -> Atlas:
-        """Return the atlas of exemplars resized by a factor."""
+    def __init__(self, exemplars: tuple[Exemplar, ...], factor: float) -> None:
         views = [(i, view) for i, one in enumerate(exemplars) for view in one.views]
         images = [resize(view.image, scaled_size(view.image, factor)) for _, view in views]
-        sizes = [size_of(image) for image in images]
-        guides = [
-            resize_guide(view.guide, size)
-            for (_, view), size in zip(views, sizes, strict=True)
-            if view.guide is not None
-        ]
-        labels = []
-        for n, ((i, view), size) in enumerate(zip(views, sizes, strict=True)):
+        self.sizes = [size_of(image) for image in images]  # of the views
+        guides, labels = [], []
+        for n, ((i, view), size) in enumerate(zip(views, self.sizes, strict=True)):
+            if view.guide is not None:
+                guides.append(resize_guide(view.guide, size))
             label = torch.tensor((n, i), device=images[0].device).view(1, 2, 1, 1)
             label = label.expand(1, 2, *size)
             if view.valid is not None:
                 label = torch.where(valid_at(view.valid, size), label, NO_LABEL)
             labels.append(label)
-        view_labels, exemplar_labels = _stack(labels, NO_LABEL)[0]
-        guide = _stack(guides, 0) if guides else None
-        return cls(_stack(images, 0), guide, view_labels, exemplar_labels, sizes)
+        self.image = _stack(images, 0)  # (1, 3, h, w)
+        self.guide = _stack(guides, 0) if guides else None  # (1, G, h, w)
+        # (h, w) of int64 each: index of the view and of the exemplar of each pixel, or NO_LABEL
+        self.views, self.exemplars = _stack(labels, NO_LABEL)[0]
 
     def usable_patches(self) -> Tensor:
         """Return which patches lie within one view, (h - PATCH + 1, w - PATCH + 1) of bool."""
@@ -106,35 +100,30 @@ def generators(device: torch.device, seed: int) -> dict[torch.device, torch.Gene
     return {d: torch.Generator(d).manual_seed(seed) for d in (device, CPU)}
 
 
-@dataclass(frozen=True)
 class Level:
-    """Source and output of one scale. Tensors are on the CPU if the output is small."""
+    """Source and output of one scale. Tensors are on the CPU if the output is small.
 
-    job: PaintingJob
-    factor: float  # of full size
-    size: Size  # of the output, (H, W)
-    atlas: Atlas
-    usable: Tensor  # (h', w') of bool: source patches that lie in one view
-    describe: PatchDescriptor
-    descriptors: Tensor  # (h', w', D + G) of the source patches
-    guide: Tensor | None  # (1, G, H, W)
-    mask: Tensor | None  # (1, 1, H, W) of bool: pixels that may change; None: all
-    kept: Tensor | None  # (1, 3, H, W): values of the pixels outside the mask; None: none are given
+    Args:
+        job: Arguments of the painting.
+        factor: Factor by which the exemplars are resized.
+        size: Size of the output, (H, W).
+    """
 
-    @property
-    def wrap(self) -> str:
-        """Axes along which the output repeats."""
-        return self.job.canvas.wrap
-
-    @property
-    def device(self) -> torch.device:
-        """Device of all tensors."""
-        return self.usable.device
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Generator on that device."""
-        return self.job.generators[self.device]
+    def __init__(self, job: PaintingJob, factor: float, size: Size) -> None:
+        self.job, self.factor, self.size, self.wrap = job, factor, size, job.canvas.wrap
+        self.device = job.device if math.prod(size) > GPU_PIXELS else CPU  # of all tensors
+        self.generator = job.generators[self.device]
+        canvas = job.canvas.to(self.device)
+        self.atlas = Atlas(tuple(one.to(self.device) for one in job.exemplars), factor)
+        self.usable = self.atlas.usable_patches()  # (h', w') of bool: source patches
+        self.describe = PatchDescriptor(self.atlas.image, self.usable, self.generator)
+        # (h', w', D + G) of the source patches
+        self.descriptors = self.describe(self.atlas.image, self.atlas.guide)
+        # (1, G, H, W)
+        self.guide = None if canvas.guide is None else resize_guide(canvas.guide, size)
+        self.mask = canvas.mask_at(size)  # (1, 1, H, W) of bool: pixels that may change; None: all
+        # (1, 3, H, W): values of the pixels outside the mask; None: none are given
+        self.kept = canvas.init_at(size)
 
     @property
     def patches(self) -> Size:
@@ -149,27 +138,6 @@ class Level:
     def source_patches(self) -> Size:
         """(h', w'): number of source patches along each axis."""
         return self.usable.shape[0], self.usable.shape[1]
-
-
-def level_at(job: PaintingJob, factor: float, size: Size) -> Level:
-    """Return the level of a job with exemplars resized by a factor and an output of a size."""
-    device = job.device if math.prod(size) > GPU_PIXELS else CPU
-    atlas = Atlas.of(tuple(one.to(device) for one in job.exemplars), factor)
-    canvas = job.canvas.to(device)
-    usable = atlas.usable_patches()
-    describe = PatchDescriptor(atlas.image, usable, job.generators[device])
-    return Level(
-        job=job,
-        factor=factor,
-        size=size,
-        atlas=atlas,
-        usable=usable,
-        describe=describe,
-        descriptors=describe(atlas.image, atlas.guide),
-        guide=None if canvas.guide is None else resize_guide(canvas.guide, size),
-        mask=canvas.mask_at(size),
-        kept=canvas.init_at(size),
-    )
 
 
 def fill_rows(

@@ -26,7 +26,7 @@ from torch import Tensor
 from engine.descriptors import PATCH
 from engine.kinds import STOCHASTIC, Kind
 from engine.layouts import layout_cost, layout_count, quilt_layout, valid_size
-from engine.levels import Atlas, Level, PaintingJob, generators, level_at
+from engine.levels import Atlas, Level, PaintingJob, generators
 from engine.scales import COARSEST
 from engine.searching import (
     PaintingState,
@@ -130,7 +130,7 @@ def _paint(job: PaintingJob, scales: list[_Scale]) -> Generator[PaintingFrame, N
     total += sum(scale.rounds * scale.factor**2 for scale in scales)
     done, last = 0.0, None
     for number, scale in enumerate(scales, 1):
-        level = level_at(job, scale.factor, scale.size)
+        level = Level(job, scale.factor, scale.size)
         for work, state in _states(level, last, scale.rounds):
             done += work
             yield PaintingFrame(number, len(scales), min(1.0, done / total), state.image)
@@ -168,7 +168,7 @@ def _states(
 
 def source_colours(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
     """Return the colour of the main source pixel of each pixel of a painting, (1, 3, H, W)."""
-    return Atlas.of(exemplars, 1.0).image[0].flatten(1)[:, painting.places][None]
+    return Atlas(exemplars, 1.0).image[0].flatten(1)[:, painting.places][None]
 
 
 def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:

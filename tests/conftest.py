@@ -22,7 +22,7 @@ from command.plan import job_of, work_items
 from command.weights import LoadedWeights
 from engine import layouts, painting, patchmatch
 from engine.kinds import STOCHASTIC
-from engine.levels import PaintingJob, generators, level_at
+from engine.levels import Level, PaintingJob, generators
 from engine.objective import Objective
 from engine.optimizers import Settings, minimize
 from engine.spec import Spec, exemplar_of
@@ -111,7 +111,7 @@ def level_of(exemplars, size, *, factor=1.0, kind=STOCHASTIC, group=SINGLE_PROCE
     exemplars = exemplars if isinstance(exemplars, tuple) else (exemplars,)
     draws = generators(torch.device("cpu"), 0)
     job = PaintingJob(exemplars, Canvas(size, **canvas), kind, draws, group=group)
-    return level_at(job, factor, size)
+    return Level(job, factor, size)
 
 
 class TinyExtractor(nn.Module):
