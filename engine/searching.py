@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ DISTANCE_FLOOR = 1e-4  # mean square; smaller distances count as equal
 MAX_DESCRIPTORS = 2**17  # output patches whose descriptors are held at a time
 SOURCE_CHUNK = 2**14  # source patches searched at a time if the output exceeds MAX_DESCRIPTORS
 HALO = max(STRIDES)  # rows of patches around a strip, from which offsets propagate into it
+
+# Inputs of a search for some rows and a halo of rows around them: descriptors (n, W', D + G), field
+# (n, W'), the slice of the n rows without the halo, and the axes along which the strip repeats.
+Strip = tuple[Tensor, NNField, slice, str]
 
 
 @dataclass(frozen=True)
@@ -75,30 +81,20 @@ def paint_round(level: Level, state: PaintingState) -> PaintingState:
 
 def _search_output(level: Level, state: PaintingState) -> tuple[NNField, Tensor]:
     """Find the nearest output patch of each source patch, and its squared distance, (h', w')."""
-    height, width = level.source_patches
     large = math.prod(level.patches) > MAX_DESCRIPTORS
-    describe = level.describe
-    output = (
-        LazyDescriptors(describe, state.image, level.guide, level.wrap)
-        if large
-        else describe(state.image, level.guide, level.wrap)
-    )
+    describe = partial(LazyDescriptors, level.describe) if large else level.describe
+    output = describe(state.image, level.guide, level.wrap)
     anywhere = torch.ones(level.patches, dtype=torch.bool, device=level.device)
-    candidates = Candidates(output, anywhere)
 
-    def search(rows: slice, generator: torch.Generator) -> list[Tensor]:
+    def strip(rows: slice) -> Strip:
         first = max(0, rows.start - HALO)
         around = slice(first, rows.stop + HALO)
         inside = slice(rows.start - first, rows.stop - first)
-        match = PatchMatch(level.descriptors[around], candidates, generator)
-        field = match(state.source_field[around], 1)
-        return [x[inside] for x in (field.y, field.x, match.distance(field))]
+        return level.descriptors[around], state.source_field[around], inside, ""
 
-    field = state.source_field.zeros_like()
-    distance = level.descriptors.new_zeros(height, width)
-    strips = _strips(level, height, SOURCE_CHUNK // width if large else height)
-    fill_rows((field.y, field.x, distance), strips, search, level.job.group)
-    return field, distance
+    height, width = level.source_patches
+    rows = SOURCE_CHUNK // width if large else height
+    return _search(level, state.source_field, Candidates(output, anywhere), strip, rows)
 
 
 def _search_source(
@@ -117,19 +113,33 @@ def _search_source(
         labels=level.atlas.exemplars[:h, :w] if level.job.separate else None,
         guide_channels=0 if level.guide is None else level.guide.shape[1],
     )
+    strip, rows = partial(describe_strip, level, state), MAX_DESCRIPTORS // level.patches[1]
+    return _search(level, state.output_field, candidates, strip, rows)
+
+
+def _search(
+    level: Level, field: NNField, candidates: Candidates, strip: Callable[[slice], Strip], most: int
+) -> tuple[NNField, Tensor]:
+    """Search in strips of at most `most` rows.
+
+    Args:
+        field: Field before the search.
+        strip: Function that returns the inputs of the search for some rows.
+
+    Returns:
+        The field, and the squared distance of each query to its neighbour.
+    """
 
     def search(rows: slice, generator: torch.Generator) -> list[Tensor]:
-        queries, field, inside, wrap = describe_strip(level, state, rows)
+        queries, part, inside, wrap = strip(rows)
         match = PatchMatch(queries, candidates, generator, wrap)
-        field = match(field, 1)
-        return [x[inside] for x in (field.y, field.x, match.distance(field))]
+        part = match(part, 1)
+        return [x[inside] for x in (part.y, part.x, match.distance(part))]
 
-    height, width = level.patches
-    field = state.output_field.zeros_like()
-    distance = cost_factor.new_zeros(height, width)
-    strips = _strips(level, height, MAX_DESCRIPTORS // width)
-    fill_rows((field.y, field.x, distance), strips, search, level.job.group)
-    return field, distance
+    found, distance = field.zeros_like(), level.descriptors.new_zeros(field.size)
+    strips = _strips(level, field.size[0], most)
+    fill_rows((found.y, found.x, distance), strips, search, level.job.group)
+    return found, distance
 
 
 def _strips(level: Level, height: int, rows: int) -> list[tuple[slice, torch.Generator]]:
@@ -148,15 +158,8 @@ def _strips(level: Level, height: int, rows: int) -> list[tuple[slice, torch.Gen
     ]
 
 
-def describe_strip(
-    level: Level, state: PaintingState, rows: slice
-) -> tuple[Tensor, NNField, slice, str]:
-    """Return the inputs of a search for some rows of output patches and a halo of rows around them.
-
-    Returns:
-        Descriptors (n, W', D + G), field (n, W'), the slice of the n rows without the halo, and the
-        axes along which the strip repeats.
-    """
+def describe_strip(level: Level, state: PaintingState, rows: slice) -> Strip:
+    """Return the inputs of a search for some rows of output patches and a halo around them."""
     wrap, field = level.wrap, state.output_field
     height = level.patches[0]
     if rows == slice(0, height):
