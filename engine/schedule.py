@@ -32,18 +32,14 @@ class Stage:
     paints_detail: bool = False  # whether the fine detail of its start is painted
     is_painting: bool = False  # whether it paints; otherwise it optimizes
 
-    @property
-    def step_work(self) -> float:
-        """The work of one optimization step. Work is measured in px: as much as that of a step on
-        so many pixels."""
-        return STEP_OVERHEAD + math.prod(self.size)
-
     def work(self, steps: float) -> float:
-        """Return the work of the first `steps` steps, in px, including that of painting the detail
-        of the start. A whole painting stage counts as `PAINTING_WORK` optimization steps."""
+        """Return the work of the first `steps` steps, including that of painting the detail of the
+        start. A whole painting stage counts as `PAINTING_WORK` optimization steps. Work is measured
+        in px: as much as that of a step on so many pixels."""
+        step_work = STEP_OVERHEAD + math.prod(self.size)
         if self.is_painting:
-            return PAINTING_WORK * self.step_work * steps / max(1, self.steps)
-        return (steps + PAINTING_WORK * self.paints_detail) * self.step_work
+            return PAINTING_WORK * step_work * steps / max(1, self.steps)
+        return (steps + PAINTING_WORK * self.paints_detail) * step_work
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,6 @@ class Schedule:
         stage = self.stages[index]
         number = max(1, round(steps)) if stage.is_painting else int(steps)
         return before + number, (work + stage.work(steps)) / total if total else 1.0
-
-    def ended(self, index: int, steps: int) -> "Schedule":
-        """Return a copy in which a stage ends after `steps` steps."""
-        return self.with_steps([*(stage.steps for stage in self.stages[:index]), steps])
 
     def with_steps(self, steps: Sequence[int]) -> "Schedule":
         """Return a copy in which the first stages have the given numbers of steps."""

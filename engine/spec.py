@@ -77,15 +77,12 @@ def exemplar_of(
         valid: (1, 1, H, W) of bool; None: all pixels are valid. Invalid pixels are filled by
             `fill_invalid`.
     """
-    if valid is None:
-        copies = [picture, *rotated_and_resized(picture, rotations, factors)]
-        views = tuple(View({"image": image}) for image in copies)
-        return Exemplar(views, share, tuple(rotations), tuple(factors))
-    picture = fill_invalid(picture, valid)
+    if valid is not None:
+        picture = fill_invalid(picture, valid)
     copies = [picture, *rotated_and_resized(picture, rotations, factors)]
-    shares = [valid.float(), *rotated_and_resized(valid.float(), rotations, factors)]
-    views = tuple(
-        View({"image": image}, valid=part > NEARLY_ALL)
-        for image, part in zip(copies, shares, strict=True)
-    )
-    return Exemplar(views, share, tuple(rotations), tuple(factors))
+    views = [View({"image": image}) for image in copies]
+    if valid is not None:
+        shares = [valid.float(), *rotated_and_resized(valid.float(), rotations, factors)]
+        pairs = zip(views, shares, strict=True)
+        views = [replace(view, valid=part > NEARLY_ALL) for view, part in pairs]
+    return Exemplar(tuple(views), share, tuple(rotations), tuple(factors))

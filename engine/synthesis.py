@@ -242,7 +242,7 @@ def _optimized(
         image, taken = yield from _mapped(steps, frame)
     if not stage.steps and index == len(run.schedule.stages) - 1:
         yield run.frame(index, 0, image)
-    return image, replace(run, schedule=run.schedule.ended(index, taken))
+    return image, replace(run, schedule=run.schedule.with_steps([*before, taken]))
 
 
 X = TypeVar("X")
@@ -329,27 +329,16 @@ def _objective(spec: Spec, net: Extractor, stage: Stage) -> Objective:
         extractor = TiledExtractor(net, criterion, stage.tiling, spec.group)
     if is_tiled:
         give_back_freed_memory()  # of painting
-    parametrization = Parametrization(spec.canvas.mask_at(stage.size))
+    mask = spec.canvas.mask_at(stage.size)
 
-    def extract(variable: Tensor, dtype: torch.dtype | None = None):
-        return extractor(parametrization.image(variable), spec.canvas.wrap, dtype)
+    def extract(image: Tensor, dtype: torch.dtype | None = None):
+        if mask is not None:  # the gradient is 0 at pixels outside the mask
+            image = torch.where(mask, image, image.detach())
+        return extractor(image, spec.canvas.wrap, dtype)
 
     dtype = ROUGH.get(spec.precision)
     rough: Extract | None = partial(extract, dtype=dtype) if dtype else None
     return Objective(extract, criterion, rough=rough)
-
-
-@dataclass(frozen=True)
-class Parametrization:
-    """Map from the variable that is optimized to the picture."""
-
-    mask: Tensor | None  # (1, 1, h, w) of bool: the pixels that may change; None: all
-
-    def image(self, variable: Tensor) -> Tensor:
-        """Return the picture (1, 3 or 1, h, w). The gradient is 0 at pixels outside the mask."""
-        if self.mask is None:
-            return variable
-        return torch.where(self.mask, variable, variable.detach())
 
 
 @torch.no_grad()
