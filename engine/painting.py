@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.descriptors import PATCH
-from engine.kinds import STOCHASTIC, Kind
+from engine.kinds import Kind
 from engine.layouts import layout_cost, layout_count, quilt_layout, valid_size
 from engine.levels import Atlas, Level, PaintingJob, generators
 from engine.scales import COARSEST
@@ -35,10 +35,10 @@ from engine.searching import (
     state_of_layout,
     upsample,
 )
+from engine.spec import Spec
 from engine.stretching import stretch_exemplars, stretch_seed
-from engine.voting import vote
-from terms.base import Canvas, Exemplar
-from terms.process_group import SINGLE_PROCESS, ProcessGroup
+from engine.voting import main_source, vote
+from terms.base import Exemplar
 from utils import Size, UserError, size_of, size_text
 
 SCALE_RATIO = math.sqrt(2)  # of the sizes of successive scales
@@ -74,27 +74,16 @@ class _Scale:
 
 
 def paint(
-    exemplars: tuple[Exemplar, ...],
-    canvas: Canvas,
-    *,
-    size: Size,
-    seed: int,
-    kind: Kind = STOCHASTIC,
-    layout: Tensor | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
+    spec: Spec, size: Size, layout: Tensor | None = None
 ) -> Generator[PaintingFrame, None, Painting]:
     """Paint an image with the pixels of exemplars, coarse to fine.
 
     Args:
-        exemplars: Exemplars with their guides, at full size.
-        canvas: Wrap, guide, mask and init of the output.
+        spec: The processes of its group paint together; all of them call this function alike.
         size: Height and width of the painting; those of the canvas, or a little more.
-        seed: Seed of all random draws.
-        kind: Kind of texture. Blocks of a regular one keep its rows and columns.
         layout: (1, 3, ., .), image whose layout the painting keeps; scales below LAYOUT_SCALE are
             left out. None: the layout is `canvas.init` if there is one and no mask; otherwise it is
             quilted.
-        group: Processes that paint the image together; all of them call this function alike.
 
     Yields:
         A frame after each layout that is tried, and after each round.
@@ -105,13 +94,25 @@ def paint(
     Raises:
         UserError: A side of an exemplar or of the size is shorter than MIN_SIDE.
     """
-    check_sides(exemplars, size)
-    exemplars = stretch_exemplars(exemplars, stretch_seed(kind, seed))
-    scales = _scales(exemplars, size, kind, least=0.0 if layout is None else LAYOUT_SCALE)
-    if layout is None and canvas.mask is None:
-        layout = canvas.init
-    draws = generators(exemplars[0].image.device, seed)
-    return (yield from _paint(PaintingJob(exemplars, canvas, kind, draws, layout, group), scales))
+    check_sides(spec.exemplars, size)
+    exemplars = stretch_exemplars(spec.exemplars, stretch_seed(spec.kind, spec.seed))
+    scales = _scales(exemplars, size, spec.kind, least=0.0 if layout is None else LAYOUT_SCALE)
+    if layout is None and spec.canvas.mask is None:
+        layout = spec.canvas.init
+    draws = generators(exemplars[0].image.device, spec.seed)
+    job = PaintingJob(exemplars, spec.canvas, spec.kind, draws, layout, spec.group)
+    total = sum(scale.rounds * scale.factor**2 for scale in scales)
+    if layout is None:
+        total += LAYOUT_WORK * scales[0].factor ** 2 * layout_count(scales[0].size)
+    done, last = 0.0, None
+    for number, scale in enumerate(scales, 1):
+        level = Level(job, scale.factor, scale.size)
+        for work, state in _states(level, last, scale.rounds):
+            done += work
+            yield PaintingFrame(number, len(scales), min(1.0, done / total), state.image)
+        last = state
+    places = main_source(level, state.output_field, state.weights)
+    return Painting(state.image.to(job.device), places.to(job.device))
 
 
 def value_of(frames: Generator[PaintingFrame, None, Painting]) -> Painting:
@@ -121,21 +122,6 @@ def value_of(frames: Generator[PaintingFrame, None, Painting]) -> Painting:
             next(frames)
         except StopIteration as end:
             return end.value
-
-
-def _paint(job: PaintingJob, scales: list[_Scale]) -> Generator[PaintingFrame, None, Painting]:
-    total = 0.0
-    if job.layout is None:
-        total = LAYOUT_WORK * scales[0].factor ** 2 * layout_count(scales[0].size)
-    total += sum(scale.rounds * scale.factor**2 for scale in scales)
-    done, last = 0.0, None
-    for number, scale in enumerate(scales, 1):
-        level = Level(job, scale.factor, scale.size)
-        for work, state in _states(level, last, scale.rounds):
-            done += work
-            yield PaintingFrame(number, len(scales), min(1.0, done / total), state.image)
-        last = state
-    return Painting(state.image.to(job.device), state.source_pixels(level).to(job.device))
 
 
 def _states(

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.descriptors import PATCH, LazyDescriptors
 from engine.levels import Level, fill_rows
 from engine.patchmatch import STRIDES, Candidates, NNField, PatchMatch
-from engine.voting import main_source, vote
+from engine.voting import vote
 from terms.matching import row_slices
 from utils import resize
 
@@ -38,10 +38,6 @@ class PaintingState:
     source_field: NNField  # (h', w'): output patch of each source patch
     image: Tensor  # (1, 3, H, W)
     weights: Tensor | None = None  # (H', W') of the votes that made the image; None: equal
-
-    def source_pixels(self, level: Level) -> Tensor:
-        """Return the atlas pixel that each output pixel mainly comes from, (H, W) of int64."""
-        return main_source(level, self.output_field, self.weights)
 
 
 def random_source_field(level: Level) -> NNField:

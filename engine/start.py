@@ -1,14 +1,14 @@
 """Start of a stage: noise, a painting, added detail, given pixels."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from engine.colours import colour_distance, is_grey, noise_like, with_colours, with_fine_detail
-from engine.painting import Painting, PaintingFrame, paint, source_colours, value_of
+from engine.painting import Painting, paint, source_colours, value_of
 from engine.schedule import Stage
 from engine.spec import Spec
 from terms.base import Canvas, Exemplar
@@ -111,23 +111,8 @@ def with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
         (1, 3, h, w) in [0, 1].
     """
     layout = image.expand(-1, 3, -1, -1)
-    painting = value_of(painted(spec, size_of(image), layout))
+    painting = value_of(paint(spec, size_of(image), layout))
     return with_fine_detail(layout, painting.image, spec.canvas.wrap)
-
-
-def painted(
-    spec: Spec, size: Size, layout: Tensor | None = None
-) -> Generator[PaintingFrame, None, Painting]:
-    """Paint a picture of a given size; see `engine.painting.paint`."""
-    return paint(
-        spec.exemplars,
-        spec.canvas,
-        size=size,
-        seed=spec.seed,
-        kind=spec.kind,
-        layout=layout,
-        group=spec.group,
-    )
 
 
 def with_given_pixels(canvas: Canvas, image: Tensor, *, everywhere: bool) -> Tensor:

@@ -13,7 +13,7 @@ from engine.edges import fitted
 from engine.finish import cut_at, whole
 from engine.objective import Extract, Objective, State
 from engine.optimizers import LEARNING_RATES, Settings, Step, minimize
-from engine.painting import Painting, PaintingFrame
+from engine.painting import Painting, PaintingFrame, paint
 from engine.precision import ROUGH, convolving
 from engine.scales import without_margin
 from engine.schedule import Schedule, Stage, margin_of, schedule_of
@@ -22,7 +22,6 @@ from engine.start import (
     all_grey,
     in_exemplars_colours,
     noise,
-    painted,
     partly_painted,
     with_detail_of_painting,
     with_given_pixels,
@@ -203,7 +202,7 @@ def _painted(
         last = replace(found, scale=one.scale, scales=one.scales)
         return last
 
-    painting = yield from _mapped(painted(run.spec, stage.size, layout), frame)
+    painting = yield from _mapped(paint(run.spec, stage.size, layout), frame)
     painting = in_exemplars_colours(run.spec, painting)
     assert last is not None  # painting takes at least one round
     yield replace(last, pixels=painting.image, painting=painting)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine import maps, painting
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC
 from engine.painting import paint, rounds_at, source_colours, value_of
-from engine.spec import exemplar_of
+from engine.spec import Spec, exemplar_of
 from engine.stretching import stretch
 from terms.base import Canvas
 from utils import UserError
@@ -18,8 +18,8 @@ from utils import UserError
 
 def frames_of(*exemplars, size=(40, 48), seed=0, kind=STOCHASTIC, layout=None, **canvas):
     exemplars = tuple(one if hasattr(one, "views") else exemplar_of(one) for one in exemplars)
-    canvas = Canvas(size, **canvas)
-    return paint(exemplars, canvas, size=size, seed=seed, kind=kind, layout=layout)
+    spec = Spec(exemplars, Canvas(size, **canvas), seed=seed, kind=kind)
+    return paint(spec, size, layout)
 
 
 def painted(*exemplars, **options):

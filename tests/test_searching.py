@@ -10,6 +10,7 @@ from engine import searching
 from engine.levels import fill_rows
 from engine.patchmatch import NNField, PatchMatch
 from engine.searching import HALO, describe_strip, paint_round, state_of_layout, upsample
+from engine.voting import main_source
 from terms.matching import row_slices
 from terms.process_group import SINGLE_PROCESS
 
@@ -83,7 +84,7 @@ def test_several_processes_paint_what_one_paints(monkeypatch):
         state = state_of_layout(level, noise_image(40, 40, 1))
         for _ in range(2):
             state = paint_round(level, state)
-        return state.image, state.source_pixels(level)
+        return state.image, main_source(level, state.output_field, state.weights)
 
     image, pixels = two_rounds()
     alone = len(calls)

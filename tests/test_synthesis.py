@@ -1178,7 +1178,7 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     places = torch.where(torch.arange(1024).view(32, 32) < 1024 - laid, 0, 1023)
     grey = (places > 0) * 0.8 + torch.rand(1, 3, 32, 32) * 0.1
     painting = Painting(grey, places)
-    monkeypatch.setattr(synthesis, "painted", lambda *_, **__: painted_as(painting))
+    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
     found = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
@@ -1210,7 +1210,7 @@ def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     places = torch.arange(32 * 32).view(32, 32).flip(1)
     painting = Painting(dull, places)
-    monkeypatch.setattr(synthesis, "painted", lambda *_, **__: painted_as(painting))
+    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
     alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
 

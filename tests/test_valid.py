@@ -109,7 +109,7 @@ def test_no_term_depends_on_what_does_not_count(method, masked, tiny):
 
 
 def painted(exemplars, size):
-    return value_of(paint(exemplars, Canvas(size), size=size, seed=0))
+    return value_of(paint(Spec(exemplars, Canvas(size)), size))
 
 
 @pytest.mark.slow
