@@ -4,12 +4,13 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.graphs import CUDA, Measure, graphed
+from losses import Criterion
 from models import Features
 
 CONVERGENCE_WINDOW = 20  # steps; a loss that does not decrease over them has converged
@@ -20,23 +21,6 @@ STATE_FIELDS = ("taken", "steps", "exact_steps", "rematched", "settled")
 State = dict[str, Any]  # tensors, numbers, and dictionaries and lists of these
 Extract = Callable[[Tensor], Features]
 Pending = Callable[[], list[float]]  # waits for numbers to arrive on the CPU and returns them
-
-
-class Criterion(Protocol):
-    """A loss to be minimized: features -> (B,).
-
-    It may hold matches or random samples fixed, so that the loss is smooth between two calls of
-    `rematch`, which chooses them anew for an output.
-    """
-
-    match_every: int | None  # steps between two calls of `rematch`; None: it need not be called
-
-    def __call__(self, output: Features, /) -> Tensor: ...
-
-    @property
-    def generators(self) -> list[torch.Generator]: ...  # of the random numbers of `rematch`
-
-    def rematch(self, output: Features, /) -> None: ...
 
 
 class Measured(NamedTuple):
@@ -117,12 +101,8 @@ class Objective:
         return Measured(losses, gradient, torch.stack((losses.sum(), gradient.sum())))
 
 
-class Reached(NamedTuple):
-    """The outcome of a step."""
-
-    step: int  # from 1
-    best: Tensor  # (B, C, H, W): the best picture so far
-    loss: float  # of the best picture
+# Number of a step, from 1; the best picture so far, (B, C, H, W); and its loss.
+Reached = tuple[int, Tensor, float]
 
 
 class Tracker:
@@ -160,7 +140,7 @@ class Tracker:
                 raise FloatingPointError(f"the loss of the first picture is {self.last}")
             if step > len(self.losses):  # a rematched evaluation has the number of the last step
                 self.losses.append(self.last if math.isfinite(self.last) else math.inf)
-                self.reached.append(Reached(step, self.best, self.best_loss))
+                self.reached.append((step, self.best, self.best_loss))
 
     def take(self) -> list[Reached]:
         """Return the steps that were read since the last call."""

@@ -124,13 +124,13 @@ def minimize(
         rematch_follows = optimizer.may_rematch and evaluate.rematch_is_due
         is_complete = evaluate.match_every is None or rematch_follows
         resumable = evaluate.left and is_complete
-        for reached in evaluate.tracker.take():
-            is_last = reached.step == evaluate.taken  # and no loss is left to be read
+        for number, best, loss in evaluate.tracker.take():
+            is_last = number == evaluate.taken  # and no loss is left to be read
             state_here = current if resumable and is_last else None
-            yield Step(*reached, evaluate.went_back, state_here)
+            yield Step(number, best, loss, evaluate.went_back, state_here)
             evaluate.went_back = False
-    best = evaluate.tracker.best
-    return Minimum(image if best is None else best, evaluate.taken)
+    found = evaluate.tracker.best
+    return Minimum(image if found is None else found, evaluate.taken)
 
 
 def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Optimizer, Evaluator]:
