@@ -28,13 +28,15 @@ def pick_precision(name: str, device: torch.device) -> str:
     """Return the precision of a name. AUTO is TF32 on a GPU with hardware for it, else float32.
 
     AUTO does not depend on timings, which vary with the load of the machine: the same command could
-    make different pictures.
+    make different pictures. It is never bfloat16: on a GPU, its gain over TF32 is not worth its
+    error; on a CPU, it was no faster than float32, whose convolutions need fewer products.
 
     Raises:
         UserError: the device does not offer the precision.
     """
     if name == AUTO:
-        return _made_for(device)
+        has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_SINCE
+        return "tf32" if has_tf32 else EXACT
     if name not in offered(device):
         raise UserError(f"precision {name}: on {device} there is {', '.join(offered(device))}")
     return name
@@ -48,17 +50,6 @@ def usable(device: torch.device) -> tuple[str, ...]:
     rough = (name for name in offered(device) if name != EXACT)
     fast = (name for name in rough if convolution_seconds(name, TRIAL_SHAPE, device) < allowed)
     return EXACT, *fast
-
-
-def _made_for(device: torch.device) -> str:
-    """Return TF32 for a GPU that has it, else float32.
-
-    bfloat16 is never chosen: on a GPU, its gain over TF32 is not worth its error; on a CPU, it was
-    no faster than float32, whose convolutions need fewer products.
-    """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_SINCE:
-        return "tf32"
-    return EXACT
 
 
 def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
