@@ -104,9 +104,9 @@ class _Area:
     def __init__(self, maps: Tensor, known: Tensor, block: Size) -> None:
         self.maps, self.known, self.free = maps, known, ~known[0]
         self.size = size_of(maps[None])
-        y, x = (torch.zeros(self.size, dtype=torch.int64, device=maps.device) for _ in "yx")
+        y, x = (torch.zeros(self.size, dtype=torch.int64) for _ in "yx")
         self.field = NNField(y, x)
-        self.block_rows, self.block_columns = (torch.arange(n, device=maps.device) for n in block)
+        self.block_rows, self.block_columns = map(torch.arange, block)
 
     def covered(self) -> tuple[Tensor, Tensor]:
         """Return the source coordinates (N,), (N,) of the pixels that are covered by blocks."""
@@ -114,10 +114,8 @@ class _Area:
         return self.field.y[inside], self.field.x[inside]
 
     def _index(self, corner: Size) -> tuple[Tensor, Tensor]:
-        height, width = self.size
-        return ((corner[0] + self.block_rows) % height)[:, None], (
-            corner[1] + self.block_columns
-        ) % width
+        rows = (corner[0] + self.block_rows) % self.size[0]
+        return rows[:, None], (corner[1] + self.block_columns) % self.size[1]
 
     def window(self, corner: Size) -> tuple[Tensor, Tensor]:
         """Return the values under a block and which of them are known, (C, height, width) each."""
@@ -190,7 +188,7 @@ class _BlockChooser:
         self.block, self.shares, self.generator, self.order = block, source.shares, generator, order
         self.exemplars = window_labels(source.exemplars, block)  # of blocks, at their corners
         # How often the pixels of each block were used, on average.
-        self.use = torch.zeros(self.exemplars.shape, device=source.maps.device)
+        self.use = torch.zeros(self.exemplars.shape)
 
     def most_lacking(self, laid: Tensor) -> int:
         """Return the exemplar whose share of the covered pixels is most below its wanted share.
@@ -241,10 +239,8 @@ class _BlockChooser:
 
     def _lags(self, position: Size) -> list[tuple[Tensor, int]]:
         """Return for each axis the lags of all corners from a position, and the block's side."""
-        corners = (torch.arange(n, device=self.use.device) for n in self.use.shape)
-        return [
-            (n - start, side) for n, start, side in zip(corners, position, self.block, strict=True)
-        ]
+        sides = zip(self.use.shape, position, self.block, strict=True)
+        return [(torch.arange(count) - start, side) for count, start, side in sides]
 
     def _correlate(self, block: Tensor) -> Tensor:
         """Return the correlation (h', w') of (2 C, height, width) with the squared source and the
@@ -270,7 +266,7 @@ class _Order:
         sides = source.shape[1:]
         self.reach = min(sides) - 1
         correlation = pearson_autocorrelation(remove_shading(source[None]), self.reach).to(source)
-        lag = torch.arange(-self.reach, self.reach + 1, device=source.device)
+        lag = torch.arange(-self.reach, self.reach + 1)
         rows, columns = ((1 - lag.abs() / side).clamp(min=0) for side in sides)
         reliable = rows[:, None] * columns > MIN_COMMON_AREA
         far = lag[:, None].square() + lag.square() > (MIN_LAG * min(sides)) ** 2
@@ -294,9 +290,8 @@ class _Order:
         Returns:
             (h', w').
         """
-        device = self.difference_at_lag.device
-        total, weights = torch.zeros(corners, device=device), 0.0
-        places = [torch.arange(side, device=device) for side in corners]
+        total, weights = torch.zeros(corners), 0.0
+        places = [torch.arange(side) for side in corners]
         for other, source in self.laid:
             lag = [
                 (to - from_ + side // 2) % side - side // 2 if axis in self.wrap else to - from_
@@ -332,8 +327,7 @@ def inside_cuts(error: Tensor, known: Tensor) -> Tensor:
         overlap = int(k.all(0).long().cumprod(0).sum())
         if 0 < overlap < e.shape[1]:
             turned = torch.rot90(taken, quarter)
-            columns = torch.arange(e.shape[1], device=e.device)
-            turned &= columns > _least_path(e[:, :overlap])[:, None]
+            turned &= torch.arange(e.shape[1]) > _least_path(e[:, :overlap])[:, None]
             taken = torch.rot90(turned, -quarter)
     return taken | ~known
 
