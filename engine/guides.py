@@ -32,14 +32,11 @@ class Guide(NamedTuple):
         self, exemplars: tuple[Exemplar, ...], canvas: Canvas
     ) -> tuple[tuple[Exemplar, ...], Canvas]:
         """Return copies of exemplars and canvas that hold the guide."""
-        maps = iter(zip(self.sources, self.source_regions, strict=True))
+        guides, regions = iter(self.sources), iter(self.source_regions)
         guided = []
-        for exemplar in exemplars:
-            views = []
-            for view in exemplar.views:
-                guide, regions = next(maps)
-                views.append(replace(view, guide=guide, regions=regions))
-            guided.append(replace(exemplar, views=tuple(views)))
+        for one in exemplars:
+            views = (replace(v, guide=next(guides), regions=next(regions)) for v in one.views)
+            guided.append(replace(one, views=tuple(views)))
         return tuple(guided), replace(canvas, guide=self.output, regions=self.output_region)
 
 
@@ -75,9 +72,9 @@ def read_guide(
     parts = zip(index.split([len(x) for x in levels]), (source, output), strict=True)
     indices = [part.view(1, 1, *picture.shape[2:]) for part, picture in parts]
     if len(colours) <= MOST_REGIONS:
-        for k in range(len(colours)):
-            if not (indices[0] == k).any():
-                missing = _colour_text(colours[k])
+        for k, colour in enumerate(colours):
+            if k not in indices[0]:
+                missing = _colour_text(colour)
                 raise UserError(f"{names[0]}: has no {missing}, which {names[1]} asks for")
         indices[1] = _labels_at(indices[1], size)
         channels = [one_hot(x, len(colours)) for x in indices]

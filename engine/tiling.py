@@ -74,7 +74,7 @@ def spans(length: int, side: int, halo: int, step: int, wraps: bool) -> list[Spa
         count = 1  # with its halo, each span would be longer than the axis
     edges = [units * i // count * step for i in range(count)] + [length]
     if count == 1:
-        return [Span(0, length, 0, 0, length)]
+        halo = 0
     return [
         Span(
             start,
@@ -130,10 +130,6 @@ class _Tile(NamedTuple):
         """Return the index of the tile and its halo in the picture."""
         rows, columns = (span.positions(image.device) for span in self)
         return rows[:, None], columns
-
-    def with_halo(self, image: Tensor) -> Tensor:
-        """Return the pixels of the tile and its halo."""
-        return image.detach()[(..., *self.positions(image))]
 
     @property
     def halo(self) -> Sides:
@@ -192,7 +188,7 @@ class _Evaluation:
         """Evaluate one tile of (B, 3, H, W), with or without a graph."""
         tiled = self.tiled
         with torch.set_grad_enabled(graph):
-            leaf = tile.with_halo(image).requires_grad_(graph)
+            leaf = image.detach()[(..., *tile.positions(image))].requires_grad_(graph)
             inside = tiled.net(leaf, self.wrap, self.dtype, tile.halo, self.exchange)
             statistics = tiled.criterion.measure_additive(inside)
         maps = {layer: inside[layer] for layer in tiled.whole}
