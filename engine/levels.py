@@ -124,20 +124,13 @@ class Level:
         self.mask = canvas.mask_at(size)  # (1, 1, H, W) of bool: pixels that may change; None: all
         # (1, 3, H, W): values of the pixels outside the mask; None: none are given
         self.kept = canvas.init_at(size)
-
-    @property
-    def patches(self) -> Size:
-        """(H', W'): number of output patches along each axis."""
         height, width = (
             side if axis in self.wrap else side - (PATCH - 1)
-            for side, axis in zip(self.size, "yx", strict=True)
+            for side, axis in zip(size, "yx", strict=True)
         )
-        return height, width
-
-    @property
-    def source_patches(self) -> Size:
-        """(h', w'): number of source patches along each axis."""
-        return self.usable.shape[0], self.usable.shape[1]
+        # Numbers of patches along each axis, (H', W') of the output and (h', w') of the source
+        self.patches: Size = height, width
+        self.source_patches: Size = self.usable.shape[0], self.usable.shape[1]
 
 
 def fill_rows(
