@@ -80,16 +80,9 @@ class Step(NamedTuple):
     state: Callable[[], State] | None
 
 
-class Minimum(NamedTuple):
-    """The result of `minimize`."""
-
-    image: Tensor  # (B, C, H, W): the best of all pictures that were evaluated
-    steps: int  # number of steps taken
-
-
 def minimize(
     image: Tensor, objective: Objective, settings: Settings, state: State | None = None
-) -> Generator[Step, None, Minimum]:
+) -> Generator[Step, None, tuple[Tensor, int]]:
     """Minimize the sum of the losses of pictures.
 
     Args:
@@ -103,7 +96,7 @@ def minimize(
         Each step.
 
     Returns:
-        The best pictures, or the start if there are no steps.
+        The best pictures, (B, C, H, W), or the start if there are no steps; the number of steps.
 
     Raises:
         FloatingPointError: the loss of the start is not finite.
@@ -130,7 +123,7 @@ def minimize(
             yield Step(number, best, loss, evaluate.went_back, state_here)
             evaluate.went_back = False
     found = evaluate.tracker.best
-    return Minimum(image if found is None else found, evaluate.taken)
+    return image if found is None else found, evaluate.taken
 
 
 def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Optimizer, Evaluator]:
@@ -333,12 +326,10 @@ def quasi_newton(gradient: Tensor, history: deque[tuple[Tensor, Tensor, Tensor]]
         direction = direction - weights[-1] * gradient_change
     _, gradient_change, inverse_curvature = history[-1]
     direction = direction / (inverse_curvature * gradient_change.square().sum())
-    for (moved, gradient_change, inverse_curvature), weight in zip(
-        history, reversed(weights), strict=True
-    ):
-        direction = (
-            direction + (weight - inverse_curvature * (gradient_change * direction).sum()) * moved
-        )
+    pairs = zip(history, reversed(weights), strict=True)
+    for (moved, gradient_change, inverse_curvature), weight in pairs:
+        along = weight - inverse_curvature * (gradient_change * direction).sum()
+        direction = direction + along * moved
     return direction
 
 

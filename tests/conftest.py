@@ -213,7 +213,7 @@ def optimize(image, extract, criterion, steps, optimizer="Adam", report=None, ro
         try:
             step = next(run)
         except StopIteration as end:
-            return end.value.image
+            return end.value[0]
         if report:
             report(step)
 
