@@ -50,8 +50,5 @@ def graphed(measure: Measure, image: Tensor) -> Measure:
         return tuple(x.clone() for x in held)  # the next replay overwrites them
 
     pairs = zip(replayed(other), wanted, strict=True)
-    return replayed if all(_are_close(x, y) for x, y in pairs) else measure
-
-
-def _are_close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
+    near = all((x - y).abs().max() <= TOLERANCE * y.abs().max() for x, y in pairs)
+    return replayed if near else measure

@@ -220,7 +220,8 @@ class _BlockChooser:
             corners = cost.shape[0], cost.shape[1]
             cost = cost + ORDER_WEIGHT * self.order.expected_difference(position, corners)
         cost = torch.where(self.exemplars == exemplar, cost, torch.inf)
-        displaced = cost.masked_fill(self._near_corner(position), torch.inf)
+        rows, columns = (n.abs() < MIN_DISPLACEMENT * side for n, side in self._lags(position))
+        displaced = cost.masked_fill(rows[:, None] & columns, torch.inf)
         if displaced.isfinite().any():
             cost = displaced
         among = (cost <= cost.min() * (1 + TOLERANCE)).nonzero()
@@ -231,11 +232,6 @@ class _BlockChooser:
         if self.order is not None:
             self.order.laid.append((position, (y, x)))
         return y, x
-
-    def _near_corner(self, position: Size) -> Tensor:
-        """Return which blocks have their corner within MIN_DISPLACEMENT of a position."""
-        rows, columns = (n.abs() < MIN_DISPLACEMENT * side for n, side in self._lags(position))
-        return rows[:, None] & columns
 
     def _lags(self, position: Size) -> list[tuple[Tensor, int]]:
         """Return for each axis the lags of all corners from a position, and the block's side."""
