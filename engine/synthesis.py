@@ -107,13 +107,20 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
         UserError: an exemplar or the size is too small for the layers, the scales or the patches.
         FloatingPointError: the loss of the start is not finite.
     """
-    run = _Run(spec, net, schedule_of(spec, net.layers))
-    if spec.starts_from_painting:
-        yield from _painted_then_optimized(run, state)
-    elif spec.repaint:
-        yield from _optimized_then_painted(run, state)
-    else:
-        yield from _coarse_to_fine(run, state)
+    generator = torch.Generator().manual_seed(spec.seed)
+    run = _Run(spec, net, generator, schedule_of(spec, net.layers))
+    first, image, painting = 0, None, None
+    if state is not None:
+        first, painting = state["stage"], state.get("painting")
+        run = replace(run, schedule=run.schedule.with_steps(state["steps"]))
+        generator.set_state(state["generator"])
+    for index in range(first, len(run.schedule.stages)):
+        if run.schedule.stages[index].is_painting:
+            layout = spec.canvas.content if image is None else image
+            painting = yield from _painted(run, index, layout)
+        else:
+            image, run = yield from _optimized(run, index, image, painting, state)
+            state = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class _Run:
 
     spec: Spec
     net: Extractor
+    generator: torch.Generator  # of noise
     schedule: Schedule
 
     def frame(self, index: int, steps: float, pixels: Tensor) -> Frame:
@@ -132,67 +140,15 @@ class _Run:
         return Frame(number, stage.scale, stage.scales, work, pixels, canvas, margin=margin)
 
 
-# ------------------------------------------------------------------------------------- recipes
-
-Optimized = Generator[Frame, None, tuple[Tensor, _Run]]  # returns the picture and the run so far
-
-
-def _coarse_to_fine(run: _Run, state: State | None, painting: Tensor | None = None) -> Optimized:
-    """Optimize a picture coarse to fine.
-
-    Args:
-        painting: (1, 3, H, W) in [0, 1], with the margin. The first scale starts from it, and its
-            detail is added at each other scale. None: the picture starts from noise.
-    """
-    generator = torch.Generator().manual_seed(run.spec.seed)
-    first, image = 0, None
-    if state is not None:
-        first, image = state["stage"], state["minimizer"]["optimizer"]["image"]
-        run = replace(run, schedule=run.schedule.with_steps(state["steps"]))
-        generator.set_state(state["generator"])
-    for index, stage in enumerate(run.schedule.stages):
-        if index < first or stage.is_painting:
-            continue
-        if state is None:
-            image = _start(run, index, image, painting, generator)
-        assert image is not None  # as a state has the image
-        extra = {"generator": generator.get_state()}
-        if painting is not None:
-            extra["painting"] = painting
-        image, run = yield from _optimized(run, index, image, state, extra_state=extra)
-        state = None
-    assert image is not None  # as a schedule has at least one stage
-    return image, run
-
-
-def _painted_then_optimized(run: _Run, state: State | None) -> Optimized:
-    """Paint a picture with the exemplars' pixels, then optimize it coarse to fine."""
-    image = (yield from _painted(run, 0)).image if state is None else state["painting"]
-    if len(run.schedule.stages) > 1:
-        return (yield from _coarse_to_fine(run, state, image))
-    return image, run
-
-
-def _optimized_then_painted(run: _Run, state: State | None) -> Optimized:
-    """Optimize a picture coarse to fine, then paint one of the same layout."""
-    layout, last = run.spec.canvas.content, len(run.schedule.stages) - 1
-    if last > 0:
-        layout, run = yield from _coarse_to_fine(run, state)
-    painting = yield from _painted(run, last, layout)
-    return painting.image, run
-
-
-# -------------------------------------------------------------------------------------- stages
-
-
-def _painted(
-    run: _Run, index: int, layout: Tensor | None = None
-) -> Generator[Frame, None, Painting]:
+def _painted(run: _Run, index: int, layout: Tensor | None) -> Generator[Frame, None, Tensor]:
     """Run a painting stage.
 
     Args:
         layout: (1, 3 or 1, h, w), the picture whose layout is kept; None: `paint` chooses the
             layout.
+
+    Returns:
+        The painting, (1, 3, h, w) in [0, 1].
     """
     stage, last = run.schedule.stages[index], None
 
@@ -206,27 +162,35 @@ def _painted(
     painting = in_exemplars_colours(run.spec, painting)
     assert last is not None  # painting takes at least one round
     yield replace(last, pixels=painting.image, painting=painting)
-    return painting
+    return painting.image
 
 
 def _optimized(
-    run: _Run, index: int, image: Tensor, state: State | None, *, extra_state: State
-) -> Optimized:
+    run: _Run, index: int, image: Tensor | None, painting: Tensor | None, state: State | None
+) -> Generator[Frame, None, tuple[Tensor, _Run]]:
     """Run an optimization stage.
 
     Args:
-        image: the start, (1, 3 or 1, h, w) in [0, 1], of the stage's size.
+        image, painting: as in `_start`.
         state: from a frame of this stage; None: the stage starts anew.
-        extra_state: items to add to the state of each frame.
+
+    Returns:
+        The optimized picture, and the run with the steps that the stage took.
     """
     spec, stage = run.spec, run.schedule.stages[index]
+    if state is None:
+        minimizer, image = None, _start(run, index, image, painting)
+    else:
+        minimizer = state["minimizer"]
+        image = minimizer["optimizer"]["image"]
     before = [one.steps for one in run.schedule.stages[:index]]
-    extra_state = extra_state | {"stage": index, "steps": before}
+    at_start = {"stage": index, "steps": before, "painting": painting}
+    at_start["generator"] = run.generator.get_state()
 
     def frame(step: Step) -> Frame:
         def current() -> State:
             assert step.state is not None
-            return extra_state | {"minimizer": step.state()}
+            return at_start | {"minimizer": step.state()}
 
         return replace(
             run.frame(index, step.number, step.image),
@@ -235,7 +199,7 @@ def _optimized(
             state=current if step.state else None,
         )
 
-    objective, minimizer = _objective(spec, run.net, stage), state and state["minimizer"]
+    objective = _objective(spec, run.net, stage)
     with convolving(spec.precision):
         steps = minimize(image, objective, _settings(spec, stage), minimizer)
         image, taken = yield from _mapped(steps, frame)
@@ -260,9 +224,7 @@ def _mapped(items: Generator[X, None, R], function: Callable[[X], Y]) -> Generat
         yield function(item)
 
 
-def _start(
-    run: _Run, index: int, image: Tensor | None, painting: Tensor | None, generator: torch.Generator
-) -> Tensor:
+def _start(run: _Run, index: int, image: Tensor | None, painting: Tensor | None) -> Tensor:
     """Return the start of an optimization stage, (1, 3 or 1, h, w).
 
     With a painting, the first scale starts from the painting and noise, each other scale from the
@@ -280,11 +242,11 @@ def _start(
 
     Args:
         image: the result of the coarser stage; None: this is the coarsest one.
-        painting: as in `_coarse_to_fine`.
+        painting: (1, 3, H, W) in [0, 1], with the margin; None: there is none.
     """
     spec, stage = run.spec, run.schedule.stages[index]
     if image is None:
-        image = noise(spec, stage.size, generator)
+        image = noise(spec, stage.size, run.generator)
         if painting is not None:
             image = partly_painted(spec, painting, image)
     else:
@@ -293,7 +255,7 @@ def _start(
         if painting is not None:
             image = with_detail_of_painting(spec, image, painting, coarser, stage)
         elif not stage.paints_detail:
-            image = with_noise_detail(spec, image, coarser, stage, generator)
+            image = with_noise_detail(spec, image, coarser, stage, run.generator)
     if stage.paints_detail:
         image = with_painted_detail(spec, image)
     if all_grey(spec):
