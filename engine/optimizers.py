@@ -4,14 +4,14 @@ Each evaluation of loss and gradient is one step, whichever optimizer makes it. 
 constraint of the problem, since a picture is saved in [0, 1]: clamping after an unconstrained
 optimization would change the picture and its loss.
 
-A new optimizer is a class with the members of `Optimizer`, and an item of `OPTIMIZERS`.
+A new optimizer is a subclass of `Optimizer`, and an item of `OPTIMIZERS`.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,33 +27,32 @@ LATE = 8  # steps by which the reading of losses is delayed, so that a GPU is al
 READ_EVERY = 64  # steps after which all losses are read, so that a run can be resumed from there
 
 
-class Optimizer(Protocol):
+class Optimizer:
     """An optimizer of pictures (B, C, H, W) in [0, 1]."""
 
     default_lr: ClassVar[float]
+    reads_losses = False  # whether each step depends on the loss of the step before
+    converged = False  # whether it has found no step that decreases the loss
 
-    def __init__(self, image: Tensor, *, lr: float, memory: int) -> None: ...
-
-    @property
-    def reads_losses(self) -> bool:
-        """Whether each step depends on the loss of the step before."""
-
-    @property
-    def converged(self) -> bool:
-        """Whether it has found no step that decreases the loss."""
+    def __init__(self, image: Tensor, *, lr: float, memory: int) -> None:
+        raise NotImplementedError
 
     @property
     def may_rematch(self) -> bool:
         """Whether the next step may begin with a rematch of the criterion."""
+        return True
 
     def step(self, evaluate: Evaluator) -> None:
         """Evaluate one picture and prepare the next one."""
+        raise NotImplementedError
 
     def state_dict(self) -> State:
         """Return everything that determines the following steps."""
+        return dict(vars(self))
 
     def load_state_dict(self, state: State) -> None:
         """Restore a state that `state_dict` has returned."""
+        vars(self).update(state)
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Opt
     return optimizer, evaluate
 
 
-class Adam:
+class Adam(Optimizer):
     """Adam (Kingma and Ba 2015) on the logarithm of the loss, projected onto the box.
 
     During a run, the loss and its gradient decrease by four orders of magnitude. Adam divides the
@@ -151,10 +150,7 @@ class Adam:
     moments are reset, and the best picture is the new start.
     """
 
-    default_lr: ClassVar[float] = 0.05
-    reads_losses = False
-    converged = False
-    may_rematch = True
+    default_lr = 0.05
 
     def __init__(self, image: Tensor, *, lr: float, memory: int = 0) -> None:
         self.image, self.lr = image, lr
@@ -189,14 +185,8 @@ class Adam:
         direction = (self.first / (1 - ADAM_BETA1**self.age)).div_(deviation)
         self.image = (self.image - direction.mul_(self.lr * rate)).clamp_(0, 1)
 
-    def state_dict(self) -> State:
-        return dict(vars(self))
 
-    def load_state_dict(self, state: State) -> None:
-        vars(self).update(state)
-
-
-class LBFGS:
+class LBFGS(Optimizer):
     """L-BFGS (Liu and Nocedal 1989) within the box by projection (Bertsekas 1982).
 
     Pixels at a bound whose negative gradient points out of the box are held. The others take the
@@ -206,7 +196,7 @@ class LBFGS:
     long.
     """
 
-    default_lr: ClassVar[float] = 1.0
+    default_lr = 1.0
     reads_losses = True
 
     def __init__(self, image: Tensor, *, lr: float, memory: int = LBFGS_MEMORY) -> None:
