@@ -24,6 +24,53 @@ DETAIL = 0.7  # standard deviation of added noise, relative to that of the exemp
 MAX_COLOUR_DISTANCE = 0.13
 
 
+def start_of(
+    spec: Spec,
+    stages: Sequence[Stage],
+    image: Tensor | None,
+    painting: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the start of an optimization stage, (1, 3 or 1, h, w).
+
+    With a painting, the first scale starts from the painting and noise, each other scale from the
+    enlarged result of the coarser one and the detail of the painting.
+
+    Without a painting, the first scale starts from noise with the mean and covariance of the
+    exemplars' colours, each other scale from the enlarged result of the coarser one (Snelgrove
+    2017, Gonthier et al. 2022).
+
+    Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
+    start follows the grid of the network's pooling. At intermediate scales, the detail is noise
+    with the colour covariance of the detail that the exemplar gains there. At the finest scale, the
+    detail is painted with the exemplar's patches instead: optimization from noise would produce
+    hatching and dark points, since their Gram matrices equal those of edges.
+
+    Args:
+        stages: the stages up to this one.
+        image: the result of the coarser stage; None: this is the coarsest one.
+        painting: (1, 3, H, W) in [0, 1], with the margin; None: there is none.
+    """
+    stage = stages[-1]
+    if image is None:
+        image = noise(spec, stage.size, generator)
+        if painting is not None:
+            image = partly_painted(spec, painting, image)
+    else:
+        coarser = stages[-2]
+        image = resize(image, stage.size, spec.canvas.wrap)
+        if painting is not None:
+            image = with_detail_of_painting(spec, image, painting, coarser, stage)
+        elif not stage.paints_detail:
+            image = with_noise_detail(spec, image, coarser, stage, generator)
+    if stage.paints_detail:
+        image = with_painted_detail(spec, image)
+    if all_grey(spec):
+        image = image[:, :1]
+    first = stage.scale == 1 and not (stage.paints_detail or spec.starts_from_painting)
+    return with_given_pixels(spec.canvas, image, everywhere=first)
+
+
 def all_grey(spec: Spec) -> bool:
     """Return whether all exemplars are grey."""
     return all(is_grey(one.image) for one in spec.exemplars)

@@ -18,16 +18,7 @@ from engine.precision import ROUGH, convolving
 from engine.scales import without_margin
 from engine.schedule import Schedule, Stage, margin_of, schedule_of
 from engine.spec import Spec
-from engine.start import (
-    all_grey,
-    in_exemplars_colours,
-    noise,
-    partly_painted,
-    with_detail_of_painting,
-    with_given_pixels,
-    with_noise_detail,
-    with_painted_detail,
-)
+from engine.start import in_exemplars_colours, start_of
 from engine.tiling import TiledExtractor
 from losses import METHODS, Criterion, at_finest_scale
 from models import Extractor
@@ -171,7 +162,7 @@ def _optimized(
     """Run an optimization stage.
 
     Args:
-        image, painting: as in `_start`.
+        image, painting: as in `start_of`.
         state: from a frame of this stage; None: the stage starts anew.
 
     Returns:
@@ -179,7 +170,8 @@ def _optimized(
     """
     spec, stage = run.spec, run.schedule.stages[index]
     if state is None:
-        minimizer, image = None, _start(run, index, image, painting)
+        stages = run.schedule.stages[: index + 1]
+        minimizer, image = None, start_of(spec, stages, image, painting, run.generator)
     else:
         minimizer = state["minimizer"]
         image = minimizer["optimizer"]["image"]
@@ -222,46 +214,6 @@ def _mapped(items: Generator[X, None, R], function: Callable[[X], Y]) -> Generat
             found: R = end.value
             return found
         yield function(item)
-
-
-def _start(run: _Run, index: int, image: Tensor | None, painting: Tensor | None) -> Tensor:
-    """Return the start of an optimization stage, (1, 3 or 1, h, w).
-
-    With a painting, the first scale starts from the painting and noise, each other scale from the
-    enlarged result of the coarser one and the detail of the painting.
-
-    Without a painting, the first scale starts from noise with the mean and covariance of the
-    exemplars' colours, each other scale from the enlarged result of the coarser one (Snelgrove
-    2017, Gonthier et al. 2022).
-
-    Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
-    start follows the grid of the network's pooling. At intermediate scales, the detail is noise
-    with the colour covariance of the detail that the exemplar gains there. At the finest scale, the
-    detail is painted with the exemplar's patches instead: optimization from noise would produce
-    hatching and dark points, since their Gram matrices equal those of edges.
-
-    Args:
-        image: the result of the coarser stage; None: this is the coarsest one.
-        painting: (1, 3, H, W) in [0, 1], with the margin; None: there is none.
-    """
-    spec, stage = run.spec, run.schedule.stages[index]
-    if image is None:
-        image = noise(spec, stage.size, run.generator)
-        if painting is not None:
-            image = partly_painted(spec, painting, image)
-    else:
-        coarser = run.schedule.stages[index - 1]
-        image = resize(image, stage.size, spec.canvas.wrap)
-        if painting is not None:
-            image = with_detail_of_painting(spec, image, painting, coarser, stage)
-        elif not stage.paints_detail:
-            image = with_noise_detail(spec, image, coarser, stage, run.generator)
-    if stage.paints_detail:
-        image = with_painted_detail(spec, image)
-    if all_grey(spec):
-        image = image[:, :1]
-    first = stage.scale == 1 and not (stage.paints_detail or spec.starts_from_painting)
-    return with_given_pixels(spec.canvas, image, everywhere=first)
 
 
 def _settings(spec: Spec, stage: Stage) -> Settings:
