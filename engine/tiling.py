@@ -231,8 +231,6 @@ class _EvaluatedTile(NamedTuple):
             if layer in by_maps
         ]
         known = [(found, gradient) for found, gradient in pairs if gradient is not None]
-        if not known:
-            return torch.zeros_like(self.image)
         outputs, gradients = zip(*known, strict=True)
         with torch.enable_grad():
             scalar = _WithGradient.apply(gradients, *outputs)
