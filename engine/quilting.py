@@ -84,10 +84,9 @@ def quilt(
     for top, left in _block_corners(area.size, block, wrap, kind.axis, generator):
         exemplar = blocks.most_lacking(source.exemplars[area.covered()])
         values, given = area.window((top, left))
-        start = blocks.choose(exemplar, values, given, (top - margins[0], left - margins[1]))
-        y, x = start
+        y, x = blocks.choose(exemplar, values, given, (top - margins[0], left - margins[1]))
         laid = source.maps[:, y : y + height, x : x + width]
-        area.cover((top, left), laid, start, values, given)
+        area.cover((top, left), laid, (y, x), values, given)
     rows, columns = (slice(n, side - n) for n, side in zip(margins, area.size, strict=True))
     return area.field[rows, columns]
 
