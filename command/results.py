@@ -355,8 +355,8 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
     def sources() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor] | None]:
         """Return the correspondence with each view, and the masks of their valid pixels."""
         valid = [view.valid for view in views if view.valid is not None]
-        if made.painting is not None:
-            found = maps.painted_correspondence(made.painting, spec.exemplars)
+        if made.places is not None:
+            found = maps.painted_correspondence(made.places, spec.exemplars)
             valid = [stretch_mask(one, seed) for one in valid]
         else:
             trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
@@ -369,11 +369,11 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
     @torch.no_grad()
     def transfer(one: CarriedMap) -> Tensor:
         copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
-        if made.painting is not None:
+        if made.places is not None:
             copies = [stretch(copy, seed, labels) for copy in copies]
         found, valid = sources()
         carried = maps.carried(copies, found, one.kind, tile, valid)
-        size, shift = spec.canvas.size, made.shift if made.painting is not None else (0, 0)
+        size, shift = spec.canvas.size, made.shift if made.places is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)
         if made.inside is not None:
             assert one.edges is not None

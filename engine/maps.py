@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.painting import Painting
 from models import Features
 from terms.base import Canvas, Exemplar, View
 from terms.matching import chunk_rows, elementwise_best, nearest_patches, row_slices
@@ -61,13 +60,17 @@ def correspondence(
 
 
 def painted_correspondence(
-    painting: Painting, exemplars: tuple[Exemplar, ...]
+    places: Tensor, exemplars: tuple[Exemplar, ...]
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the correspondence of a painting with each view of its exemplars, as `correspondence`
-    does. The similarity is 0 for the view that a pixel was painted from, and -1 for the others."""
+    does. The similarity is 0 for the view that a pixel was painted from, and -1 for the others.
+
+    Args:
+        places: of the painting, (H, W), as in `Painting`.
+    """
     sizes = [size_of(view.image) for one in exemplars for view in one.views]
     across = max(width for _, width in sizes)
-    rows, columns = painting.places // across, painting.places % across
+    rows, columns = places // across, places % across
     found, top = [], 0
     for height, width in sizes:
         here = (top <= rows) & (rows < top + height)

@@ -152,9 +152,9 @@ def _states(
         yield work, state
 
 
-def source_colours(painting: Painting, exemplars: tuple[Exemplar, ...]) -> Tensor:
+def source_colours(places: Tensor, exemplars: tuple[Exemplar, ...]) -> Tensor:
     """Return the colour of the main source pixel of each pixel of a painting, (1, 3, H, W)."""
-    return Atlas(exemplars, 1.0).image[0].flatten(1)[:, painting.places][None]
+    return Atlas(exemplars, 1.0).image[0].flatten(1)[:, places][None]
 
 
 def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -177,8 +176,8 @@ def with_given_pixels(canvas: Canvas, image: Tensor, *, everywhere: bool) -> Ten
     return init if mask is None else torch.where(mask, image, init)
 
 
-def in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
-    """Return a painting with the exemplar's distribution of colours.
+def in_exemplars_colours(spec: Spec, painting: Painting) -> Tensor:
+    """Return a painting with the exemplar's distribution of colours, (1, 3, H, W) in [0, 1].
 
     Averaging patches changes the distribution, and so does using some patches more often than
     others. If the colours of the painting's source pixels are at MAX_COLOUR_DISTANCE or more from
@@ -187,10 +186,10 @@ def in_exemplars_colours(spec: Spec, painting: Painting) -> Painting:
     Mixtures and paintings with a given layout keep their colours.
     """
     if spec.canvas.has_layout or len(spec.exemplars) > 1:
-        return painting
+        return painting.image
     channels = 1 if all_grey(spec) else 3
     image = painting.image[:, :channels]
     exemplar = select_valid(spec.exemplars[0].image, spec.exemplars[0].valid)[:, :channels]
-    used = source_colours(painting, spec.exemplars)[:, :channels]
+    used = source_colours(painting.places, spec.exemplars)[:, :channels]
     wanted = exemplar if colour_distance(used, exemplar) < MAX_COLOUR_DISTANCE else used
-    return replace(painting, image=with_colours(image, wanted).expand(-1, 3, -1, -1))
+    return with_colours(image, wanted).expand(-1, 3, -1, -1)

@@ -13,7 +13,7 @@ from engine.edges import fitted
 from engine.finish import cut_at, whole
 from engine.objective import Extract, Objective, State
 from engine.optimizers import LEARNING_RATES, Settings, Step, minimize
-from engine.painting import Painting, PaintingFrame, paint
+from engine.painting import PaintingFrame, paint
 from engine.precision import ROUGH, convolving
 from engine.scales import without_margin
 from engine.schedule import Schedule, Stage, margin_of, schedule_of
@@ -35,7 +35,8 @@ class Made:
     """The result of a synthesis."""
 
     image: Tensor  # (1, 3, height, width) in [0, 1]
-    painting: Painting | None  # the sources of its pixels; None: it was not painted
+    # (H, W) of int64: the sources of its pixels, as in `Painting`; None: it was not painted
+    places: Tensor | None
     shift: Size = (0, 0)  # rows and columns by which the image was rolled
     # (1, 1, height, width) of bool: the other pixels are those of `Canvas.edges`; None: all are new
     inside: Tensor | None = None
@@ -53,7 +54,7 @@ class Frame:
     canvas: Canvas
     loss: float = math.nan  # of that picture; NaN while painting
     margin: Size = (0, 0)  # rows and columns of `pixels` beyond each border of the canvas
-    painting: Painting | None = None
+    places: Tensor | None = None  # (h, w), of the pixels of a painting, as in `Painting`
     went_back: bool = False  # whether Adam went back to the best picture after a non-finite loss
     # Returns the state from which `frames` resumes after this frame; to be called before the next
     # frame. None: the synthesis cannot resume here.
@@ -64,15 +65,12 @@ class Frame:
         """The picture of this frame as it is saved, of the canvas's size."""
         canvas = self.canvas
         image = whole(canvas.to(self.pixels.device), self.pixels, self.margin)
+        places = None if self.places is None else without_margin(self.places, self.margin)
         if canvas.edges is not None:  # such a canvas repeats and has no margin
             tile = fitted(image, canvas.edges.to(image.device), roll=not canvas.has_layout)
-            return Made(tile.image, self.painting, tile.shift, tile.inside)
+            return Made(tile.image, places, tile.shift, tile.inside)
         shift = (0, 0) if canvas.has_layout else cut_at(image, canvas.wrap)
-        painting = self.painting
-        if painting is not None:
-            places = without_margin(painting.places, self.margin)
-            painting = Painting(without_margin(painting.image, self.margin), places)
-        return Made(image.roll(shift, (2, 3)), painting, shift)
+        return Made(image.roll(shift, (2, 3)), places, shift)
 
 
 def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[Frame]:
@@ -150,10 +148,10 @@ def _painted(run: _Run, index: int, layout: Tensor | None) -> Generator[Frame, N
         return last
 
     painting = yield from _mapped(paint(run.spec, stage.size, layout), frame)
-    painting = in_exemplars_colours(run.spec, painting)
+    image = in_exemplars_colours(run.spec, painting)
     assert last is not None  # painting takes at least one round
-    yield replace(last, pixels=painting.image, painting=painting)
-    return painting.image
+    yield replace(last, pixels=image, places=painting.places)
+    return image
 
 
 def _optimized(

@@ -178,10 +178,10 @@ def test_sources_are_pixels_of_their_view(whole, brief_painting):
     one = exemplar_of(first, share=0.5, valid=None if whole else valid)
     first, both = one.image, (one, exemplar_of(second, share=0.5))
     found = painted(*both)
-    sources = maps.painted_correspondence(found, both)
+    sources = maps.painted_correspondence(found.places, both)
     near = torch.stack([near for _, near in sources])
     assert torch.equal(near.amax(0), torch.zeros(40, 48)) and (near.amin(0) == -1).all()
-    laid = source_colours(found, both)[0]
+    laid = source_colours(found.places, both)[0]
     for (place, near), picture in zip(sources, (first, second), strict=True):
         stretched = stretch(picture, 0)[0].flatten(1)[:, place]
         error = (stretched - found.image[0]).abs().mean(0)

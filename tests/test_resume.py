@@ -80,8 +80,8 @@ def test_at_any_moment(change, optimizer, moments, spec, tiny, narrow_net):
             again.append((frame.step, frame.scale, frame.loss))
         assert torch.equal(frame.made.image, whole.image)
         assert frame.made.shift == whole.shift
-        if whole.painting is not None:
-            assert torch.equal(frame.made.painting.places, whole.painting.places)
+        if whole.places is not None:
+            assert torch.equal(frame.made.places, whole.places)
         assert again == reports[before:]
     assert states[-1][0] > len(reports) / 2  # it does not begin anew
 
