@@ -66,7 +66,7 @@ def painted_correspondence(
     does. The similarity is 0 for the view that a pixel was painted from, and -1 for the others.
 
     Args:
-        places: of the painting, (H, W), as in `Painting`.
+        places: of the painting, (H, W), as in `PaintingFrame`.
     """
     sizes = [size_of(view.image) for one in exemplars for view in one.views]
     across = max(width for _, width in sizes)

@@ -18,8 +18,8 @@ Periodic exemplars are not stretched.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -49,21 +49,16 @@ MIN_SIDE = 2 * PATCH  # px, of exemplars and outputs
 
 
 @dataclass(frozen=True)
-class Painting:
-    """A painted image, and the source of its pixels."""
-
-    image: Tensor  # (1, 3, H, W) in [0, 1]
-    places: Tensor  # (H, W) of int64: flat indices y * w + x into the atlas of all views
-
-
-@dataclass(frozen=True)
 class PaintingFrame:
-    """A painting after a round, or after a layout was tried."""
+    """A painting after a round, after a layout was tried, or at the end."""
 
     scale: int  # 1 ... scales, coarse to fine
     scales: int
     work: float  # share of the work of all scales that is done, 0 ... 1
     image: Tensor  # (1, 3, h, w) in [0, 1], at the size of the scale
+    # (H, W) of int64: flat indices y * w + x into the atlas of all views, of the sources of the
+    # finished painting; None: it is not finished
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +68,7 @@ class _Scale:
     rounds: int  # of search and vote
 
 
-def paint(
-    spec: Spec, size: Size, layout: Tensor | None = None
-) -> Generator[PaintingFrame, None, Painting]:
+def paint(spec: Spec, size: Size, layout: Tensor | None = None) -> Iterator[PaintingFrame]:
     """Paint an image with the pixels of exemplars, coarse to fine.
 
     Args:
@@ -86,10 +79,7 @@ def paint(
             quilted.
 
     Yields:
-        A frame after each layout that is tried, and after each round.
-
-    Returns:
-        The painting, as the value of `yield from`; see `value_of`.
+        A frame after each layout that is tried, and after each round; then the finished painting.
 
     Raises:
         UserError: A side of an exemplar or of the size is shorter than MIN_SIDE.
@@ -109,19 +99,11 @@ def paint(
         level = Level(job, scale.factor, scale.size)
         for work, state in _states(level, last, scale.rounds):
             done += work
-            yield PaintingFrame(number, len(scales), min(1.0, done / total), state.image)
+            frame = PaintingFrame(number, len(scales), min(1.0, done / total), state.image)
+            yield frame
         last = state
-    places = main_source(level, state.output_field, state.weights)
-    return Painting(state.image.to(job.device), places.to(job.device))
-
-
-def value_of(frames: Generator[PaintingFrame, None, Painting]) -> Painting:
-    """Run a generator of `paint` to its end and return the painting."""
-    while True:
-        try:
-            next(frames)
-        except StopIteration as end:
-            return end.value
+    places = main_source(level, state.output_field, state.weights).to(job.device)
+    yield replace(frame, image=state.image.to(job.device), places=places)
 
 
 def _states(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.colours import colour_distance, is_grey, noise_like, with_colours, with_fine_detail
-from engine.painting import Painting, paint, source_colours, value_of
+from engine.painting import paint, source_colours
 from engine.schedule import Stage
 from engine.spec import Spec
 from terms.base import Canvas, Exemplar
@@ -157,8 +157,9 @@ def with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
         (1, 3, h, w) in [0, 1].
     """
     layout = image.expand(-1, 3, -1, -1)
-    painting = value_of(paint(spec, size_of(image), layout))
-    return with_fine_detail(layout, painting.image, spec.canvas.wrap)
+    for frame in paint(spec, size_of(image), layout):
+        painting = frame.image
+    return with_fine_detail(layout, painting, spec.canvas.wrap)
 
 
 def with_given_pixels(canvas: Canvas, image: Tensor, *, everywhere: bool) -> Tensor:
@@ -176,7 +177,7 @@ def with_given_pixels(canvas: Canvas, image: Tensor, *, everywhere: bool) -> Ten
     return init if mask is None else torch.where(mask, image, init)
 
 
-def in_exemplars_colours(spec: Spec, painting: Painting) -> Tensor:
+def in_exemplars_colours(spec: Spec, painting: Tensor, places: Tensor) -> Tensor:
     """Return a painting with the exemplar's distribution of colours, (1, 3, H, W) in [0, 1].
 
     Averaging patches changes the distribution, and so does using some patches more often than
@@ -184,12 +185,16 @@ def in_exemplars_colours(spec: Spec, painting: Painting) -> Tensor:
     the exemplar's, as for a photograph of several things, the painting gets the distribution of its
     source pixels instead, since the exemplar's would hatch white areas with the missing colours.
     Mixtures and paintings with a given layout keep their colours.
+
+    Args:
+        painting: (1, 3, H, W) in [0, 1].
+        places: (H, W), as in `PaintingFrame`.
     """
     if spec.canvas.has_layout or len(spec.exemplars) > 1:
-        return painting.image
+        return painting
     channels = 1 if all_grey(spec) else 3
-    image = painting.image[:, :channels]
+    image = painting[:, :channels]
     exemplar = select_valid(spec.exemplars[0].image, spec.exemplars[0].valid)[:, :channels]
-    used = source_colours(painting.places, spec.exemplars)[:, :channels]
+    used = source_colours(places, spec.exemplars)[:, :channels]
     wanted = exemplar if colour_distance(used, exemplar) < MAX_COLOUR_DISTANCE else used
     return with_colours(image, wanted).expand(-1, 3, -1, -1)

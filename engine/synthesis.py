@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from engine.edges import fitted
 from engine.finish import cut_at, whole
 from engine.objective import Extract, Objective, State
 from engine.optimizers import LEARNING_RATES, Settings, Step, minimize
-from engine.painting import PaintingFrame, paint
+from engine.painting import paint
 from engine.precision import ROUGH, convolving
 from engine.scales import without_margin
 from engine.schedule import Schedule, Stage, margin_of, schedule_of
@@ -35,7 +34,7 @@ class Made:
     """The result of a synthesis."""
 
     image: Tensor  # (1, 3, height, width) in [0, 1]
-    # (H, W) of int64: the sources of its pixels, as in `Painting`; None: it was not painted
+    # (H, W) of int64: the sources of its pixels, as in `PaintingFrame`; None: it was not painted
     places: Tensor | None
     shift: Size = (0, 0)  # rows and columns by which the image was rolled
     # (1, 1, height, width) of bool: the other pixels are those of `Canvas.edges`; None: all are new
@@ -54,7 +53,7 @@ class Frame:
     canvas: Canvas
     loss: float = math.nan  # of that picture; NaN while painting
     margin: Size = (0, 0)  # rows and columns of `pixels` beyond each border of the canvas
-    places: Tensor | None = None  # (h, w), of the pixels of a painting, as in `Painting`
+    places: Tensor | None = None  # (h, w), of the pixels of a painting, as in `PaintingFrame`
     went_back: bool = False  # whether Adam went back to the best picture after a non-finite loss
     # Returns the state from which `frames` resumes after this frame; to be called before the next
     # frame. None: the synthesis cannot resume here.
@@ -139,18 +138,13 @@ def _painted(run: _Run, index: int, layout: Tensor | None) -> Generator[Frame, N
     Returns:
         The painting, (1, 3, h, w) in [0, 1].
     """
-    stage, last = run.schedule.stages[index], None
-
-    def frame(one: PaintingFrame) -> Frame:
-        nonlocal last
-        found = run.frame(index, one.work * stage.steps, one.image.clamp(0, 1))
-        last = replace(found, scale=one.scale, scales=one.scales)
-        return last
-
-    painting = yield from _mapped(paint(run.spec, stage.size, layout), frame)
-    image = in_exemplars_colours(run.spec, painting)
-    assert last is not None  # painting takes at least one round
-    yield replace(last, pixels=image, places=painting.places)
+    stage = run.schedule.stages[index]
+    for one in paint(run.spec, stage.size, layout):
+        image = one.image.clamp(0, 1)
+        if one.places is not None:
+            image = in_exemplars_colours(run.spec, one.image, one.places)
+        frame = run.frame(index, one.work * stage.steps, image)
+        yield replace(frame, scale=one.scale, scales=one.scales, places=one.places)
     return image
 
 
@@ -198,20 +192,16 @@ def _optimized(
     return image, replace(run, schedule=run.schedule.with_steps([*before, taken]))
 
 
-X = TypeVar("X")
-Y = TypeVar("Y")
-R = TypeVar("R")
-
-
-def _mapped(items: Generator[X, None, R], function: Callable[[X], Y]) -> Generator[Y, None, R]:
-    """Yield `function(item)` for each item of a generator; return the generator's value."""
+def _mapped(
+    steps: Generator[Step, None, tuple[Tensor, int]], function: Callable[[Step], Frame]
+) -> Generator[Frame, None, tuple[Tensor, int]]:
+    """Yield `function(step)` for each step; return the generator's value."""
     while True:
         try:
-            item = next(items)
+            step = next(steps)
         except StopIteration as end:
-            found: R = end.value
-            return found
-        yield function(item)
+            return end.value
+        yield function(step)
 
 
 def _settings(spec: Spec, stage: Stage) -> Settings:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from engine import maps, painting
 from engine.kinds import ALONG_AN_AXIS, PERIODICAL, STOCHASTIC
-from engine.painting import paint, rounds_at, source_colours, value_of
+from engine.painting import paint, rounds_at, source_colours
 from engine.spec import Spec, exemplar_of
 from engine.stretching import stretch
 from terms.base import Canvas
@@ -23,7 +23,8 @@ def frames_of(*exemplars, size=(40, 48), seed=0, kind=STOCHASTIC, layout=None, *
 
 
 def painted(*exemplars, **options):
-    return value_of(frames_of(*exemplars, **options))
+    *_, last = frames_of(*exemplars, **options)
+    return last
 
 
 @pytest.mark.parametrize("shape", fast_first([((48, 80),), ((80, 48),)]))
@@ -40,7 +41,8 @@ def test_exemplars_of_any_kind_shape_and_number_are_painted(kind, shape, brief_p
 def test_frames_count_layouts_and_rounds_by_their_pixels(monkeypatch):
     """An exemplar of 96 px is painted at 68 and 96 px, of 4608 and 9216 pixels: two layouts of the
     work of three rounds, and eight rounds at each scale, of half and of all the pixels."""
-    frames = list(frames_of(noise_image(96, 96), size=(40, 40)))
+    *frames, last = frames_of(noise_image(96, 96), size=(40, 40))
+    assert last.places.shape == (40, 40) and all(frame.places is None for frame in frames)
     assert [frame.scale for frame in frames] == [1] * 10 + [2] * 8
     assert {frame.scales for frame in frames} == {2}
     assert [frame.image.shape[2] for frame in frames] == [28] * 10 + [40] * 8

@@ -31,7 +31,7 @@ from engine.colours import noise_like
 from engine.finish import cut_at
 from engine.optimizers import LEARNING_RATES, minimize
 from engine.orientation import axes
-from engine.painting import Painting, PaintingFrame
+from engine.painting import PaintingFrame
 from engine.scales import split_steps
 from engine.spec import Spec, exemplar_of
 from engine.synthesis import Frame, frames
@@ -1162,12 +1162,6 @@ def test_painting_counts_as_four_steps_of_the_finest_scale(tiny, checkerboard, m
     assert [frame.work * 26 for frame in seen] == pytest.approx([1, 2, 22, 26])
 
 
-def painted_as(painting):
-    """A painter of one frame."""
-    yield PaintingFrame(1, 1, 1.0, painting.image)
-    return painting
-
-
 @pytest.mark.parametrize("laid, white", [(514, 512), (900, 900)])
 def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for(
     laid, white, tiny, monkeypatch
@@ -1177,8 +1171,8 @@ def test_a_painting_has_the_shares_of_the_exemplar_or_those_that_it_has_room_for
     exemplar[..., 16:, :] = 1
     places = torch.where(torch.arange(1024).view(32, 32) < 1024 - laid, 0, 1023)
     grey = (places > 0) * 0.8 + torch.rand(1, 3, 32, 32) * 0.1
-    painting = Painting(grey, places)
-    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
+    painting = PaintingFrame(1, 1, 1.0, grey, places)
+    monkeypatch.setattr(synthesis, "paint", lambda *_: [painting])
     found = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     assert ((found > 0.99).sum(), (found < 0.01).sum()) == (3 * white, 3 * (1024 - white))
 
@@ -1209,8 +1203,8 @@ def test_a_painting_has_the_exemplars_colours(tiny, monkeypatch):
     exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) / 2 + 0.25
     dull = (exemplar.flip(3) - 0.5) / 2 + torch.tensor((0.6, 0.5, 0.5)).view(1, 3, 1, 1)
     places = torch.arange(32 * 32).view(32, 32).flip(1)
-    painting = Painting(dull, places)
-    monkeypatch.setattr(synthesis, "paint", lambda *_, **__: painted_as(painting))
+    painting = PaintingFrame(1, 1, 1.0, dull, places)
+    monkeypatch.setattr(synthesis, "paint", lambda *_: [painting])
     alone = synthesized(exemplar, tiny, steps=8, scales=1, repaint=1.0)
     torch.testing.assert_close(alone, exemplar.flip(3), atol=1e-4, rtol=0)
 
