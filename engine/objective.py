@@ -167,8 +167,7 @@ class Tracker:
         return statistics.median(self.losses[-window:]) >= (1 - tolerance) * before
 
     def state_dict(self) -> State:
-        """Read all losses and return the state."""
-        self.read()
+        """Return the state; all losses must have been read."""
         return {"best": self.best, "best_loss": self.best_loss, "losses": list(self.losses)}
 
     def load_state_dict(self, state: State) -> None:
@@ -186,8 +185,7 @@ def start_reading(values: Tensor) -> Pending:
 
     def numbers() -> list[float]:
         arrived.synchronize()
-        found: list[float] = there.tolist()
-        return found
+        return there.tolist()
 
     return numbers
 
@@ -219,14 +217,11 @@ class Evaluator:
         self.taken, self.steps, self.exact_steps = 0, steps, exact_steps
         self.tolerance, self.settled = tolerance, False  # whether the losses have converged
         self.rematched: int | None = None  # number of steps taken at the last rematch
+        # Steps between two rematches of the criterion; None: it need not be rematched.
+        self.match_every = objective.criterion.match_every
         self.went_back = False
         if exact_steps >= steps:
             objective.use_exact()
-
-    @property
-    def match_every(self) -> int | None:
-        """Steps between two rematches of the criterion; None: it need not be rematched."""
-        return self.objective.criterion.match_every
 
     @property
     def left(self) -> int:
