@@ -557,7 +557,8 @@ def test_1024_by_patches_stays_under_6_gb(method, tmp_path):
         "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     arguments = ["--gt_path", str(exemplar), "--method", method, "--epoch", "1", "--scales", "1"]
-    arguments += ["--size", "1024", "--save_path", str(tmp_path / "r.png"), *TINY[:2]]
+    arguments += ["--size", "1024", "--save_path", str(tmp_path / "r.png")]
+    arguments += ["--model", "vgg16-caffe"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
     )
@@ -855,8 +856,9 @@ def test_caffes_weights_make_the_bundled_nets_picture(pebbles, result, tmp_path,
     bundled["features.0.bias"] = bundled["features.0.bias"].float() - shift
     path = tmp_path / "mine.pth"
     torch.save(bundled, path)
-    arguments = ["--gt_path", str(pebbles), "--epoch", "3", *TINY[2:4], "--optimizer", "LBFGS"]
-    assert main([*arguments, *TINY[:2], "--save_path", str(result)]) == 0
+    arguments = ["--gt_path", str(pebbles), "--device", "cpu", "--epoch", "3"]
+    arguments += ["--optimizer", "LBFGS"]
+    assert main([*arguments, "--model", "vgg16-caffe", "--save_path", str(result)]) == 0
     converted, again = tmp_path / "converted.png", tmp_path / "again.png"
     capfd.readouterr()
     assert main([*arguments, "--weights", str(path), "--save_path", str(converted)]) == 0
