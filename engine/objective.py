@@ -67,12 +67,11 @@ class Objective:
                 no forward pass. The graph takes as much memory as the evaluation.
         """
         self._kept = None  # before the forward pass, since two graphs may not fit
-        image = image.detach()
         if self.criterion.match_every is None:
             if self._measure is None:
                 self._measure = graphed(self._measured, image)
             return Measured(*self._measure(image))
-        image = image.requires_grad_()
+        image = image.detach().requires_grad_()
         features = self.extract(image)
         if rematch:
             self.criterion.rematch(features)
