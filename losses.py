@@ -146,8 +146,8 @@ add_method(
 
 BEST = "best"
 PRESETS: dict[str, dict[str, Any]] = {
-    # Painted, then optimized, which removes seams; exemplars with order are only painted.
-    BEST: {"repaint": 0.2, "epoch": 250, "optimizer": "LBFGS"},
+    # Exemplars with order are painted instead; see `command.plan`.
+    BEST: {"optimizer": "LBFGS", "epoch": 300},
     # Painting alone; `epoch` is the number of steps that snapshots refer to.
     "draft": {"repaint": 1.0, "epoch": 100},
     # No copied pixels, in less than half of the time of the default.

@@ -2,7 +2,7 @@
 
 from command.flags import Request
 from engine.schedule import steps_after_painting
-from losses import METHODS, TERMS
+from losses import BEST, METHODS, TERMS
 from utils import UserError
 
 # Flags of the optimisation, without effect on a picture that is only painted.
@@ -27,6 +27,12 @@ def only_painted(request: Request) -> bool:
     return request.repaint > 0 and steps_after_painting(request.epoch, request.repaint) == 0
 
 
+def chosen_by_kind(request: Request) -> bool:
+    """Return whether the preset BEST chooses, by the kind of an exemplar, between painting and
+    optimisation. A flag of either, given explicitly, chooses instead."""
+    return request.preset == BEST and not request.asked.keys() & {"repaint", "epoch", *OF_STEPS}
+
+
 def without_effect(request: Request) -> dict[str, str]:
     """Return the flags without effect on the picture or on the output: name -> reason and remedy.
 
@@ -42,7 +48,10 @@ def without_effect(request: Request) -> dict[str, str]:
         if request.style_image and request.init != "content":
             found["init"] = f"no effect on pictures that are only painted over --image_path; {HOW}"
     users = {flag for method in METHODS.values() for flag in method.flags}
-    for flag in users - {*METHODS[request.method].flags, *(COPIES if request.repaint else ())}:
+    used = METHODS[request.method].flags
+    if request.repaint or chosen_by_kind(request):
+        used = (*used, *COPIES)
+    for flag in users - {*used}:
         told = ", ".join(name for name, method in METHODS.items() if flag in method.flags)
         found.setdefault(flag, f"no effect with --method {request.method}, only with {told}")
     if (request.save_every or 0) > request.epoch:

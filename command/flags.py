@@ -448,7 +448,8 @@ FLAGS["control"] = {
 FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
-        + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items()),
+        + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
+        + "; best paints exemplars with order instead (--repaint 1)",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

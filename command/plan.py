@@ -27,7 +27,7 @@ from command.canvas import (
     kept_pixels,
     output_size,
 )
-from command.effects import OF_STEPS, check_effects
+from command.effects import check_effects, chosen_by_kind
 from command.files import FileState, file_state
 from command.flags import CONTENT_LAYERS, CONTENT_WEIGHT, MOST_PICTURES, Request
 from command.floor import FLOOR, floor_size
@@ -51,7 +51,7 @@ from engine.colours import matched_colours
 from engine.kinds import IN_COURSES, STOCHASTIC, Kind, is_uneven, kind_of
 from engine.optimizers import LEARNING_RATES
 from engine.orientation import missing_turns
-from engine.painting import check_sides
+from engine.painting import too_small
 from engine.scales import with_margin
 from engine.schedule import margin_of, sizes_of
 from engine.spec import Spec, exemplar_of
@@ -309,8 +309,8 @@ def _job(
     request = _for_kind(request, kind, exemplars, canvas)
     weights, term_notes = term_weights(request, name, kind, canvas)
     notes += period_notes(name, pieces[0], kind, canvas, step) + term_notes
-    if request.repaint:
-        notes.append(f"{name} is {kind.name}: {_painting_description(request, kind)}")
+    if request.repaint or request.preset == BEST:
+        notes.append(f"{name} is {kind.name}: {_recipe(request, kind)}")
     names = [name, *(other for other, _ in request.mix)]
     notes += _notes_on_exemplars(names, pieces, canvas)
     if size_of(exemplar) != whole:
@@ -473,22 +473,22 @@ def _spec(
 def _for_kind(
     request: Request, kind: Kind, exemplars: tuple[Exemplar, ...], canvas: Canvas
 ) -> Request:
-    """Return the request with the steps that the preset BEST takes for an exemplar.
+    """Return the request with the share of painting that the preset BEST takes for an exemplar.
 
-    Judges preferred an optimized painting for textures without order, and the painting itself for
-    those with rows, columns or a grain along an axis. With several exemplars or with maps,
-    the picture is also only painted. If a flag of the optimization is given, it is optimized.
+    Judges preferred optimization for textures without order, and painting for those with rows,
+    columns or a grain along an axis. With maps, several exemplars or copies of one, the picture is
+    also painted.
     """
     ordered = kind.regular or bool(kind.axis)
-    painted = ordered or len(exemplars) > 1 or canvas.has_maps
-    given = request.asked.keys() & {"repaint", "epoch", *OF_STEPS}
-    only = request.preset == BEST and painted and not given
-    return replace(request, repaint=1.0) if only else request
+    painted = ordered or canvas.has_maps or sum(len(one.views) for one in exemplars) > 1
+    return replace(request, repaint=1.0) if painted and chosen_by_kind(request) else request
 
 
-def _painting_description(request: Request, kind: Kind) -> str:
-    """Return the part of a note that says how a texture of this kind is painted, and the flag that
+def _recipe(request: Request, kind: Kind) -> str:
+    """Return the part of a note that says how a texture of this kind is made, and the flag that
     changes it."""
+    if not request.repaint:
+        return f"optimised by {request.method} (--repaint 1 paints it with its pixels)"
     straight = ", rows and columns straight" if kind.regular else ""
     then = f", then optimised by {request.method}" if request.repaint < 1 else ""
     return (
@@ -600,8 +600,8 @@ def check_sizes(spec: Spec, layers: list[str], names: Sequence[str]) -> None:
         names: file names of the exemplars.
     """
     with prefixed(f"{names[0]}: "):
-        if spec.repaint:
-            check_sides(spec.exemplars, spec.canvas.size)
+        if spec.repaint and (fault := too_small(spec.exemplars, spec.canvas.size)):
+            raise UserError(fault)
         coarsest = sizes_of(spec, layers)[0][0]
     least = least_side(layers)
     first, *others = spec.exemplars

@@ -43,7 +43,7 @@ from utils import Size, UserError, size_of, size_text
 
 SCALE_RATIO = math.sqrt(2)  # of the sizes of successive scales
 UNDERSHOOT = 1.2  # factor by which the coarsest scale may be smaller than `_scales` asks for
-LAYOUT_SCALE = 0.49  # of full size; a given layout is painted from this scale on
+LAYOUT_SCALE = 0.49  # of the painting's size; a given layout is painted from this scale on
 LAYOUT_WORK = 3  # of trying one layout, in rounds
 MIN_SIDE = 2 * PATCH  # px, of exemplars and outputs
 
@@ -63,30 +63,35 @@ class PaintingFrame:
 
 @dataclass(frozen=True)
 class _Scale:
-    factor: float  # of full size
+    factor: float  # of the exemplars' size
     size: Size  # of the output
     rounds: int  # of search and vote
 
 
-def paint(spec: Spec, size: Size, layout: Tensor | None = None) -> Iterator[PaintingFrame]:
+def paint(
+    spec: Spec, size: Size, layout: Tensor | None = None, factor: float = 1.0
+) -> Iterator[PaintingFrame]:
     """Paint an image with the pixels of exemplars, coarse to fine.
 
     Args:
         spec: The processes of its group paint together; all of them call this function alike.
-        size: Height and width of the painting; those of the canvas, or a little more.
+        size: Height and width of the painting.
         layout: (1, 3, ., .), image whose layout the painting keeps; scales below LAYOUT_SCALE are
             left out. None: the layout is `canvas.init` if there is one and no mask; otherwise it is
             quilted.
+        factor: Factor by which the exemplars are resized, at most 1.
 
     Yields:
         A frame after each layout that is tried, and after each round; then the finished painting.
 
     Raises:
-        UserError: A side of an exemplar or of the size is shorter than MIN_SIDE.
+        UserError: A side of a resized exemplar or of the size is shorter than MIN_SIDE.
     """
-    check_sides(spec.exemplars, size)
+    if fault := too_small(spec.exemplars, size, factor):
+        raise UserError(fault)
     exemplars = stretch_exemplars(spec.exemplars, stretch_seed(spec.kind, spec.seed))
-    scales = _scales(exemplars, size, spec.kind, least=0.0 if layout is None else LAYOUT_SCALE)
+    least = 0.0 if layout is None else LAYOUT_SCALE
+    scales = _scales(exemplars, size, factor, spec.kind, least)
     if layout is None and spec.canvas.mask is None:
         layout = spec.canvas.init
     draws = generators(exemplars[0].image.device, spec.seed)
@@ -139,26 +144,24 @@ def source_colours(places: Tensor, exemplars: tuple[Exemplar, ...]) -> Tensor:
     return Atlas(exemplars, 1.0).image[0].flatten(1)[:, places][None]
 
 
-def check_sides(exemplars: tuple[Exemplar, ...], size: Size) -> None:
-    """Check that exemplars and output are large enough for patches.
-
-    Raises:
-        UserError: A side is shorter than MIN_SIDE.
-    """
-    named = [
-        ("exemplar" if view.valid is None else "opaque part of the exemplar", valid_size(view))
-        for one in exemplars
-        for view in one.views
-    ]
-    for name, sides in (*named, ("output", size)):
+def too_small(exemplars: tuple[Exemplar, ...], size: Size, factor: float = 1.0) -> str:
+    """Return, in words, which side of the exemplars, resized by a factor, or of the output is
+    shorter than MIN_SIDE; "" if none is."""
+    named = [("output", size)]
+    for view in (view for one in exemplars for view in one.views):
+        name = "exemplar" if view.valid is None else "opaque part of the exemplar"
+        height, width = valid_size(view)
+        named.append((name, (round(factor * height), round(factor * width))))
+    for name, sides in reversed(named):
         if min(sides) < MIN_SIDE:
-            raise UserError(
-                f"{name} of {size_text(sides)}, painting needs sides of {MIN_SIDE} or more"
-            )
+            return f"{name} of {size_text(sides)}, painting needs sides of {MIN_SIDE} or more"
+    return ""
 
 
-def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: float) -> list[_Scale]:
-    """Return the scales from coarse to fine, without those below the factor `least`.
+def _scales(
+    exemplars: tuple[Exemplar, ...], size: Size, factor: float, kind: Kind, least: float
+) -> list[_Scale]:
+    """Return the scales from coarse to fine, without those below `least` times the size.
 
     At the coarsest scale, the shorter side of the first exemplar is about COARSEST px. For a
     regular texture it is twice that: one pixel of the coarsest scale covers several pixels of the
@@ -166,15 +169,15 @@ def _scales(exemplars: tuple[Exemplar, ...], size: Size, kind: Kind, least: floa
     output is shorter than MIN_SIDE, and no side of an exemplar is shorter than
     MIN_SIDE / UNDERSHOOT.
     """
-    sides = [min(valid_size(view)) for one in exemplars for view in one.views]
+    sides = [factor * min(valid_size(view)) for one in exemplars for view in one.views]
     ratio = min(sides[0] / (COARSEST * (1 + kind.regular)), min(*sides, *size) / MIN_SIDE)
     count = max(0, math.floor(math.log(UNDERSHOOT * ratio, SCALE_RATIO)))
     scales = []
-    for factor in (SCALE_RATIO**-k for k in range(count, -1, -1)):
-        if factor >= least:
-            height, width = (max(MIN_SIDE, round(factor * side)) for side in size)
-            rounds = rounds_at(factor * min(size_of(exemplars[0].image)))
-            scales.append(_Scale(factor, (height, width), rounds))
+    for shrink in (SCALE_RATIO**-k for k in range(count, -1, -1)):
+        if shrink >= least:
+            height, width = (max(MIN_SIDE, round(shrink * side)) for side in size)
+            rounds = rounds_at(shrink * factor * min(size_of(exemplars[0].image)))
+            scales.append(_Scale(shrink * factor, (height, width), rounds))
     return scales
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine.painting import MIN_SIDE
+from engine.painting import too_small
 from engine.scales import AFTER_PAINTING_RATIO, STEP_RATIO, Sizes, pyramid, split_steps, with_margin
 from engine.spec import Spec
 from engine.tiling import WHOLE, Tiling
@@ -29,7 +29,7 @@ class Stage:
     scale: int = 1  # 1 ... scales, coarse to fine
     scales: int = 1
     tiling: Tiling = WHOLE
-    paints_detail: bool = False  # whether the fine detail of its start is painted
+    paints_detail: bool = False  # whether the detail that it adds to the coarser one is painted
     is_painting: bool = False  # whether it paints; otherwise it optimizes
 
     def work(self, steps: float) -> float:
@@ -87,24 +87,26 @@ def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
 
 
 def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
-    """Return optimization stages, coarse to fine. A single scale becomes two stages of one size, so
-    that the detail of the second can be painted."""
+    """Return optimization stages, coarse to fine. A single scale that starts from noise becomes two
+    stages of one size, so that the detail of the second can be painted."""
     tilings = spec.tilings or (WHOLE,) * len(sizes)
-    paints = not spec.starts_from_painting and _can_be_painted(spec)
-    if paints and len(sizes) == 1:
+    if len(sizes) == 1 and not spec.starts_from_painting and _paintable(spec, *sizes[0]):
         sizes, tilings = sizes * 2, tilings * 2
     count = len(sizes)
+    # Adam's large steps at intermediate scales form detail anew; it need not be painted there.
+    forms_detail = spec.optimizer == "Adam" and not spec.starts_from_painting
+    first_painted = max(2, count if forms_detail else 2)
+    stages = []
     shares = split_steps(steps, count, step_ratio(spec))
-    rows = zip(sizes, tilings, shares, strict=True)
-    return tuple(
-        Stage(*sides, share, n, count, tiling, paints_detail=paints and n == count and share > 0)
-        for n, (sides, tiling, share) in enumerate(rows, 1)
-    )
+    for n, (sides, tiling, share) in enumerate(zip(sizes, tilings, shares, strict=True), 1):
+        paints = n >= first_painted and share > 0 and _paintable(spec, *sides)
+        stages.append(Stage(*sides, share, n, count, tiling, paints_detail=paints))
+    return tuple(stages)
 
 
-def _can_be_painted(spec: Spec) -> bool:
-    sides = [side for one in spec.exemplars for view in one.views for side in size_of(view.image)]
-    return min(*sides, *spec.canvas.size) >= MIN_SIDE
+def _paintable(spec: Spec, source_size: Size, size: Size) -> bool:
+    """Return whether exemplars and output of a stage are large enough for patches."""
+    return not too_small(spec.exemplars, size, spec.factor_at(source_size))
 
 
 def steps_after_painting(steps: int, repaint: float) -> int:

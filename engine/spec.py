@@ -14,7 +14,7 @@ from losses import MATCH_EVERY
 from terms.base import MAX_PATCHES, Canvas, Exemplar, LayerWeights, View
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
 from terms.valid import NEARLY_ALL, fill_invalid
-from utils import rotated_and_resized
+from utils import Size, rotated_and_resized
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Spec:
     def finest_tiling(self) -> Tiling:
         """The tiling of the finest scale."""
         return self.tilings[-1] if self.tilings else WHOLE
+
+    def factor_at(self, source_size: Size) -> float:
+        """Return the factor by which exemplars are resized where the first has a size."""
+        return source_size[0] / self.exemplars[0].image.shape[2]
 
     def to(self, device: torch.device) -> "Spec":
         """Return a copy whose tensors are on the device."""

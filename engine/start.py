@@ -32,23 +32,20 @@ def start_of(
 ) -> Tensor:
     """Return the start of an optimization stage, (1, 3 or 1, h, w).
 
-    With a painting, the first scale starts from the painting and noise, each other scale from the
-    enlarged result of the coarser one and the detail of the painting.
-
-    Without a painting, the first scale starts from noise with the mean and covariance of the
-    exemplars' colours, each other scale from the enlarged result of the coarser one (Snelgrove
-    2017, Gonthier et al. 2022).
+    The first scale starts from noise with the mean and covariance of the exemplars' colours, or
+    from a painting and such noise; each other scale starts from the enlarged result of the coarser
+    one (Snelgrove 2017, Gonthier et al. 2022).
 
     Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
-    start follows the grid of the network's pooling. At intermediate scales, the detail is noise
-    with the colour covariance of the detail that the exemplar gains there. At the finest scale, the
-    detail is painted with the exemplar's patches instead: optimization from noise would produce
-    hatching and dark points, since their Gram matrices equal those of edges.
+    start follows the grid of the network's pooling. The detail is noise with the colour covariance
+    of the detail that the exemplar gains there, or is painted with the exemplar's patches: from
+    noise, the finest scale would get hatching and dark points, since their Gram matrices equal
+    those of edges, and with L-BFGS more objects merge or look translucent.
 
     Args:
         stages: the stages up to this one.
         image: the result of the coarser stage; None: this is the coarsest one.
-        painting: (1, 3, H, W) in [0, 1], with the margin; None: there is none.
+        painting: (1, 3, H, W) in [0, 1], from which the coarsest stage starts; None: from noise.
     """
     stage = stages[-1]
     if image is None:
@@ -56,17 +53,14 @@ def start_of(
         if painting is not None:
             image = partly_painted(spec, painting, image)
     else:
-        coarser = stages[-2]
         image = resize(image, stage.size, spec.canvas.wrap)
-        if painting is not None:
-            image = with_detail_of_painting(spec, image, painting, coarser, stage)
-        elif not stage.paints_detail:
-            image = with_noise_detail(spec, image, coarser, stage, generator)
-    if stage.paints_detail:
-        image = with_painted_detail(spec, image)
+        if stage.paints_detail:
+            image = with_painted_detail(spec, image, stage)
+        else:
+            image = with_noise_detail(spec, image, stages[-2], stage, generator)
     if all_grey(spec):
         image = image[:, :1]
-    first = stage.scale == 1 and not (stage.paints_detail or spec.starts_from_painting)
+    first = stage.scale == 1 and painting is None
     return with_given_pixels(spec.canvas, image, everywhere=first)
 
 
@@ -107,15 +101,10 @@ def with_noise_detail(
     Args:
         image: (1, C, h, w) in [0, 1], of the stage's size.
     """
-    exemplar = spec.exemplars[0]
-    gained = _gained(exemplar.image, coarser.source_size, stage.source_size)
+    exemplar, now = spec.exemplars[0], stage.source_size
+    gained = resize(exemplar.image, now) - resize(resize(exemplar.image, coarser.source_size), now)
     gained = select_valid(gained, exemplar.valid)
     return (image + DETAIL * noise_like(gained, stage.size, generator)).clamp(0, 1)
-
-
-def _gained(image: Tensor, before: Size, now: Size, wrap: str = "") -> Tensor:
-    """Return the detail that a picture gains from a coarser size to a finer one, (1, C, h, w)."""
-    return resize(image, now, wrap) - resize(resize(image, before, wrap), now, wrap)
 
 
 def partly_painted(spec: Spec, painting: Tensor, white: Tensor) -> Tensor:
@@ -134,30 +123,17 @@ def partly_painted(spec: Spec, painting: Tensor, white: Tensor) -> Tensor:
     return mixed.clamp(0, 1)
 
 
-def with_detail_of_painting(
-    spec: Spec, image: Tensor, painting: Tensor, coarser: Stage, stage: Stage
-) -> Tensor:
-    """Add the detail that a painting gains from the coarser stage to this one.
-
-    Args:
-        image: (1, C, h, w) in [0, 1], of the stage's size.
-        painting: (1, 3, H, W) in [0, 1].
-    """
-    gained = _gained(painting, coarser.size, stage.size, spec.canvas.wrap)
-    return (image + gained).clamp(0, 1)
-
-
-def with_painted_detail(spec: Spec, image: Tensor) -> Tensor:
+def with_painted_detail(spec: Spec, image: Tensor, stage: Stage) -> Tensor:
     """Replace the fine detail of a picture by that of a painting of the same layout.
 
     Args:
-        image: (1, 3 or 1, h, w) in [0, 1].
+        image: (1, 3 or 1, h, w) in [0, 1], of the stage's size.
 
     Returns:
         (1, 3, h, w) in [0, 1].
     """
     layout = image.expand(-1, 3, -1, -1)
-    for frame in paint(spec, size_of(image), layout):
+    for frame in paint(spec, stage.size, layout, spec.factor_at(stage.source_size)):
         painting = frame.image
     return with_fine_detail(layout, painting, spec.canvas.wrap)
 

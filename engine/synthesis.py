@@ -99,7 +99,7 @@ def frames(spec: Spec, net: Extractor, state: State | None = None) -> Iterator[F
     run = _Run(spec, net, generator, schedule_of(spec, net.layers))
     first, image, painting = 0, None, None
     if state is not None:
-        first, painting = state["stage"], state.get("painting")
+        first = state["stage"]
         run = replace(run, schedule=run.schedule.with_steps(state["steps"]))
         generator.set_state(state["generator"])
     for index in range(first, len(run.schedule.stages)):
@@ -168,8 +168,7 @@ def _optimized(
         minimizer = state["minimizer"]
         image = minimizer["optimizer"]["image"]
     before = [one.steps for one in run.schedule.stages[:index]]
-    at_start = {"stage": index, "steps": before, "painting": painting}
-    at_start["generator"] = run.generator.get_state()
+    at_start = {"stage": index, "steps": before, "generator": run.generator.get_state()}
 
     def frame(step: Step) -> Frame:
         def current() -> State:
@@ -251,7 +250,7 @@ def criterion_at(spec: Spec, net: Extractor, source_size: Size, size: Size) -> C
             factor.
         size: size of the output.
     """
-    factor = source_size[0] / spec.exemplars[0].image.shape[2]
+    factor = spec.factor_at(source_size)
     exemplars = tuple(_with_features(net, one, factor) for one in spec.exemplars)
     inputs = TermInputs(exemplars, spec.canvas, Options(spec.seed, spec.max_patches, spec.group))
     layers = spec.layers or equal_weights(net.layers)

@@ -205,5 +205,6 @@ def test_coarse_scales_have_more_rounds():
     ],
 )
 def test_the_sizes_of_scales(kind, size, sides):
-    scales = painting._scales((exemplar_of(noise_image(160, 180)),), (size, size), kind, 0.0)
+    exemplars = (exemplar_of(noise_image(160, 180)),)
+    scales = painting._scales(exemplars, (size, size), 1.0, kind, 0.0)
     assert [scale.size[0] for scale in scales] == sides

@@ -128,7 +128,7 @@ def test_every_pair_of_controls(one, method, pictures, narrow_net, tmp_path, mon
     monkeypatch.chdir(pictures)
     monkeypatch.setattr(results, "saved_error", lambda *_: 0.0)  # is not of what is controlled
     if method == "gram":  # those of patches are painted
-        monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+        monkeypatch.setattr(schedule, "_paintable", lambda *_: False)
     for pair in PAIRS:
         if pair[0] != one or (method == "gram" and PATCHES_ONLY & {*pair}):
             continue

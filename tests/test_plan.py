@@ -243,11 +243,7 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
 @pytest.mark.parametrize(
     "flags, share, told",
     [
-        (
-            "--gt_path leaf.jpg",
-            0.2,
-            "composed of objects: painted with its pixels, then optimised by gram",
-        ),
+        ("--gt_path leaf.jpg", 0, "composed of objects: optimised by gram ("),
         (
             "--gt_path brick.png",
             1,
@@ -261,8 +257,9 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
         ),
         ("--gt_path leaf.jpg --expand 320", 1, "composed of objects: painted with its pixels ("),
         # A flag of the optimization is not ignored.
-        ("--gt_path brick.png --method cnnmrf", 0.2, "columns straight, then optimised by cnnmrf"),
-        ("--gt_path brick.png --epoch 500", 0.2, "columns straight, then optimised by gram"),
+        ("--gt_path brick.png --method cnnmrf", 0, "periodic: optimised by cnnmrf ("),
+        ("--gt_path brick.png --epoch 500", 0, "periodic: optimised by gram ("),
+        ("--gt_path leaf.jpg --patch_scales 0.8", 1, "objects: painted with its pixels ("),
         ("--gt_path brick.png --repaint 0.5", 0.5, "columns straight, then optimised by gram"),
     ],
 )

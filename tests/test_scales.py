@@ -1,5 +1,7 @@
 """The sizes and steps of a synthesis, coarse to fine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import fast_first, made
@@ -88,7 +90,21 @@ def test_a_painting_that_is_optimized_has_a_margin():
     assert painting.is_painting and painting.steps == 42 and painting.size == (304, 560)
     assert [stage.size for stage in scales] == [(76, 140), (152, 280), (304, 560)]
     assert [stage.steps for stage in scales] == [35, 16, 7]
-    assert not any(stage.paints_detail for stage in scales)
+
+
+@pytest.mark.parametrize(
+    "optimizer, repaint, size, expected",
+    [
+        ("Adam", 0.0, 256, [False, False, True]),
+        ("LBFGS", 0.0, 256, [False, True, True]),
+        ("Adam", 0.42, 256, [False, True, True]),
+        ("LBFGS", 0.0, 20, [False, False, True]),  # 5, 10 and 20 px; a patch needs 14
+    ],
+)
+def test_stages_whose_detail_is_painted(optimizer, repaint, size, expected):
+    spec = replace(spec_of((size, size), repaint=repaint), optimizer=optimizer, scales=3)
+    stages = schedule_of(spec, ["conv1_1", "conv2_1"]).stages
+    assert [stage.paints_detail for stage in stages if not stage.is_painting] == expected
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_order_beyond_the_net_switches_the_spectrum_on(
 def test_tile_has_no_border(method, monkeypatch):
     """Moved round by whole patches and windows, the noise gives the same texture, moved round, up
     to detail that is painted, which is drawn by lot."""
-    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_paintable", lambda *_: False)
     exemplar = read_picture(TEXTURES / "pebbles.png")[0][..., :64, :64]
     layers = models.resolve_layers([*METHODS[method].layers, *GRAM_LAYERS], "vgg16-caffe")
     weights = load_weights("vgg16-caffe", None, layers).weights
@@ -716,7 +716,7 @@ def test_flags_change_the_picture(pebbles, tmp_path):
 
 @pytest.mark.parametrize("optimizer", fast_first(["Adam", "LBFGS"]))
 def test_a_huge_step_size_still_saves_the_best(optimizer, pebbles, result, narrow_net, monkeypatch):
-    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_paintable", lambda *_: False)
     record = make(pebbles, result, "--optimizer", optimizer, "--lr", "1e6", "--epoch", "20")
     start = make(pebbles, result, "--epoch", "1")
     assert record["error"] <= start["error"] * 1.5
@@ -1125,7 +1125,7 @@ def test_synthesize_in_a_notebook(tiny, checkerboard):
 
 
 def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_paintable", lambda *_: False)
     monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
     seen: list[Frame] = []
     synthesized(checkerboard, tiny, steps=6, scales=2, report=seen.append)
@@ -1141,7 +1141,7 @@ def test_fraction_counts_the_work_and_not_the_steps(tiny, checkerboard, monkeypa
 
 @pytest.mark.slow
 def test_steps_of_a_scale_that_has_converged_are_left_out(tiny, checkerboard, monkeypatch):
-    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_paintable", lambda *_: False)
     monkeypatch.setattr(schedule, "STEP_OVERHEAD", 0)
     seen: list[Frame] = []
     # Any loss is near enough after the first 40 steps, and an eighth of them are the last ones: 45
@@ -1245,7 +1245,7 @@ def test_noise_of_few_colours_is_between_them(count):
 def test_a_finer_scale_starts_with_the_detail_that_it_gains(tiny, monkeypatch):
     exemplar = read_picture(TEXTURES / "pebbles.png")[0] / 4 + 0.375  # clear of the bounds
     starts = {}
-    monkeypatch.setattr(schedule, "_can_be_painted", lambda spec: False)
+    monkeypatch.setattr(schedule, "_paintable", lambda *_: False)
     for share in (0.0, 1.0):
         monkeypatch.setattr(start_module, "DETAIL", share)
         starts[share] = synthesized(exemplar, tiny, steps=0, scales=2)
