@@ -142,17 +142,12 @@ def canvas_of(
         init, mask = _expanded(request.expand, exemplar if init is None else init)
     if request.mask:
         assert init is not None  # --mask needs --init, as `check_effects` ensures
-        drawn = pictures.read(request.mask, MASK)
-        # Transparent pixels count as black.
-        visible = 1 if drawn.alpha is None else drawn.alpha
-        mask = drawn.pixels.mean(1, keepdim=True) * visible >= 0.5
+        mask = _drawn_mask(request.mask, pictures)
         if size_of(mask) != size_of(init):
             raise UserError(
                 f"--mask {request.mask}: {size_text(size_of(mask))}, but --init {request.init} is "
                 f"{size_text(size_of(init))}"
             )
-        if not mask.any():
-            raise UserError(f"--mask {request.mask}: no pixel is white, so nothing may change")
     if mask is not None and size_of(mask) != size:
         flag = f"--init {request.init}, which is partly transparent,"
         if request.mask or request.expand:
@@ -170,6 +165,16 @@ def canvas_of(
         keep_color=request.keep_color,
         edges=_edges(request, size, pictures),
     )
+
+
+def _drawn_mask(name: str, pictures: Pictures) -> Tensor:
+    """Return the mask of the white pixels of the picture of --mask, (1, 1, h, w), bool."""
+    drawn = pictures.read(name, MASK)
+    visible = 1 if drawn.alpha is None else drawn.alpha  # transparent pixels count as black
+    mask = drawn.pixels.mean(1, keepdim=True) * visible >= 0.5
+    if not mask.any():
+        raise UserError(f"--mask {name}: no pixel is white, so nothing may change")
+    return mask
 
 
 def _edges(request: Request, size: Size, pictures: Pictures) -> Tensor | None:

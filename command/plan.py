@@ -297,10 +297,7 @@ def _job(
     request: Request, layers: Layers, item: WorkItem, pictures: Pictures, max_pixels: float
 ) -> Job:
     path, save_path = item.exemplar, item.save_path
-    name, exemplar, valid, content = _read_exemplar(request, path, pictures)
-    whole = size_of(exemplar)
-    exemplar = _center_crop(exemplar, max_pixels)
-    valid = None if valid is None else _center_crop(valid, max_pixels)
+    name, exemplar, valid, content = _read_exemplar(request, path, pictures, max_pixels)
     step = stride(layers.trunk)
     request, notes = with_size(request, exemplar, valid, step)
     exemplars, canvas = _exemplars_and_canvas(request, exemplar, valid, content, pictures)
@@ -312,11 +309,7 @@ def _job(
     if request.repaint or request.preset == BEST:
         notes.append(f"{name} is {kind.name}: {_recipe(request, kind)}")
     names = [name, *(other for other, _ in request.mix)]
-    notes += _notes_on_exemplars(names, pieces, canvas)
-    if size_of(exemplar) != whole:
-        size = size_text(size_of(exemplar))
-        notes.append(f"{name}: too large for the memory, its centre of {size} is used")
-    pictures.notes += notes
+    pictures.notes += notes + _notes_on_exemplars(names, pieces, canvas)
     spec = _spec(request, layers, exemplars, canvas, weights=weights, kind=kind)
     check_sizes(spec, layers.trunk, names)
     pictures.notes += _notes_on_canvas(request, spec, layers, item)
@@ -345,13 +338,14 @@ def _job(
 
 
 def _read_exemplar(
-    request: Request, path: Path, pictures: Pictures
+    request: Request, path: Path, pictures: Pictures, max_pixels: float
 ) -> tuple[str, Tensor, Tensor | None, Tensor | None]:
     """Read the exemplar and the content.
 
     Args:
         path: picture of --gt_path. With --style_image, this picture is the content, and that of
             --style_image is the exemplar.
+        max_pixels: of the exemplar; of a larger one, the centre is used.
 
     Returns:
         The name of the exemplar; its pixels, (1, 3, H, W); the mask of its valid pixels,
@@ -365,6 +359,11 @@ def _read_exemplar(
         content = pictures.over_mean(path)
         if request.keep_color:
             exemplar = matched_colours(exemplar, content, valid)
+    if exemplar[0, 0].numel() > max_pixels:
+        exemplar = _center_crop(exemplar, max_pixels)
+        valid = None if valid is None else _center_crop(valid, max_pixels)
+        size = size_text(size_of(exemplar))
+        pictures.notes.append(f"{name}: too large for the memory, its centre of {size} is used")
     return name, exemplar, valid, content
 
 
@@ -431,10 +430,9 @@ def can_crop(request: Request, job: Job) -> bool:
 
 
 def _center_crop(picture: Tensor, most: float) -> Tensor:
-    """Crop (1, C, H, W) to its centre, to about `most` pixels and the same aspect ratio. A smaller
-    picture is returned as it is."""
+    """Crop (1, C, H, W) to its centre, to about `most` pixels and the same aspect ratio."""
     height, width = size_of(picture)
-    part = min(1.0, math.sqrt(most / (height * width)))
+    part = math.sqrt(most / (height * width))
     h, w = round(height * part), round(width * part)
     top, left = (height - h) // 2, (width - w) // 2
     return picture[..., top : top + h, left : left + w]

@@ -57,6 +57,15 @@ def test_no_file_only_hands_on_what_others_define():
             assert any(isinstance(node, kinds) for node in ast.parse(path.read_text()).body), path
 
 
+def test_functions_and_classes_are_short():
+    """At most 45 and 150 lines, docstrings included."""
+    limits = {ast.FunctionDef: 45, ast.ClassDef: 150}
+    for path in [path for room in ROOMS for path in files_of(room)]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if limit := limits.get(type(node)):
+                assert node.end_lineno - node.lineno < limit, (path, node.name)
+
+
 def test_arguments_end_at_the_plan():
     for room in ROOMS:
         if room != "command":
