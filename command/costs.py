@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from command.plan import Job
-from engine.optimizers import LBFGS_MEMORY
+from engine.optimizers import LBFGS_MEMORY, OPTIMIZERS
 from engine.schedule import sizes_of
 from engine.searching import MAX_DESCRIPTORS
 from losses import METHODS, at_finest_scale, whole_layers_of
@@ -119,7 +119,7 @@ def workloads_of(job: Job, net: str) -> list[Workload]:
         backward=every + 2 * largest,
         halo=halos(list(layers), net)["image"],
         matching=_matching_bytes(spec.method, method_layers, sizes[-1], spec.max_patches),
-        uses_history=spec.optimizer == "LBFGS",
+        uses_history=OPTIMIZERS[spec.optimizer].keeps_history,
     )
     if len(sizes) == 1:
         return [coarse]

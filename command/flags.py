@@ -17,11 +17,10 @@ from command.pictures import MAX_SIDE, SUFFIXES
 from command.weights import BUNDLED_NET, DEFAULT_NET, LAYOUTS
 from engine.histogram import LUMINANCE, MATCHED
 from engine.objective import CONVERGENCE_WINDOW
-from engine.optimizers import LEARNING_RATES, OPTIMIZERS
+from engine.optimizers import LEARNING_RATES, OPTIMIZERS, Adam
 from engine.orientation import FIELDS
 from engine.painting import MIN_SIDE
 from engine.precision import AUTO, PRECISIONS
-from engine.synthesis import PAINTED_START_LR
 from losses import MATCH_EVERY, METHODS, PRESETS
 from models import FILTER, NETS, POOLS
 from terms.base import MAX_PATCHES
@@ -544,7 +543,7 @@ FLAGS["optimisation"] = {
     ),
     "lr": flag(
         "step size; Adam's is in units of the range [0, 1] and decays to 0 over each scale. "
-        f"Adam starts the finest scale with {PAINTED_START_LR:g} times this, as that scale begins "
+        f"Adam starts the finest scale with {Adam.painted_lr:g} times this, as that scale begins "
         f"with painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
         "detail is painted, and the full value is used",
         default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),

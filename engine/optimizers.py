@@ -31,6 +31,11 @@ class Optimizer:
     """An optimizer of pictures (B, C, H, W) in [0, 1]."""
 
     default_lr: ClassVar[float]
+    # Factor of the step size where the start, or its fine detail, is painted
+    painted_lr: ClassVar[float] = 1.0
+    # Whether its first steps from noise form detail anew, which then need not be painted
+    forms_detail: ClassVar[bool] = False
+    keeps_history: ClassVar[bool] = False  # whether it keeps `memory` pairs of pictures
     reads_losses = False  # whether each step depends on the loss of the step before
     converged = False  # whether it has found no step that decreases the loss
 
@@ -43,7 +48,12 @@ class Optimizer:
         return True
 
     def step(self, evaluate: Evaluator) -> None:
-        """Evaluate one picture and prepare the next one."""
+        """Evaluate one picture and prepare the next one, in [0, 1].
+
+        Call `evaluate.use_exact()` first, and pass `rematch=evaluate.rematch_is_due`; after either,
+        earlier losses and gradients are those of another objective. If the total loss is not
+        finite, continue from `evaluate.go_back()`.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> State:
@@ -151,6 +161,8 @@ class Adam(Optimizer):
     """
 
     default_lr = 0.05
+    painted_lr = 0.08
+    forms_detail = True
 
     def __init__(self, image: Tensor, *, lr: float, memory: int = 0) -> None:
         self.image, self.lr = image, lr
@@ -197,6 +209,7 @@ class LBFGS(Optimizer):
     """
 
     default_lr = 1.0
+    keeps_history = True
     reads_losses = True
 
     def __init__(self, image: Tensor, *, lr: float, memory: int = LBFGS_MEMORY) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine.optimizers import OPTIMIZERS
 from engine.painting import too_small
 from engine.scales import AFTER_PAINTING_RATIO, STEP_RATIO, Sizes, pyramid, split_steps, with_margin
 from engine.spec import Spec
@@ -93,8 +94,7 @@ def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
     if len(sizes) == 1 and not spec.starts_from_painting and _paintable(spec, *sizes[0]):
         sizes, tilings = sizes * 2, tilings * 2
     count = len(sizes)
-    # Adam's large steps at intermediate scales form detail anew; it need not be painted there.
-    forms_detail = spec.optimizer == "Adam" and not spec.starts_from_painting
+    forms_detail = OPTIMIZERS[spec.optimizer].forms_detail and not spec.starts_from_painting
     first_painted = max(2, count if forms_detail else 2)
     stages = []
     shares = split_steps(steps, count, step_ratio(spec))

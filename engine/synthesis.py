@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.edges import fitted
 from engine.finish import cut_at, whole
 from engine.objective import Extract, Objective, State
-from engine.optimizers import LEARNING_RATES, Settings, Step, minimize
+from engine.optimizers import OPTIMIZERS, Settings, Step, minimize
 from engine.painting import paint
 from engine.precision import ROUGH, convolving
 from engine.scales import without_margin
@@ -25,7 +25,6 @@ from terms.base import Canvas, Exemplar, Options, TermInputs, View, equal_weight
 from terms.content import Content
 from utils import Size, give_back_freed_memory, resize, scaled_size
 
-PAINTED_START_LR = 0.08  # factor of Adam's step size if the start or its fine detail is painted
 EXACT_SHARE = 0.125  # share of a scale's steps, the last ones, in float32 instead of bf16
 
 
@@ -204,9 +203,10 @@ def _mapped(
 
 
 def _settings(spec: Spec, stage: Stage) -> Settings:
-    lr = spec.lr
-    if (stage.paints_detail or spec.starts_from_painting) and spec.optimizer == "Adam":
-        lr = PAINTED_START_LR * (LEARNING_RATES["Adam"] if lr is None else lr)
+    optimizer = OPTIMIZERS[spec.optimizer]
+    lr = optimizer.default_lr if spec.lr is None else spec.lr
+    if stage.paints_detail or spec.starts_from_painting:
+        lr *= optimizer.painted_lr
     return Settings(
         steps=stage.steps,
         optimizer=spec.optimizer,

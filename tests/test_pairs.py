@@ -12,6 +12,7 @@ from PIL import Image
 
 import Synthesis
 from command import results
+from command.flags import FLAGS
 from engine import schedule
 from utils import resize
 
@@ -43,6 +44,8 @@ CONTROLS = {
     "turned": Control("--patch_rotations 30", 9),
     "resized": Control("--patch_scales 1.5", 9),
 }
+# Controls that are tested on their own: they need others, or a seamless tile.
+UNPAIRED = {"tile_set", "edges_of", "alpha", "content_layers", "content_weight", "exact_histogram"}
 KEEPS = {"mask", "expand"}
 GUIDES = {"labels", "grey"}
 MIXES = {"mix", "mix by a map"}
@@ -71,6 +74,12 @@ PAIRS = [
     for one, two in combinations(CONTROLS, 2)
     if not any({one, two} <= flags for flags in SAME_FLAG)
 ]
+
+
+def test_every_control_is_paired_with_others():
+    words = " ".join(control.flags for control in CONTROLS.values()).split()
+    paired = {word.removeprefix("--") for word in words}
+    assert FLAGS["control"].keys() - paired == UNPAIRED
 
 
 @pytest.fixture(scope="module")
