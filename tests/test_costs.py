@@ -62,6 +62,14 @@ def test_step_of_a_whole_picture():
     assert estimated_bytes(work) == PROGRAM_BYTES + FLOAT * floats * 256**2
 
 
+def test_methods_that_sort_or_match_take_more():
+    """The layers of swd have 64 + 32 + 16 + 8 floats per pixel: held of the exemplar, and sorted of
+    the output."""
+    gram, swd = (works_of("--method", method)[-1] for method in ("gram", "swd"))
+    assert swd.held - gram.held == 120
+    assert swd.kept - gram.kept == costs.SORTED * 120
+
+
 @pytest.mark.slow
 def test_graphs_of_tiles_are_what_autograd_keeps():
     weights = load_weights("vgg16-caffe", None, LAYERS[:-1]).weights

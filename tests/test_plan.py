@@ -269,6 +269,12 @@ def test_what_the_preset_best_does_with_an_exemplar(flags, share, told):
     assert any(told in note for note in notes)
 
 
+def test_only_a_painting_depends_on_the_kind():
+    for flags, kind in (("", "stochastic"), ("--repaint 0.5", "periodic")):
+        (job,), _ = plan(parse(["--gt_path", "brick.png", *flags.split()]))
+        assert job.spec.kind.name == kind
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [

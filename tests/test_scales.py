@@ -74,9 +74,9 @@ def test_pyramid_rounds_outputs_up_to_multiples():
     assert [exemplar for exemplar, _ in sizes] == [(64, 64), (128, 128), (256, 256)]
 
 
-def spec_of(size, wrap="", repaint=0.42, **maps):
-    canvas = Canvas(size, wrap, **maps)
-    return Spec((exemplar_of(torch.rand(1, 3, 256, 256)),), canvas, steps=100, repaint=repaint)
+def spec_of(size, wrap="", repaint=0.42, source=256, **maps):
+    exemplar = exemplar_of(torch.rand(1, 3, source, source))
+    return Spec((exemplar,), Canvas(size, wrap, **maps), steps=100, repaint=repaint)
 
 
 def stages_of(*arguments, **options):
@@ -93,16 +93,18 @@ def test_a_painting_that_is_optimized_has_a_margin():
 
 
 @pytest.mark.parametrize(
-    "optimizer, repaint, size, expected",
+    "optimizer, repaint, source, size, expected",
     [
-        ("Adam", 0.0, 256, [False, False, True]),
-        ("LBFGS", 0.0, 256, [False, True, True]),
-        ("Adam", 0.42, 256, [False, True, True]),
-        ("LBFGS", 0.0, 20, [False, False, True]),  # 5, 10 and 20 px; a patch needs 14
+        ("Adam", 0.0, 256, 256, [False, False, True]),
+        ("LBFGS", 0.0, 256, 256, [False, True, True]),
+        ("Adam", 0.42, 256, 256, [False, True, True]),
+        ("LBFGS", 0.0, 256, 20, [False, False, True]),  # 5, 10 and 20 px; painting needs 14
+        ("LBFGS", 0.0, 20, 256, [False, False, True]),
     ],
 )
-def test_stages_whose_detail_is_painted(optimizer, repaint, size, expected):
-    spec = replace(spec_of((size, size), repaint=repaint), optimizer=optimizer, scales=3)
+def test_stages_whose_detail_is_painted(optimizer, repaint, source, size, expected):
+    spec = spec_of((size, size), repaint=repaint, source=source)
+    spec = replace(spec, optimizer=optimizer, scales=3)
     stages = schedule_of(spec, ["conv1_1", "conv2_1"]).stages
     assert [stage.paints_detail for stage in stages if not stage.is_painting] == expected
 

@@ -5,7 +5,7 @@ from conftest import noise_image
 
 from engine.schedule import Stage
 from engine.spec import Spec, exemplar_of
-from engine.start import partly_painted, with_painted_detail
+from engine.start import partly_painted, start_of, with_painted_detail
 from terms.base import Canvas
 
 
@@ -27,3 +27,12 @@ def test_detail_is_painted_from_the_exemplar_at_the_size_of_the_stage():
     found = with_painted_detail(spec, flat, Stage((32, 32), (32, 32), 1))
     spectrum = torch.fft.rfft(found[0, 0].mean(0) - found[0, 0].mean()).abs()
     assert spectrum[6:11].sum() > 2 * spectrum[2:6].sum()
+
+
+def test_the_first_stage_starts_from_a_given_picture_or_from_the_painting_of_its_layout():
+    init, painting = (torch.full((1, 3, 16, 16), value) for value in (0.2, 0.8))
+    spec = Spec((exemplar_of(noise_image(16, 16)),), Canvas((16, 16), init=init))
+    for start, expected in ((None, init), (painting, painting)):
+        found = start_of(spec, [Stage((16, 16), (16, 16), 1)], None, start, torch.Generator())
+        near, far = ((found - x).abs().mean() for x in (expected, init + painting - expected))
+        assert near < far
