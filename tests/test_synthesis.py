@@ -772,12 +772,12 @@ def test_what_is_printed(pebbles, result, capfd, narrow_net):
 
 def test_a_terminal_gets_one_bar(pebbles, result, capfd, monkeypatch, narrow_net):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    make(pebbles, result, "--epoch", "60")
+    make(pebbles, result, "--epoch", "400")
     err = capfd.readouterr().err
     assert "\n" not in err
     # scale, size, share of the work, time gone and left, step and error
     times = r"\d\d:\d\d<\d\d:\d\d"
-    assert re.search(rf"scale 2/2 32x32: +\d+%\|.*\| {times}, step \d+/60, error 0\.\d+", err)
+    assert re.search(rf"scale 2/2 32x32: +\d+%\|.*\| {times}, step \d+/400, error 0\.\d+", err)
 
 
 def test_notes_are_said_once(tmp_path, result, capfd, narrow_net):
