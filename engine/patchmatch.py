@@ -80,12 +80,11 @@ class NNField:
         Along the axes in `wrap`, queries wrap around. Along others, a query beyond the border has
         the coordinates of the outermost query.
         """
-        neighbours = []
-        for axis, side, by in zip("yx", self.size, (down, across), strict=True):
-            index = torch.arange(side, device=self.y.device) - by
-            neighbours.append(index % side if axis in wrap else index.clamp(0, side - 1))
-        rows, columns = neighbours[0][:, None], neighbours[1]
-        return NNField(self.y[rows, columns] + down, self.x[rows, columns] + across)
+        y, x = (
+            _shift(_shift(z, 0, down, "y" in wrap), 1, across, "x" in wrap)
+            for z in (self.y, self.x)
+        )
+        return NNField(y + down, x + across)
 
     def resize(self, size: Size, factor: float) -> NNField:
         """Return a field of another size, with offsets multiplied by `factor`."""
@@ -98,6 +97,19 @@ class NNField:
         y = ((y - old_rows[:, None]) * factor).round().long() + rows[:, None]
         x = ((x - old_columns) * factor).round().long() + columns
         return NNField(y, x)
+
+
+def _shift(z: Tensor, dim: int, by: int, wraps: bool) -> Tensor:
+    """Shift (H, W) along a dimension; the border is replicated, or wraps."""
+    if by == 0 or wraps:
+        return z.roll(by, dim) if by else z
+    count = min(abs(by), z.shape[dim])
+    kept = z.shape[dim] - count
+    border = z.narrow(dim, 0 if by > 0 else z.shape[dim] - 1, 1)
+    borders = border.expand([count if d == dim else n for d, n in enumerate(z.shape)])
+    if by > 0:
+        return torch.cat((borders, z.narrow(dim, 0, kept)), dim)
+    return torch.cat((z.narrow(dim, count, kept), borders), dim)
 
 
 @dataclass(frozen=True)
