@@ -100,6 +100,11 @@ def stride(layers: list[str]) -> int:
     return max(2 ** (int(layer[4]) - (not layer.startswith("pool"))) for layer in layers)
 
 
+def width(layer: str) -> int:
+    """Return the number of channels of a layer."""
+    return WIDTHS[int(layer[4]) - 1]
+
+
 def halos(layers: list[str], net_name: str, exchanged_after: str = "") -> dict[str, int]:
     """Return the halo of "image" and of every layer: the number of positions beyond each side of a
     tile that the deepest of `layers` depends on.

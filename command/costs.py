@@ -16,7 +16,7 @@ from engine.optimizers import LBFGS_MEMORY, OPTIMIZERS
 from engine.schedule import sizes_of
 from engine.searching import MAX_DESCRIPTORS
 from losses import METHODS, at_finest_scale, whole_layers_of
-from models import WIDTHS, halos, layers_until, stride
+from models import halos, layers_until, stride, width
 from terms.base import equal_weights
 from terms.cnnmrf import CNNMRF
 from terms.guided import Guided
@@ -69,8 +69,8 @@ class Workload(NamedTuple):
     backward: float
     halo: int = 0  # px on each side of a tile that are evaluated with it
     matching: float = 0.0  # bytes
-    uses_history: bool = False  # whether the optimiser is L-BFGS
-    memory: int = LBFGS_MEMORY  # steps in its history
+    uses_history: bool = False  # whether the optimiser keeps a history of steps
+    memory: int = LBFGS_MEMORY  # steps in the history
     tile_side: int | None = None  # px; None: no tiles
     graphs: int = 1  # number of tiles whose graphs are kept
 
@@ -117,7 +117,7 @@ def workloads_of(job: Job, net: str) -> list[Workload]:
         graph=graph + every * ("moments" in terms),
         # Gradients of the layers, and of input and output of the largest convolution.
         backward=every + 2 * largest,
-        halo=halos(list(layers), net)["image"],
+        halo=halos(layers, net)["image"],
         matching=_matching_bytes(spec.method, method_layers, sizes[-1], spec.max_patches),
         uses_history=OPTIMIZERS[spec.optimizer].keeps_history,
     )
@@ -129,11 +129,7 @@ def workloads_of(job: Job, net: str) -> list[Workload]:
 
 def features_per_pixel(net: str, layers: list[str]) -> dict[str, float]:
     """Return the floats per pixel of each layer of the net, up to the deepest of `layers`."""
-    return {layer: _width(layer) / stride([layer]) ** 2 for layer, _ in layers_until(layers, net)}
-
-
-def _width(layer: str) -> int:
-    return WIDTHS[int(layer[4]) - 1]
+    return {layer: width(layer) / stride([layer]) ** 2 for layer, _ in layers_until(layers, net)}
 
 
 def _matching_bytes(
@@ -147,7 +143,7 @@ def _matching_bytes(
         return 0.0
     held = largest = 0.0
     for layer in layers:
-        area, floats = (stride([layer]) * Guided.stride) ** 2, _width(layer) * Guided.patch**2
+        area, floats = (stride([layer]) * Guided.stride) ** 2, width(layer) * Guided.patch**2
         source, output = (min(max_patches, math.prod(size) / area) for size in sizes)
         held += FLOAT * source * floats
         largest = max(largest, 2 * FLOAT * output * floats)  # patches and their gradient

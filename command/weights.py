@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from command.files import ROOT, FileState, file_state, open_regular, save_bytes, sweep
-from models import IMAGENET_MEAN, IMAGENET_STD, NETS, WIDTHS, Weights, layer_table, layers_until
+from models import IMAGENET_MEAN, IMAGENET_STD, NETS, Weights, layer_table, layers_until, width
 from utils import UserError, prefixed, reason_of
 
 DEFAULT_NET, BUNDLED_NET = "vgg19", "vgg16-caffe"
@@ -301,7 +301,7 @@ def _check(weights: Weights, net_name: str, layers: list[str], path: Path) -> No
     channels = 3
     for layer, index in layers_until(layers, net_name):
         if index is not None:
-            wide = WIDTHS[int(layer[4]) - 1]
+            wide = width(layer)
             for kind, shape in (("weight", (wide, channels, 3, 3)), ("bias", (wide,))):
                 tensor = weights.get(f"features.{index}.{kind}")
                 if tensor is None or tensor.shape != shape:

@@ -33,7 +33,7 @@ from command.processes import pick_device  # noqa: E402
 from command.weights import BUNDLED_NET  # noqa: E402
 from engine.precision import AUTO, PRECISIONS, ROUGH, pick_precision, usable  # noqa: E402
 from losses import METHODS  # noqa: E402
-from models import NETS, WIDTHS  # noqa: E402
+from models import NETS, width  # noqa: E402
 from utils import UserError, resize, size_of  # noqa: E402
 
 SIDES = (256, 512, 1024)  # px
@@ -107,7 +107,7 @@ def trunk_flops(net: str, layers: list[str]) -> float:
     for layer, floats in features_per_pixel(net, layers).items():
         if not layer.startswith("pool"):
             total += 2 * 9 * channels * floats
-            channels = WIDTHS[int(layer[4]) - 1]
+            channels = width(layer)
     return total
 
 

@@ -15,7 +15,12 @@ AUTO, EXACT = "auto", "fp32"
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}
 PRECISIONS = (EXACT, *ROUGH)
 TF32_SINCE = (8, 0)  # least compute capability of a GPU with TF32
-TRIAL_SHAPE = (1, 16, 8, 8)  # of features in a timed convolution, which may be very slow
+TRIAL_SHAPE = (
+    1,
+    16,
+    8,
+    8,
+)  # (B, C, H, W) of features in a timed convolution, which may be very slow
 MAX_SLOWDOWN = 2.0  # largest time of a usable precision, relative to that of float32
 
 
@@ -46,22 +51,23 @@ def pick_precision(name: str, device: torch.device) -> str:
 def usable(device: torch.device) -> tuple[str, ...]:
     """Return the precisions that are fast enough on a device, by the time of a small convolution.
     On a device without hardware for it, bfloat16 is up to 500 times as slow as float32."""
-    allowed = MAX_SLOWDOWN * convolution_seconds(EXACT, TRIAL_SHAPE, device)
+    allowed = MAX_SLOWDOWN * convolution_seconds(EXACT, device)
     rough = (name for name in offered(device) if name != EXACT)
-    fast = (name for name in rough if convolution_seconds(name, TRIAL_SHAPE, device) < allowed)
+    fast = (name for name in rough if convolution_seconds(name, device) < allowed)
     return EXACT, *fast
 
 
-def convolution_seconds(name: str, shape: tuple[int, ...], device: torch.device) -> float:
-    """Return the seconds that a 3x3 convolution and its gradient take, in the fastest of 3 runs.
+def convolution_seconds(name: str, device: torch.device) -> float:
+    """Return the seconds that a small 3x3 convolution and its gradient take, in the fastest of 3
+    runs.
 
     Args:
         name: a name in `PRECISIONS`.
-        shape: (B, C, H, W), shape of the input and of the output.
     """
     dtype, layout = ROUGH.get(name) or torch.float32, memory_format_for(device)
-    features = torch.rand(shape).to(device, dtype, memory_format=layout).requires_grad_()
-    weight = torch.rand(shape[1], shape[1], 3, 3).to(device, dtype).contiguous(memory_format=layout)
+    features = torch.rand(TRIAL_SHAPE).to(device, dtype, memory_format=layout).requires_grad_()
+    channels = TRIAL_SHAPE[1]
+    weight = torch.rand(channels, channels, 3, 3).to(device, dtype, memory_format=layout)
     with convolving(name):
         return min(_timed(features, weight) for _ in range(3))
 

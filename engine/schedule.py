@@ -97,7 +97,8 @@ def _scales(spec: Spec, sizes: Sizes, steps: int) -> tuple[Stage, ...]:
     forms_detail = OPTIMIZERS[spec.optimizer].forms_detail and not spec.starts_from_painting
     first_painted = max(2, count if forms_detail else 2)
     stages = []
-    shares = split_steps(steps, count, step_ratio(spec))
+    ratio = AFTER_PAINTING_RATIO if spec.starts_from_painting else STEP_RATIO
+    shares = split_steps(steps, count, ratio)
     for n, (sides, tiling, share) in enumerate(zip(sizes, tilings, shares, strict=True), 1):
         paints = n >= first_painted and share > 0 and _paintable(spec, *sides)
         stages.append(Stage(*sides, share, n, count, tiling, paints_detail=paints))
@@ -112,11 +113,6 @@ def _paintable(spec: Spec, source_size: Size, size: Size) -> bool:
 def steps_after_painting(steps: int, repaint: float) -> int:
     """Return the number of steps that are left if painting takes the share `repaint` of all."""
     return steps - round(repaint * steps)
-
-
-def step_ratio(spec: Spec) -> float:
-    """Return the number of steps of a scale, relative to that of the next coarser scale."""
-    return AFTER_PAINTING_RATIO if spec.starts_from_painting else STEP_RATIO
 
 
 def margin_of(spec: Spec) -> Size:
