@@ -18,8 +18,7 @@ from utils import AXES, COLOUR, LABELS, MASK, Size, UserError, prefixed, resize,
 
 
 class Pictures:
-    """Reads each picture once, and collects notes on pictures for the user, some more than
-    once."""
+    """Reads each picture once, and collects notes on pictures for the user, which may repeat."""
 
     def __init__(self, given: Mapping[str, Held] | None = None) -> None:
         """

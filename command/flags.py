@@ -545,7 +545,8 @@ FLAGS["optimisation"] = {
         "step size; Adam's is in units of the range [0, 1] and decays to 0 over each scale. "
         f"Adam starts the finest scale with {Adam.painted_lr:g} times this, as that scale begins "
         f"with painted detail; with exemplars or outputs that have a side below {MIN_SIDE} px no "
-        "detail is painted, and the full value is used",
+        "detail is painted, and the full value is used; with --repaint, every scale starts with "
+        "the smaller value",
         default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),
         type=number(float, 1e-12, "a step size"),
         metavar="RATE",

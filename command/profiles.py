@@ -145,8 +145,8 @@ H273_CURVES |= dict.fromkeys((13, *H273_VIDEO), srgb_curve)
 def space_in(picture: Image.Image, path: Path, bits: int, notes: list[str]) -> Space | None:
     """Return the space that a file names by other means than an ICC profile, or None.
 
-    An ICC profile or sRGB chunk has priority over gAMA and cHRM, and an ICC profile over EXIF, but
-    neither over cICP.
+    In order of priority: cICP; an ICC profile, for which None is returned; an sRGB chunk; gAMA and
+    cHRM, or an AVIF box; EXIF.
 
     Args:
         picture: The file as opened by Pillow.

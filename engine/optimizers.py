@@ -33,7 +33,7 @@ class Optimizer:
     default_lr: ClassVar[float]
     # Factor of the step size where the start, or its fine detail, is painted
     painted_lr: ClassVar[float] = 1.0
-    # Whether its first steps from noise form detail anew, which then need not be painted
+    # Whether its first steps form detail anew: from noise, only that of the finest scale is painted
     forms_detail: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = False  # whether it keeps `memory` pairs of pictures
     reads_losses = False  # whether each step depends on the loss of the step before
@@ -50,9 +50,9 @@ class Optimizer:
     def step(self, evaluate: Evaluator) -> None:
         """Evaluate one picture and prepare the next one, in [0, 1].
 
-        Call `evaluate.use_exact()` first, and pass `rematch=evaluate.rematch_is_due`; after either,
-        earlier losses and gradients are those of another objective. If the total loss is not
-        finite, continue from `evaluate.go_back()`.
+        Call `evaluate.use_exact()` before `evaluate(image, rematch=evaluate.rematch_is_due)`. If
+        the first returns True or a rematch is due, earlier losses and gradients are those of
+        another objective. If the total loss is not finite, continue from `evaluate.go_back()`.
         """
         raise NotImplementedError
 

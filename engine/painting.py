@@ -56,8 +56,8 @@ class PaintingFrame:
     scales: int
     work: float  # share of the work of all scales that is done, 0 ... 1
     image: Tensor  # (1, 3, h, w) in [0, 1], at the size of the scale
-    # (H, W) of int64: flat indices y * w + x into the atlas of all views, of the sources of the
-    # finished painting; None: it is not finished
+    # (H, W) of int64: the source of each pixel, as index y * w + x into the atlas of all views;
+    # None: the painting is not finished
     places: Tensor | None = None
 
 
@@ -145,8 +145,8 @@ def source_colours(places: Tensor, exemplars: tuple[Exemplar, ...]) -> Tensor:
 
 
 def too_small(exemplars: tuple[Exemplar, ...], size: Size, factor: float = 1.0) -> str:
-    """Return, in words, which side of the exemplars, resized by a factor, or of the output is
-    shorter than MIN_SIDE; "" if none is."""
+    """Return, in words, which of the exemplars, resized by a factor, and the output has a side
+    shorter than MIN_SIDE; "" if none has."""
     named = [("output", size)]
     for view in (view for one in exemplars for view in one.views):
         name = "exemplar" if view.valid is None else "opaque part of the exemplar"

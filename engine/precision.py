@@ -15,12 +15,8 @@ AUTO, EXACT = "auto", "fp32"
 ROUGH: dict[str, torch.dtype | None] = {"tf32": None, "bf16": torch.bfloat16}
 PRECISIONS = (EXACT, *ROUGH)
 TF32_SINCE = (8, 0)  # least compute capability of a GPU with TF32
-TRIAL_SHAPE = (
-    1,
-    16,
-    8,
-    8,
-)  # (B, C, H, W) of features in a timed convolution, which may be very slow
+# (B, C, H, W) of the features in a timed convolution, which may be very slow
+TRIAL_SHAPE = (1, 16, 8, 8)
 MAX_SLOWDOWN = 2.0  # largest time of a usable precision, relative to that of float32
 
 

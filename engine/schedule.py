@@ -35,8 +35,8 @@ class Stage:
 
     def work(self, steps: float) -> float:
         """Return the work of the first `steps` steps, including that of painting the detail of the
-        start. A whole painting stage counts as `PAINTING_WORK` optimization steps. Work is measured
-        in px: as much as that of a step on so many pixels."""
+        start. A whole painting stage counts as `PAINTING_WORK` optimization steps. The unit is
+        the work of one step on one pixel."""
         step_work = STEP_OVERHEAD + math.prod(self.size)
         if self.is_painting:
             return PAINTING_WORK * step_work * steps / max(1, self.steps)

@@ -55,7 +55,7 @@ class Spec:
         return self.tilings[-1] if self.tilings else WHOLE
 
     def factor_at(self, source_size: Size) -> float:
-        """Return the factor by which exemplars are resized where the first has a size."""
+        """Return the factor that resizes the first exemplar to a size."""
         return source_size[0] / self.exemplars[0].image.shape[2]
 
     def to(self, device: torch.device) -> "Spec":

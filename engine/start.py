@@ -38,9 +38,9 @@ def start_of(
 
     Departure: detail is added to the enlarged result, since fine structure that grows from a smooth
     start follows the grid of the network's pooling. The detail is noise with the colour covariance
-    of the detail that the exemplar gains there, or is painted with the exemplar's patches: from
-    noise, the finest scale would get hatching and dark points, since their Gram matrices equal
-    those of edges, and with L-BFGS more objects merge or look translucent.
+    of what the exemplar gains there, or is painted. From noise, the finest scale would keep
+    hatching and dark points, whose Gram matrices nearly equal those of grain; at other scales,
+    L-BFGS would merge more objects.
 
     Args:
         stages: the stages up to this one.
