@@ -28,7 +28,6 @@ from command.plan import Job
 from command.settings import ASKED
 from command.weights import LAYOUTS
 from engine import maps
-from engine.stretching import stretch, stretch_mask, stretch_seed
 from engine.synthesis import Made
 from engine.tiling import TiledExtractor
 from losses import Criterion
@@ -36,7 +35,7 @@ from models import Extractor, Weights, least_side, resolve_layers
 from terms.base import Exemplar, TermInputs, View, equal_weights
 from terms.gram import FIRST_LAYERS
 from terms.process_group import SINGLE_PROCESS, ProcessGroup
-from utils import COLOUR, LABELS, UserError
+from utils import COLOUR, UserError
 
 
 @dataclass(frozen=True)
@@ -349,7 +348,6 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
     """
     spec, device, tile = job.spec, made.image.device, job.spec.canvas.wrap
     views, canvas = spec.exemplars[0].to(device).views, spec.canvas.to(device)
-    seed = stretch_seed(spec.kind, spec.seed)
 
     @cache
     def sources() -> tuple[list[tuple[Tensor, Tensor]], list[Tensor] | None]:
@@ -357,7 +355,6 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
         valid = [view.valid for view in views if view.valid is not None]
         if made.places is not None:
             found = maps.painted_correspondence(made.places, spec.exemplars)
-            valid = [stretch_mask(one, seed) for one in valid]
         else:
             trunk = Extractor(net.weights, net.name, maps.LAYERS).to(device)
             output = trunk(made.image, tile)
@@ -368,10 +365,8 @@ def _map_transfer(job: Job, made: Made, net: Net) -> MapTransfer:
 
     @torch.no_grad()
     def transfer(one: CarriedMap) -> Tensor:
-        copies, labels = [copy.to(device) for copy in one.copies], one.kind == LABELS
-        if made.places is not None:
-            copies = [stretch(copy, seed, labels) for copy in copies]
         found, valid = sources()
+        copies = [copy.to(device) for copy in one.copies]
         carried = maps.carried(copies, found, one.kind, tile, valid)
         size, shift = spec.canvas.size, made.shift if made.places is not None else (0, 0)
         carried = maps.finished(carried, size, shift, one.kind, tile)

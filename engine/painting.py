@@ -8,11 +8,9 @@ has a large divisor and is preferred, so that all of the source is used (Granot 
 GAN", 2022). The coarsest scale starts from the best of several quilted layouts, or from a given
 image.
 
-Departures: patches are found by PatchMatch instead of by comparing all pairs; the patches that
+Departures: patches are found by PatchMatch instead of by comparing all pairs; and the patches that
 cover a pixel have the weight 1 / d^2, where d is the squared distance of output and source patch,
-since with equal weights the mean is blurred where patches disagree; and rows and columns of the
-exemplar are stretched and squeezed imperceptibly, so that no part of the output is an exact copy.
-Periodic exemplars are not stretched.
+since with equal weights the mean is blurred where patches disagree.
 """
 
 from __future__ import annotations
@@ -36,10 +34,9 @@ from engine.searching import (
     upsample,
 )
 from engine.spec import Spec
-from engine.stretching import stretch_exemplars, stretch_seed
 from engine.voting import main_source, vote
 from terms.base import Exemplar
-from utils import Size, UserError, size_of, size_text
+from utils import Size, size_of, size_text
 
 SCALE_RATIO = math.sqrt(2)  # of the sizes of successive scales
 UNDERSHOOT = 1.2  # factor by which the coarsest scale may be smaller than `_scales` asks for
@@ -73,6 +70,8 @@ def paint(
 ) -> Iterator[PaintingFrame]:
     """Paint an image with the pixels of exemplars, coarse to fine.
 
+    Neither the resized exemplars nor the painting may be `too_small`.
+
     Args:
         spec: The processes of its group paint together; all of them call this function alike.
         size: Height and width of the painting.
@@ -83,13 +82,8 @@ def paint(
 
     Yields:
         A frame after each layout that is tried, and after each round; then the finished painting.
-
-    Raises:
-        UserError: A side of a resized exemplar or of the size is shorter than MIN_SIDE.
     """
-    if fault := too_small(spec.exemplars, size, factor):
-        raise UserError(fault)
-    exemplars = stretch_exemplars(spec.exemplars, stretch_seed(spec.kind, spec.seed))
+    exemplars = spec.exemplars
     least = 0.0 if layout is None else LAYOUT_SCALE
     scales = _scales(exemplars, size, factor, spec.kind, least)
     if layout is None and spec.canvas.mask is None:

@@ -10,7 +10,7 @@ from engine.scales import AFTER_PAINTING_RATIO, STEP_RATIO, Sizes, pyramid, spli
 from engine.spec import Spec
 from engine.tiling import WHOLE, Tiling
 from models import least_side, stride
-from utils import Size, size_of
+from utils import Size, UserError, size_of
 
 # Work of a painting, in steps at the finest scale. Measured: 6 steps of gram, 3 of guided.
 PAINTING_WORK = 4
@@ -75,11 +75,13 @@ def schedule_of(spec: Spec, layers: list[str]) -> Schedule:
         layers: layers of the network.
 
     Raises:
-        UserError: see `pyramid`.
+        UserError: the picture is painted, and `too_small` for that; see also `pyramid`.
     """
     sizes = sizes_of(spec, layers)
     if not spec.repaint:
         return Schedule(_scales(spec, sizes, spec.steps))
+    if fault := too_small(spec.exemplars, sizes[-1][1]):
+        raise UserError(fault)
     rest = steps_after_painting(spec.steps, spec.repaint)
     optimizing = _scales(spec, sizes, rest) if rest else ()
     painting = Stage(*sizes[-1], spec.steps - rest, is_painting=True)

@@ -10,6 +10,7 @@ from engine.colours import colour_distance, is_grey, noise_like, with_colours, w
 from engine.painting import paint, source_colours
 from engine.schedule import Stage
 from engine.spec import Spec
+from engine.stretching import with_stretched_exemplars
 from terms.base import Canvas, Exemplar
 from terms.valid import select_valid
 from utils import Size, resize, size_of
@@ -132,8 +133,8 @@ def with_painted_detail(spec: Spec, image: Tensor, stage: Stage) -> Tensor:
     Returns:
         (1, 3, h, w) in [0, 1].
     """
-    layout = image.expand(-1, 3, -1, -1)
-    for frame in paint(spec, stage.size, layout, spec.factor_at(stage.source_size)):
+    layout, stretched = image.expand(-1, 3, -1, -1), with_stretched_exemplars(spec)
+    for frame in paint(stretched, stage.size, layout, spec.factor_at(stage.source_size)):
         painting = frame.image
     return with_fine_detail(layout, painting, spec.canvas.wrap)
 

@@ -1,6 +1,8 @@
 """Random stretch of an exemplar's rows and columns, too weak to be seen.
 
-Painting copies no part of a stretched exemplar exactly. Periodic exemplars are not stretched.
+Optimization that starts from painted pixels keeps many of them. If they are those of a stretched
+exemplar, no part of the output is an exact copy. Pictures that are only painted consist of copies,
+and are painted from the exemplar as it is, since interpolation would soften its grain.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kinds import Kind
-from terms.base import Exemplar, View
+from engine.spec import Spec
+from terms.base import View
 from terms.valid import NEARLY_ALL
 from utils import size_of
 
@@ -21,62 +23,43 @@ WAVELENGTH = 32  # px, from stretched to squeezed and back; a longer one makes e
 LANCZOS_RADIUS = 6  # px of the maps before `double`
 
 
-def stretch_seed(kind: Kind, seed: int) -> int | None:
-    """Return the seed with which painting stretches the exemplars; None if it does not.
+def with_stretched_exemplars(spec: Spec) -> Spec:
+    """Return a copy of a spec whose exemplars are stretched: images, guides and valid masks alike.
 
     A periodic texture is not stretched, since equal motifs would visibly differ in size and shape.
-
-    Args:
-        kind: of the first exemplar.
-        seed: of the picture.
     """
-    return seed if kind.period == (0, 0) else None
+    if spec.kind.period != (0, 0):
+        return spec
 
+    def stretched(view: View) -> View:
+        image, guide, valid = view.image, view.guide, view.valid
+        return replace(
+            view,
+            features={"image": stretch(image, spec.seed)},
+            guide=None if guide is None else stretch(guide, spec.seed),
+            # A pixel that is interpolated from invalid ones is invalid.
+            valid=None if valid is None else stretch(valid.float(), spec.seed) > NEARLY_ALL,
+        )
 
-def stretch_exemplars(exemplars: tuple[Exemplar, ...], seed: int | None) -> tuple[Exemplar, ...]:
-    """Return copies of exemplars whose images, guides and valid masks are stretched alike."""
-
-    def stretch_view(view: View) -> View:
-        guide = None if view.guide is None else stretch(view.guide, seed)
-        valid = None if view.valid is None else stretch_mask(view.valid, seed)
-        features = {"image": stretch(view.image, seed)}
-        return replace(view, features=features, guide=guide, valid=valid)
-
-    return tuple(
-        replace(one, views=tuple(stretch_view(view) for view in one.views)) for one in exemplars
+    exemplars = (
+        replace(one, views=tuple(stretched(view) for view in one.views)) for one in spec.exemplars
     )
+    return replace(spec, exemplars=tuple(exemplars))
 
 
-def stretch_mask(valid: Tensor, seed: int | None) -> Tensor:
-    """Stretch a mask of valid pixels, (1, 1, H, W) of bool, as `stretch` does maps. A pixel that is
-    interpolated from invalid ones is invalid."""
-    return stretch(valid.float(), seed) > NEARLY_ALL
-
-
-def stretch(maps: Tensor, seed: int | None, labels: bool = False) -> Tensor:
+def stretch(maps: Tensor, seed: int) -> Tensor:
     """Stretch and squeeze rows and columns of maps (1, C, H, W) at random.
 
     Rows and columns stay straight, and none is displaced by more than about two pixels, so that
     lines do not waver and equal motifs that are not small stay alike. One seed stretches all maps
     of one size alike.
-
-    Args:
-        maps: (1, C, H, W).
-        seed: Seed of the displacements; None: the maps are returned unchanged.
-        labels: Whether to take the nearest pixel instead of interpolating.
     """
-    if seed is None:
-        return maps
     height, width = size_of(maps)
     generator = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(side) + _displacements(side, generator) for side in (height, width))
-    # In a grid's coordinates, pixel n of H pixels is at (2 n + 1) / H - 1, and pixel 2 n of 2 H
-    # pixels is at (2 n + 0.5) / H - 1.
-    centre = 1 if labels else 0.5
-    y, x = (2 * y[:, None] + centre) / height - 1, (2 * x + centre) / width - 1
+    # In a grid's coordinates, pixel 2 n of 2 H pixels is at (2 n + 0.5) / H - 1.
+    y, x = (2 * y[:, None] + 0.5) / height - 1, (2 * x + 0.5) / width - 1
     grid = torch.stack(torch.broadcast_tensors(x, y), 2)[None].to(maps)
-    if labels:
-        return F.grid_sample(maps, grid, "nearest", "border", align_corners=False)
     stretched = F.grid_sample(double(maps), grid, "bicubic", "border", align_corners=False)
     return stretched.clamp(maps.min(), maps.max())
 

@@ -18,6 +18,7 @@ from engine.scales import without_margin
 from engine.schedule import Schedule, Stage, margin_of, schedule_of
 from engine.spec import Spec
 from engine.start import in_exemplars_colours, start_of
+from engine.stretching import with_stretched_exemplars
 from engine.tiling import TiledExtractor
 from losses import METHODS, Criterion, at_finest_scale
 from models import Extractor
@@ -138,7 +139,9 @@ def _painted(run: _Run, index: int, layout: Tensor | None) -> Generator[Frame, N
         The painting, (1, 3, h, w) in [0, 1].
     """
     stage = run.schedule.stages[index]
-    for one in paint(run.spec, stage.size, layout):
+    is_last = index == len(run.schedule.stages) - 1
+    spec = run.spec if is_last else with_stretched_exemplars(run.spec)
+    for one in paint(spec, stage.size, layout):
         image = one.image.clamp(0, 1)
         if one.places is not None:
             image = in_exemplars_colours(run.spec, one.image, one.places)

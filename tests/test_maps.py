@@ -17,7 +17,6 @@ from command.pictures import Picture, read_picture, save_picture
 from engine import maps
 from engine.maps import carried, correspondence, finished, normalized, reordered, rotated, with_kept
 from engine.spec import exemplar_of
-from engine.stretching import stretch
 from Synthesis import main
 from terms.base import Canvas, View
 from utils import COLOUR, DATA, LABELS, NORMALS, resize, rotated_and_resized
@@ -247,21 +246,14 @@ def test_labels_are_what_most_patches_have(monkeypatch):
 
 
 def test_labels_have_no_colours_between():
-    """Rotated, resized, stretched and brought to another size: none but those of the map."""
+    """Rotated, resized and brought to another size: none but those of the map."""
     given = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     given = F.interpolate(given, (40, 40))
     copies = [given, *rotated(given, [30, 90], [0.7], LABELS)]
-    copies += [stretch(copy, 3, labels=True) for copy in copies]
     copies += [finished(copy, (33, 47), (5, 6), LABELS, "xy") for copy in copies]
     colours = {tuple(x.tolist()) for x in given[0].flatten(1).T}
     for copy in copies:
         assert {tuple(x.tolist()) for x in copy[0].flatten(1).T} <= colours
-
-
-def test_labels_are_stretched_as_other_maps_are():
-    ramp = (torch.arange(60.0) / 60).expand(1, 1, 60, 60)
-    off = 60 * (stretch(ramp, 3) - stretch(ramp, 3, labels=True))[..., 5:-5, 5:-5]
-    assert off.abs().max() < 0.55 and off.mean().abs() < 0.1 and off.abs().mean() > 0.1  # px
 
 
 # --------------------------------------------------------------------------------------- normals
@@ -269,7 +261,7 @@ def test_labels_are_stretched_as_other_maps_are():
 
 def test_finished_normals_have_length_1():
     given = unit_normals(24, 20)
-    off = [stretch(given, 0), resize(given, (9, 9)), rotated_and_resized(given, [20], [])[0]]
+    off = [resize(given, (9, 9)), rotated_and_resized(given, [20], [])[0]]
     for normals in (given, *off):
         found = finished(normals, (31, 17), (3, 4), NORMALS, "x")
         torch.testing.assert_close(lengths(found), torch.ones(1, 31, 17))
@@ -423,8 +415,8 @@ def tuples(pixels):
 
 
 @pytest.mark.slow
-def test_maps_of_a_periodic_texture_are_not_stretched_either(material):
-    """Stripes with a period of 6 px, carried as a map of themselves, equal the picture."""
+def test_a_picture_as_the_map_of_itself_equals_the_result(material):
+    """Stripes with a period of 6 px."""
     stripes = (torch.arange(48) // 3 % 2).float().expand(1, 3, 48, 48)
     save("stone.png", stripes)
     save("stone_height.png", stripes[:, :1])

@@ -1,14 +1,16 @@
 """Stretched exemplars."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import noise_image
 
-from engine.kinds import PERIODICAL, STOCHASTIC
-from engine.stretching import STRAIN, double, stretch, stretch_exemplars, stretch_seed
-from terms.base import Exemplar, View
+from engine.kinds import PERIODICAL
+from engine.spec import Spec
+from engine.stretching import STRAIN, double, stretch, with_stretched_exemplars
+from terms.base import Canvas, Exemplar, View
 from terms.valid import NEARLY_ALL
 
 
@@ -33,23 +35,27 @@ def test_rows_and_columns_stay_straight_and_the_outermost_stay_in_place():
         assert along[0] == pytest.approx(0, abs=0.05) and along[-1] == pytest.approx(63, abs=0.05)
 
 
-def test_labels_are_those_of_the_nearest_pixels():
-    ramp = torch.arange(64.0).expand(1, 1, 64, 64)
-    assert torch.equal(
-        stretch(ramp, 0, labels=True)[..., 2:-2], stretch(ramp, 0)[..., 2:-2].round()
-    )
-
-
-def test_image_guide_and_valid_mask_of_a_view_are_stretched_alike():
-    """All three are the same vertical stripes of 5 px."""
+@pytest.fixture
+def striped():
+    """Image, guide and valid mask are the same vertical stripes of 5 px."""
     stripe = (torch.arange(40) // 5 % 2).float().expand(1, 1, 32, 40)
     view = View({"image": stripe.expand(1, 3, 32, 40)}, guide=stripe, valid=stripe > 0)
-    (found,) = stretch_exemplars((Exemplar((view,), share=0.4),), 3)
+    return Spec((Exemplar((view,), share=0.4),), Canvas((32, 40)), seed=3)
+
+
+def test_image_guide_and_valid_mask_of_a_view_are_stretched_alike(striped):
+    (before,), (found,) = striped.exemplars, with_stretched_exemplars(striped).exemplars
     assert found.share == 0.4
     image, guide, valid = found.image[:, :1], found.views[0].guide, found.valid
     torch.testing.assert_close(image, guide)
-    assert (image - stripe).abs().max() > 0.1
-    assert torch.equal(valid, image > NEARLY_ALL) and not torch.equal(valid, view.valid)
+    assert (image - before.image).abs().max() > 0.1
+    assert torch.equal(valid, image > NEARLY_ALL) and not torch.equal(valid, before.valid)
+
+
+@pytest.mark.parametrize("period", [(0, -15), (60, 0)])
+def test_periodic_textures_are_not_stretched(period, striped):
+    spec = replace(striped, kind=PERIODICAL._replace(period=period))
+    assert with_stretched_exemplars(spec) is spec
 
 
 def test_pixels_halfway_are_interpolated_without_blur():
@@ -67,11 +73,3 @@ def test_a_stretch_adds_no_values():
     image = noise_image(24, 24)
     found = stretch(image, 0)
     assert found.min() >= image.min() and found.max() <= image.max()
-
-
-def test_periodic_textures_are_not_stretched():
-    assert stretch_seed(STOCHASTIC, 3) == 3
-    assert stretch_seed(PERIODICAL._replace(period=(0, -15)), 3) is None
-    assert stretch_seed(PERIODICAL._replace(period=(60, 0)), 3) is None
-    maps = noise_image(20, 24)
-    assert torch.equal(stretch(maps, None), maps)

@@ -7,6 +7,7 @@ import torch
 from conftest import made, noise
 
 from engine.painting import paint
+from engine.schedule import schedule_of
 from engine.spec import Spec, exemplar_of
 from engine.synthesis import criterion_at
 from losses import METHODS, TERMS
@@ -139,4 +140,4 @@ def test_what_counts_must_have_room_for_patches():
     exemplar = exemplar_of(noise(1, 3, 48, 48), valid=valid)
     words = "opaque part of the exemplar of 5x48, painting needs sides of 14 or more"
     with pytest.raises(UserError, match=words):
-        painted((exemplar,), (32, 32))
+        schedule_of(Spec((exemplar,), Canvas((32, 32)), repaint=1), ["conv1_1"])
