@@ -146,7 +146,7 @@ add_method(
 
 BEST = "best"
 PRESETS: dict[str, dict[str, Any]] = {
-    # Exemplars with order are painted instead; see `command.plan`.
+    # Most outputs are painted instead; see `command.plan`.
     BEST: {"optimizer": "LBFGS", "epoch": 200},
     # Painting alone; `epoch` is the number of steps that snapshots refer to.
     "draft": {"repaint": 1.0, "epoch": 100},

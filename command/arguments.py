@@ -26,7 +26,7 @@ NOT_RECORDED = {
     *("count", "tile_set", "overwrite", "config", "from_picture", "progress", "log", "resume"),
     *("sheet", "animate", "preview", "asked", "typed", "pictures", "terms"),
 }
-VERSION = "0.8.0"
+VERSION = "0.9.0"
 BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config"}  # flags that --score allows
 MOVED = {"--benchmark": "run python docs/benchmark.py"}  # removed flags -> replacements
 
@@ -39,7 +39,7 @@ FIRST = """Synthesise new texture of any size from a picture of a texture.
   --gt_path PICTURE ...   exemplars: files (also in textures/), folders or patterns
   --save_path FILE        result; by default result.jpg; out/ and out/{stem}_{seed}.png are allowed
   --size WIDTHxHEIGHT     size of the output; by default that of the exemplar
-  --preset best           paint exemplars with order, such as tiles, and optimise all others
+  --preset best           paint with the exemplar's pixels or, for some larger outputs, optimise
   --tile xy               make the output seamless in both directions
 
 --help all shows every flag, --help FLAG (--help tile) one flag with an example.

@@ -448,7 +448,7 @@ FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
-        + "; best paints exemplars with order instead (--repaint 1)",
+        + "; best optimises only large outputs of exemplars without order, and paints all others",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

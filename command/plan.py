@@ -72,6 +72,7 @@ from utils import (
 )
 
 MIN_CROPPED_SIDE = 512  # px, shorter side from which an exemplar may be cropped to save memory
+MOST_PAINTED = 1.5  # area of outputs without order that the preset BEST paints, in exemplar areas
 PREVIEW = "preview"  # key in the record that identifies a preview
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 
@@ -473,12 +474,15 @@ def _for_kind(
 ) -> Request:
     """Return the request with the share of painting that the preset BEST takes for an exemplar.
 
-    Judges preferred optimization for textures without order, and painting for those with rows,
-    columns or a grain along an axis. With maps, several exemplars or copies of one, the picture is
-    also painted.
+    Judges preferred painting for exemplars with rows, columns or a grain along an axis and, if the
+    output is about as large as the exemplar, for all others. In larger paintings objects recur;
+    optimization avoids that, and judges preferred it about as often. With maps, several exemplars
+    or copies of one, the picture is also painted.
     """
     ordered = kind.regular or bool(kind.axis)
-    painted = ordered or canvas.has_maps or sum(len(one.views) for one in exemplars) > 1
+    larger = math.prod(canvas.size) > MOST_PAINTED * math.prod(size_of(exemplars[0].image))
+    several = sum(len(one.views) for one in exemplars) > 1
+    painted = ordered or not larger or canvas.has_maps or several
     return replace(request, repaint=1.0) if painted and chosen_by_kind(request) else request
 
 

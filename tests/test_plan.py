@@ -243,23 +243,25 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
 @pytest.mark.parametrize(
     "flags, share, told",
     [
-        ("--gt_path leaf.jpg", 0, "composed of objects: optimised by gram ("),
+        ("--gt_path leaf.jpg --size 384x256", 1, "composed of objects: painted with its pixels ("),
+        ("--gt_path leaf.jpg --size 385x256", 0, "composed of objects: optimised by gram ("),
         (
-            "--gt_path brick.png",
+            "--gt_path brick.png --size 512",
             1,
             "periodic: painted with its pixels, rows and columns straight (",
         ),
-        ("--gt_path wood.png", 1, "directional: painted with its pixels ("),  # grain along an axis
+        # A grain along an axis.
+        ("--gt_path wood.png --size 512", 1, "directional: painted with its pixels ("),
         (
-            "--gt_path leaf.jpg --mix pebbles.png",
+            "--gt_path leaf.jpg --mix pebbles.png --size 512",
             1,
             "composed of objects: painted with its pixels (",
         ),
-        ("--gt_path leaf.jpg --expand 320", 1, "composed of objects: painted with its pixels ("),
+        ("--gt_path leaf.jpg --expand 400", 1, "composed of objects: painted with its pixels ("),
         # A flag of the optimization is not ignored.
         ("--gt_path brick.png --method cnnmrf", 0, "periodic: optimised by cnnmrf ("),
         ("--gt_path brick.png --epoch 500", 0, "periodic: optimised by gram ("),
-        ("--gt_path leaf.jpg --patch_scales 0.8", 1, "objects: painted with its pixels ("),
+        ("--gt_path leaf.jpg --size 512 --patch_scales 0.8", 1, "objects: painted with"),
         ("--gt_path brick.png --repaint 0.5", 0.5, "columns straight, then optimised by gram"),
     ],
 )
