@@ -71,7 +71,8 @@ class Settings:
 
     steps: int  # evaluations of loss and gradient
     optimizer: str = "Adam"  # a name in `OPTIMIZERS`
-    lr: float | None = None  # step size; None: `LEARNING_RATES`
+    lr: float | None = None  # step size; None: that of the optimizer
+    is_painted: bool = False  # whether the start, or its fine detail, is painted
     memory: int = LBFGS_MEMORY  # steps in the history of L-BFGS; each takes two pictures of memory
     exact_steps: int = 0  # steps at the end that are exact, if the objective has a rough extractor
     tolerance: float = 0.0  # see `Evaluator`
@@ -136,8 +137,11 @@ def minimize(
 
 
 def _begin(image: Tensor, objective: Objective, settings: Settings) -> tuple[Optimizer, Evaluator]:
-    lr = LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr
-    optimizer = OPTIMIZERS[settings.optimizer](image, lr=lr, memory=settings.memory)
+    kind = OPTIMIZERS[settings.optimizer]
+    lr = kind.default_lr if settings.lr is None else settings.lr
+    if settings.is_painted:
+        lr *= kind.painted_lr
+    optimizer = kind(image, lr=lr, memory=settings.memory)
     small = image.device.type == CUDA and image[:, 0].numel() <= MAX_PIXELS
     evaluate = Evaluator(
         objective,

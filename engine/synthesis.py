@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.edges import fitted
 from engine.finish import cut_at, whole
 from engine.objective import Extract, Objective, State
-from engine.optimizers import OPTIMIZERS, Settings, Step, minimize
+from engine.optimizers import Settings, Step, minimize
 from engine.painting import paint
 from engine.precision import ROUGH, convolving
 from engine.scales import without_margin
@@ -206,14 +206,11 @@ def _mapped(
 
 
 def _settings(spec: Spec, stage: Stage) -> Settings:
-    optimizer = OPTIMIZERS[spec.optimizer]
-    lr = optimizer.default_lr if spec.lr is None else spec.lr
-    if stage.paints_detail or spec.starts_from_painting:
-        lr *= optimizer.painted_lr
     return Settings(
         steps=stage.steps,
         optimizer=spec.optimizer,
-        lr=lr,
+        lr=spec.lr,
+        is_painted=stage.paints_detail or spec.starts_from_painting,
         memory=spec.memory,
         exact_steps=math.ceil(EXACT_SHARE * stage.steps),
         tolerance=spec.tolerance,

@@ -25,11 +25,11 @@ from command.files import TEXTURES
 from command.interrupts import Stopped
 from command.pictures import SUFFIXES, read_picture, read_record, save_picture
 from command.weights import BUNDLE, CAFFE_MEAN, load_weights
-from engine import schedule, synthesis
+from engine import optimizers, schedule, synthesis
 from engine import start as start_module
 from engine.colours import noise_like
 from engine.finish import cut_at
-from engine.optimizers import LEARNING_RATES, minimize
+from engine.optimizers import minimize
 from engine.orientation import axes
 from engine.painting import PaintingFrame
 from engine.scales import split_steps
@@ -1410,7 +1410,7 @@ def test_adam_starts_calmly_from_painted_detail(
     seen = []
 
     def spy(image, objective, settings, state):
-        seen.append(LEARNING_RATES[settings.optimizer] if settings.lr is None else settings.lr)
+        seen.append(optimizers._begin(image, objective, settings)[0].lr)
         return minimize(image, objective, replace(settings, steps=1), state)
 
     monkeypatch.setattr(synthesis, "minimize", spy)
