@@ -39,7 +39,7 @@ FIRST = """Synthesise new texture of any size from a picture of a texture.
   --gt_path PICTURE ...   exemplars: files (also in textures/), folders or patterns
   --save_path FILE        result; by default result.jpg; out/ and out/{stem}_{seed}.png are allowed
   --size WIDTHxHEIGHT     size of the output; by default that of the exemplar
-  --preset best           paint with the exemplar's pixels or, for some larger outputs, optimise
+  --preset best           paint with the exemplar's pixels; optimise some larger outputs
   --tile xy               make the output seamless in both directions
 
 --help all shows every flag, --help FLAG (--help tile) one flag with an example.

@@ -448,7 +448,7 @@ FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
-        + "; best optimises only large outputs of exemplars without order, and paints all others",
+        + "; best paints instead (--repaint 1), except for outputs much larger than the exemplar",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

@@ -475,9 +475,9 @@ def _for_kind(
     """Return the request with the share of painting that the preset BEST takes for an exemplar.
 
     Judges preferred painting for exemplars with rows, columns or a grain along an axis and, if the
-    output is about as large as the exemplar, for all others. In larger paintings objects recur;
-    optimization avoids that, and judges preferred it about as often. With maps, several exemplars
-    or copies of one, the picture is also painted.
+    output is about as large as the exemplar, for all others. In larger paintings objects recur.
+    Optimization avoids that, and judges preferred the two about equally often. Pictures with maps,
+    several exemplars, or rotated or resized copies of one are painted at any size.
     """
     ordered = kind.regular or bool(kind.axis)
     larger = math.prod(canvas.size) > MOST_PAINTED * math.prod(size_of(exemplars[0].image))

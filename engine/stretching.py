@@ -1,4 +1,4 @@
-"""Random stretch of an exemplar's rows and columns, too weak to be seen.
+"""Random stretch of an exemplar's rows and columns, by at most about two pixels.
 
 Optimization that starts from painted pixels keeps many of them. If they are those of a stretched
 exemplar, no part of the output is an exact copy. Pictures that are only painted consist of copies,
