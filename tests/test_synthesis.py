@@ -1422,6 +1422,35 @@ def test_adam_starts_calmly_from_painted_detail(
     assert "Adam starts the finest scale with 0.08 times this" in help and "below 14 px" in help
 
 
+@pytest.mark.parametrize(
+    "repaint, content, stretched",
+    [
+        (1.0, False, [False]),
+        (0.5, False, [True, True]),  # the painting, and the detail of the second of two scales
+        (0.0, False, [True]),
+        (0.5, True, [True, False]),  # with a content, painting is the last stage
+    ],
+)
+def test_paintings_that_are_optimized_are_of_stretched_exemplars(
+    repaint, content, stretched, tiny, monkeypatch, brief_painting
+):
+    """Pixels of an exemplar that are only painted keep their grain."""
+    exemplar = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for module in (synthesis, start_module):
+
+        def spy(spec, *arguments, paint=module.paint):
+            seen.append(not torch.equal(spec.exemplars[0].image, exemplar))
+            return paint(spec, *arguments)
+
+        monkeypatch.setattr(module, "paint", spy)
+    canvas = Canvas((32, 32), content=exemplar.flip(3) if content else None)
+    layers = {"content_layers": (tiny.layers[0],), "content_weight": 1.0} if content else {}
+    spec = Spec((exemplar_of(exemplar),), canvas, steps=8, repaint=repaint, scales=2, **layers)
+    made(spec, tiny)
+    assert seen == stretched
+
+
 # ------------------------------------------------------------------------- alpha of the result
 
 
