@@ -44,7 +44,7 @@ def test_a_line_for_every_picture(exemplar, tmp_path, monkeypatch):
     assert (made["reason"], again["reason"], failed["reason"]) == (
         *("finished", "finished before", "failed"),
     )
-    assert sum(made["phases"].values()) <= made["seconds"]
+    assert sum(made["phases"].values()) <= made["seconds"] + 0.016  # three numbers, rounded to 0.01
     assert {"scale 1/2 32x32", "scale 2/2 64x64"} == made["phases"].keys()
     steps, scales, losses = zip(*made["curve"], strict=True)
     assert len(steps) == 12 and steps[0] == 1 and list(steps) == sorted(steps) and steps[-1] == 30
