@@ -448,7 +448,7 @@ FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
-        + "; best paints instead (--repaint 1), except for outputs much larger than the exemplar",
+        + "; best paints instead (--repaint 1), except some outputs much larger than the exemplar",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

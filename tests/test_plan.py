@@ -261,7 +261,11 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
         # A flag of the optimization is not ignored.
         ("--gt_path brick.png --method cnnmrf", 0, "periodic: optimised by cnnmrf ("),
         ("--gt_path brick.png --epoch 500", 0, "periodic: optimised by gram ("),
-        ("--gt_path leaf.jpg --size 512 --patch_scales 0.8", 1, "objects: painted with"),
+        (
+            "--gt_path leaf.jpg --size 512 --patch_scales 0.8",
+            1,
+            "objects: painted with its pixels (",
+        ),
         ("--gt_path brick.png --repaint 0.5", 0.5, "columns straight, then optimised by gram"),
     ],
 )
