@@ -448,7 +448,8 @@ FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
-        + "; best paints instead (--repaint 1), except some outputs much larger than the exemplar",
+        + "; best uses these only for some outputs of more than 1.5 times the exemplar's area, and "
+        "otherwise paints (--repaint 1)",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

@@ -72,7 +72,7 @@ from utils import (
 )
 
 MIN_CROPPED_SIDE = 512  # px, shorter side from which an exemplar may be cropped to save memory
-MOST_PAINTED = 1.5  # area of outputs without order that the preset BEST paints, in exemplar areas
+MOST_PAINTED = 1.5  # area of the largest output without order that BEST paints, in exemplar areas
 PREVIEW = "preview"  # key in the record that identifies a preview
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 

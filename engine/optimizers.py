@@ -71,8 +71,9 @@ class Settings:
 
     steps: int  # evaluations of loss and gradient
     optimizer: str = "Adam"  # a name in `OPTIMIZERS`
-    lr: float | None = None  # step size; None: that of the optimizer
-    is_painted: bool = False  # whether the start, or its fine detail, is painted
+    lr: float | None = None  # step size; None: the optimizer's `default_lr`
+    # Whether the start, or its fine detail, is painted; the step size is then times `painted_lr`
+    is_painted: bool = False
     memory: int = LBFGS_MEMORY  # steps in the history of L-BFGS; each takes two pictures of memory
     exact_steps: int = 0  # steps at the end that are exact, if the objective has a rough extractor
     tolerance: float = 0.0  # see `Evaluator`

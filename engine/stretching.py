@@ -1,8 +1,8 @@
 """Random stretch of an exemplar's rows and columns, by at most about two pixels.
 
-Optimization that starts from painted pixels keeps many of them. If they are those of a stretched
-exemplar, no part of the output is an exact copy. Pictures that are only painted consist of copies,
-and are painted from the exemplar as it is, since interpolation would soften its grain.
+Optimization that starts from painted pixels keeps many of them. Pixels of a stretched exemplar
+avoid exact copies. If painting is the last stage, the exemplar is not stretched, since the
+interpolation would soften its grain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ LANCZOS_RADIUS = 6  # px of the maps before `double`
 def with_stretched_exemplars(spec: Spec) -> Spec:
     """Return a copy of a spec whose exemplars are stretched: images, guides and valid masks alike.
 
-    A periodic texture is not stretched, since equal motifs would visibly differ in size and shape.
+    A texture whose `spec.kind` is periodic is not stretched, since equal motifs would visibly
+    differ in size and shape.
     """
     if spec.kind.period != (0, 0):
         return spec
