@@ -142,7 +142,8 @@ def test_patterns_that_are_none(flags, told, folder):
         work_items(parse(["--gt_path", *paths, *flags]))
 
 
-def test_one_picture_has_a_suffix(exemplar):
+def test_one_picture_has_a_suffix(exemplar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an existing folder out/ would be where the picture goes
     with pytest.raises(UserError, match="unknown suffix ''"):
         work_items(parse(["--gt_path", str(exemplar), "--save_path", "out"]))
 
