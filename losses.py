@@ -145,6 +145,7 @@ add_method(
 )
 
 BEST = "best"
+MOST_PAINTED = 2  # area of the largest output without order that BEST paints, in exemplar areas
 PRESETS: dict[str, dict[str, Any]] = {
     # Most outputs are painted instead; see `command.plan`.
     BEST: {"optimizer": "LBFGS", "epoch": 200},

@@ -26,7 +26,7 @@ NOT_RECORDED = {
     *("count", "tile_set", "overwrite", "config", "from_picture", "progress", "log", "resume"),
     *("sheet", "animate", "preview", "asked", "typed", "pictures", "terms"),
 }
-VERSION = "0.9.0"
+VERSION = "0.10.0"
 BESIDE_SCORE = {"score", "json", "gt_path", "quiet", "config"}  # flags that --score allows
 MOVED = {"--benchmark": "run python docs/benchmark.py"}  # removed flags -> replacements
 

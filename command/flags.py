@@ -21,7 +21,7 @@ from engine.optimizers import LEARNING_RATES, OPTIMIZERS, Adam
 from engine.orientation import FIELDS
 from engine.painting import MIN_SIDE
 from engine.precision import AUTO, PRECISIONS
-from losses import MATCH_EVERY, METHODS, PRESETS
+from losses import MATCH_EVERY, METHODS, MOST_PAINTED, PRESETS
 from models import FILTER, NETS, POOLS
 from terms.base import MAX_PATCHES
 
@@ -448,8 +448,8 @@ FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
-        + "; best uses these only for some outputs of more than 1.5 times the exemplar's area, and "
-        "otherwise paints (--repaint 1)",
+        + f"; best uses these only for some outputs of more than {MOST_PAINTED} times the "
+        "exemplar's area, and otherwise paints (--repaint 1)",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

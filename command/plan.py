@@ -55,7 +55,7 @@ from engine.painting import too_small
 from engine.scales import with_margin
 from engine.schedule import margin_of, sizes_of
 from engine.spec import Spec, exemplar_of
-from losses import BEST, LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, TERMS
+from losses import BEST, LONG_RANGE_WEIGHT, MATCH_EVERY, METHODS, MOST_PAINTED, TERMS
 from models import least_side, resolve_layers, stride
 from terms.base import MAX_PATCHES, Canvas, Exemplar
 from terms.gram import GRAM_LAYERS
@@ -72,7 +72,6 @@ from utils import (
 )
 
 MIN_CROPPED_SIDE = 512  # px, shorter side from which an exemplar may be cropped to save memory
-MOST_PAINTED = 1.5  # area of the largest output without order that BEST paints, in exemplar areas
 PREVIEW = "preview"  # key in the record that identifies a preview
 GRAINS = {"y": "from top to bottom", "x": "from side to side"}
 
@@ -474,8 +473,8 @@ def _for_kind(
 ) -> Request:
     """Return the request with the share of painting that the preset BEST takes for an exemplar.
 
-    Judges preferred painting for exemplars with rows, columns or a grain along an axis and, if the
-    output is about as large as the exemplar, for all others. In larger paintings objects recur.
+    Judges preferred painting for exemplars with rows, columns or a grain along an axis and, up to
+    MOST_PAINTED times the exemplar's area, for all others. In larger paintings objects recur.
     Optimization avoids that, and judges preferred the two about equally often. Pictures with maps,
     several exemplars, or rotated or resized copies of one are painted at any size.
     """

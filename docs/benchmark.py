@@ -38,7 +38,7 @@ from utils import UserError, resize, size_of  # noqa: E402
 
 SIDES = (256, 512, 1024)  # px
 TIMED = 12  # number of steps of the run that gives the step time
-ERRORS = (0.002, 0.0005)  # of the saved file; the time to reach each of them is measured
+ERRORS = (0.002, 0.001)  # of the saved file; the time to reach each of them is measured
 STEPS = (75, 150, 300, 600)  # of L-BFGS; tried in this order until all ERRORS are reached
 LONGEST_STEP = 0.7  # s; if steps are longer, the time to reach ERRORS is not measured
 MATRIX = 2048  # rows and columns of the matrix product that gives the attainable rate

@@ -243,8 +243,8 @@ def test_painting_reads_none_of_what_is_refused_and_all_that_is_not(tiny, tmp_pa
 @pytest.mark.parametrize(
     "flags, share, told",
     [
-        ("--gt_path leaf.jpg --size 384x256", 1, "composed of objects: painted with its pixels ("),
-        ("--gt_path leaf.jpg --size 385x256", 0, "composed of objects: optimised by gram ("),
+        ("--gt_path leaf.jpg --size 512x256", 1, "composed of objects: painted with its pixels ("),
+        ("--gt_path leaf.jpg --size 513x256", 0, "composed of objects: optimised by gram ("),
         (
             "--gt_path brick.png --size 512",
             1,
