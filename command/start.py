@@ -65,7 +65,7 @@ def configure_libraries() -> None:
     """
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # for operations that MPS lacks
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def explain_imports() -> None:

@@ -37,7 +37,7 @@ def test_errors_of_imports_are_one_line_and_no_others(program, code, words):
 
 
 @pytest.mark.parametrize(
-    "given, spins", [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({SPINS: "7"}, "7")]
+    "given, spins", [({}, "3000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({SPINS: "7"}, "7")]
 )
 def test_threads_spin_briefly_unless_the_user_says_otherwise(given, spins, monkeypatch):
     for name in ("OMP_WAIT_POLICY", SPINS):
@@ -55,4 +55,4 @@ def test_importing_synthesis_sets_the_environment():
     unset = {k: v for k, v in os.environ.items() if k not in (SPINS, "OMP_WAIT_POLICY")}
     command = [sys.executable, "-c", program]
     found = subprocess.run(command, cwd=ROOT, env=unset, capture_output=True, text=True, check=True)
-    assert found.stdout == "10000\n"
+    assert found.stdout == "3000\n"
