@@ -145,7 +145,9 @@ add_method(
 )
 
 BEST = "best"
-MOST_PAINTED = 2  # area of the largest output without order that BEST paints, in exemplar areas
+# Area, relative to the exemplar's, of the largest output that BEST paints if the exemplar has no
+# rows, columns or grain along an axis.
+MOST_PAINTED = 2
 PRESETS: dict[str, dict[str, Any]] = {
     # Most outputs are painted instead; see `command.plan`.
     BEST: {"optimizer": "LBFGS", "epoch": 200},

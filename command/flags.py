@@ -448,8 +448,8 @@ FLAGS[MODEL] = {
     "preset": flag(
         "set of defaults, which flags given explicitly override; "
         + "; ".join(f"{name}: {_spelled(flags)}" for name, flags in PRESETS.items())
-        + f"; best uses these only for some outputs of more than {MOST_PAINTED} times the "
-        "exemplar's area, and otherwise paints (--repaint 1)",
+        + "; best paints (--repaint 1) instead of using its flags, except for some outputs of more "
+        f"than {MOST_PAINTED} times the exemplar's area",
         choices=tuple(PRESETS),
     ),
     "method": flag("", type=str.lower),

@@ -471,12 +471,13 @@ def _spec(
 def _for_kind(
     request: Request, kind: Kind, exemplars: tuple[Exemplar, ...], canvas: Canvas
 ) -> Request:
-    """Return the request with the share of painting that the preset BEST takes for an exemplar.
+    """Return the request with `repaint` 1 if the preset BEST paints this picture, else unchanged.
 
     Judges preferred painting for exemplars with rows, columns or a grain along an axis and, up to
-    MOST_PAINTED times the exemplar's area, for all others. In larger paintings objects recur.
-    Optimization avoids that, and judges preferred the two about equally often. Pictures with maps,
-    several exemplars, or rotated or resized copies of one are painted at any size.
+    MOST_PAINTED times the exemplar's area, for all others. In larger paintings of the others
+    objects recur more often; judges preferred painting and optimization about equally often there.
+    Pictures with maps, several exemplars, or rotated or resized copies of one are painted at any
+    size.
     """
     ordered = kind.regular or bool(kind.axis)
     larger = math.prod(canvas.size) > MOST_PAINTED * math.prod(size_of(exemplars[0].image))
